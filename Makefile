@@ -1,0 +1,39 @@
+# `make demo` and `make test` do all the set-up that they need: Python 3.11+ with pip is enough.
+PYTHON ?= python3
+BIN := .venv/bin
+UV = $(shell command -v uv || echo $(BIN)/uv)
+
+.PHONY: demo test lint lock standin clean
+.DEFAULT_GOAL := demo
+
+demo: .venv/.installed
+	$(BIN)/sharelock demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Byte-compiling once saves several seconds in every worker process that Ray starts.
+.venv/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv --clear .venv
+	command -v uv >/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(UV) pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes -r requirements.lock
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	touch $@
+
+# Pins every dependency by hash, without naming an index.
+lock:
+	$(UV) pip compile pyproject.toml --quiet --extra dev --extra build --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-header --no-annotate -o requirements.lock
+
+# Trains again the tiny vision encoder that the demo uses (see docs/benchmarks.md).
+standin: .venv/.installed
+	$(BIN)/python -m sharelock_ray.encoders.standin sharelock_ray/encoders/standin_vision.safetensors
+
+clean:
+	rm -rf .venv runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""sharelock_ray: align any frozen vision encoder with any frozen language model."""

@@ -1,0 +1,142 @@
+"""The unit of extraction: a fixed run of a shard's samples, on its way from the reader to the encoders.
+
+Chunks are cut from the input by position, so a chunk that is encoded again after a kill is the same batch again.
+"""
+
+import time
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Protocol
+
+import numpy as np
+
+from sharelock_ray.encoders.images import Preprocessing, decode_image
+from sharelock_ray.features.writer import EncodedChunk
+from sharelock_ray.sources.sample import Reject, Sample, Shard
+
+
+class Source(Protocol):
+    """What every reader of inputs offers."""
+
+    def shards(self) -> list[Shard]: ...
+
+    def read(self, shard: Shard) -> Iterator[Sample | Reject]: ...
+
+
+class _Vision(Protocol):
+    def encode(self, pixels: np.ndarray) -> np.ndarray: ...
+
+
+class _Language(Protocol):
+    counts: "_Counts"
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray: ...
+
+
+class _Counts(Protocol):
+    tokens: int
+    truncated: int
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Decoded images of a chunk: `images` is (M, S, S, 3) uint8, of the samples at `rows`."""
+
+    rows: list[int]
+    images: np.ndarray
+    rejects: list[Reject]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Samples `index * size …` of a shard; `rejects` are those that could not even be read."""
+
+    part: int
+    index: int
+    last: bool
+    source: str
+    samples: list[Sample]
+    rejects: list[Reject]
+    pixels: dict[Preprocessing, Pixels] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Inputs accounted for, read or not."""
+        return len(self.samples) + len(self.rejects)
+
+
+def cut(source: Source, shard: Shard, chunk_size: int) -> Iterator[Chunk]:
+    """The chunks of a shard, in order; an empty shard is one empty chunk."""
+    items = source.read(shard)
+    ahead = list(islice(items, chunk_size))
+    index = 0
+    while True:
+        now, ahead = ahead, list(islice(items, chunk_size))
+        samples = [item for item in now if isinstance(item, Sample)]
+        rejects = [item for item in now if isinstance(item, Reject)]
+        yield Chunk(shard.index, index, not ahead, shard.uri, samples, rejects)
+        if not ahead:
+            return
+        index += 1
+
+
+def decode(chunk: Chunk, preprocessings: Collection[Preprocessing]) -> Chunk:
+    """The chunk with its images as pixels, once for each preprocessing, and without their files' bytes."""
+    pixels = {preprocessing: _decode(chunk, preprocessing) for preprocessing in preprocessings}
+    return replace(chunk, pixels=pixels, samples=[replace(sample, image=None) for sample in chunk.samples])
+
+
+def _decode(chunk: Chunk, preprocessing: Preprocessing) -> Pixels:
+    rows, images, rejects = [], [], []
+    for row, sample in enumerate(chunk.samples):
+        if sample.image is None:
+            rejects.append(Reject(sample.key, "read", "MissingImage", "the sample has no image"))
+            continue
+        try:
+            images.append(decode_image(sample.image, preprocessing))
+            rows.append(row)
+        # A decoder fails on hostile bytes in more ways than it documents; each of them is that image's reject.
+        except Exception as error:
+            rejects.append(Reject.of(sample.key, "decode", error))
+    size = preprocessing.image_size
+    return Pixels(rows, np.stack(images) if images else np.empty((0, size, size, 3), np.uint8), rejects)
+
+
+def encode_vision(encoder: _Vision, chunk: Chunk, preprocessing: Preprocessing) -> EncodedChunk:
+    """A vision encoder's rows and rejects of a decoded chunk."""
+    pixels = chunk.pixels[preprocessing]
+    started = time.perf_counter()
+    embeddings = encoder.encode(pixels.images)
+    samples = [chunk.samples[row] for row in pixels.rows]
+    return EncodedChunk(
+        columns={"key": [s.key for s in samples], "label": [s.label for s in samples]},
+        embeddings=embeddings,
+        rejects=[*chunk.rejects, *pixels.rejects],
+        seconds=time.perf_counter() - started,
+    )
+
+
+def encode_language(encoder: _Language, chunk: Chunk) -> EncodedChunk:
+    """A language encoder's rows and rejects of a chunk: a row for each caption of each sample."""
+    rejects = [
+        Reject(sample.key, "read", "MissingCaption", "the sample has no caption")
+        for sample in chunk.samples
+        if not sample.captions
+    ]
+    captions = [(s.key, i, text) for s in chunk.samples for i, text in enumerate(s.captions)]
+    started = time.perf_counter()
+    tokens, truncated = encoder.counts.tokens, encoder.counts.truncated
+    embeddings = encoder.encode([text for _, _, text in captions])
+    return EncodedChunk(
+        columns={
+            "key": [key for key, _, _ in captions],
+            "caption_id": [i for _, i, _ in captions],
+            "text": [text for _, _, text in captions],
+        },
+        embeddings=embeddings,
+        rejects=[*chunk.rejects, *rejects],
+        seconds=time.perf_counter() - started,
+        tokens=encoder.counts.tokens - tokens,
+        truncated=encoder.counts.truncated - truncated,
+    )

@@ -1,0 +1,143 @@
+"""Frozen language encoders, through transformers."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import AutoModel, AutoTokenizer
+from transformers.utils import logging
+
+from sharelock_ray import storage
+from sharelock_ray.encoders.spec import LanguageSpec
+from sharelock_ray.errors import RequestError
+
+
+@dataclass
+class TokenCounts:
+    """What the encoder has read so far."""
+
+    texts: int = 0
+    unique: int = 0
+    tokens: int = 0
+    truncated: int = 0
+
+
+class LanguageEncoder:
+    """A frozen transformers model on one device.
+
+    Texts are sorted by length and cut into batches of about `token_budget` padded tokens, which on captions of mixed
+    length halves the work of fixed batches; equal texts are encoded once. Padding is always on the right under an
+    attention mask, and the pooled position is found from the length: then neither a causal nor a bidirectional model
+    sees the padding, and absolute positions are right without being passed.
+
+    Raises:
+        RequestError: the model cannot be loaded.
+    """
+
+    def __init__(self, spec: LanguageSpec, device: str = "cpu", token_budget: int = 1024) -> None:
+        self.spec = spec
+        self.token_budget = token_budget
+        self.counts = TokenCounts()
+        self._device = torch.device(device)
+        source = storage.resolve(spec.model)[1] if spec.is_local else spec.model
+        options = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            with _no_progress_bar():
+                model = AutoModel.from_pretrained(source, dtype=getattr(torch, spec.dtype), **options)
+        except (OSError, ValueError) as error:
+            raise RequestError(f"cannot load {spec.model!r}: {str(error).splitlines()[0]}") from None
+        # T5 and its like: the encoder alone gives the embedding.
+        model = model.get_encoder() if model.config.is_encoder_decoder else model
+        self._model = model.eval().requires_grad_(False).to(self._device)
+        # Hidden by the mask, so any valid id does where the model has no padding token of its own.
+        self._pad_id = next(
+            (i for i in (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id) if i is not None), 0
+        )
+
+    @property
+    def dim(self) -> int:
+        """Width D of an embedding."""
+        return int(self._model.config.hidden_size)
+
+    @torch.inference_mode()
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeds texts.
+
+        Returns:
+            (N, D) float32, not normalised, in the order of `texts`.
+        """
+        unique = list(dict.fromkeys(texts))
+        ids = self._tokenize(unique)
+        self.counts.texts += len(texts)
+        self.counts.unique += len(unique)
+        embeddings = np.empty((len(unique), self.dim), np.float32)
+        for batch in token_batches([len(i) for i in ids], self.token_budget):
+            embeddings[batch] = self._forward([ids[i] for i in batch]).float().cpu().numpy()
+        row = {text: i for i, text in enumerate(unique)}
+        return embeddings[[row[text] for text in texts]]
+
+    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        ids: list[list[int]] = self._tokenizer(texts, verbose=False)["input_ids"]
+        long = [i for i, tokens in enumerate(ids) if len(tokens) > self.spec.max_length]
+        for i in long:
+            ids[i] = self._tokenizer(texts[i], truncation=True, max_length=self.spec.max_length)["input_ids"]
+        self.counts.truncated += len(long)
+        self.counts.tokens += sum(map(len, ids))
+        return ids
+
+    def _forward(self, ids: list[list[int]]) -> torch.Tensor:
+        lengths = torch.tensor([len(i) for i in ids])
+        width = int(lengths.max())
+        padded = torch.tensor([i + [self._pad_id] * (width - len(i)) for i in ids])
+        mask = torch.arange(width) < lengths[:, None]
+        states = self._model(
+            input_ids=padded.to(self._device), attention_mask=mask.long().to(self._device)
+        ).last_hidden_state
+        return pool(states, mask.to(self._device), self.spec.pooling)
+
+
+def pool(states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
+    """One vector a text from right-padded hidden states.
+
+    Args:
+        states: (N, T, D).
+        mask: (N, T) bool, True where there is a token.
+
+    Returns:
+        (N, D).
+    """
+    if pooling == "first":
+        return states[:, 0]
+    if pooling == "last":
+        return states[torch.arange(len(states), device=states.device), mask.sum(1) - 1]
+    weights = mask[:, :, None].float()
+    return ((states.float() * weights).sum(1) / weights.sum(1)).to(states.dtype)
+
+
+def token_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
+    """Indices of texts in batches of similar length, each of at most `token_budget` padded tokens (or one text)."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and lengths[i] * (len(batch) + 1) > token_budget:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Keeps transformers' bar over weights, which is of no use in an actor's log, out of the output."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,133 @@
+"""What defines an encoder's numbers. Everything here, and nothing else, is hashed into a feature set's folder name.
+
+Kept apart from the encoders so that reading a recipe or a manifest needs neither torch nor transformers.
+"""
+
+from functools import lru_cache
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from sharelock_ray import storage
+from sharelock_ray.config import Config, content_hash
+from sharelock_ray.encoders.images import Interpolation, Preprocessing
+from sharelock_ray.errors import RequestError
+
+Modality = Literal["vision", "language"]
+
+
+class _EncoderSpec(Config):
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+    """Starts the feature set's folder name; the hash of everything else follows it."""
+    model: str
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Arithmetic of the forward pass."""
+    stored_dtype: Literal["float16", "float32"] = "float16"
+
+    def folder(self) -> str:
+        """The feature set's folder name, `<name>-<hash8>`; local weights count by their content, not their path."""
+        settings = self.model_dump(mode="json", exclude={"name"})
+        return f"{self.name}-{content_hash(settings, self.weights_digest())}"
+
+    def weights_digest(self) -> str | None:
+        """SHA-256 of weights on disk; None where they come from the hub."""
+        raise NotImplementedError
+
+
+class VisionSpec(_EncoderSpec):
+    """A timm model and how its input is prepared. What is left out is the model's own evaluation transform."""
+
+    modality: Literal["vision"] = "vision"
+    weights: str = "pretrained"
+    """`pretrained` (timm's own, from the hub) or the path or URI of a safetensors file."""
+    pooling: Literal["model", "cls", "mean", "cls_mean"] = "model"
+    """`model` is the model's own pooled output before its classifier; the others need a model with tokens."""
+    image_size: Annotated[int, Field(ge=8)] | None = None
+    resize: Annotated[int, Field(ge=8)] | None = None
+    """Shorter side before the centre crop."""
+    interpolation: Interpolation | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+
+    def resolved(self) -> "VisionSpec":
+        """This spec with every omitted field filled in from the model's configuration.
+
+        Raises:
+            RequestError: timm does not know the model.
+        """
+        if None not in (self.image_size, self.resize, self.interpolation, self.mean, self.std):
+            return self
+        # Only here, because a recipe that says everything can be read without importing torch.
+        from timm.models import get_pretrained_cfg
+
+        model = get_pretrained_cfg(self.model)
+        if model is None:
+            raise RequestError(f"timm knows no model {self.model!r}: see timm.list_models()")
+        size = self.image_size or model.input_size[-1]
+        return self.model_copy(
+            update={
+                "image_size": size,
+                "resize": self.resize or int(size / model.crop_pct),
+                "interpolation": self.interpolation or model.interpolation,
+                "mean": self.mean or tuple(model.mean),
+                "std": self.std or tuple(model.std),
+            }
+        )
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How an image becomes pixels; only of a resolved spec."""
+        assert self.image_size is not None, "an unresolved spec"
+        assert self.resize is not None, "an unresolved spec"
+        assert self.interpolation is not None, "an unresolved spec"
+        return Preprocessing(image_size=self.image_size, resize=self.resize, interpolation=self.interpolation)
+
+    def weights_digest(self) -> str | None:
+        return None if self.weights == "pretrained" else weights_digest(self.weights)
+
+
+class LanguageSpec(_EncoderSpec):
+    """A transformers model, by hub name or by the path or `package://` URI of its folder."""
+
+    modality: Literal["language"] = "language"
+    revision: str | None = None
+    """Commit or tag on the hub."""
+    pooling: Literal["last", "mean", "first"] = "last"
+    """Which hidden states of the last layer become the embedding: the last token's, the mean, or the first token's."""
+    max_length: Annotated[int, Field(ge=2)] = 256
+    """Tokens; longer captions are truncated and counted."""
+    trust_remote_code: bool = False
+
+    def resolved(self) -> "LanguageSpec":
+        return self
+
+    @property
+    def is_local(self) -> bool:
+        return self.model.startswith("package://") or storage.exists(self.model)
+
+    def weights_digest(self) -> str | None:
+        return weights_digest(self.model) if self.is_local else None
+
+
+EncoderSpec = Annotated[VisionSpec | LanguageSpec, Field(discriminator="modality")]
+
+
+@lru_cache(maxsize=32)
+def weights_digest(uri: str) -> str:
+    """SHA-256 of a weights file, or of a model folder's files and their names.
+
+    Raises:
+        RequestError: there is nothing at `uri`.
+    """
+    if not storage.exists(uri):
+        raise RequestError(f"no weights at {uri}: check the recipe's `weights` or `model`")
+    members = storage.names(uri) if storage.is_folder(uri) else []
+    if not members:
+        return storage.sha256_of(uri)
+    # READMEs and the like change nothing; weights, configurations and tokenizers do.
+    digests = [
+        (name, storage.sha256_of(storage.join(uri, name)))
+        for name in members
+        if name.endswith((".safetensors", ".json", ".model", ".txt"))
+    ]
+    return storage.sha256(repr(digests).encode())

@@ -1,0 +1,93 @@
+"""Frozen vision encoders, through timm."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from sharelock_ray import storage
+from sharelock_ray.encoders.images import crop_image
+from sharelock_ray.encoders.spec import VisionSpec
+from sharelock_ray.errors import RequestError
+
+
+class VisionEncoder:
+    """A frozen timm model on one device.
+
+    Args:
+        spec: what to load and how to prepare its input.
+        device: where the model runs.
+        batch_size: images of one forward pass; changes the speed, not the embeddings beyond rounding.
+
+    Raises:
+        RequestError: timm does not know the model, or the weights do not fit it.
+    """
+
+    def __init__(self, spec: VisionSpec, device: str = "cpu", batch_size: int = 64) -> None:
+        self.spec = spec.resolved()
+        self.batch_size = batch_size
+        self._device = torch.device(device)
+        self._dtype = getattr(torch, spec.dtype)
+        self._model = _load(self.spec).eval().requires_grad_(False).to(self._device, self._dtype)
+        mean, std = (
+            torch.tensor(value, device=self._device).view(3, 1, 1) for value in (self.spec.mean, self.spec.std)
+        )
+        self._mean, self._std = mean * 255, std * 255
+
+    @torch.inference_mode()
+    def encode(self, pixels: np.ndarray) -> np.ndarray:
+        """Embeds decoded images.
+
+        Args:
+            pixels: (N, image_size, image_size, 3) uint8, as `decode_image` gives them.
+
+        Returns:
+            (N, D) float32, not normalised.
+        """
+        batches = [
+            self._forward(torch.from_numpy(pixels[start : start + self.batch_size]))
+            for start in range(0, len(pixels), self.batch_size)
+        ]
+        return torch.cat(batches).float().cpu().numpy() if batches else np.empty((0, self.dim), np.float32)
+
+    def encode_images(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """Embeds Pillow images; (N, D) float32."""
+        return self.encode(np.stack([crop_image(image.convert("RGB"), self.spec.preprocessing) for image in images]))
+
+    @property
+    def dim(self) -> int:
+        """Width D of an embedding."""
+        return int(self._model.num_features) * (2 if self.spec.pooling == "cls_mean" else 1)
+
+    def _forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        images = pixels.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
+        images = ((images.float() - self._mean) / self._std).to(self._dtype)
+        if self.spec.pooling == "model":
+            return self._model(images)
+        tokens = self._model.forward_features(images)
+        prefix = self._model.num_prefix_tokens
+        cls, mean = tokens[:, 0], tokens[:, prefix:].mean(1)
+        return {"cls": cls, "mean": mean, "cls_mean": torch.cat([cls, mean], 1)}[self.spec.pooling]
+
+
+def _load(spec: VisionSpec) -> Any:
+    if not timm.is_model(spec.model.partition(".")[0]):
+        raise RequestError(f"timm knows no model {spec.model!r}: see timm.list_models()")
+    pretrained = spec.weights == "pretrained"
+    try:
+        model = timm.create_model(spec.model, pretrained=pretrained, num_classes=0, img_size=spec.image_size)
+    except TypeError:  # Only models with a fixed grid of positions take the size.
+        model = timm.create_model(spec.model, pretrained=pretrained, num_classes=0)
+    if spec.pooling != "model" and not getattr(model, "num_prefix_tokens", 0):
+        raise RequestError(f"{spec.model} has no class token: pooling {spec.pooling!r} needs one, use `pooling: model`")
+    if not pretrained:
+        try:
+            model.load_state_dict(load_file(storage.resolve(spec.weights)[1]))
+        except RuntimeError as error:
+            first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+            raise RequestError(f"{spec.weights} does not hold weights of {spec.model}: {first}") from None
+    return model

@@ -1,0 +1,6 @@
+"""EXTRACTION: streams samples through pools of actors that hold the frozen encoders (Ray Data).
+
+Moves rows and places work; what is computed and how it is committed lives in `encoders` and `features`.
+"""
+
+from sharelock_ray import engine as engine  # Before ray, which reads its environment as it is imported.

@@ -1,0 +1,93 @@
+"""Proves that a feature set is whole: every input in exactly one place, every part what the manifest says."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from sharelock_ray import storage
+from sharelock_ray.errors import RunError
+from sharelock_ray.features.featureset import FeatureSet
+from sharelock_ray.features.schema import part_name
+from sharelock_ray.features.writer import keys_digest
+
+
+@dataclass
+class Audit:
+    """What was checked and what was found wrong; the set is sound where `problems` is empty."""
+
+    uri: str
+    rows: int = 0
+    keys: int = 0
+    rejects: int = 0
+    inputs: int | None = None
+    problems: list[str] = field(default_factory=list)
+
+    def require(self) -> "Audit":
+        """Raises RunError with the first problem where there is any."""
+        if self.problems:
+            more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
+            raise RunError(f"{self.uri}: {self.problems[0]}{more}: delete the set and run extract again")
+        return self
+
+
+def audit(feature_set: FeatureSet, inputs: Iterable[str] | None = None) -> Audit:
+    """Checks a feature set.
+
+    Args:
+        inputs: the key of every input sample, read anew from the source; None leaves that comparison out.
+    """
+    manifest = feature_set.manifest
+    report = Audit(feature_set.uri)
+    seen: set[str] = set()
+    expected = {part_name(part.index) for part in manifest.parts}
+    found = {name for name in storage.names(feature_set.uri) if name.endswith(".parquet")}
+    report.problems += [f"{name} is not in the manifest" for name in sorted(found - expected)]
+    for part in manifest.parts:
+        name = part_name(part.index)
+        data = _verified(feature_set.uri, name, part.sha256, report)
+        if data is None:
+            continue
+        table = pq.read_table(pa.BufferReader(data))
+        values = table["embedding"].combine_chunks().flatten()
+        bad = int(np.count_nonzero(~np.isfinite(values.to_numpy(zero_copy_only=False))))
+        if bad:
+            report.problems.append(f"{name} holds {bad} values that are not finite")
+        keys = pc.unique(table["key"]).to_pylist()
+        rejected: list[str] = []
+        if part.rejects_sha256:
+            reject_data = _verified(feature_set.uri, f"rejects/{name}", part.rejects_sha256, report)
+            rejected = pq.read_table(pa.BufferReader(reject_data))["key"].to_pylist() if reject_data else []
+        if table.num_rows != part.rows or len(rejected) != part.rejects or keys_digest(keys) != part.keys_sha256:
+            report.problems.append(f"{name} has other rows, rejects or keys than the manifest says")
+        report.problems += [f"key {key!r} is in more than one place" for key in _repeated(seen, keys)]
+        # One sample may be rejected for several of its captions, and a repeated key is rejected beside its row.
+        seen.update(keys, rejected)
+        report.rows += table.num_rows
+        report.keys += len(keys)
+        report.rejects += len(rejected)
+    if inputs is not None:
+        listed = set(inputs)
+        report.inputs = len(listed)
+        report.problems += [f"input {key!r} is in neither rows nor rejects" for key in sorted(listed - seen)]
+        report.problems += [f"key {key!r} is of no input" for key in sorted(seen - listed)]
+    return report
+
+
+def _verified(folder: str, name: str, sha256: str, report: Audit) -> bytes | None:
+    try:
+        data = storage.read_bytes(storage.join(folder, name))
+    except FileNotFoundError:
+        report.problems.append(f"{name} is missing")
+        return None
+    if storage.sha256(data) != sha256:
+        report.problems.append(f"{name} is not what the manifest says (SHA-256 differs)")
+        return None
+    return data
+
+
+def _repeated(seen: set[str], keys: list[str]) -> Iterator[str]:
+    return (key for key in keys if key in seen)

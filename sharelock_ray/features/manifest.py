@@ -1,0 +1,95 @@
+"""`manifest.json`: what a feature set is, how it was made, and the proof that it is whole. Written last."""
+
+from pydantic import ValidationError
+
+from sharelock_ray import storage
+from sharelock_ray.config import Config
+from sharelock_ray.errors import RequestError, RunError
+from sharelock_ray.features.schema import SCHEMA_VERSION
+
+MANIFEST = "manifest.json"
+
+
+class Input(Config):
+    """A shard as it was listed when the set was made."""
+
+    name: str
+    uri: str
+    bytes: int
+
+
+class Part(Config):
+    """A committed part: its Parquet file, its rejects where it has any, and what they hold."""
+
+    index: int
+    sha256: str
+    rows: int
+    bytes: int
+    rejects: int
+    rejects_sha256: str | None
+    keys: int
+    """Distinct keys among the rows; a key of a language set has a row for each caption."""
+    keys_sha256: str
+    min: float | None
+    max: float | None
+    encoder_seconds: float
+    tokens: int
+    truncated: int
+
+
+class Manifest(Config):
+    """See the design, section 3. `encoder` is the resolved spec, with everything that changes numbers."""
+
+    schema_version: int = SCHEMA_VERSION
+    dataset: str
+    split: str
+    modality: str
+    encoder: dict[str, object]
+    weights_sha256: str | None
+    dim: int
+    dtype: str
+    rows: int
+    rejects: int
+    keys: int
+    keys_sha256: str
+    min: float | None
+    max: float | None
+    non_finite: int = 0
+    tokens: int
+    truncated: int
+    inputs: tuple[Input, ...]
+    parts: tuple[Part, ...]
+    software: dict[str, str]
+    device: str
+    wall_seconds: float
+    encoder_seconds: float
+    gpu_hours: float
+    created: str
+
+    @property
+    def digest(self) -> str:
+        """Identifies the set's content: equal for equal parts."""
+        return storage.sha256("".join(part.sha256 for part in self.parts).encode())
+
+
+def is_complete(uri: str) -> bool:
+    return storage.exists(storage.join(uri, MANIFEST))
+
+
+def read_manifest(uri: str) -> Manifest:
+    """The manifest of the feature set at `uri`.
+
+    Raises:
+        RequestError: there is no feature set, or it is not complete.
+        RunError: the manifest cannot be read as one.
+    """
+    path = storage.join(uri, MANIFEST)
+    try:
+        content = storage.read_bytes(path)
+    except FileNotFoundError:
+        state = "is not complete (no manifest.json)" if storage.exists(uri) else "does not exist"
+        raise RequestError(f"the feature set {uri} {state}: run `sharelock extract` with its recipe") from None
+    try:
+        return Manifest.model_validate_json(content)
+    except ValidationError as error:
+        raise RunError(f"{path} is damaged ({error.errors()[0]['msg']}): delete it and run extract again") from None

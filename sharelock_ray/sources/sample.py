@@ -1,0 +1,40 @@
+"""The one canonical row that every reader yields, and what becomes of an input that cannot be one."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A unit of reading, which also becomes one part of the feature sets made from it.
+
+    `index` numbers the shards of a listing from 0; `name` is unique in it and starts every key of the shard.
+    """
+
+    index: int
+    name: str
+    uri: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One input. `image` holds encoded bytes (JPEG, PNG, …), not pixels; `label` is a class index."""
+
+    key: str
+    image: bytes | None
+    captions: tuple[str, ...] = ()
+    label: int | None = None
+
+
+@dataclass(frozen=True)
+class Reject:
+    """An input that could not be encoded: which, at which stage (read, decode, encode), and why."""
+
+    key: str
+    stage: str
+    error: str
+    message: str
+
+    @classmethod
+    def of(cls, key: str, stage: str, error: Exception) -> "Reject":
+        return cls(key, stage, type(error).__name__, " ".join(str(error).split())[:500])

@@ -1,0 +1,123 @@
+"""WebDataset tars, as img2dataset and the webdataset library write them.
+
+A sample is the run of members that share a name up to its first dot: `000000123.jpg`, `000000123.txt`, …
+"""
+
+import json
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from sharelock_ray import storage
+from sharelock_ray.config import Config
+from sharelock_ray.errors import RequestError
+from sharelock_ray.sources.sample import Reject, Sample, Shard
+
+_IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"})
+# A caption or label beyond this is no caption; reading it whole would let one member fill the memory.
+_MAX_TEXT_BYTES = 1 << 20
+_MAX_IMAGE_BYTES = 256 << 20
+
+
+class WebDatasetSource(Config):
+    """Tars named by one or more patterns (braces and wildcards; local path, `s3://…` or any fsspec URI)."""
+
+    format: Literal["webdataset"] = "webdataset"
+    urls: tuple[str, ...] | str
+
+    def shards(self) -> list[Shard]:
+        """The tars, sorted, each with a name unique in the listing.
+
+        Raises:
+            RequestError: a pattern matches nothing, a file is missing, or two tars would have the same name.
+        """
+        patterns = (self.urls,) if isinstance(self.urls, str) else self.urls
+        named: dict[str, str] = {}
+        for pattern in patterns:
+            uris = storage.expand(pattern)
+            if not uris:
+                raise RequestError(f"no tar matches {pattern!r}: check the path (quote it so that the shell leaves it)")
+            for uri in uris:
+                name = _name(uri, pattern)
+                if named.setdefault(name, uri) != uri:
+                    raise RequestError(
+                        f"{named[name]} and {uri} would both be called {name!r}: name them by one pattern"
+                    )
+        try:
+            return [
+                Shard(index, name, uri, storage.size(uri)) for index, (name, uri) in enumerate(sorted(named.items()))
+            ]
+        except FileNotFoundError as error:
+            raise RequestError(f"no such tar: {error.filename or error}") from None
+
+    def read(self, shard: Shard) -> Iterator[Sample | Reject]:
+        """The samples of one tar in the order of their first members; what cannot be read comes as rejects.
+
+        A tar that breaks off gives what came before, then one reject that names the shard.
+        """
+        seen: set[str] = set()
+        try:
+            with storage.open_read(shard.uri) as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
+                for stem, members in _grouped(tar):
+                    key = f"{shard.name}/{stem}"
+                    if key in seen:
+                        yield Reject(key, "read", "DuplicateKey", "the shard has this key more than once")
+                        continue
+                    seen.add(key)
+                    yield _sample(key, members)
+        except (tarfile.TarError, EOFError, zlib.error) as error:
+            yield Reject.of(f"{shard.name}/", "read", error)
+
+
+def _name(uri: str, pattern: str) -> str:
+    """The tar's path below the folder that precedes the pattern's first wildcard, without its ending."""
+    fixed = re.split(r"[*?\[{]", pattern)[0].rpartition("/")[0]
+    folder = storage.resolve(fixed or ".")[1]
+    return re.sub(r"\.tar(\.gz)?$", "", storage.resolve(uri)[1].removeprefix(folder).lstrip("/"))
+
+
+def _grouped(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Consecutive members with the same stem, as {lower-case extension: content}."""
+    stem: str | None = None
+    members: dict[str, bytes] = {}
+    for member in tar:
+        if not member.isfile():
+            continue
+        folder, _, name = member.name.rpartition("/")
+        if name.startswith("."):
+            continue
+        base, _, extension = name.partition(".")
+        this = f"{folder}/{base}" if folder else base
+        if stem is not None and this != stem:
+            yield stem, members
+            members = {}
+        stem = this
+        limit = _MAX_IMAGE_BYTES if extension.lower() in _IMAGE_EXTENSIONS else _MAX_TEXT_BYTES
+        if member.size <= limit:
+            stream = tar.extractfile(member)
+            members[extension.lower()] = stream.read() if stream else b""
+    if stem is not None:
+        yield stem, members
+
+
+def _sample(key: str, members: dict[str, bytes]) -> Sample | Reject:
+    try:
+        image = next((members[extension] for extension in members if extension in _IMAGE_EXTENSIONS), None)
+        label = members.get("cls")
+        return Sample(key, image, tuple(_captions(members)), int(label) if label is not None else None)
+    except ValueError as error:
+        return Reject.of(key, "read", error)
+
+
+def _captions(members: dict[str, bytes]) -> Sequence[str]:
+    if "txt" in members:
+        found: object = members["txt"].decode("utf-8")
+    elif "json" in members:
+        record = json.loads(members["json"])
+        found = record.get("caption") if isinstance(record, dict) else None
+    else:
+        found = None
+    texts = found if isinstance(found, list) else [found]
+    return [text.strip() for text in texts if isinstance(text, str) and text.strip()]

@@ -1,0 +1,201 @@
+"""One place for filesystems: resolves a URI, reads, and publishes objects whole or not at all.
+
+A URI is a local path, `s3://…` or anything else that fsspec knows; `package://<import name>/<path>` is a file that an
+installed Python package carries. Endpoint, credentials and region of an object store come from the environment
+(`AWS_ENDPOINT_URL`, `AWS_PROFILE`, …) or the instance profile, never from a recipe.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import fsspec
+
+from sharelock_ray.errors import RequestError
+
+_PACKAGE = "package://"
+
+
+@lru_cache(maxsize=16)
+def _filesystem(protocol: str) -> fsspec.AbstractFileSystem:
+    # Another process may write at any time, so a remembered listing would be wrong.
+    options: dict[str, Any] = {"use_listings_cache": False} if protocol != "file" else {}
+    try:
+        return fsspec.filesystem(protocol, **options)
+    except (ValueError, ImportError) as error:
+        raise RequestError(f"{protocol}:// is not a storage that can be used here: {error}") from None
+
+
+def resolve(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The filesystem that holds `uri`, and the path of `uri` on it.
+
+    Raises:
+        RequestError: the protocol or the package is unknown.
+    """
+    if uri.startswith(_PACKAGE):
+        return _filesystem("file"), str(package_path(uri))
+    protocol, path = fsspec.core.split_protocol(uri)
+    filesystem = _filesystem(protocol or "file")
+    return filesystem, filesystem._strip_protocol(path if protocol in (None, "file") else uri)
+
+
+def package_path(uri: str) -> Path:
+    """The local path of a `package://` URI."""
+    name, _, inside = uri.removeprefix(_PACKAGE).partition("/")
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise RequestError(f"{uri}: no Python package {name!r} is installed")
+    return Path(next(iter(spec.submodule_search_locations))) / inside
+
+
+def is_local(uri: str) -> bool:
+    """True where `uri` lies on this machine's own disk."""
+    return uri.startswith(_PACKAGE) or fsspec.core.split_protocol(uri)[0] in (None, "file")
+
+
+def join(uri: str, *parts: str) -> str:
+    """`uri` with path parts appended."""
+    return "/".join([uri.rstrip("/") or "/", *parts])
+
+
+def absolute(uri: str) -> str:
+    """`uri`, with a relative local path made absolute so that another process finds it too."""
+    return os.path.abspath(resolve(uri)[1]) if is_local(uri) and not uri.startswith(_PACKAGE) else uri
+
+
+def exists(uri: str) -> bool:
+    filesystem, path = resolve(uri)
+    return bool(filesystem.exists(path))
+
+
+def is_folder(uri: str) -> bool:
+    filesystem, path = resolve(uri)
+    return bool(filesystem.isdir(path))
+
+
+def size(uri: str) -> int:
+    """Bytes of the object at `uri`."""
+    filesystem, path = resolve(uri)
+    return int(filesystem.size(path))
+
+
+def open_read(uri: str) -> Any:
+    """A binary stream that reads `uri` forward; the caller closes it."""
+    filesystem, path = resolve(uri)
+    return filesystem.open(path, "rb")
+
+
+def read_bytes(uri: str) -> bytes:
+    filesystem, path = resolve(uri)
+    return bytes(filesystem.cat_file(path))
+
+
+def read_json(uri: str) -> Any:
+    return json.loads(read_bytes(uri))
+
+
+def names(folder: str) -> list[str]:
+    """Sorted names of what lies directly in `folder`; empty where there is no such folder.
+
+    Names of unfinished local writes are left out.
+    """
+    filesystem, path = resolve(folder)
+    try:
+        entries = filesystem.ls(path, detail=False)
+    except FileNotFoundError:
+        return []
+    found = (PurePosixPath(entry).name for entry in entries)
+    return sorted(name for name in found if name and not name.startswith(".tmp-"))
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Publishes `data` at `uri` whole or not at all, replacing what was there.
+
+    A local file is written beside its place, flushed to disk and renamed; an object store has no rename, but one put
+    of a whole object is atomic there.
+    """
+    filesystem, path = resolve(uri)
+    if not is_local(uri):
+        filesystem.pipe_file(path, data)
+        return
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=folder)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def write_json(uri: str, value: Any) -> None:
+    write_bytes(uri, (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def remove(uri: str) -> None:
+    """Removes the file or folder at `uri`; nothing happens where there is none."""
+    filesystem, path = resolve(uri)
+    if filesystem.exists(path):
+        filesystem.rm(path, recursive=True)
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_of(uri: str) -> str:
+    """SHA-256 of the object at `uri`, read as a stream."""
+    digest = hashlib.sha256()
+    with open_read(uri) as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def expand(pattern: str) -> list[str]:
+    """The URIs that `pattern` names, sorted: `{a,b}` and `{000..123}` braces first, then `*`, `?` and `[…]`.
+
+    A pattern without wildcards names itself, whether or not it exists.
+    """
+    found: list[str] = []
+    for uri in _braces(pattern):
+        if not has_wildcard(uri):
+            found.append(uri)
+            continue
+        filesystem, path = resolve(uri)
+        found += [
+            match if is_local(uri) else filesystem.unstrip_protocol(match) for match in sorted(filesystem.glob(path))
+        ]
+    return found
+
+
+def has_wildcard(uri: str) -> bool:
+    return any(character in uri for character in "*?[")
+
+
+def _braces(pattern: str) -> Iterator[str]:
+    match = re.search(r"\{([^{}]*)\}", pattern)
+    if match is None:
+        yield pattern
+        return
+    body = match.group(1)
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", body)
+    if numbers:
+        first, last = numbers.groups()
+        choices = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
+    else:
+        choices = body.split(",")
+    for choice in choices:
+        yield from _braces(pattern[: match.start()] + choice + pattern[match.end() :])

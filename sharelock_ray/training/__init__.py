@@ -1,0 +1,6 @@
+"""TRAINING: runs the alignment's training steps on the workers of a cluster (Ray Train).
+
+Starts workers and restarts them after a failure; the step, the loss and the checkpoint live in `alignment`.
+"""
+
+from sharelock_ray import engine as engine  # Before ray, which reads its environment as it is imported.

@@ -1,0 +1,84 @@
+"""Extraction through Ray Data: every input in one place, once, whatever is repeated or interrupted."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import support
+from sharelock_ray import storage
+from sharelock_ray.encoders.images import decode_image
+from sharelock_ray.encoders.language import LanguageEncoder
+from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
+from sharelock_ray.encoders.vision import VisionEncoder
+from sharelock_ray.errors import RequestError
+from sharelock_ray.extraction.extract import ExtractionJob, ExtractionOptions, extract
+from sharelock_ray.features.audit import audit
+from sharelock_ray.sources.sample import Sample
+from sharelock_ray.sources.webdataset import WebDatasetSource
+
+OPTIONS = ExtractionOptions(chunk_size=4)
+
+
+@pytest.fixture
+def job(tmp_path: Path, vision_spec: VisionSpec, language_spec: LanguageSpec) -> ExtractionJob:
+    source = WebDatasetSource(urls=support.write_pairs(tmp_path / "data", shards=2, samples=10, bad=True))
+    return ExtractionJob(str(tmp_path / "features"), "pairs", "train", source, (vision_spec, language_spec))
+
+
+def inputs(job: ExtractionJob) -> list[Sample]:
+    return [sample for shard in job.source.shards() for sample in job.source.read(shard)]
+
+
+@pytest.mark.usefixtures("local_ray")
+class TestExtract:
+    def test_stores_what_each_encoder_gives_on_its_own(self, job: ExtractionJob) -> None:
+        vision, language = extract(job, OPTIONS)
+        spec_v, spec_l = job.encoders
+        samples = {sample.key: sample for sample in inputs(job)}
+        pixels = np.stack([decode_image(samples[key].image, spec_v.preprocessing) for key in vision.keys])
+        alone = VisionEncoder(spec_v).encode(pixels)
+        np.testing.assert_allclose(vision.embeddings.float(), alone, rtol=2e-3, atol=1e-4)
+        texts = [samples[key].captions[0] for key in language.keys]
+        alone = LanguageEncoder(spec_l).encode(texts)
+        np.testing.assert_allclose(language.embeddings.float(), alone, rtol=2e-3, atol=1e-4)
+        assert language.columns["text"].tolist() == texts
+        assert vision.columns["label"].tolist() == [samples[key].label for key in vision.keys]
+
+    def test_bad_inputs_become_rejects_and_the_run_goes_on(self, job: ExtractionJob) -> None:
+        vision, language = extract(job, OPTIONS)
+        assert [(r["key"], r["stage"], r["error"]) for r in vision.rejects.to_pylist()] == [
+            ("00000/0000", "decode", "UnidentifiedImageError"),
+            ("00001/0000", "decode", "UnidentifiedImageError"),
+        ]
+        assert [(r["key"], r["stage"], r["error"]) for r in language.rejects.to_pylist()] == [
+            ("00000/0001", "read", "MissingCaption"),
+            ("00001/0001", "read", "MissingCaption"),
+        ]
+        keys = [sample.key for sample in inputs(job)]
+        for feature_set in (vision, language):
+            assert audit(feature_set, keys).problems == []
+            assert (feature_set.manifest.rows, feature_set.manifest.rejects) == (18, 2)
+
+    def test_a_second_run_touches_nothing(self, job: ExtractionJob) -> None:
+        first = extract(job, OPTIONS)
+        before = {path: path.stat().st_mtime_ns for path in Path(job.root).rglob("*") if path.is_file()}
+        assert [s.manifest for s in extract(job, OPTIONS)] == [s.manifest for s in first]
+        assert {path: path.stat().st_mtime_ns for path in Path(job.root).rglob("*") if path.is_file()} == before
+
+    def test_an_encoder_added_later_leaves_the_others_alone(self, job: ExtractionJob, models: Path) -> None:
+        first = extract(job, OPTIONS)
+        other = support.tiny_language(models, "encoder")
+        more = ExtractionJob(job.root, job.dataset, job.split, job.source, (*job.encoders, other))
+        sets = extract(more, OPTIONS)
+        assert [s.manifest for s in sets[:2]] == [s.manifest for s in first]
+        assert sets[2].manifest.rows == 18
+
+    def test_changed_inputs_cannot_mix_with_begun_work(self, job: ExtractionJob, tmp_path: Path) -> None:
+        storage.write_json(storage.join(job.uri(job.encoders[0]), "staging", "listing.json"), [])
+        with pytest.raises(RequestError, match="begun from other inputs"):
+            extract(job, OPTIONS)
+
+    def test_more_resources_than_there_are_fail_at_once(self, job: ExtractionJob) -> None:
+        with pytest.raises(RequestError, match="needs 1 GPU"):
+            extract(job, ExtractionOptions(num_gpus=1))

@@ -1,0 +1,117 @@
+"""Small data and tiny models that the tests make for themselves."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
+
+from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
+from sharelock_ray.storage import write_bytes
+
+WORDS = ["a", "red", "green", "blue", "circle", "square", "photo", "of", "the", "small", "large", ".", "in", "picture"]
+
+
+def jpeg(colour: tuple[int, int, int] = (200, 30, 30), size: tuple[int, int] = (40, 32), seed: int = 0) -> bytes:
+    """A JPEG of `size` (width, height): noise around one colour."""
+    noise = np.random.default_rng(seed).integers(-20, 20, (size[1], size[0], 3))
+    image = Image.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> Path:
+    """A tar of `members`, in their order."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    write_bytes(str(path), buffer.getvalue())
+    return path
+
+
+def write_pairs(folder: Path, shards: int = 2, samples: int = 10, bad: bool = False) -> str:
+    """Tars of image-caption pairs with labels; the pattern that names them.
+
+    `bad` spoils the image of the first sample of each shard and takes the caption of its second.
+    """
+    colours = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]
+    for shard in range(shards):
+        members = {}
+        for i in range(samples):
+            label = (shard + i) % 3
+            members[f"{i:04d}.jpg"] = jpeg(colours[label], seed=100 * shard + i)
+            members[f"{i:04d}.txt"] = f"a {WORDS[1 + label]} {'circle' if i % 2 else 'square'}.".encode()
+            members[f"{i:04d}.cls"] = str(label).encode()
+        if bad:
+            members["0000.jpg"] = b"no image"
+            del members["0001.txt"]
+        write_tar(folder / f"{shard:05d}.tar", members)
+    return str(folder / "*.tar")
+
+
+def tiny_vision(folder: Path, seed: int = 0, **changes: object) -> VisionSpec:
+    """A small timm model with random weights on disk."""
+    torch.manual_seed(seed)
+    path = folder / f"vision-{seed}.safetensors"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), path)
+    settings = {
+        "name": "tiny-resnet",
+        "model": "test_resnet",
+        "weights": str(path),
+        "image_size": 32,
+        "resize": 32,
+        "interpolation": "bilinear",
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.5, 0.5, 0.5),
+    }
+    return VisionSpec(**(settings | changes))
+
+
+def tiny_language(folder: Path, kind: str = "decoder", seed: int = 0, **changes: object) -> LanguageSpec:
+    """A small transformers model with random weights and a tokenizer of WORDS, on disk: a decoder or an encoder."""
+    path = folder / f"{kind}-{seed}"
+    if not path.exists():
+        torch.manual_seed(seed)
+        sizes = {
+            "vocab_size": len(WORDS) + 4,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 64,
+        }
+        model = LlamaModel(LlamaConfig(**sizes)) if kind == "decoder" else BertModel(BertConfig(**sizes))
+        model.save_pretrained(path)
+        _tokenizer(kind).save_pretrained(path)
+    pooling = "last" if kind == "decoder" else "mean"
+    settings = {"name": f"tiny-{kind}", "model": str(path), "pooling": pooling, "max_length": 32}
+    return LanguageSpec(**(settings | changes))
+
+
+def _tokenizer(kind: str) -> PreTrainedTokenizerFast:
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    template = "[CLS] $A" if kind == "decoder" else "[CLS] $A [SEP]"
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    pad = {} if kind == "decoder" else {"pad_token": "[PAD]"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", eos_token="[SEP]", **pad)
+
+
+def read_json(path: Path) -> object:
+    return json.loads(path.read_text())
