@@ -25,9 +25,18 @@ class _EncoderSpec(Config):
     stored_dtype: Literal["float16", "float32"] = "float16"
 
     def folder(self) -> str:
-        """The feature set's folder name, `<name>-<hash8>`; local weights count by their content, not their path."""
-        settings = self.model_dump(mode="json", exclude={"name"})
-        return f"{self.name}-{content_hash(settings, self.weights_digest())}"
+        """The feature set's folder name, `<name>-<hash8>`."""
+        return f"{self.name}-{self.identity(self.weights_digest())}"
+
+    def identity(self, weights_sha256: str | None) -> str:
+        """Eight hex digits of all that changes the numbers; local weights count by their content, not their path."""
+        path = {self.path_field} if weights_sha256 else set()
+        return content_hash(self.model_dump(mode="json", exclude={"name", *path}), weights_sha256)
+
+    @property
+    def path_field(self) -> str:
+        """The field that says where weights on disk are."""
+        raise NotImplementedError
 
     def weights_digest(self) -> str | None:
         """SHA-256 of weights on disk; None where they come from the hub."""
@@ -82,6 +91,10 @@ class VisionSpec(_EncoderSpec):
         assert self.interpolation is not None, "an unresolved spec"
         return Preprocessing(image_size=self.image_size, resize=self.resize, interpolation=self.interpolation)
 
+    @property
+    def path_field(self) -> str:
+        return "weights"
+
     def weights_digest(self) -> str | None:
         return None if self.weights == "pretrained" else weights_digest(self.weights)
 
@@ -104,6 +117,10 @@ class LanguageSpec(_EncoderSpec):
     @property
     def is_local(self) -> bool:
         return self.model.startswith("package://") or storage.exists(self.model)
+
+    @property
+    def path_field(self) -> str:
+        return "model"
 
     def weights_digest(self) -> str | None:
         return weights_digest(self.model) if self.is_local else None

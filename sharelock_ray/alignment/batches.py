@@ -1,0 +1,74 @@
+"""Which pairs make each step's global batch: the same on any number of workers, and after any interruption."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sharelock_ray.features.featureset import Pairs
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's share of a global batch, as float32: image (n, D_vision) and text (n, D_language) embeddings."""
+
+    image: torch.Tensor
+    text: torch.Tensor
+
+
+def split_validation(pairs: Pairs, fraction: float) -> tuple[Pairs, Pairs]:
+    """Training and validation pairs. A key's side follows from its hash alone, so more data never moves it."""
+    limit = int(fraction * 2**32)
+    held = np.array(
+        [int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") < limit for key in pairs.keys], bool
+    )
+    return pairs.select(~held), pairs.select(held)
+
+
+class PairBatches:
+    """Global batches drawn without replacement within an epoch.
+
+    The order of an epoch is a permutation from (seed, epoch), of which each rank takes its slice. What does not fill
+    a batch at an epoch's end is left out of that epoch: a smaller batch would be an easier contrast. Of several
+    captions of an image one is drawn for each epoch.
+
+    Args:
+        pairs: of which there may be fewer than a batch; then each epoch is one batch of all of them.
+    """
+
+    def __init__(self, pairs: Pairs, global_batch_size: int, seed: int, device: torch.device) -> None:
+        self._pairs, self._seed, self._device = pairs, seed, device
+        self.global_batch_size = min(global_batch_size, len(pairs))
+        self.steps_per_epoch = max(1, len(pairs) // self.global_batch_size)
+        self._epoch = -1
+        self._order = self._captions = np.empty(0, np.int64)
+
+    def batch(self, step: int, rank: int, world_size: int) -> Batch:
+        """Rank `rank`'s slice of the global batch of `step` (from 0)."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._epoch = epoch
+            generator = np.random.default_rng([self._seed, epoch])
+            self._order = generator.permutation(len(self._pairs))
+            self._captions = _draw(self._pairs, generator)
+        return self._rows(self._order[index * self.global_batch_size :][: self.global_batch_size], rank, world_size)
+
+    def sweep(self, rank: int, world_size: int) -> Iterator[Batch]:
+        """This rank's slices of every pair once, in order, each with its first caption, in batches of equal size."""
+        self._captions, self._epoch = self._pairs.caption_rows[self._pairs.caption_start[:-1]], -1
+        for rows in np.array_split(np.arange(len(self._pairs)), self.steps_per_epoch):
+            yield self._rows(rows, rank, world_size)
+
+    def _rows(self, chosen: np.ndarray, rank: int, world_size: int) -> Batch:
+        mine = chosen[len(chosen) * rank // world_size : len(chosen) * (rank + 1) // world_size]
+        image = self._pairs.vision.embeddings[torch.from_numpy(self._pairs.vision_rows[mine])]
+        text = self._pairs.language.embeddings[torch.from_numpy(self._captions[mine])]
+        return Batch(image.to(self._device, torch.float32), text.to(self._device, torch.float32))
+
+
+def _draw(pairs: Pairs, generator: np.random.Generator) -> np.ndarray:
+    """(N,) row of the language set: one caption of each pair."""
+    counts = np.diff(pairs.caption_start)
+    return pairs.caption_rows[pairs.caption_start[:-1] + (generator.random(len(pairs)) * counts).astype(np.int64)]

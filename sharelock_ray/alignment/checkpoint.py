@@ -1,0 +1,134 @@
+"""Checkpoints: a folder with tensors in safetensors, and a `checkpoint.json`, written last, that names them.
+
+The tensors' file carries its step in its name, so a checkpoint is replaced by publishing a new JSON: whoever reads
+sees the old one or the new one whole, on a disk and on an object store.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load, save
+
+from sharelock_ray import storage
+from sharelock_ray.alignment.heads import Heads
+from sharelock_ray.alignment.spec import AlignmentSpec
+from sharelock_ray.config import Config
+from sharelock_ray.encoders.spec import EncoderSpec
+from sharelock_ray.errors import RequestError, RunError
+
+CHECKPOINT = "checkpoint.json"
+_HEADS, _OPTIMIZER = "heads.", "optimizer."
+
+
+class Side(Config):
+    """The frozen encoder of one side: what loads it again, and the width D of its embedding."""
+
+    encoder: EncoderSpec
+    weights_sha256: str | None
+    dim: int
+
+    @property
+    def identity(self) -> str:
+        """Equal for feature sets that this side's projection fits."""
+        return self.encoder.identity(self.weights_sha256)
+
+
+class Position(Config):
+    """Where training stands: enough to go on as if nothing had happened."""
+
+    step: int
+    """Optimizer steps done."""
+    best_loss: float | None = None
+    best_step: int = 0
+    patience_loss: float | None = None
+    """Validation loss that the next gain is measured from."""
+    stale: int = 0
+    """Validations in a row without a gain."""
+    seconds: float = 0.0
+    """Of training so far, over all runs."""
+
+
+class Checkpoint(Config):
+    """`checkpoint.json`."""
+
+    schema_version: int = 1
+    tensors: str = ""
+    """Name of the tensors' file in the same folder."""
+    spec: AlignmentSpec
+    vision: Side
+    language: Side
+    position: Position
+    metrics: dict[str, float]
+
+
+def save_checkpoint(
+    folder: str, checkpoint: Checkpoint, heads: Heads, optimizer: torch.optim.Optimizer | None = None
+) -> None:
+    """Publishes a checkpoint in `folder`, then removes the tensors of the one it replaces.
+
+    Args:
+        optimizer: also saved where given, so that training can go on from here.
+    """
+    tensors = {f"{_HEADS}{name}": value for name, value in heads.state_dict().items()}
+    if optimizer is not None:
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"{_OPTIMIZER}{index}.{name}": value for name, value in state.items()}
+    name = f"step-{checkpoint.position.step:08d}.safetensors"
+    storage.write_bytes(
+        storage.join(folder, name), save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
+    )
+    published = checkpoint.model_copy(update={"tensors": name})
+    storage.write_json(storage.join(folder, CHECKPOINT), published.model_dump(mode="json"))
+    for old in storage.names(folder):
+        if old.endswith(".safetensors") and old != name:
+            storage.remove(storage.join(folder, old))
+
+
+def has_checkpoint(folder: str) -> bool:
+    return storage.exists(storage.join(folder, CHECKPOINT))
+
+
+def read_checkpoint(folder: str) -> Checkpoint:
+    """The description of the checkpoint in `folder`.
+
+    Raises:
+        RequestError: there is none.
+        RunError: it is damaged.
+    """
+    path = storage.join(folder, CHECKPOINT)
+    try:
+        return Checkpoint.model_validate_json(storage.read_bytes(path))
+    except FileNotFoundError:
+        raise RequestError(
+            f"{folder} holds no trained model ({CHECKPOINT} is missing): run `sharelock train`"
+        ) from None
+    except ValidationError as error:
+        raise RunError(f"{path} is damaged ({error.errors()[0]['msg']}): delete {folder} and train again") from None
+
+
+def load_heads(folder: str, checkpoint: Checkpoint) -> Heads:
+    """The trained projections of a checkpoint, on the CPU."""
+    heads = Heads(checkpoint.spec, checkpoint.vision.dim, checkpoint.language.dim)
+    tensors = _tensors(folder, checkpoint)
+    heads.load_state_dict(_below(tensors, _HEADS))
+    return heads
+
+
+def restore(folder: str, checkpoint: Checkpoint, heads: Heads, optimizer: torch.optim.Optimizer) -> None:
+    """Puts `heads` and `optimizer` where they were when the checkpoint was saved."""
+    tensors = _tensors(folder, checkpoint)
+    heads.load_state_dict(_below(tensors, _HEADS))
+    states: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in _below(tensors, _OPTIMIZER).items():
+        index, _, name = key.partition(".")
+        states.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _tensors(folder: str, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    return load(storage.read_bytes(storage.join(folder, checkpoint.tensors)))
+
+
+def _below(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -1,0 +1,94 @@
+"""The folder of one training run, seen from outside: what it was asked, how far it is, how it ended. Needs no torch."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from sharelock_ray import storage
+from sharelock_ray.alignment.spec import AlignmentSpec
+from sharelock_ray.config import Config
+from sharelock_ray.errors import RequestError
+from sharelock_ray.features.manifest import Manifest
+
+
+class TrainingResult(Config):
+    """`training.json`: how a finished training ended. Losses are mean InfoNCE in nats."""
+
+    steps: int
+    stopped_early: bool
+    first_loss: float
+    last_loss: float
+    best_validation_loss: float
+    best_step: int
+    training_pairs: int
+    validation_pairs: int
+    lost: dict[str, int]
+    """Keys that only one of the two feature sets has."""
+    parameters: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's folder, on any filesystem."""
+
+    uri: str
+
+    @property
+    def best(self) -> str:
+        return storage.join(self.uri, "best")
+
+    @property
+    def last(self) -> str:
+        return storage.join(self.uri, "last")
+
+    def begin(self, spec: AlignmentSpec, vision: Manifest, language: Manifest) -> None:
+        """Fixes what the run trains on.
+
+        Raises:
+            RequestError: the folder holds a training that was begun otherwise; the message names the difference.
+        """
+        asked = {
+            "alignment": spec.model_dump(mode="json"),
+            "features": {"vision": vision.digest, "language": language.digest},
+        }
+        path = storage.join(self.uri, "training-request.json")
+        if not storage.exists(path):
+            storage.write_json(path, asked)
+            return
+        changed = _differences(storage.read_json(path), asked)
+        if changed:
+            raise RequestError(
+                f"{self.uri} holds a training with other settings ({', '.join(changed)}): "
+                f"choose another `output`, or delete that folder to train anew"
+            )
+
+    def result(self) -> TrainingResult | None:
+        """How training ended; None while it has not."""
+        path = storage.join(self.uri, "training.json")
+        return TrainingResult.model_validate(storage.read_json(path)) if storage.exists(path) else None
+
+    def finish(self, result: TrainingResult) -> None:
+        """Writes `training.json`, the mark of a finished training."""
+        storage.write_json(storage.join(self.uri, "training.json"), result.model_dump(mode="json"))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of `metrics.jsonl`; none where there is no such file yet."""
+        path = storage.join(self.uri, "metrics.jsonl")
+        if not storage.exists(path):
+            return []
+        return [json.loads(line) for line in storage.read_bytes(path).splitlines()]
+
+    def write_metrics(self, rows: list[dict[str, Any]]) -> None:
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        storage.write_bytes(storage.join(self.uri, "metrics.jsonl"), lines.encode())
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """`field: old -> new` for each leaf that differs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
+    if old == new:
+        return []
+    return [f"{path} differs"] if path.startswith("features") else [f"{path}: {old} there, {new} now"]

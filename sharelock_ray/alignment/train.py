@@ -1,0 +1,163 @@
+"""The training of one alignment, from feature sets to a finished run folder, on one process or on each of several.
+
+best/  last/       checkpoints; `last` is where an interrupted training goes on
+metrics.jsonl      one JSON object a line: losses of steps and validations
+training.json      written last: the result of a finished training
+"""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from sharelock_ray.alignment.batches import PairBatches, split_validation
+from sharelock_ray.alignment.checkpoint import (
+    Checkpoint,
+    Position,
+    Side,
+    has_checkpoint,
+    read_checkpoint,
+    restore,
+    save_checkpoint,
+)
+from sharelock_ray.alignment.distributed import Group, rank, world_size
+from sharelock_ray.alignment.heads import Heads
+from sharelock_ray.alignment.run import RunFolder, TrainingResult
+from sharelock_ray.alignment.spec import AlignmentSpec
+from sharelock_ray.alignment.step import Optimization, learning_rate
+from sharelock_ray.errors import RequestError
+from sharelock_ray.features.featureset import FeatureSet, Pairs, join, open_features
+
+_LOG_EVERY = 10
+_WRITE_METRICS_EVERY_S = 2.0
+
+
+@dataclass
+class _Metrics:
+    """The rows of `metrics.jsonl`; only the main rank writes them."""
+
+    run: RunFolder
+    writes: bool
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    _written_at: float = 0.0
+
+    def resume(self, step: int) -> None:
+        """Takes back the rows up to `step`; later ones come again."""
+        self.rows = [row for row in self.run.metrics() if row["step"] <= step]
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        if time.monotonic() - self._written_at > _WRITE_METRICS_EVERY_S:
+            self.write()
+
+    def write(self) -> None:
+        if self.writes:
+            self.run.write_metrics(self.rows)
+            self._written_at = time.monotonic()
+
+
+def train(
+    run: RunFolder, vision: str, language: str, spec: AlignmentSpec, device: str = "cpu", group: Group = None
+) -> None:
+    """Trains, or goes on training, until `training.json` is written.
+
+    Every rank calls it with the same arguments. After the same number of steps the result is the same on any number
+    of ranks, up to rounding, and after any interruption.
+
+    Args:
+        vision, language: URIs of feature sets of one dataset split.
+
+    Raises:
+        RequestError: the sets do not belong together, or hold too few pairs.
+    """
+    pairs = join(open_features(vision), open_features(language))
+    training, validation = split_validation(pairs, spec.validation_fraction)
+    if len(training) < 2 or len(validation) < 2:
+        raise RequestError(
+            f"{len(pairs)} pairs leave {len(training)} to train on and {len(validation)} to validate: "
+            f"give more data or another `alignment.validation_fraction`"
+        )
+    vision_side, language_side = _side(pairs.vision), _side(pairs.language)
+    torch.manual_seed(spec.seed)
+    heads = Heads(spec, vision_side.dim, language_side.dim).to(device)
+    optimization = Optimization(heads, spec, group)
+    position = Position(step=0)
+    metrics = _Metrics(run, optimization.is_main)
+    if has_checkpoint(run.last):
+        checkpoint = read_checkpoint(run.last)
+        restore(run.last, checkpoint, heads, optimization.optimizer)
+        position = checkpoint.position
+        metrics.resume(position.step)
+    batches = PairBatches(training, spec.global_batch_size, spec.seed, torch.device(device))
+    held_out = PairBatches(validation, spec.global_batch_size, spec.seed, torch.device(device))
+    ranks = rank(group), world_size(group)
+    started = time.monotonic() - position.seconds
+    while position.step < spec.steps and not _is_stale(spec, position):
+        step = position.step
+        taken = optimization.step(batches.batch(step, *ranks), step)
+        position = position.model_copy(update={"step": step + 1, "seconds": time.monotonic() - started})
+        if (step + 1) % _LOG_EVERY == 0 or step == 0:
+            row = {name: float(value) for name, value in taken.items()}
+            metrics.add({"step": step + 1, **row, "learning_rate": learning_rate(spec, step)})
+        if (step + 1) % spec.evaluate_every == 0 or step + 1 == spec.steps:
+            values = optimization.validate(held_out.sweep(*ranks))
+            position = _judged(position, values["validation_loss"], spec.min_delta)
+            metrics.add({"step": step + 1, **values, "logit_scale": float(heads.logit_scale)})
+            metrics.write()
+            if optimization.is_main:
+                checkpoint = Checkpoint(
+                    spec=spec, vision=vision_side, language=language_side, position=position, metrics=values
+                )
+                if position.best_step == step + 1:
+                    save_checkpoint(run.best, checkpoint, heads)
+                save_checkpoint(run.last, checkpoint, heads, optimization.optimizer)
+    if optimization.is_main:
+        run.finish(_result(position, metrics.rows, pairs, len(training), len(validation), heads, spec))
+
+
+def _side(features: FeatureSet) -> Side:
+    manifest = features.manifest
+    return Side.model_validate(
+        {"encoder": manifest.encoder, "weights_sha256": manifest.weights_sha256, "dim": manifest.dim}
+    )
+
+
+def _is_stale(spec: AlignmentSpec, position: Position) -> bool:
+    return spec.patience is not None and position.stale >= spec.patience
+
+
+def _judged(position: Position, loss: float, min_delta: float) -> Position:
+    """The lowest loss is the best; patience starts anew only at `min_delta` below where it last did."""
+    changes: dict[str, Any] = {"stale": position.stale + 1}
+    if position.patience_loss is None or loss < position.patience_loss - min_delta:
+        changes = {"stale": 0, "patience_loss": loss}
+    if position.best_loss is None or loss < position.best_loss:
+        changes |= {"best_loss": loss, "best_step": position.step}
+    return position.model_copy(update=changes)
+
+
+def _result(
+    position: Position,
+    rows: list[dict[str, Any]],
+    pairs: Pairs,
+    training: int,
+    validation: int,
+    heads: Heads,
+    spec: AlignmentSpec,
+) -> TrainingResult:
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert position.best_loss is not None
+    return TrainingResult(
+        steps=position.step,
+        stopped_early=position.step < spec.steps,
+        first_loss=losses[0],
+        last_loss=losses[-1],
+        best_validation_loss=position.best_loss,
+        best_step=position.best_step,
+        training_pairs=training,
+        validation_pairs=validation,
+        lost=pairs.lost,
+        parameters=sum(p.numel() for p in heads.parameters() if p.requires_grad),
+        seconds=round(position.seconds, 2),
+    )
