@@ -4,9 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 import support
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
+
+# Small products gain nothing from more threads, and Ray's workers need the cores.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

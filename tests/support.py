@@ -14,6 +14,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
+from sharelock_ray.features.writer import EncodedChunk, FeatureSetWriter
+from sharelock_ray.sources.sample import Shard
 from sharelock_ray.storage import write_bytes
 
 WORDS = ["a", "red", "green", "blue", "circle", "square", "photo", "of", "the", "small", "large", ".", "in", "picture"]
@@ -111,6 +113,50 @@ def _tokenizer(kind: str) -> PreTrainedTokenizerFast:
     )
     pad = {} if kind == "decoder" else {"pad_token": "[PAD]"}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", eos_token="[SEP]", **pad)
+
+
+def write_feature_sets(folder: Path, pairs: int, dims: tuple[int, int] = (24, 16)) -> tuple[str, str]:
+    """A vision and a language set of `pairs` pairs that share a random signal; the URIs of both.
+
+    The first pairs are the same however many there are.
+    """
+    generator = np.random.default_rng(0)
+    mixers = [generator.normal(size=(8, dim)) for dim in dims]
+    signal = np.stack([np.random.default_rng([1, i]).normal(size=8) for i in range(pairs)])
+    embeddings = [np.tanh(signal @ mixer).astype(np.float32) for mixer in mixers]
+    keys = [f"00000/{i:06d}" for i in range(pairs)]
+    vision = VisionSpec(name="signal", model="none")
+    language = LanguageSpec(name="signal", model="none")
+    columns = {
+        "vision": {"key": keys, "label": [i % 3 for i in range(pairs)]},
+        "language": {"key": keys, "caption_id": [0] * pairs, "text": [f"text {i}" for i in range(pairs)]},
+    }
+    return tuple(
+        write_feature_set(str(folder / spec.modality), spec, columns[spec.modality], values)
+        for spec, values in ((vision, embeddings[0]), (language, embeddings[1]))
+    )
+
+
+def write_feature_set(uri: str, spec: VisionSpec | LanguageSpec, columns: dict, embeddings: np.ndarray) -> str:
+    """A complete feature set of one part; its URI."""
+    writer = FeatureSetWriter(uri, spec.modality, "float32")
+    shards = [Shard(0, "00000", "memory", 1)]
+    writer.start(shards)
+    writer.stage(0, 0, True, "memory", EncodedChunk(columns, embeddings))
+    writer.seal(0)
+    writer.finish(
+        dataset="signal",
+        split="train",
+        encoder=spec.model_dump(mode="json"),
+        weights_sha256=None,
+        dim=embeddings.shape[1],
+        shards=shards,
+        software={},
+        device="cpu",
+        gpus=0,
+        wall_seconds=0,
+    )
+    return uri
 
 
 def read_json(path: Path) -> object:

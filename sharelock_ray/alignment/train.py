@@ -103,7 +103,7 @@ def train(
         if (step + 1) % spec.evaluate_every == 0 or step + 1 == spec.steps:
             values = optimization.validate(held_out.sweep(*ranks))
             position = _judged(position, values["validation_loss"], spec.min_delta)
-            metrics.add({"step": step + 1, **values, "logit_scale": float(heads.logit_scale)})
+            metrics.add({"step": step + 1, **values, "logit_scale": float(heads.logit_scale.detach())})
             metrics.write()
             if optimization.is_main:
                 checkpoint = Checkpoint(

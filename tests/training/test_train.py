@@ -1,0 +1,85 @@
+"""Training through Ray Train: the same as on one process, whatever worker dies."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+import support
+from sharelock_ray.alignment.run import RunFolder
+from sharelock_ray.alignment.spec import AlignmentSpec, ProjectionSpec
+from sharelock_ray.alignment.train import train as train_alone
+from sharelock_ray.errors import RequestError
+from sharelock_ray.training.train import TrainingOptions, train
+
+SPEC = AlignmentSpec(
+    language=ProjectionSpec(depth=2, width=32, dropout=0.1, activation="gelu"),
+    global_batch_size=64,
+    steps=40,
+    warmup_steps=5,
+    evaluate_every=10,
+    validation_fraction=0.2,
+)
+TWO = TrainingOptions(num_workers=2)
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    return support.write_feature_sets(tmp_path_factory.mktemp("features"), pairs=300)
+
+
+@pytest.mark.usefixtures("local_ray")
+class TestTrain:
+    def test_two_workers_give_the_curve_of_one_process(self, tmp_path: Path, features: tuple[str, str]) -> None:
+        alone, run = RunFolder(str(tmp_path / "alone")), RunFolder(str(tmp_path / "run"))
+        train_alone(alone, *features, SPEC)
+        result = train(run, *features, SPEC, TWO)
+        for ours, theirs in zip(run.metrics(), alone.metrics(), strict=True):
+            assert ours == pytest.approx(theirs, abs=1e-4)
+        assert result == run.result()
+        # Ray's own records are gone; what is left is the run's.
+        assert not (tmp_path / "run" / "ray").exists()
+        before = (tmp_path / "run" / "last" / "checkpoint.json").stat().st_mtime_ns
+        assert train(run, *features, SPEC, TWO) == result
+        assert (tmp_path / "run" / "last" / "checkpoint.json").stat().st_mtime_ns == before
+
+    @pytest.mark.slow
+    def test_a_killed_worker_changes_nothing(self, tmp_path: Path, features: tuple[str, str]) -> None:
+        spec = SPEC.model_copy(update={"steps": 1000, "evaluate_every": 100})
+        undisturbed, run = RunFolder(str(tmp_path / "undisturbed")), RunFolder(str(tmp_path / "run"))
+        train(undisturbed, *features, spec, TWO)
+        killed: list[int] = []
+        killer = threading.Thread(target=kill_a_worker, args=(run, killed))
+        killer.start()
+        train(run, *features, spec, TWO)
+        killer.join()
+        assert killed
+        assert run.metrics() == undisturbed.metrics()
+
+    def test_another_request_cannot_overwrite_a_run(self, tmp_path: Path, features: tuple[str, str]) -> None:
+        run = RunFolder(str(tmp_path))
+        train_alone(run, *features, SPEC)
+        train(run, *features, SPEC, TWO)
+        with pytest.raises(RequestError, match=r"learning_rate: 0\.001 there, 0\.1 now"):
+            train(run, *features, SPEC.model_copy(update={"learning_rate": 0.1}), TWO)
+
+    def test_more_workers_than_cpus_fail_at_once(self, tmp_path: Path, features: tuple[str, str]) -> None:
+        with pytest.raises(RequestError, match="needs 64 CPU"):
+            train(RunFolder(str(tmp_path)), *features, SPEC, TrainingOptions(num_workers=64))
+
+
+def kill_a_worker(run: RunFolder, killed: list[int]) -> None:
+    """SIGKILL to one training worker once the first checkpoint is there."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if run.metrics() and run.metrics()[-1]["step"] >= 200:
+            for process in psutil.process_iter(["cmdline"]):
+                if "RayTrainWorker" in " ".join(process.info["cmdline"] or []):
+                    killed.append(process.pid)
+                    os.kill(process.pid, signal.SIGKILL)
+                    return
+        time.sleep(0.1)
