@@ -1,37 +1,25 @@
 """One way to reach Ray: an instance of its own on this machine, or the cluster at an address."""
 
+import logging
 import os
-import secrets
+import re
+import tempfile
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-# Set before ray is imported: its own bars, chatter and usage report are not the user's output, and its workers run at
-# normal niceness, since at Ray's default of 15 they starve beside any other process.
-_ENVIRONMENT = {
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_worker_niceness": "0",
-    "RAY_BACKEND_LOG_LEVEL": "error",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    # Otherwise each thread's own heap grows to tens of MB in every worker.
-    "MALLOC_ARENA_MAX": "2",
-}
-for _name, _value in _ENVIRONMENT.items():
-    os.environ.setdefault(_name, _value)
-# Ray reads these as it is imported. An instance of our own answers to nobody else; a cluster has its own rules.
-if not os.environ.get("RAY_ADDRESS") and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+from sharelock_ray import ray_environment as ray_environment
 
-import logging  # noqa: E402
+# isort: split
+import ray
+from ray.exceptions import RayError
 
-import ray  # noqa: E402
-from ray.exceptions import RayError  # noqa: E402
-
-from sharelock_ray.errors import RequestError, RunError, SharelockError  # noqa: E402
+from sharelock_ray.errors import RequestError, RunError, SharelockError
+from sharelock_ray.progress import chatter_to
 
 _OBJECT_STORE_BYTES = 256 << 20
+_LOG = Path(tempfile.gettempdir()) / f"sharelock-ray-{os.getpid()}.log"
 
 
 @contextmanager
@@ -39,7 +27,7 @@ def connected() -> Iterator[None]:
     """A connection to Ray for the time of the block; an existing one is used as it is.
 
     The cluster at `RAY_ADDRESS` where that is set (as under `ray job submit`), else an instance on this machine that
-    wants a secret token and ends with the block.
+    wants a secret token and ends with the block. What Ray prints goes to a log file, which an error names.
 
     Raises:
         RequestError: no cluster answers at `RAY_ADDRESS`.
@@ -48,38 +36,41 @@ def connected() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = os.environ.get("RAY_ADDRESS")
-    options: dict[str, object] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address:
+    with chatter_to(_LOG):
         try:
-            ray.init(address=address, **options)
-        except (ConnectionError, ValueError, RuntimeError, RayError) as error:
-            raise RequestError(f"no Ray cluster answers at {address}: {_first_line(error)}") from None
-    else:
-        _start_local(options)
+            address = os.environ.get("RAY_ADDRESS")
+            _join(address) if address else _start()
+            yield
+        finally:
+            ray.shutdown()
+    _LOG.unlink()
+
+
+def _join(address: str) -> None:
     try:
-        yield
-    finally:
-        ray.shutdown()
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError, RayError) as error:
+        raise RequestError(f"no Ray cluster answers at {address}: {_first_line(error)}") from None
 
 
-def _start_local(options: dict[str, object]) -> None:
+def _start() -> None:
     for attempt in (1, 2):
         try:
-            # One CPU stays free beside the pool of actors even on a single core, or reads would wait for ever.
             ray.init(
                 address="local",
+                # One CPU stays free beside the pool of actors even on a single core, or reads would wait for ever.
                 num_cpus=max(2, os.cpu_count() or 1),
                 include_dashboard=False,
                 object_store_memory=_OBJECT_STORE_BYTES,
-                **options,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
             )
             return
         # On a loaded machine the first start can miss Ray's fixed time-out of 30 s.
         except Exception as error:
             ray.shutdown()
             if attempt == 2:
-                raise RunError(f"Ray did not start on this machine: {_first_line(error)}") from error
+                raise RunError(f"Ray did not start on this machine: {_first_line(error)} (log: {_LOG})") from error
 
 
 def require_resources(needed: dict[str, float], advice: str) -> None:
@@ -97,40 +88,27 @@ def require_resources(needed: dict[str, float], advice: str) -> None:
 
 @contextmanager
 def readable_errors(stage: str) -> Iterator[None]:
-    """Turns what Ray raises into the error that a worker meant, or into one line and the place of the logs."""
+    """Turns what Ray raises into the error that a worker meant, or into one line; the whole of it goes to the log."""
     try:
         yield
     except SharelockError:
         raise
     except Exception as error:
-        for cause in _causes(error):
-            if isinstance(cause, SharelockError):
-                # Ray raises a class of its own making that is also the cause's; only the cause prints as one line.
-                kind = RequestError if isinstance(cause, RequestError) else RunError
-                raise kind(str(getattr(cause, "cause", cause))) from None
-        root = _causes(error)[-1]
-        logs = os.path.join(ray._private.worker._global_node.get_session_dir_path(), "logs") if _is_local() else "Ray's"
-        raise RunError(f"{stage} failed: {type(root).__name__}: {_last_line(root)} (logs: {logs})") from error
+        traceback.print_exc()
+        name, message = _root(error)
+        if name in (RequestError.__name__, RunError.__name__):
+            raise (RequestError if name == RequestError.__name__ else RunError)(message) from None
+        raise RunError(f"{stage} failed: {name}: {message} (log: {_LOG})") from error
 
 
-def _is_local() -> bool:
-    return ray.is_initialized() and ray._private.worker._global_node is not None
+def _root(error: BaseException) -> tuple[str, str]:
+    """Class and message of the error that a worker raised first.
 
-
-def _causes(error: BaseException) -> list[BaseException]:
-    found: list[BaseException] = []
-    todo: list[BaseException | None] = [error]
-    while todo:
-        this = todo.pop(0)
-        if isinstance(this, BaseException) and this not in found:
-            found.append(this)
-            todo += [getattr(this, "cause", None), this.__cause__]
-    return found
+    Ray brings errors of constructors and of Ray Data's functions only as text: a traceback within the message.
+    """
+    raised = re.findall(r"^(?:[A-Za-z_]\w*\.)*([A-Z]\w*(?:Error|Exception|Exit)): (.+)$", str(error), re.MULTILINE)
+    return raised[0] if raised else (type(error).__name__, _first_line(error))
 
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _last_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

@@ -1,12 +1,18 @@
-"""Progress of long work: one line rewritten in place on a terminal, a plain line now and then in a log."""
+"""What a person sees of long work: one line rewritten in place on a terminal, a plain line now and then in a log."""
 
+import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TextIO
 
 _LOG_EVERY_S = 10.0
 _TERMINAL_EVERY_S = 0.2
+# Where the user looks while this process's standard error is a log file.
+_user: TextIO | None = None
 
 
 class Progress:
@@ -25,7 +31,7 @@ class Progress:
         self._note = ""
         self._started = time.monotonic()
         self._printed_at = self._started
-        self._terminal = sys.stderr.isatty()
+        self._terminal = _stream().isatty()
 
     def update(self, count: int = 1, note: str = "") -> None:
         """Adds `count`; `note` replaces the free text at the end of the line."""
@@ -48,19 +54,47 @@ class Progress:
 
     def _print(self, text: str) -> None:
         end, start = ("", "\r\x1b[2K") if self._terminal else ("\n", "")
-        print(f"{start}{text}", end=end, file=sys.stderr, flush=True)
+        print(f"{start}{text}", end=end, file=_stream(), flush=True)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._terminal:
-            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
+            print("\r\x1b[2K", end="", file=_stream(), flush=True)
 
 
 def say(text: str) -> None:
     """One plain line about the run, on standard error, so that standard output stays the result."""
-    print(text, file=sys.stderr, flush=True)
+    print(text, file=_stream(), flush=True)
+
+
+@contextmanager
+def chatter_to(log: Path) -> Iterator[None]:
+    """Sends what libraries print to a file for the time of the block; only `say` and `Progress` reach the user.
+
+    Works on the file descriptors, since Ray's core writes to them past Python.
+    """
+    global _user
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(1), os.dup(2)]
+    with log.open("ab") as sink, os.fdopen(os.dup(2), "w") as _user:
+        try:
+            os.dup2(sink.fileno(), 1)
+            os.dup2(sink.fileno(), 2)
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for target, descriptor in zip((1, 2), kept, strict=True):
+                os.dup2(descriptor, target)
+                os.close(descriptor)
+    _user = None
+
+
+def _stream() -> TextIO:
+    return _user or sys.stderr
 
 
 def _clock(seconds: float) -> str:

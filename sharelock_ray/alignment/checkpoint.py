@@ -16,6 +16,7 @@ from sharelock_ray.alignment.spec import AlignmentSpec
 from sharelock_ray.config import Config
 from sharelock_ray.encoders.spec import EncoderSpec
 from sharelock_ray.errors import RequestError, RunError
+from sharelock_ray.features.manifest import Manifest
 
 CHECKPOINT = "checkpoint.json"
 _HEADS, _OPTIMIZER = "heads.", "optimizer."
@@ -60,6 +61,13 @@ class Checkpoint(Config):
     language: Side
     position: Position
     metrics: dict[str, float]
+
+
+def side_of(manifest: Manifest) -> Side:
+    """The frozen encoder that made a feature set."""
+    return Side.model_validate(
+        {"encoder": manifest.encoder, "weights_sha256": manifest.weights_sha256, "dim": manifest.dim}
+    )
 
 
 def save_checkpoint(

@@ -15,11 +15,11 @@ from sharelock_ray.alignment.batches import PairBatches, split_validation
 from sharelock_ray.alignment.checkpoint import (
     Checkpoint,
     Position,
-    Side,
     has_checkpoint,
     read_checkpoint,
     restore,
     save_checkpoint,
+    side_of,
 )
 from sharelock_ray.alignment.distributed import Group, rank, world_size
 from sharelock_ray.alignment.heads import Heads
@@ -27,7 +27,7 @@ from sharelock_ray.alignment.run import RunFolder, TrainingResult
 from sharelock_ray.alignment.spec import AlignmentSpec
 from sharelock_ray.alignment.step import Optimization, learning_rate
 from sharelock_ray.errors import RequestError
-from sharelock_ray.features.featureset import FeatureSet, Pairs, join, open_features
+from sharelock_ray.features.featureset import Pairs, join, open_features
 
 _LOG_EVERY = 10
 _WRITE_METRICS_EVERY_S = 2.0
@@ -78,7 +78,7 @@ def train(
             f"{len(pairs)} pairs leave {len(training)} to train on and {len(validation)} to validate: "
             f"give more data or another `alignment.validation_fraction`"
         )
-    vision_side, language_side = _side(pairs.vision), _side(pairs.language)
+    vision_side, language_side = side_of(pairs.vision.manifest), side_of(pairs.language.manifest)
     torch.manual_seed(spec.seed)
     heads = Heads(spec, vision_side.dim, language_side.dim).to(device)
     optimization = Optimization(heads, spec, group)
@@ -114,13 +114,6 @@ def train(
                 save_checkpoint(run.last, checkpoint, heads, optimization.optimizer)
     if optimization.is_main:
         run.finish(_result(position, metrics.rows, pairs, len(training), len(validation), heads, spec))
-
-
-def _side(features: FeatureSet) -> Side:
-    manifest = features.manifest
-    return Side.model_validate(
-        {"encoder": manifest.encoder, "weights_sha256": manifest.weights_sha256, "dim": manifest.dim}
-    )
 
 
 def _is_stale(spec: AlignmentSpec, position: Position) -> bool:

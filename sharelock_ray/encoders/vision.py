@@ -88,6 +88,6 @@ def _load(spec: VisionSpec) -> Any:
         try:
             model.load_state_dict(load_file(storage.resolve(spec.weights)[1]))
         except RuntimeError as error:
-            first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-            raise RequestError(f"{spec.weights} does not hold weights of {spec.model}: {first}") from None
+            reason = " ".join(str(error).split())[:160]
+            raise RequestError(f"{spec.weights} does not hold weights of {spec.model}: {reason} …") from None
     return model

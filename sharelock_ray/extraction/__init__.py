@@ -3,4 +3,4 @@
 Moves rows and places work; what is computed and how it is committed lives in `encoders` and `features`.
 """
 
-from sharelock_ray import engine as engine  # Before ray, which reads its environment as it is imported.
+from sharelock_ray import ray_environment as ray_environment

@@ -10,41 +10,25 @@ import pickle
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import pyarrow as pa
 import ray
-from pydantic import Field
 from ray.data import ActorPoolStrategy, DataContext
 
-from sharelock_ray import engine, storage
-from sharelock_ray.config import Config
+from sharelock_ray import engine
 from sharelock_ray.encoders.chunks import Chunk, Source, cut, decode, encode_language, encode_vision
 from sharelock_ray.encoders.spec import EncoderSpec, LanguageSpec, VisionSpec
 from sharelock_ray.errors import RequestError
+from sharelock_ray.extraction.options import ExtractionOptions
 from sharelock_ray.features.featureset import FeatureSet, open_features
 from sharelock_ray.features.manifest import is_complete
+from sharelock_ray.features.schema import feature_set_uri
 from sharelock_ray.features.writer import FeatureSetWriter, StagedPart
 from sharelock_ray.progress import Progress, say
 from sharelock_ray.sources.sample import Shard
 
 _SOFTWARE = ("sharelock-ray", "ray", "torch", "timm", "transformers", "pyarrow", "pillow")
-
-
-class ExtractionOptions(Config):
-    """How extraction uses the cluster. Changes speed, not embeddings."""
-
-    min_actors: Annotated[int, Field(ge=1)] = 1
-    max_actors: Annotated[int, Field(ge=1)] = 1
-    num_cpus: Annotated[float, Field(ge=0)] = 1
-    """Logical CPUs of an actor."""
-    num_gpus: Annotated[float, Field(ge=0)] = 0
-    """GPUs of an actor; a fraction shares one."""
-    chunk_size: Annotated[int, Field(ge=1)] = 512
-    """Samples of a staged chunk: what a kill can lose, and the pool that captions are sorted in."""
-    image_batch_size: Annotated[int, Field(ge=1)] = 64
-    token_budget: Annotated[int, Field(ge=1)] = 1024
-    """Padded tokens of one forward pass of a language model."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +43,7 @@ class ExtractionJob:
 
     def uri(self, encoder: EncoderSpec) -> str:
         """The feature set of one encoder."""
-        return storage.join(self.root, self.dataset, self.split, encoder.modality, encoder.folder())
+        return feature_set_uri(self.root, self.dataset, self.split, encoder.modality, encoder.folder())
 
 
 def extract(job: ExtractionJob, options: ExtractionOptions) -> list[FeatureSet]:

@@ -2,6 +2,8 @@
 
 import pyarrow as pa
 
+from sharelock_ray import storage
+
 SCHEMA_VERSION = 1
 
 REJECTS = pa.schema(
@@ -43,6 +45,11 @@ def rows_schema(modality: str, dim: int, stored_dtype: str) -> pa.Schema:
 def sort_columns(modality: str) -> list[tuple[str, str]]:
     """The order of rows in a part."""
     return [("key", "ascending")] + ([("caption_id", "ascending")] if modality == "language" else [])
+
+
+def feature_set_uri(root: str, dataset: str, split: str, modality: str, encoder: str) -> str:
+    """Where a feature set lies below `root`; `encoder` is `<name>-<hash8>`."""
+    return storage.join(root, dataset, split, modality, encoder)
 
 
 def part_name(index: int) -> str:

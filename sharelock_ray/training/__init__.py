@@ -3,4 +3,4 @@
 Starts workers and restarts them after a failure; the step, the loss and the checkpoint live in `alignment`.
 """
 
-from sharelock_ray import engine as engine  # Before ray, which reads its environment as it is imported.
+from sharelock_ray import ray_environment as ray_environment

@@ -8,32 +8,19 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from sharelock_ray import engine, storage
 from sharelock_ray.alignment.run import RunFolder, TrainingResult
 from sharelock_ray.alignment.spec import AlignmentSpec
-from sharelock_ray.config import Config
 from sharelock_ray.features.featureset import open_features
 from sharelock_ray.progress import Progress, say
+from sharelock_ray.training.options import TrainingOptions
 
 _POLL_S = 1.0
-
-
-class TrainingOptions(Config):
-    """How training uses the cluster. Changes speed, not the result beyond rounding."""
-
-    num_workers: Annotated[int, Field(ge=1)] = 1
-    num_cpus: Annotated[float, Field(gt=0)] = 1
-    """Logical CPUs of a worker; also its threads where it has no GPU."""
-    use_gpu: bool = False
-    """One GPU for each worker."""
-    max_failures: Annotated[int, Field(ge=0)] = 3
-    """Lost workers after which training gives up."""
 
 
 def train(run: RunFolder, vision: str, language: str, spec: AlignmentSpec, options: TrainingOptions) -> TrainingResult:

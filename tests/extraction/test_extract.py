@@ -12,7 +12,8 @@ from sharelock_ray.encoders.language import LanguageEncoder
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.encoders.vision import VisionEncoder
 from sharelock_ray.errors import RequestError
-from sharelock_ray.extraction.extract import ExtractionJob, ExtractionOptions, extract
+from sharelock_ray.extraction.extract import ExtractionJob, extract
+from sharelock_ray.extraction.options import ExtractionOptions
 from sharelock_ray.features.audit import audit
 from sharelock_ray.sources.sample import Sample
 from sharelock_ray.sources.webdataset import WebDatasetSource

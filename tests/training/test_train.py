@@ -14,7 +14,8 @@ from sharelock_ray.alignment.run import RunFolder
 from sharelock_ray.alignment.spec import AlignmentSpec, ProjectionSpec
 from sharelock_ray.alignment.train import train as train_alone
 from sharelock_ray.errors import RequestError
-from sharelock_ray.training.train import TrainingOptions, train
+from sharelock_ray.training.options import TrainingOptions
+from sharelock_ray.training.train import train
 
 SPEC = AlignmentSpec(
     language=ProjectionSpec(depth=2, width=32, dropout=0.1, activation="gelu"),

@@ -1,0 +1,111 @@
+"""An aligned model: two frozen encoders and the trained heads between them."""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from PIL import Image
+
+from sharelock_ray.alignment.checkpoint import Side, load_heads, read_checkpoint, side_of
+from sharelock_ray.encoders.language import LanguageEncoder
+from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
+from sharelock_ray.encoders.vision import VisionEncoder
+from sharelock_ray.errors import RequestError
+from sharelock_ray.features.featureset import FeatureSet
+
+DEFAULT_TEMPLATES = ("a photo of a {}.",)
+_ROWS = 8192
+
+
+def load_model(folder: str, device: str = "cpu") -> "AlignedModel":
+    """Loads the model of a checkpoint folder (`<run>/best`). Its encoders are loaded when they are first needed.
+
+    Raises:
+        RequestError: there is no checkpoint.
+    """
+    return AlignedModel(folder, device)
+
+
+class AlignedModel:
+    """Embeds images and texts into one space, where a dot product is their cosine."""
+
+    def __init__(self, folder: str, device: str = "cpu") -> None:
+        self.folder = folder
+        self.checkpoint = read_checkpoint(folder)
+        self.device = torch.device(device)
+        self._heads = load_heads(folder, self.checkpoint).eval().requires_grad_(False).to(self.device)
+
+    @property
+    def logit_scale(self) -> float:
+        return float(self._heads.logit_scale)
+
+    def encode_image(self, images: Image.Image | Sequence[Image.Image]) -> torch.Tensor:
+        """(N, D) unit vectors of Pillow images; one image gives N = 1."""
+        images = [images] if isinstance(images, Image.Image) else list(images)
+        return self.project_image(torch.from_numpy(self._vision.encode_images(images)))
+
+    def encode_text(self, texts: str | Sequence[str]) -> torch.Tensor:
+        """(N, D) unit vectors of texts; one string gives N = 1."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        return self.project_text(torch.from_numpy(self._language.encode(texts)))
+
+    def project_image(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """(N, D) unit vectors from embeddings (N, D_vision) of the frozen vision encoder."""
+        return self._project(self._heads.vision, embeddings)
+
+    def project_text(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """(N, D) unit vectors from embeddings (N, D_language) of the frozen language encoder."""
+        return self._project(self._heads.language, embeddings)
+
+    def project(self, features: FeatureSet) -> torch.Tensor:
+        """(N, D) unit vectors of a whole feature set, of either modality.
+
+        Raises:
+            RequestError: another encoder made the features.
+        """
+        return (self.project_image if self._is_vision(features) else self.project_text)(features.embeddings)
+
+    def prototypes(self, class_names: Sequence[str], templates: Sequence[str] = DEFAULT_TEMPLATES) -> torch.Tensor:
+        """(C, D) unit vectors of classes: each the normalised mean over templates (CLIP, arXiv 2103.00020, 3.1.4)."""
+        texts = [template.format(name) for name in class_names for template in templates]
+        embedded = self.encode_text(texts).view(len(class_names), len(templates), -1)
+        return torch.nn.functional.normalize(embedded.mean(1), dim=-1)
+
+    def classify(
+        self,
+        images: Image.Image | Sequence[Image.Image],
+        labels: Sequence[str],
+        templates: Sequence[str] = DEFAULT_TEMPLATES,
+    ) -> torch.Tensor:
+        """(N, C) probabilities of `labels`: softmax of the scaled cosines."""
+        return (self.logit_scale * self.encode_image(images) @ self.prototypes(labels, templates).T).softmax(-1)
+
+    @cached_property
+    def _vision(self) -> VisionEncoder:
+        spec = self.checkpoint.vision.encoder
+        assert isinstance(spec, VisionSpec)
+        return VisionEncoder(spec, str(self.device))
+
+    @cached_property
+    def _language(self) -> LanguageEncoder:
+        spec = self.checkpoint.language.encoder
+        assert isinstance(spec, LanguageSpec)
+        return LanguageEncoder(spec, str(self.device))
+
+    def _project(self, head: torch.nn.Module, embeddings: torch.Tensor) -> torch.Tensor:
+        return torch.cat([head(rows.to(self.device, torch.float32)).cpu() for rows in embeddings.split(_ROWS)])
+
+    def _is_vision(self, features: FeatureSet) -> bool:
+        is_vision = features.manifest.modality == "vision"
+        side = self.checkpoint.vision if is_vision else self.checkpoint.language
+        theirs = side_of(features.manifest)
+        if theirs.identity != side.identity:
+            raise RequestError(
+                f"{features.uri} was made by {_describe(theirs)}, but {self.folder} was trained on {_describe(side)}: "
+                f"extract with that encoder, or train anew"
+            )
+        return is_vision
+
+
+def _describe(side: Side) -> str:
+    return f"{side.encoder.name}-{side.identity}"

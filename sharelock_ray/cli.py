@@ -1,0 +1,216 @@
+"""The `sharelock` command. Reads the request, calls a stage, prints its result, and turns errors into exit codes."""
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from sharelock_ray.errors import RequestError, SharelockError
+from sharelock_ray.recipe import stages
+from sharelock_ray.recipe.load import read_recipe
+from sharelock_ray.recipe.schema import Recipe
+from sharelock_ray.report.summary import Summary
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
+
+app = typer.Typer(
+    help="Align a frozen vision encoder with a frozen language model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Override a field, such as alignment.steps=100. Repeatable."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Make the last line of output one JSON object.")]
+Address = Annotated[
+    str | None, typer.Option("--address", metavar="RAY", help="A running Ray cluster; else one on this machine.")
+]
+
+
+@app.command()
+def demo(
+    recipe: RecipeArgument = "demo",
+    data: Annotated[str | None, typer.Option(metavar="TARS", help="Your own tars, such as 'folder/*.tar'.")] = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+    address: Address = None,
+) -> None:
+    """Run every stage, from data to report."""
+    overrides = [*(_own_data(data) if data else []), *(settings or [])]
+    summary = stages.demo(_recipe(recipe, overrides, address))
+    _show_summary(summary, as_json)
+
+
+@app.command()
+def extract(
+    recipe: RecipeArgument, settings: Settings = None, as_json: AsJson = False, address: Address = None
+) -> None:
+    """Make the feature sets: every input through the frozen encoders, once."""
+    sets = stages.extract(_recipe(recipe, settings, address))
+    rows = [[s.uri, f"{s.manifest.rows:,}", f"{s.manifest.rejects:,}", str(s.manifest.dim)] for s in sets]
+    _show(
+        _table(["feature set", "rows", "rejects", "dim"], rows),
+        {"features": [{"uri": s.uri, "rows": s.manifest.rows, "rejects": s.manifest.rejects} for s in sets]},
+        as_json,
+    )
+
+
+@app.command()
+def audit(recipe: RecipeArgument, settings: Settings = None, as_json: AsJson = False) -> None:
+    """Prove the feature sets: each input in rows or rejects exactly once, each part as the manifest says."""
+    audits = stages.audit(_recipe(recipe, settings))
+    rows = [[a.uri, f"{a.inputs or 0:,}", f"{a.rows:,}", f"{a.rejects:,}", "sound"] for a in audits]
+    _show(
+        _table(["feature set", "inputs", "rows", "rejects", "verdict"], rows),
+        {"audits": [asdict(a) for a in audits]},
+        as_json,
+    )
+
+
+@app.command()
+def train(recipe: RecipeArgument, settings: Settings = None, as_json: AsJson = False, address: Address = None) -> None:
+    """Train the alignment on extracted features."""
+    result = stages.train(_recipe(recipe, settings, address)).model_dump(mode="json")
+    _show(_table(["training", ""], [[name, str(value)] for name, value in result.items()]), result, as_json)
+
+
+@app.command()
+def tune(recipe: RecipeArgument, settings: Settings = None, as_json: AsJson = False, address: Address = None) -> None:
+    """Train every point of the recipe's `tuning` grid, and rank them."""
+    trials = sorted(stages.tune(_recipe(recipe, settings, address)), key=lambda t: t.result.best_validation_loss)
+    rows = [[str(t.settings), f"{t.result.best_validation_loss:.4f}", t.run] for t in trials]
+    _show(
+        _table(["settings", "validation loss", "run"], rows),
+        {"trials": [{"settings": t.settings, "run": t.run, **t.result.model_dump(mode="json")} for t in trials]},
+        as_json,
+    )
+
+
+@app.command()
+def evaluate(recipe: RecipeArgument, settings: Settings = None, as_json: AsJson = False) -> None:
+    """Score the best checkpoint: zero-shot classification and retrieval."""
+    loaded = _recipe(recipe, settings)
+    stages.evaluate(loaded)
+    _show_summary(stages.report(loaded), as_json)
+
+
+@app.command()
+def report(recipe: RecipeArgument, settings: Settings = None, as_json: AsJson = False) -> None:
+    """Write the run's page."""
+    _show_summary(stages.report(_recipe(recipe, settings)), as_json)
+
+
+@app.command()
+def classify(
+    image: Annotated[str, typer.Argument(help="An image file.")],
+    labels: Annotated[str, typer.Option(help='Class names, separated by commas: "a dog,a cat".')],
+    model: Annotated[str, typer.Option(help="A checkpoint folder, such as runs/demo/best.")],
+    template: Annotated[str, typer.Option(help="Prompt with {} for the class name.")] = "a photo of a {}.",
+    as_json: AsJson = False,
+) -> None:
+    """Rank labels for an image."""
+    names = [name.strip() for name in labels.split(",") if name.strip()]
+    if len(names) < 2:
+        raise RequestError('--labels: give at least two, separated by commas, such as "a dog,a cat"')
+    from sharelock_ray.alignment.model import load_model
+
+    probabilities = load_model(model).classify(_open_image(image), names, [template])[0].tolist()
+    ranked = sorted(zip(names, probabilities, strict=True), key=lambda item: -item[1])
+    _show(
+        _table(["label", "probability"], [[name, f"{p:.1%}"] for name, p in ranked]),
+        {"image": image, "labels": [{"label": name, "probability": p} for name, p in ranked]},
+        as_json,
+    )
+
+
+def run_job(verb: str) -> None:
+    """Runs `sharelock VERB` from the arguments of a job script, whose recipe is `--config`."""
+    parser = argparse.ArgumentParser(description=f"`sharelock {verb}` as a job of a Ray cluster.")
+    parser.add_argument("--config", required=True, metavar="RECIPE")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    settings = [argument for setting in given.set for argument in ("--set", setting)]
+    main([verb, given.config, *settings, *(["--json"] if given.json else [])])
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command and exits: 0 done, 1 the run failed, 2 the request was wrong, 130 interrupted."""
+    try:
+        app(arguments, standalone_mode=False)
+    except SharelockError as error:
+        _fail(str(error), error.exit_code)
+    except typer.Abort:
+        _fail("interrupted: run the same command again to continue", INTERRUPTED)
+    except KeyboardInterrupt:
+        _fail("interrupted: run the same command again to continue", INTERRUPTED)
+    except Exception as error:
+        # Typer's own complaints about flags and arguments; anything else is our fault and shows where it was.
+        if not hasattr(error, "format_message"):
+            raise
+        _fail(f"{error.format_message()} (see `sharelock --help`)", RequestError.exit_code)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"sharelock: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _recipe(path: str, settings: list[str] | None, address: str | None = None) -> Recipe:
+    if address:
+        # Where everything that starts or meets Ray looks, before ray is imported.
+        os.environ["RAY_ADDRESS"] = address
+    return read_recipe(path, settings or ())
+
+
+def _own_data(pattern: str) -> list[str]:
+    """Overrides that put a user's tars in the place of a recipe's data."""
+    name = Path(pattern).parent.name or "data"
+    return [
+        f"data={json.dumps({'dataset': name, 'train': {'urls': pattern}})}",
+        f"name={json.dumps(name)}",
+        f"output={json.dumps(f'runs/{name}')}",
+    ]
+
+
+def _open_image(path: str) -> Any:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        return Image.open(path)
+    except FileNotFoundError:
+        raise RequestError(f"no image at {path}") from None
+    except (UnidentifiedImageError, IsADirectoryError):
+        raise RequestError(f"{path} is not an image") from None
+
+
+def _table(header: list[str], rows: list[list[str]]) -> Table:
+    table = Table(*header)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _show_summary(summary: Summary, as_json: bool) -> None:
+    _show(summary.table(), summary.as_json(), as_json)
+    if not as_json:
+        print(f"report: {summary.page}")
+
+
+def _show(table: Table, result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result))
+    else:
+        Console(width=None if sys.stdout.isatty() else 140).print(table)

@@ -1,0 +1,90 @@
+"""Everything that is measured on one split of features, as one result."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from sharelock_ray.alignment.model import AlignedModel
+from sharelock_ray.evaluation.result import Evaluation, Example, ZeroShot
+from sharelock_ray.evaluation.retrieval import retrieval
+from sharelock_ray.evaluation.zero_shot import zero_shot
+from sharelock_ray.features.featureset import Pairs
+
+_EXAMPLES = 24
+
+
+def evaluate(
+    model: AlignedModel,
+    pairs: Pairs,
+    split: str,
+    class_names: Sequence[str] | None,
+    templates: Sequence[str],
+    recall_at: Sequence[int],
+) -> Evaluation:
+    """Scores retrieval on `pairs`, and zero-shot classification on the labelled images of their vision set.
+
+    Args:
+        class_names: by label; None leaves zero-shot classification out.
+
+    Raises:
+        RequestError: other encoders than the model's made the features.
+    """
+    image, text = model.project(pairs.vision), model.project(pairs.language)
+    found = retrieval(
+        image[torch.from_numpy(pairs.vision_rows)],
+        text[torch.from_numpy(pairs.caption_rows)],
+        np.repeat(np.arange(len(pairs)), np.diff(pairs.caption_start)),
+        recall_at,
+    )
+    classified, examples = _classify(model, pairs, image, class_names or (), templates)
+    return Evaluation(
+        split=split,
+        model_step=model.checkpoint.position.step,
+        templates=tuple(templates),
+        retrieval=found,
+        zero_shot=classified,
+        examples=tuple(examples or _nearest_texts(pairs, image, text)),
+    )
+
+
+def _classify(
+    model: AlignedModel, pairs: Pairs, image: torch.Tensor, class_names: Sequence[str], templates: Sequence[str]
+) -> tuple[ZeroShot | None, list[Example]]:
+    labels = pairs.vision.columns["label"]
+    labelled = np.flatnonzero(~np.isnan(labels.astype(np.float64)))
+    if not class_names or not len(labelled):
+        return None, []
+    truth = labels[labelled].astype(np.int64)
+    images = image[torch.from_numpy(labelled)]
+    prototypes = model.prototypes(class_names, templates)
+    present = np.unique(truth)
+    among_all, _ = zero_shot(images, truth, prototypes, class_names)
+    among_present, predicted = zero_shot(
+        images, np.searchsorted(present, truth), prototypes[present], [class_names[c] for c in present]
+    )
+    keys = pairs.vision.keys[labelled]
+    examples = [
+        Example(key=keys[i], truth=class_names[truth[i]], predicted=class_names[present[predicted[i]]])
+        for i in _spread(len(labelled))
+    ]
+    return ZeroShot(among_present=among_present, among_all=among_all), examples
+
+
+def _nearest_texts(pairs: Pairs, image: torch.Tensor, text: torch.Tensor) -> list[Example]:
+    """Images with their own first caption, and the caption that the model finds nearest."""
+    texts = pairs.language.columns["text"]
+    gallery = text[torch.from_numpy(pairs.caption_rows)]
+    return [
+        Example(
+            key=pairs.keys[i],
+            truth=texts[pairs.caption_rows[pairs.caption_start[i]]],
+            predicted=texts[pairs.caption_rows[int((gallery @ image[pairs.vision_rows[i]]).argmax())]],
+        )
+        for i in _spread(len(pairs))
+    ]
+
+
+def _spread(count: int) -> list[int]:
+    """At most `_EXAMPLES` positions, evenly over `count`."""
+    return np.unique(np.linspace(0, count - 1, min(count, _EXAMPLES)).round().astype(int)).tolist()

@@ -1,0 +1,24 @@
+"""What Ray reads from the environment as it is imported. Each package of the engine imports this first.
+
+Ray's own bars, chatter and usage report are not the user's output; its workers run at normal niceness, since at Ray's
+default of 15 they starve beside any other process.
+"""
+
+import os
+import secrets
+
+_ENVIRONMENT = {
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # Otherwise each thread's own heap grows to tens of MB in every worker.
+    "MALLOC_ARENA_MAX": "2",
+}
+for _name, _value in _ENVIRONMENT.items():
+    os.environ.setdefault(_name, _value)
+# Ray reads these as it is imported. An instance of our own answers to nobody else; a cluster has its own rules.
+if not os.environ.get("RAY_ADDRESS") and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

@@ -1,0 +1,122 @@
+"""Reads a recipe file with its overrides, and says in one line what is wrong with it."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from sharelock_ray import storage
+from sharelock_ray.errors import RequestError
+from sharelock_ray.recipe.schema import Recipe
+
+SHIPPED = Path(__file__).parents[2] / "jobs" / "recipes"
+
+
+def read_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe at `path`, with each of `overrides` (`a.b=c`, the value in YAML) put over it.
+
+    Args:
+        path: a file or URI; a bare name such as `demo` is one of the shipped recipes.
+
+    Raises:
+        RequestError: no such file, no YAML, or a field that the schema refuses; the message names the field.
+    """
+    place = str(SHIPPED / f"{path}.yaml") if path.isidentifier() and not storage.exists(path) else path
+    try:
+        content = yaml.safe_load(storage.read_bytes(place))
+    except (FileNotFoundError, IsADirectoryError):
+        raise RequestError(f"no recipe at {place}") from None
+    except yaml.YAMLError as error:
+        raise RequestError(f"{place} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise RequestError(f"{place} is not a recipe: it must hold fields, such as `name:`")
+    for override in overrides:
+        _put(content, override)
+    return parse_recipe(content, place)
+
+
+def parse_recipe(content: dict[str, Any], place: str) -> Recipe:
+    """Checks `content` against the schema; `place` is named in the error."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise RequestError(f"{place}: {_explain(error)}") from None
+
+
+def write_recipe(recipe: Recipe) -> None:
+    """Saves the resolved recipe beside its output."""
+    content = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    storage.write_bytes(storage.join(recipe.output, "recipe.yaml"), content.encode())
+
+
+def with_settings(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
+    """`recipe` with fields, named as for `--set`, changed."""
+    content = recipe.model_dump(mode="json")
+    for name, value in settings.items():
+        _place(content, name, value)
+    return parse_recipe(content, "the grid of `tuning`")
+
+
+def _put(content: dict[str, Any], override: str) -> None:
+    name, separator, value = override.partition("=")
+    if not separator:
+        raise RequestError(f"--set {override}: write it as field=value, such as --set alignment.steps=100")
+    try:
+        _place(content, name, yaml.safe_load(value))
+    except yaml.YAMLError:
+        raise RequestError(f"--set {override}: {value} is not a YAML value") from None
+
+
+def _place(content: dict[str, Any], name: str, value: Any) -> None:
+    *path, last = name.split(".")
+    place: Any = content
+    try:
+        for part in path:
+            place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
+        place[int(last) if isinstance(place, list) else last] = value
+    except (TypeError, AttributeError, ValueError, IndexError):
+        raise RequestError(f"{name} is not a place in the recipe") from None
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    where = _where(first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _fields(Recipe, first["loc"][:-1])
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(sorted(known))}"
+        return f"there is no field `{where}`: {hint}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        return f"the field `{where}` is missing"
+    given = f" (it is {first['input']!r})" if where and not isinstance(first["input"], dict) else ""
+    return f"`{where}`: {message}{given}" if where else message
+
+
+def _where(path: Sequence[int | str]) -> str:
+    """Pydantic's path as one writes it for `--set`: without an encoder's tag (`vision`), which follows its number."""
+    return ".".join(
+        str(part)
+        for part, last in zip(path, (None, *path[:-1]), strict=True)
+        if not (isinstance(last, int) and part in ("vision", "language"))
+    )
+
+
+def _fields(model: Any, path: Sequence[int | str]) -> list[str]:
+    """Names of the fields that the schema has at `path`."""
+    models = _models(model)
+    for part in path:
+        inner = [m for model in models for m in _models(getattr(model.model_fields.get(str(part)), "annotation", None))]
+        # List positions and union tags name no field: they stay where they are.
+        models = inner or models
+    return sorted({name for model in models for name in model.model_fields})
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The models among the possible types of an annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models(argument)]

@@ -1,0 +1,123 @@
+"""The recipe's schema: the settings of every stage, put together."""
+
+from functools import cached_property
+from typing import Annotated, Any, Self, TypeVar
+
+from pydantic import Field, model_validator
+
+from sharelock_ray import storage
+from sharelock_ray.alignment.run import RunFolder
+from sharelock_ray.alignment.spec import AlignmentSpec
+from sharelock_ray.config import Config
+from sharelock_ray.encoders.spec import EncoderSpec, LanguageSpec, VisionSpec
+from sharelock_ray.errors import RequestError
+from sharelock_ray.extraction.options import ExtractionOptions
+from sharelock_ray.sources.webdataset import WebDatasetSource
+from sharelock_ray.training.options import TrainingOptions
+
+
+class ShapesSpec(Config):
+    """The built-in data: coloured shapes, rendered from a seed into tars (see `sources.shapes`)."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    train_images: Annotated[int, Field(ge=8)] = 2400
+    test_images_per_class: Annotated[int, Field(ge=1)] = 20
+    image_size: Annotated[int, Field(ge=16, le=1024)] = 64
+    shards: Annotated[int, Field(ge=1)] = 4
+
+
+class DataSpec(Config):
+    """Where pairs come from: one's own sources, or the built-in shapes."""
+
+    dataset: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Names the dataset's folder of feature sets."""
+    train: WebDatasetSource | None = None
+    test: WebDatasetSource | None = None
+    """Evaluated on; where there is none, retrieval is scored on the validation pairs."""
+    classes: str | None = None
+    """A text file of class names, one a line: line n names label n of the test split."""
+    shapes: ShapesSpec | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.shapes is None) == (self.train is None):
+            raise ValueError("say where the data comes from: either `train` or `shapes`")
+        return self
+
+
+class EvaluationSpec(Config):
+    """What is measured, and how classes are put into words."""
+
+    templates: tuple[str, ...] = ("a photo of a {}.",)
+    """Prompts with `{}` for the class name; their embeddings are averaged."""
+    recall_at: tuple[Annotated[int, Field(ge=1)], ...] = (1, 5, 10)
+
+
+class Operations(Config):
+    """How the cluster is used. Nothing here changes a result beyond rounding."""
+
+    extraction: ExtractionOptions = ExtractionOptions()
+    training: TrainingOptions = TrainingOptions()
+
+
+class Recipe(Config):
+    """One run, from data to report."""
+
+    name: str
+    output: str
+    """Folder of the run: features, checkpoints, results and report. A local path or a URI."""
+    note: str = ""
+    """Shown in the report: what a reader must know about this run."""
+    data: DataSpec
+    encoders: Annotated[tuple[EncoderSpec, ...], Field(min_length=2)]
+    alignment: AlignmentSpec = AlignmentSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    tuning: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    """A grid: values to try, by field, such as `alignment.language.depth: [1, 2]`."""
+    operations: Operations = Operations()
+
+    @cached_property
+    def vision(self) -> VisionSpec:
+        """The one vision encoder."""
+        return _only([encoder for encoder in self.encoders if isinstance(encoder, VisionSpec)], "vision")
+
+    @cached_property
+    def language(self) -> LanguageSpec:
+        """The one language encoder."""
+        return _only([encoder for encoder in self.encoders if isinstance(encoder, LanguageSpec)], "language")
+
+    @property
+    def run(self) -> RunFolder:
+        return RunFolder(self.output)
+
+    @property
+    def data_folder(self) -> str:
+        """Where the built-in data is written."""
+        return storage.join(self.output, "data")
+
+    @property
+    def splits(self) -> dict[str, WebDatasetSource]:
+        """The source of each split that there is."""
+        if self.data.shapes is not None:
+            return {split: WebDatasetSource(urls=f"{self.data_folder}/{split}/*.tar") for split in ("train", "test")}
+        named = {"train": self.data.train, "test": self.data.test}
+        return {split: source for split, source in named.items() if source is not None}
+
+    def class_names(self) -> list[str] | None:
+        """Names by label; None where the recipe gives none."""
+        path = storage.join(self.data_folder, "classes.txt") if self.data.shapes else self.data.classes
+        if path is None:
+            return None
+        try:
+            return storage.read_bytes(path).decode().splitlines()
+        except FileNotFoundError:
+            raise RequestError(f"no class names at {path}: check `data.classes`") from None
+
+
+_Spec = TypeVar("_Spec", VisionSpec, LanguageSpec)
+
+
+def _only(encoders: list[_Spec], modality: str) -> _Spec:
+    if len(encoders) != 1:
+        raise RequestError(f"`encoders` must list one {modality} encoder, and lists {len(encoders)}")
+    return encoders[0]

@@ -1,0 +1,255 @@
+"""The stages of a run, each from what the ones before it left on storage. What is done is left alone, and said.
+
+Heavy libraries are imported by the stage that needs them, so that a run with nothing left to do ends at once.
+"""
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sharelock_ray import storage
+from sharelock_ray.alignment.run import RunFolder, TrainingResult
+from sharelock_ray.config import content_hash
+from sharelock_ray.encoders.spec import EncoderSpec
+from sharelock_ray.errors import RequestError, RunError
+from sharelock_ray.evaluation.result import Evaluation
+from sharelock_ray.features.audit import Audit
+from sharelock_ray.features.audit import audit as audit_set
+from sharelock_ray.features.featureset import FeatureSet, join, open_features
+from sharelock_ray.features.manifest import is_complete, read_manifest
+from sharelock_ray.features.schema import feature_set_uri
+from sharelock_ray.progress import say
+from sharelock_ray.recipe.load import with_settings, write_recipe
+from sharelock_ray.recipe.schema import Recipe
+from sharelock_ray.report.page import write_page
+from sharelock_ray.report.summary import Summary
+from sharelock_ray.sources.sample import Sample
+from sharelock_ray.sources.shapes import write_shapes
+
+_AUDIT, _EVALUATION, _SECONDS = "audit.json", "evaluation.json", "seconds.json"
+
+
+def demo(recipe: Recipe) -> Summary:
+    """Every stage, on one Ray."""
+    prepare(recipe)
+    with ExitStack() as stack:
+        if not (_is_extracted(recipe) and recipe.run.result()):
+            from sharelock_ray import engine
+
+            stack.enter_context(engine.connected())
+        extract(recipe)
+        audit(recipe)
+        train(recipe)
+    evaluate(recipe)
+    return report(recipe)
+
+
+def prepare(recipe: Recipe) -> None:
+    """Saves the resolved recipe, and writes the built-in data where the recipe asks for it."""
+    if recipe.data.shapes is not None and not storage.exists(storage.join(recipe.data_folder, "shapes.json")):
+        say(f"data: renders coloured shapes into {recipe.data_folder}")
+    with _timed(recipe, "data"):
+        if recipe.data.shapes is not None:
+            write_shapes(recipe.data_folder, **recipe.data.shapes.model_dump())
+    write_recipe(recipe)
+
+
+def extract(recipe: Recipe) -> list[FeatureSet]:
+    """The feature sets of every split and encoder; missing ones are made."""
+    prepare(recipe)
+    for split, source in recipe.splits.items():
+        uris = [_uri(recipe, split, encoder) for encoder in recipe.encoders]
+        if all(map(is_complete, uris)):
+            say(f"extract {split}: already done")
+            continue
+        from sharelock_ray.extraction.extract import ExtractionJob
+        from sharelock_ray.extraction.extract import extract as extract_job
+
+        job = ExtractionJob(_features(recipe), recipe.data.dataset, split, source, recipe.encoders)
+        with _timed(recipe, f"extract {split}"):
+            sets = extract_job(job, recipe.operations.extraction)
+        counts = ", ".join(f"{s.manifest.rows:,} {s.manifest.modality} rows" for s in sets)
+        say(f"extract {split}: {counts}, {sum(s.manifest.rejects for s in sets)} rejects")
+    return _feature_sets(recipe)
+
+
+def audit(recipe: Recipe) -> list[Audit]:
+    """Proves every feature set against its manifest and against the inputs, read anew.
+
+    Raises:
+        RunError: a set is not sound.
+    """
+    path = storage.join(recipe.output, _AUDIT)
+    sets = _feature_sets(recipe)
+    sound = storage.read_json(path) if storage.exists(path) else {}
+    if all(sound.get(s.uri, {}).get("digest") == s.manifest.digest for s in sets):
+        say("audit: already done")
+        return [Audit(**sound[s.uri]["audit"]) for s in sets]
+    audits = []
+    with _timed(recipe, "audit"):
+        for split, source in recipe.splits.items():
+            inputs = [item.key for shard in source.shards() for item in source.read(shard)]
+            audits += [audit_set(s, inputs) for s in sets if s.manifest.split == split]
+    for each in audits:
+        each.require()
+    record = {
+        s.uri: {"digest": s.manifest.digest, "audit": asdict(found)}
+        for s in sets
+        for found in audits
+        if found.uri == s.uri
+    }
+    storage.write_json(path, record)
+    say(f"audit: {len(audits)} feature sets are whole, each input in rows or rejects exactly once")
+    return audits
+
+
+def train(recipe: Recipe) -> TrainingResult:
+    """The trained alignment of the recipe's encoders on the training split."""
+    with _timed(recipe, "train"):
+        return _train(recipe, recipe.run)
+
+
+def _train(recipe: Recipe, run: RunFolder) -> TrainingResult:
+    vision, language = (_uri(recipe, "train", encoder) for encoder in (recipe.vision, recipe.language))
+    run.begin(recipe.alignment, read_manifest(vision), read_manifest(language))
+    result = run.result()
+    if result is not None:
+        say(f"train: already done ({run.uri})")
+        return result
+    from sharelock_ray.training.train import train as train_run
+
+    result = train_run(run, vision, language, recipe.alignment, recipe.operations.training)
+    best = f"{result.best_validation_loss:.3f} at step {result.best_step:,}"
+    say(f"train: {result.steps:,} steps, best validation loss {best}")
+    return result
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A training of a grid: what it changed, and how it ended."""
+
+    settings: dict[str, Any]
+    run: str
+    result: TrainingResult
+
+
+def tune(recipe: Recipe) -> list[Trial]:
+    """Trains every point of the recipe's grid, each in a run folder of its own, on the same features."""
+    if not recipe.tuning:
+        raise RequestError("the recipe has no grid: add `tuning`, such as `tuning: {alignment.language.depth: [1, 2]}`")
+    trials = []
+    for values in itertools.product(*recipe.tuning.values()):
+        settings = dict(zip(recipe.tuning, values, strict=True))
+        run = RunFolder(storage.join(recipe.output, "trials", content_hash(settings)))
+        trials.append(Trial(settings, run.uri, _train(with_settings(recipe, settings), run)))
+    return trials
+
+
+def evaluate(recipe: Recipe) -> Evaluation:
+    """Scores the best checkpoint on the test split; without one, on the validation pairs of the training split."""
+    path = storage.join(recipe.output, _EVALUATION)
+    asked = _evaluation_request(recipe)
+    if storage.exists(path) and (known := storage.read_json(path))["request"] == asked:
+        say("evaluate: already done")
+        return Evaluation.model_validate(known["result"])
+    from sharelock_ray.alignment.batches import split_validation
+    from sharelock_ray.alignment.model import load_model
+    from sharelock_ray.evaluation.evaluate import evaluate as evaluate_model
+
+    with _timed(recipe, "evaluate"):
+        split = "test" if "test" in recipe.splits else "train"
+        pairs = join(*(open_features(_uri(recipe, split, encoder)) for encoder in (recipe.vision, recipe.language)))
+        if split == "train":
+            split, pairs = "validation", split_validation(pairs, recipe.alignment.validation_fraction)[1]
+        names = recipe.class_names() if split == "test" else None
+        spec = recipe.evaluation
+        result = evaluate_model(load_model(recipe.run.best), pairs, split, names, spec.templates, spec.recall_at)
+    storage.write_json(path, {"request": asked, "result": result.model_dump(mode="json")})
+    say(f"evaluate: {result.retrieval.images:,} images of the {split} split")
+    return result
+
+
+def report(recipe: Recipe) -> Summary:
+    """Writes `report.html` from what the other stages left."""
+    result = recipe.run.result()
+    path = storage.join(recipe.output, _EVALUATION)
+    if result is None or not storage.exists(path):
+        raise RequestError(f"{recipe.output} holds no finished training with an evaluation: run `sharelock evaluate`")
+    evaluation = Evaluation.model_validate(storage.read_json(path)["result"])
+    summary = Summary(
+        title=recipe.name,
+        note=recipe.note,
+        page=storage.join(recipe.output, "report.html"),
+        features=tuple(s.manifest for s in _feature_sets(recipe)),
+        training=result,
+        metrics=tuple(recipe.run.metrics()),
+        evaluation=evaluation,
+        seconds=_seconds(recipe),
+    )
+    write_page(summary, _images(recipe, [example.key for example in evaluation.examples]))
+    return summary
+
+
+def _uri(recipe: Recipe, split: str, encoder: EncoderSpec) -> str:
+    """The feature set of one encoder over one split."""
+    folder = encoder.resolved().folder()
+    return feature_set_uri(_features(recipe), recipe.data.dataset, split, encoder.modality, folder)
+
+
+def _features(recipe: Recipe) -> str:
+    return storage.join(recipe.output, "features")
+
+
+def _feature_sets(recipe: Recipe) -> list[FeatureSet]:
+    return [open_features(_uri(recipe, split, encoder)) for split in recipe.splits for encoder in recipe.encoders]
+
+
+def _is_extracted(recipe: Recipe) -> bool:
+    return all(is_complete(_uri(recipe, split, encoder)) for split in recipe.splits for encoder in recipe.encoders)
+
+
+def _evaluation_request(recipe: Recipe) -> dict[str, object]:
+    """What an evaluation depends on: the model, the features and the settings."""
+    checkpoint = storage.join(recipe.run.best, "checkpoint.json")
+    if not storage.exists(checkpoint):
+        raise RequestError(f"{recipe.output} holds no trained model: run `sharelock train` first")
+    return {
+        "model": storage.sha256_of(checkpoint),
+        "features": [s.manifest.digest for s in _feature_sets(recipe)],
+        "evaluation": recipe.evaluation.model_dump(mode="json"),
+    }
+
+
+def _images(recipe: Recipe, keys: Sequence[str]) -> dict[str, bytes]:
+    """The image files of some samples, by key, from the split that was evaluated."""
+    wanted = set(keys)
+    source = recipe.splits.get("test", recipe.splits["train"])
+    found: dict[str, bytes] = {}
+    for shard in source.shards():
+        if not any(key.startswith(f"{shard.name}/") for key in wanted):
+            continue
+        for item in source.read(shard):
+            if isinstance(item, Sample) and item.key in wanted and item.image is not None:
+                found[item.key] = item.image
+    if missing := wanted - found.keys():
+        raise RunError(f"the image {min(missing)} is not in the data any more: restore the data to write the report")
+    return found
+
+
+@contextmanager
+def _timed(recipe: Recipe, stage: str) -> Iterator[None]:
+    """Notes the seconds of a stage that ends well and did something."""
+    started = time.monotonic()
+    yield
+    seconds = time.monotonic() - started
+    known = _seconds(recipe)
+    if stage not in known:
+        storage.write_json(storage.join(recipe.output, _SECONDS), known | {stage: round(seconds, 2)})
+
+
+def _seconds(recipe: Recipe) -> dict[str, float]:
+    path = storage.join(recipe.output, _SECONDS)
+    return dict(storage.read_json(path)) if storage.exists(path) else {}

@@ -1,0 +1,86 @@
+"""What a run came to, as one object and as the table that ends a demo."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from sharelock_ray.alignment.run import TrainingResult
+from sharelock_ray.evaluation.result import Evaluation
+from sharelock_ray.evaluation.statistics import Estimate
+from sharelock_ray.features.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Everything that a report shows; `page` is where it lies."""
+
+    title: str
+    note: str
+    page: str
+    features: tuple[Manifest, ...]
+    training: TrainingResult
+    metrics: tuple[dict[str, Any], ...]
+    evaluation: Evaluation
+    seconds: dict[str, float]
+
+    def rows(self) -> list[tuple[str, str]]:
+        """(what, value) of each line of the table."""
+        training, evaluation = self.training, self.evaluation
+        lines = [
+            (
+                f"{m.split} {m.modality} features",
+                f"{m.rows:,} rows x {m.dim} {m.dtype}, {m.rejects:,} rejects ({m.encoder['name']})",
+            )
+            for m in self.features
+        ]
+        lines += [
+            ("pairs", f"{training.training_pairs:,} trained on, {training.validation_pairs:,} for validation"),
+            ("training loss", f"{training.first_loss:.3f} to {training.last_loss:.3f} in {training.steps:,} steps"),
+            ("validation loss", f"{training.best_validation_loss:.3f}, the best, at step {training.best_step:,}"),
+        ]
+        if evaluation.zero_shot is not None:
+            present, every = evaluation.zero_shot.among_present, evaluation.zero_shot.among_all
+            name = f"zero-shot among {present.candidates} classes"
+            lines.append((name, _accuracy(present.top_1, present.chance)))
+            if every.candidates != present.candidates:
+                lines.append((f"among all {every.candidates} classes", _accuracy(every.top_1, every.chance)))
+            lines.append(("top-5, mean per class", f"{present.top_5.value:.1%}, {present.mean_per_class:.1%}"))
+        found = evaluation.retrieval
+        for name, recalls in (("image to text", found.image_to_text), ("text to image", found.text_to_image)):
+            at = "/".join(str(k) for k in recalls)
+            values = " / ".join(f"{recall.value:.1%}" for recall in recalls.values())
+            lines.append((f"{name} recall@{at}", f"{values} of {found.images:,} {evaluation.split} images"))
+        lines += [(f"seconds: {stage}", f"{seconds:.1f}") for stage, seconds in self.seconds.items()]
+        return lines
+
+    def table(self) -> Table:
+        """For a terminal."""
+        table = Table(title=self.title, show_header=False, title_justify="left")
+        for name, value in self.rows():
+            table.add_row(name, value)
+        return table
+
+    def as_json(self) -> dict[str, Any]:
+        """For a program."""
+        return {
+            "report": self.page,
+            "features": [
+                {
+                    "split": m.split,
+                    "modality": m.modality,
+                    "encoder": m.encoder["name"],
+                    "rows": m.rows,
+                    "rejects": m.rejects,
+                    "dim": m.dim,
+                }
+                for m in self.features
+            ],
+            "training": self.training.model_dump(mode="json"),
+            "evaluation": self.evaluation.model_dump(mode="json", exclude={"examples"}),
+            "seconds": self.seconds,
+        }
+
+
+def _accuracy(value: Estimate, chance: float) -> str:
+    return f"{value.value:.1%} (95 % interval {value.low:.1%} to {value.high:.1%}; chance {chance:.1%})"
