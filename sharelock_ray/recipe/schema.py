@@ -1,6 +1,5 @@
 """The recipe's schema: the settings of every stage, put together."""
 
-from functools import cached_property
 from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import Field, model_validator
@@ -76,12 +75,12 @@ class Recipe(Config):
     """A grid: values to try, by field, such as `alignment.language.depth: [1, 2]`."""
     operations: Operations = Operations()
 
-    @cached_property
+    @property
     def vision(self) -> VisionSpec:
         """The one vision encoder."""
         return _only([encoder for encoder in self.encoders if isinstance(encoder, VisionSpec)], "vision")
 
-    @cached_property
+    @property
     def language(self) -> LanguageSpec:
         """The one language encoder."""
         return _only([encoder for encoder in self.encoders if isinstance(encoder, LanguageSpec)], "language")

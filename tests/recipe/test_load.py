@@ -1,0 +1,95 @@
+"""Reading a recipe: overrides, and one clear line for each mistake."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+import support
+from sharelock_ray.errors import RequestError
+from sharelock_ray.recipe.load import SHIPPED, read_recipe, with_settings, write_recipe
+
+
+@pytest.fixture
+def path(tmp_path: Path, models: Path) -> str:
+    return str(support.write_recipe(tmp_path / "tiny.yaml", models))
+
+
+@pytest.mark.parametrize("shipped", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_recipe_is_valid(shipped: Path) -> None:
+    assert read_recipe(str(shipped)).name == shipped.stem
+
+
+def test_a_shipped_recipe_goes_by_its_bare_name() -> None:
+    assert read_recipe("demo") == read_recipe(str(SHIPPED / "demo.yaml"))
+
+
+def test_an_override_changes_one_field(path: str) -> None:
+    recipe = read_recipe(path, ["alignment.steps=7", "encoders.1.pooling=mean", "alignment.language.norm=layer"])
+    assert recipe.alignment.steps == 7
+    assert recipe.language.pooling == "mean"
+    assert recipe.alignment.language.norm == "layer"
+    assert recipe.alignment.language.width == 32
+
+
+def test_a_saved_recipe_reads_back_the_same(path: str) -> None:
+    recipe = read_recipe(path)
+    write_recipe(recipe)
+    assert read_recipe(f"{recipe.output}/recipe.yaml") == recipe
+
+
+def test_a_grid_point_is_checked_like_a_recipe(path: str) -> None:
+    assert with_settings(read_recipe(path), {"alignment.language.depth": 3}).alignment.language.depth == 3
+    with pytest.raises(RequestError, match=r"tuning.*alignment\.language\.depth"):
+        with_settings(read_recipe(path), {"alignment.language.depth": "deep"})
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("alignmnt.steps=3", "no field `alignmnt`: did you mean `alignment`?"),
+        ("alignment.language.dpth=3", "no field `alignment.language.dpth`: did you mean `depth`?"),
+        ("encoders.0.wights=x", "no field `encoders.0.wights`: did you mean `weights`?"),
+        ("operations.extraction.zzz=1", "known here: chunk_size"),
+        ("alignment.steps=many", "`alignment.steps`: Input should be a valid integer"),
+        ("encoders.0.image_size=x", "`encoders.0.image_size`"),
+        ("alignment.language.depth=0", "both sides are locked"),
+        ("data.shapes=null", "either `train` or `shapes`"),
+        ("alignment", "write it as field=value"),
+        ("alignment.steps.deep=1", "alignment.steps.deep is not a place in the recipe"),
+        ("encoders.9.name=x", "encoders.9.name is not a place in the recipe"),
+        ("alignment.steps=[", "is not a YAML value"),
+    ],
+)
+def test_a_mistake_gets_one_line_that_names_the_field(path: str, override: str, message: str) -> None:
+    with pytest.raises(RequestError) as error:
+        read_recipe(path, [override])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_field_is_named(tmp_path: Path, models: Path) -> None:
+    path = support.write_recipe(tmp_path / "tiny.yaml", models)
+    content = yaml.safe_load(path.read_text())
+    del content["encoders"][1]["model"]
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(RequestError, match=r"the field `encoders\.1\.model` is missing"):
+        read_recipe(str(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "no recipe at"), ("a: [", "is not YAML"), ("just text", "is not a recipe")]
+)
+def test_what_is_no_recipe_is_said(tmp_path: Path, content: str | None, message: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(RequestError, match=message):
+        read_recipe(str(path))
+
+
+def test_two_encoders_of_a_kind_must_not_be_guessed_between(path: str) -> None:
+    recipe = read_recipe(path)
+    twice = recipe.model_copy(update={"encoders": (recipe.vision, *recipe.encoders)})
+    with pytest.raises(RequestError, match="one vision encoder, and lists 2"):
+        _ = twice.vision

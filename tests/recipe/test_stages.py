@@ -1,0 +1,124 @@
+"""The stages of a run on tiny encoders: each works alone, continues, and refuses what does not belong together."""
+
+from pathlib import Path
+
+import pytest
+
+import support
+from sharelock_ray.errors import RequestError, RunError
+from sharelock_ray.recipe import stages
+from sharelock_ray.recipe.load import read_recipe
+from sharelock_ray.recipe.schema import Recipe
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory, models: Path, local_ray: None) -> Recipe:
+    """A finished run."""
+    recipe = read_recipe(str(support.write_recipe(tmp_path_factory.mktemp("run") / "tiny.yaml", models)))
+    stages.demo(recipe)
+    return recipe
+
+
+def changed(recipe: Recipe, **fields: object) -> Recipe:
+    return recipe.model_copy(update=fields)
+
+
+class TestDemo:
+    def test_leaves_results_of_every_stage(self, recipe: Recipe) -> None:
+        assert {"recipe.yaml", "audit.json", "training.json", "evaluation.json", "report.html", "best", "last"} <= {
+            path.name for path in Path(recipe.output).iterdir()
+        }
+        summary = stages.report(recipe)
+        assert summary.evaluation.zero_shot.among_present.candidates == 16
+        assert summary.evaluation.zero_shot.among_all.candidates == 64
+        assert [(m.split, m.modality, m.rows, m.rejects) for m in summary.features] == [
+            ("train", "vision", 239, 1),
+            ("train", "language", 239, 1),
+            ("test", "vision", 32, 0),
+            ("test", "language", 32, 0),
+        ]
+        assert set(summary.seconds) == {"data", "extract train", "extract test", "audit", "train", "evaluate"}
+
+    def test_done_work_is_left_alone_and_said(self, recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+        kept = {p: p.stat().st_mtime_ns for p in Path(recipe.output).rglob("*") if p.suffix != ".html" and p.is_file()}
+        del kept[Path(recipe.output) / "recipe.yaml"]
+        capsys.readouterr()
+        stages.demo(recipe)
+        lines = capsys.readouterr().err.splitlines()
+        assert [line.partition(":")[0] for line in lines] == [
+            "extract train",
+            "extract test",
+            "audit",
+            "train",
+            "evaluate",
+        ]
+        assert all("already done" in line for line in lines)
+        assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+    def test_ones_own_tars_are_scored_by_retrieval(self, tmp_path: Path, models: Path) -> None:
+        urls = support.write_pairs(tmp_path / "mine", shards=2, samples=40)
+        path = support.write_recipe(tmp_path / "tiny.yaml", models, data={"dataset": "mine", "train": {"urls": urls}})
+        evaluation = stages.demo(read_recipe(str(path))).evaluation
+        assert evaluation.zero_shot is None
+        assert evaluation.split == "validation"
+        assert set(evaluation.retrieval.image_to_text) == {1, 5, 10}
+
+
+class TestAlone:
+    def test_training_wants_features(self, recipe: Recipe, tmp_path: Path) -> None:
+        with pytest.raises(RequestError, match="does not exist: run `sharelock extract`"):
+            stages.train(changed(recipe, output=str(tmp_path)))
+
+    def test_evaluation_wants_a_model(self, recipe: Recipe, tmp_path: Path) -> None:
+        with pytest.raises(RequestError, match="no trained model"):
+            stages.evaluate(changed(recipe, output=str(tmp_path)))
+
+    def test_report_wants_an_evaluation(self, recipe: Recipe, tmp_path: Path) -> None:
+        with pytest.raises(RequestError, match="no finished training"):
+            stages.report(changed(recipe, output=str(tmp_path)))
+
+    def test_features_of_another_encoder_are_refused(self, recipe: Recipe, models: Path) -> None:
+        other = changed(recipe, encoders=(recipe.vision, support.tiny_language(models, "encoder")))
+        stages.extract(other)
+        with pytest.raises(RequestError, match=r"was made by tiny-encoder-.* but .* was trained on tiny-decoder-"):
+            stages.evaluate(other)
+
+    def test_an_empty_source_is_refused(self, tmp_path: Path, models: Path) -> None:
+        data = {"dataset": "none", "train": {"urls": str(tmp_path / "*.tar")}}
+        with pytest.raises(RequestError, match="no tar matches"):
+            stages.extract(read_recipe(str(support.write_recipe(tmp_path / "tiny.yaml", models, data=data))))
+
+    def test_tars_without_a_single_pair_are_refused_by_training(self, tmp_path: Path, models: Path) -> None:
+        support.write_tar(tmp_path / "empty.tar", {})
+        data = {"dataset": "none", "train": {"urls": str(tmp_path / "*.tar")}}
+        recipe = read_recipe(str(support.write_recipe(tmp_path / "tiny.yaml", models, data=data)))
+        stages.extract(recipe)
+        with pytest.raises(RequestError, match="0 pairs leave"):
+            stages.train(recipe)
+
+    def test_weights_of_another_model_are_one_line(self, recipe: Recipe, tmp_path: Path) -> None:
+        wrong = recipe.vision.model_copy(update={"model": "test_convnext2"})
+        with pytest.raises(RequestError, match="does not hold weights of test_convnext2") as error:
+            stages.extract(changed(recipe, encoders=(wrong, recipe.language), output=str(tmp_path)))
+        assert "\n" not in str(error.value)
+
+    def test_an_audit_finds_what_was_damaged(self, tmp_path: Path, models: Path) -> None:
+        urls = support.write_pairs(tmp_path / "mine", shards=1, samples=4)
+        data = {"dataset": "mine", "train": {"urls": urls}}
+        recipe = read_recipe(str(support.write_recipe(tmp_path / "tiny.yaml", models, data=data)))
+        vision = stages.extract(recipe)[0]
+        part = Path(vision.uri) / "part-00000.parquet"
+        part.write_bytes(part.read_bytes()[:-1] + b"x")
+        with pytest.raises(RunError, match=r"part-00000\.parquet is not what the manifest says"):
+            stages.audit(recipe)
+
+    def test_a_grid_trains_each_point_once(self, recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+        grid = changed(recipe, tuning={"alignment.language.depth": (1, 2)})
+        trials = stages.tune(grid)
+        assert [trial.settings for trial in trials] == [{"alignment.language.depth": n} for n in (1, 2)]
+        assert trials[0].result.parameters < trials[1].result.parameters
+        capsys.readouterr()
+        assert stages.tune(grid) == trials
+        assert capsys.readouterr().err.count("already done") == 2

@@ -1,0 +1,143 @@
+"""The command as a person runs it, in a process of its own: exit codes, clean output, interruption and continuation."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import support
+from sharelock_ray.features.manifest import read_manifest
+
+STARTED_ALONE = {"RAY_ADDRESS", "RAY_AUTH_TOKEN"}
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    env = {name: value for name, value in os.environ.items() if name not in STARTED_ALONE}
+    command = [sys.executable, "-c", "from sharelock_ray.cli import main; main()", *arguments]
+    return subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def sharelock(*arguments: str) -> tuple[int, str, str]:
+    process = start(*arguments)
+    out, err = process.communicate()
+    return process.returncode, out, err
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, models: Path) -> Path:
+    return support.write_recipe(tmp_path / "tiny.yaml", models)
+
+
+class TestRequests:
+    def test_help_lists_the_verbs(self) -> None:
+        code, out, _ = sharelock("--help")
+        assert code == 0
+        for verb in ("demo", "extract", "audit", "train", "tune", "evaluate", "report", "classify"):
+            assert verb in out
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["extract", "nowhere.yaml"], "no recipe at nowhere.yaml"),
+            (["extract", "demo", "--set", "alignmnt.steps=1"], "did you mean `alignment`?"),
+            (["train", "demo", "--set", "output=nowhere"], "does not exist: run `sharelock extract`"),
+            (["dance"], "No such command 'dance'"),
+            (["extract"], "Missing argument 'RECIPE'"),
+            (["classify", "x.jpg", "--labels", "a", "--model", "nowhere"], "give at least two"),
+            (["classify", "x.jpg", "--labels", "a,b", "--model", "nowhere"], "nowhere holds no trained model"),
+        ],
+    )
+    def test_a_wrong_request_is_one_line_and_code_2(self, arguments: list[str], message: str) -> None:
+        code, out, err = sharelock(*arguments)
+        assert (code, out) == (2, "")
+        assert message in err
+        assert len(err.splitlines()) == 1
+
+    def test_no_cluster_at_an_address_is_one_line(self, recipe: Path) -> None:
+        code, _, err = sharelock("extract", str(recipe), "--address", "127.0.0.1:1")
+        assert code == 2
+        assert err.splitlines()[-1].startswith("sharelock: no Ray cluster answers at 127.0.0.1:1")
+        assert "Traceback" not in err
+
+
+@pytest.mark.slow
+class TestRuns:
+    def test_verbs_work_one_after_another(self, recipe: Path, tmp_path: Path) -> None:
+        for verb in ("extract", "audit", "train", "evaluate", "report"):
+            code, out, err = sharelock(verb, str(recipe), "--json")
+            assert code == 0, err
+            assert "Traceback" not in err
+            assert not [line for line in err.splitlines() if "ray" in line.lower().replace("sharelock_ray", "")]
+            result = json.loads(out.splitlines()[-1])
+        assert result["evaluation"]["zero_shot"]["among_present"]["candidates"] == 16
+        image = tmp_path / "image.jpg"
+        image.write_bytes(support.jpeg())
+        arguments = ["--labels", "red circle, blue square", "--model", str(tmp_path / "run" / "best")]
+        code, out, _ = sharelock("classify", str(image), *arguments, "--json")
+        ranked = json.loads(out)["labels"]
+        assert code == 0
+        assert {each["label"] for each in ranked} == {"red circle", "blue square"}
+        assert ranked[0]["probability"] >= ranked[1]["probability"]
+
+    def test_killed_at_any_moment_a_run_ends_as_if_undisturbed(self, tmp_path: Path, models: Path) -> None:
+        whole, broken = (support.write_recipe(tmp_path / name / "tiny.yaml", models) for name in ("whole", "broken"))
+        code, _, err = sharelock("demo", str(whole))
+        assert code == 0, err
+        run = tmp_path / "broken" / "run"
+        moments: list[Callable[[], bool]] = [
+            lambda: any(run.rglob("staging/0000*/*.arrow")),
+            lambda: any(run.rglob("test/*/*/staging/listing.json")),
+            lambda: (run / "last" / "checkpoint.json").exists(),
+            lambda: (run / "training.json").exists(),
+        ]
+        for moment in moments:
+            kill_when(moment, start("demo", str(broken)))
+        code, _, err = sharelock("demo", str(broken))
+        assert code == 0, err
+        for part in (tmp_path / "whole").rglob("*.parquet"):
+            twin = tmp_path / "broken" / part.relative_to(tmp_path / "whole")
+            assert twin.read_bytes() == part.read_bytes()
+        for name in ("metrics.jsonl", "evaluation.json"):
+            ours, theirs = (json_lines(tmp_path / folder / "run" / name) for folder in ("broken", "whole"))
+            assert ours == theirs
+        for manifest in run.rglob("manifest.json"):
+            assert not (manifest.parent / "staging").exists()
+            read_manifest(str(manifest.parent))
+
+    def test_ctrl_c_ends_cleanly(self, recipe: Path, tmp_path: Path) -> None:
+        process = start("extract", str(recipe))
+        wait_for(lambda: any((tmp_path / "run").rglob("staging/listing.json")), process)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert err.splitlines()[-1] == "sharelock: interrupted: run the same command again to continue"
+        assert "Traceback" not in err
+
+
+def wait_for(moment: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not moment() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def kill_when(moment: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """SIGKILL to the driver; its Ray dies with it."""
+    wait_for(moment, process)
+    process.kill()
+    process.communicate()
+
+
+def json_lines(path: Path) -> list[object]:
+    """The content without what names the run or the time."""
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    return json.loads(path.read_text())["result"]
