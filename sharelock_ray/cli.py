@@ -149,11 +149,11 @@ def run_job(verb: str) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command and exits: 0 done, 1 the run failed, 2 the request was wrong, 130 interrupted."""
     try:
-        app(arguments, standalone_mode=False)
+        # Typer turns Ctrl-C into its own exit code, which it returns.
+        if app(arguments, standalone_mode=False) == INTERRUPTED:
+            raise KeyboardInterrupt
     except SharelockError as error:
         _fail(str(error), error.exit_code)
-    except typer.Abort:
-        _fail("interrupted: run the same command again to continue", INTERRUPTED)
     except KeyboardInterrupt:
         _fail("interrupted: run the same command again to continue", INTERRUPTED)
     except Exception as error:

@@ -3,7 +3,10 @@
 import logging
 import os
 import re
+import signal
+import socket
 import tempfile
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +22,7 @@ from sharelock_ray.errors import RequestError, RunError, SharelockError
 from sharelock_ray.progress import chatter_to
 
 _OBJECT_STORE_BYTES = 256 << 20
+_ANSWER_S = 10.0
 _LOG = Path(tempfile.gettempdir()) / f"sharelock-ray-{os.getpid()}.log"
 
 
@@ -39,17 +43,38 @@ def connected() -> Iterator[None]:
     with chatter_to(_LOG):
         try:
             address = os.environ.get("RAY_ADDRESS")
-            _join(address) if address else _start()
+            with _interrupts_deferred():
+                _join(address) if address else _start()
             yield
         finally:
             ray.shutdown()
     _LOG.unlink()
 
 
-def _join(address: str) -> None:
+@contextmanager
+def _interrupts_deferred() -> Iterator[None]:
+    """Holds Ctrl-C back for the time of the block: between forks it could leave Python's own locks taken for ever."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+    usual = signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
     try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    if caught:
+        raise KeyboardInterrupt
+
+
+def _join(address: str) -> None:
+    # Ray itself would try again and again, for minutes and in silence, where nothing listens.
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        if port.isdigit():
+            socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError, RayError) as error:
+    except (OSError, ValueError, RuntimeError, RayError) as error:
         raise RequestError(f"no Ray cluster answers at {address}: {_first_line(error)}") from None
 
 

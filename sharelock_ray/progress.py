@@ -79,8 +79,9 @@ def chatter_to(log: Path) -> Iterator[None]:
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(1), os.dup(2)]
-    with log.open("ab") as sink, os.fdopen(os.dup(2), "w") as _user:
+    with log.open("ab") as sink, os.fdopen(os.dup(2), "w") as user:
         try:
+            _user = user
             os.dup2(sink.fileno(), 1)
             os.dup2(sink.fileno(), 2)
             yield
@@ -90,7 +91,7 @@ def chatter_to(log: Path) -> Iterator[None]:
             for target, descriptor in zip((1, 2), kept, strict=True):
                 os.dup2(descriptor, target)
                 os.close(descriptor)
-    _user = None
+            _user = None
 
 
 def _stream() -> TextIO:

@@ -49,7 +49,10 @@ def resolve(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 def package_path(uri: str) -> Path:
     """The local path of a `package://` URI."""
     name, _, inside = uri.removeprefix(_PACKAGE).partition("/")
-    spec = importlib.util.find_spec(name)
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        spec = None
     if spec is None or not spec.submodule_search_locations:
         raise RequestError(f"{uri}: no Python package {name!r} is installed")
     return Path(next(iter(spec.submodule_search_locations))) / inside
@@ -84,6 +87,12 @@ def size(uri: str) -> int:
     """Bytes of the object at `uri`."""
     filesystem, path = resolve(uri)
     return int(filesystem.size(path))
+
+
+def version(uri: str) -> str:
+    """Changes when the object at `uri` does."""
+    filesystem, path = resolve(uri)
+    return str(filesystem.ukey(path))
 
 
 def open_read(uri: str) -> Any:

@@ -1,5 +1,6 @@
 """What several test modules share: one local Ray for the whole session, and tiny models on disk."""
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 import support
+from sharelock_ray import progress
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 
 # Small products gain nothing from more threads, and Ray's workers need the cores.
@@ -36,6 +38,14 @@ def local_ray() -> Iterator[None]:
 
     with engine.connected():
         yield
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """What the user is told, also while Ray's chatter goes to a log file."""
+    stream = io.StringIO()
+    monkeypatch.setattr(progress, "_user", stream)
+    return stream
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -161,3 +162,66 @@ def write_feature_set(uri: str, spec: VisionSpec | LanguageSpec, columns: dict, 
 
 def read_json(path: Path) -> object:
     return json.loads(path.read_text())
+
+
+def write_recipe(path: Path, models: Path, **changes: object) -> Path:
+    """A recipe over tiny models that ends in seconds; `changes` replace its top-level fields."""
+    content = {
+        "name": "tiny",
+        "output": str(path.parent / "run"),
+        "data": {
+            "dataset": "shapes",
+            "shapes": {"train_images": 240, "test_images_per_class": 2, "image_size": 32, "shards": 2},
+        },
+        "encoders": [tiny_vision(models).model_dump(mode="json"), tiny_language(models).model_dump(mode="json")],
+        "alignment": {
+            "language": {"depth": 2, "width": 32, "dropout": 0.1},
+            "global_batch_size": 64,
+            "steps": 20,
+            "warmup_steps": 5,
+            "evaluate_every": 5,
+            "validation_fraction": 0.2,
+        },
+        "operations": {"extraction": {"chunk_size": 32}, "training": {"num_workers": 2}},
+    } | changes
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def encoded(modality: str, keys: list[str], dim: int = 4, seed: int = 0, **changes: object) -> EncodedChunk:
+    """A chunk of random embeddings, a row for each of `keys`; a key that comes again is another caption of it."""
+    columns: dict[str, list[object]] = {"key": list(keys)}
+    if modality == "vision":
+        columns["label"] = [sum(key.encode()) % 3 for key in keys]
+    else:
+        columns["caption_id"] = [keys[:i].count(key) for i, key in enumerate(keys)]
+        columns["text"] = [f"text {keys[:i].count(key)} of {key}" for i, key in enumerate(keys)]
+    embeddings = np.random.default_rng(seed).normal(size=(len(keys), dim)).astype(np.float32)
+    return EncodedChunk(**({"columns": columns, "embeddings": embeddings} | changes))
+
+
+def write_parts(
+    uri: str, spec: VisionSpec | LanguageSpec, parts: list[list[EncodedChunk]], dataset: str = "pairs"
+) -> str:
+    """A complete feature set with a part for each list of chunks; its URI."""
+    writer = FeatureSetWriter(uri, spec.modality, spec.stored_dtype)
+    shards = [Shard(i, f"{i:05d}", f"memory/{i:05d}.tar", 100 + i) for i in range(len(parts))]
+    writer.start(shards)
+    for part, chunks in enumerate(parts):
+        for index, chunk in enumerate(chunks):
+            writer.stage(part, index, index == len(chunks) - 1, shards[part].uri, chunk)
+        writer.seal(part)
+    writer.finish(
+        dataset=dataset,
+        split="train",
+        encoder=spec.model_dump(mode="json"),
+        weights_sha256=spec.weights_digest(),
+        dim=parts[0][0].embeddings.shape[1],
+        shards=shards,
+        software={},
+        device="cpu",
+        gpus=0,
+        wall_seconds=0,
+    )
+    return uri

@@ -4,10 +4,12 @@ The tensors' file carries its step in its name, so a checkpoint is replaced by p
 sees the old one or the new one whole, on a disk and on an object store.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from pydantic import ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from sharelock_ray import storage
@@ -73,7 +75,9 @@ def side_of(manifest: Manifest) -> Side:
 def save_checkpoint(
     folder: str, checkpoint: Checkpoint, heads: Heads, optimizer: torch.optim.Optimizer | None = None
 ) -> None:
-    """Publishes a checkpoint in `folder`, then removes the tensors of the one it replaces.
+    """Publishes a checkpoint in `folder`, then removes older tensors.
+
+    Those of the checkpoint that it replaces stay, for readers who are between its JSON and its tensors.
 
     Args:
         optimizer: also saved where given, so that training can go on from here.
@@ -86,10 +90,11 @@ def save_checkpoint(
     storage.write_bytes(
         storage.join(folder, name), save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
     )
+    replaced = read_checkpoint(folder).tensors if has_checkpoint(folder) else name
     published = checkpoint.model_copy(update={"tensors": name})
     storage.write_json(storage.join(folder, CHECKPOINT), published.model_dump(mode="json"))
     for old in storage.names(folder):
-        if old.endswith(".safetensors") and old != name:
+        if old.endswith(".safetensors") and old not in (name, replaced):
             storage.remove(storage.join(folder, old))
 
 
@@ -118,24 +123,31 @@ def read_checkpoint(folder: str) -> Checkpoint:
 def load_heads(folder: str, checkpoint: Checkpoint) -> Heads:
     """The trained projections of a checkpoint, on the CPU."""
     heads = Heads(checkpoint.spec, checkpoint.vision.dim, checkpoint.language.dim)
-    tensors = _tensors(folder, checkpoint)
-    heads.load_state_dict(_below(tensors, _HEADS))
+    with _loading(folder, checkpoint) as tensors:
+        heads.load_state_dict(_below(tensors, _HEADS))
     return heads
 
 
 def restore(folder: str, checkpoint: Checkpoint, heads: Heads, optimizer: torch.optim.Optimizer) -> None:
     """Puts `heads` and `optimizer` where they were when the checkpoint was saved."""
-    tensors = _tensors(folder, checkpoint)
-    heads.load_state_dict(_below(tensors, _HEADS))
-    states: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in _below(tensors, _OPTIMIZER).items():
-        index, _, name = key.partition(".")
-        states.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+    with _loading(folder, checkpoint) as tensors:
+        heads.load_state_dict(_below(tensors, _HEADS))
+        states: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in _below(tensors, _OPTIMIZER).items():
+            index, _, name = key.partition(".")
+            states.setdefault(int(index), {})[name] = value
+        optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _tensors(folder: str, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    return load(storage.read_bytes(storage.join(folder, checkpoint.tensors)))
+@contextmanager
+def _loading(folder: str, checkpoint: Checkpoint) -> Iterator[dict[str, torch.Tensor]]:
+    """A checkpoint's tensors; whatever is wrong with them is said of their file."""
+    path = storage.join(folder, checkpoint.tensors)
+    try:
+        yield load(storage.read_bytes(path))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise RunError(f"{path} is damaged or missing ({reason}): delete {folder} and train again") from None
 
 
 def _below(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

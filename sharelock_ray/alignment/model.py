@@ -8,7 +8,7 @@ from PIL import Image
 
 from sharelock_ray.alignment.checkpoint import Side, load_heads, read_checkpoint, side_of
 from sharelock_ray.encoders.language import LanguageEncoder
-from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
+from sharelock_ray.encoders.spec import EncoderSpec, LanguageSpec, VisionSpec
 from sharelock_ray.encoders.vision import VisionEncoder
 from sharelock_ray.errors import RequestError
 from sharelock_ray.features.featureset import FeatureSet
@@ -82,15 +82,22 @@ class AlignedModel:
 
     @cached_property
     def _vision(self) -> VisionEncoder:
-        spec = self.checkpoint.vision.encoder
+        spec = self._verified(self.checkpoint.vision)
         assert isinstance(spec, VisionSpec)
         return VisionEncoder(spec, str(self.device))
 
     @cached_property
     def _language(self) -> LanguageEncoder:
-        spec = self.checkpoint.language.encoder
+        spec = self._verified(self.checkpoint.language)
         assert isinstance(spec, LanguageSpec)
         return LanguageEncoder(spec, str(self.device))
+
+    def _verified(self, side: Side) -> EncoderSpec:
+        """What loads a side's encoder, once its weights on disk are known to be those of the training."""
+        if side.weights_sha256 is not None and side.encoder.weights_digest() != side.weights_sha256:
+            path = getattr(side.encoder, side.encoder.path_field)
+            raise RequestError(f"{path} is not the encoder that {self.folder} was trained on: its weights differ")
+        return side.encoder
 
     def _project(self, head: torch.nn.Module, embeddings: torch.Tensor) -> torch.Tensor:
         return torch.cat([head(rows.to(self.device, torch.float32)).cpu() for rows in embeddings.split(_ROWS)])

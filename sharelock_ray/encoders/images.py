@@ -19,6 +19,8 @@ _INTERPOLATION = {
 }
 # A small file can claim any size (a decompression bomb); 100 megapixels is 300 MB once decoded.
 _MAX_PIXELS = 100_000_000
+# The limit below, which raises one error of ours, replaces Pillow's two.
+Image.MAX_IMAGE_PIXELS = None
 
 
 class ImageTooLargeError(ValueError):
@@ -48,7 +50,15 @@ def decode_image(data: bytes, preprocessing: Preprocessing) -> np.ndarray:
             raise ImageTooLargeError(f"{image.width} x {image.height} pixels are more than {_MAX_PIXELS:,}")
         # JPEG can be decoded at 1/2, 1/4 or 1/8 scale; twice the wanted side keeps the resampled result close.
         image.draft("RGB", (2 * preprocessing.resize, 2 * preprocessing.resize))
-        return crop_image(ImageOps.exif_transpose(image).convert("RGB"), preprocessing)
+        return crop_image(upright(image), preprocessing)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image as a person sees it: turned as EXIF says, and as 8-bit RGB."""
+    if image.mode.startswith("I;16"):
+        # Pillow would clip the upper 255/256 of the range to white.
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def crop_image(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
@@ -58,6 +68,6 @@ def crop_image(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
     resized = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
     if image.size != resized:
         image = image.resize(resized, _INTERPOLATION[preprocessing.interpolation])
-    left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
+    left, top = (round(d / 2) if d > 0 else -(-d // 2) for d in (resized[0] - size, resized[1] - size))
     # A crop beyond the border is padded with black, as torchvision's CenterCrop does.
     return np.asarray(image.crop((left, top, left + size, top + size)))

@@ -69,7 +69,10 @@ class VisionSpec(_EncoderSpec):
         # Only here, because a recipe that says everything can be read without importing torch.
         from timm.models import get_pretrained_cfg
 
-        model = get_pretrained_cfg(self.model)
+        try:
+            model = get_pretrained_cfg(self.model)
+        except RuntimeError:  # The model is known, but not its tag.
+            model = None
         if model is None:
             raise RequestError(f"timm knows no model {self.model!r}: see timm.list_models()")
         size = self.image_size or model.input_size[-1]
@@ -129,7 +132,6 @@ class LanguageSpec(_EncoderSpec):
 EncoderSpec = Annotated[VisionSpec | LanguageSpec, Field(discriminator="modality")]
 
 
-@lru_cache(maxsize=32)
 def weights_digest(uri: str) -> str:
     """SHA-256 of a weights file, or of a model folder's files and their names.
 
@@ -138,13 +140,16 @@ def weights_digest(uri: str) -> str:
     """
     if not storage.exists(uri):
         raise RequestError(f"no weights at {uri}: check the recipe's `weights` or `model`")
-    members = storage.names(uri) if storage.is_folder(uri) else []
-    if not members:
-        return storage.sha256_of(uri)
-    # READMEs and the like change nothing; weights, configurations and tokenizers do.
-    digests = [
-        (name, storage.sha256_of(storage.join(uri, name)))
-        for name in members
-        if name.endswith((".safetensors", ".json", ".model", ".txt"))
-    ]
+    if not storage.is_folder(uri):
+        return _file_digest(uri, storage.version(uri))
+    # READMEs change nothing; any other file may.
+    members = [storage.join(uri, name) for name in storage.names(uri) if not name.startswith(".")]
+    files = [path for path in members if not path.endswith(".md") and not storage.is_folder(path)]
+    digests = [(path.removeprefix(uri), _file_digest(path, storage.version(path))) for path in files]
     return storage.sha256(repr(digests).encode())
+
+
+@lru_cache(maxsize=256)
+def _file_digest(uri: str, version: str) -> str:
+    """`version` tells the cache whether the file is still the same."""
+    return storage.sha256_of(uri)

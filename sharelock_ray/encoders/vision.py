@@ -7,10 +7,11 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load
 
 from sharelock_ray import storage
-from sharelock_ray.encoders.images import crop_image
+from sharelock_ray.encoders.images import crop_image, upright
 from sharelock_ray.encoders.spec import VisionSpec
 from sharelock_ray.errors import RequestError
 
@@ -56,12 +57,16 @@ class VisionEncoder:
 
     def encode_images(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Embeds Pillow images; (N, D) float32."""
-        return self.encode(np.stack([crop_image(image.convert("RGB"), self.spec.preprocessing) for image in images]))
+        size = self.spec.preprocessing.image_size
+        pixels = [crop_image(upright(image), self.spec.preprocessing) for image in images]
+        return self.encode(np.stack(pixels) if pixels else np.empty((0, size, size, 3), np.uint8))
 
     @property
     def dim(self) -> int:
         """Width D of an embedding."""
-        return int(self._model.num_features) * (2 if self.spec.pooling == "cls_mean" else 1)
+        # Some models widen what they pool, and say so by another name.
+        pooled = getattr(self._model, "head_hidden_size", None) if self.spec.pooling == "model" else None
+        return int(pooled or self._model.num_features) * (2 if self.spec.pooling == "cls_mean" else 1)
 
     def _forward(self, pixels: torch.Tensor) -> torch.Tensor:
         images = pixels.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
@@ -82,12 +87,13 @@ def _load(spec: VisionSpec) -> Any:
         model = timm.create_model(spec.model, pretrained=pretrained, num_classes=0, img_size=spec.image_size)
     except TypeError:  # Only models with a fixed grid of positions take the size.
         model = timm.create_model(spec.model, pretrained=pretrained, num_classes=0)
-    if spec.pooling != "model" and not getattr(model, "num_prefix_tokens", 0):
-        raise RequestError(f"{spec.model} has no class token: pooling {spec.pooling!r} needs one, use `pooling: model`")
+    prefix = getattr(model, "num_prefix_tokens", None)
+    if spec.pooling != "model" and (prefix is None or (prefix == 0 and spec.pooling != "mean")):
+        raise RequestError(f"{spec.model} has no tokens for pooling {spec.pooling!r}: use `pooling: model`")
     if not pretrained:
         try:
-            model.load_state_dict(load_file(storage.resolve(spec.weights)[1]))
-        except RuntimeError as error:
+            model.load_state_dict(load(storage.read_bytes(spec.weights)))
+        except (RuntimeError, SafetensorError, OSError) as error:
             reason = " ".join(str(error).split())[:160]
             raise RequestError(f"{spec.weights} does not hold weights of {spec.model}: {reason} …") from None
     return model

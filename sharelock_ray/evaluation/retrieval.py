@@ -40,7 +40,7 @@ def _ranks_of_images(image: torch.Tensor, text: torch.Tensor, owner: torch.Tenso
     for rows, own in zip(text.split(_BLOCK), owner.split(_BLOCK), strict=True):
         similarity = rows @ image.T
         match = similarity.gather(1, own[:, None])
-        ranks.append((similarity >= match).sum(1) - 1)
+        ranks.append((~(similarity < match)).sum(1) - 1)
     return torch.cat(ranks).numpy()
 
 
@@ -51,5 +51,5 @@ def _best_ranks_of_texts(image: torch.Tensor, text: torch.Tensor, owner: torch.T
         similarity = image[start : start + _BLOCK] @ text.T
         is_own = owner[None, :] == torch.arange(start, start + len(similarity))[:, None]
         match = similarity.masked_fill(~is_own, float("-inf")).amax(1, keepdim=True)
-        ranks.append(((similarity >= match) & ~is_own).sum(1))
+        ranks.append((~(similarity < match) & ~is_own).sum(1))
     return torch.cat(ranks).numpy()

@@ -28,8 +28,9 @@ def zero_shot(
     """
     similarity = image @ prototypes.T
     top = similarity.topk(min(5, len(prototypes)), dim=1).indices.numpy()
-    hits = top == labels[:, None]
-    correct = hits[:, 0]
+    match = similarity.gather(1, torch.from_numpy(labels)[:, None])
+    ranks = ((~(similarity < match)).sum(1) - 1).numpy()  # Ties, and NaN, count against.
+    correct = ranks == 0
     present = np.unique(labels)
     per_class = {class_names[c]: float(correct[labels == c].mean()) for c in present}
     result = ZeroShotResult(
@@ -38,7 +39,7 @@ def zero_shot(
         classes=len(present),
         chance=1 / len(prototypes),
         top_1=estimate(correct),
-        top_5=estimate(hits.any(axis=1)),
+        top_5=estimate(ranks < 5),
         mean_per_class=float(np.mean(list(per_class.values()))),
         per_class=per_class,
     )

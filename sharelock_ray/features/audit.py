@@ -1,6 +1,7 @@
 """Proves that a feature set is whole: every input in exactly one place, every part what the manifest says."""
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -63,12 +64,17 @@ def audit(feature_set: FeatureSet, inputs: Iterable[str] | None = None) -> Audit
             rejected = pq.read_table(pa.BufferReader(reject_data))["key"].to_pylist() if reject_data else []
         if table.num_rows != part.rows or len(rejected) != part.rejects or keys_digest(keys) != part.keys_sha256:
             report.problems.append(f"{name} has other rows, rejects or keys than the manifest says")
-        report.problems += [f"key {key!r} is in more than one place" for key in _repeated(seen, keys)]
+        places = table["key"].to_pylist() if manifest.modality == "vision" else keys
+        report.problems += [f"key {key!r} is in more than one place" for key in _repeated(seen, places)]
         # One sample may be rejected for several of its captions, and a repeated key is rejected beside its row.
         seen.update(keys, rejected)
         report.rows += table.num_rows
         report.keys += len(keys)
         report.rejects += len(rejected)
+    for name in ("rows", "keys", "rejects"):
+        total, of_parts = getattr(manifest, name), sum(getattr(part, name) for part in manifest.parts)
+        if total != of_parts:
+            report.problems.append(f"the manifest says {total} {name}, and {of_parts} of its parts together")
     if inputs is not None:
         listed = set(inputs)
         report.inputs = len(listed)
@@ -89,5 +95,7 @@ def _verified(folder: str, name: str, sha256: str, report: Audit) -> bytes | Non
     return data
 
 
-def _repeated(seen: set[str], keys: list[str]) -> Iterator[str]:
-    return (key for key in keys if key in seen)
+def _repeated(seen: set[str], keys: list[str]) -> list[str]:
+    """Keys that are in `seen`, or more than once in `keys`."""
+    counts = Counter(keys)
+    return [key for key, count in counts.items() if count > 1 or key in seen]

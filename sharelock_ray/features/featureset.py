@@ -2,6 +2,8 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +20,8 @@ from sharelock_ray.features.schema import part_name
 
 if TYPE_CHECKING:
     import torch
+
+_REMEDY = "restore it, or delete the feature set and run extract again"
 
 
 def open_features(uri: str) -> "FeatureSet":
@@ -77,29 +81,40 @@ class FeatureSet:
 
     @property
     def _schema(self) -> pa.Schema:
-        with storage.open_read(storage.join(self.uri, part_name(self.manifest.parts[0].index))) as stream:
+        with self._part(self.manifest.parts[0].index) as stream:
             return pq.read_schema(stream)
 
     def _read(self, part: int, columns: list[str]) -> pa.Table:
-        with storage.open_read(storage.join(self.uri, part_name(part))) as stream:
+        with self._part(part) as stream:
             return pq.read_table(stream, columns=columns)
+
+    @contextmanager
+    def _part(self, index: int) -> Iterator[Any]:
+        """A stream of one part's file; whatever is wrong with the file is said of that part."""
+        path = storage.join(self.uri, part_name(index))
+        try:
+            with storage.open_read(path) as stream:
+                yield stream
+        except (OSError, pa.ArrowInvalid) as error:
+            reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+            raise RunError(f"{path} {reason}: {_REMEDY}") from None
 
     def _decoded(self) -> Path:
         """The node's file of all embeddings, made and verified against the manifest where it is not there yet."""
         target = cache_folder() / f"{self.manifest.digest}.bin"
-        if target.exists():
+        width = self.manifest.rows * self.manifest.dim * np.dtype(self.manifest.dtype).itemsize
+        if target.exists() and target.stat().st_size == width:
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=target.parent)
         try:
             with os.fdopen(handle, "wb") as stream:
                 for part in self.manifest.parts:
-                    data = storage.read_bytes(storage.join(self.uri, part_name(part.index)))
+                    with self._part(part.index) as source:
+                        data = source.read()
                     if storage.sha256(data) != part.sha256:
-                        raise RunError(
-                            f"{self.uri}/{part_name(part.index)} is not what its manifest says (SHA-256 differs): "
-                            f"restore it, or delete the feature set and run extract again"
-                        )
+                        path = storage.join(self.uri, part_name(part.index))
+                        raise RunError(f"{path} is not what its manifest says (SHA-256 differs): {_REMEDY}")
                     column = pq.read_table(pa.BufferReader(data), columns=["embedding"])["embedding"]
                     for piece in column.chunks:
                         stream.write(np.ascontiguousarray(piece.flatten().to_numpy(zero_copy_only=True)).data)

@@ -90,7 +90,8 @@ class FeatureSetWriter:
     def stage(self, part: int, index: int, last: bool, source: str, chunk: EncodedChunk) -> None:
         """Stages one chunk. Rows whose embedding cannot be stored finitely become rejects."""
         dim = chunk.embeddings.shape[1]
-        stored = chunk.embeddings.astype(self.stored_dtype)
+        with np.errstate(over="ignore"):
+            stored = chunk.embeddings.astype(self.stored_dtype)
         finite = np.isfinite(stored).all(axis=1)
         rejects = [*chunk.rejects, *_non_finite_rejects(chunk, finite, stored, self.stored_dtype)]
         schema = rows_schema(self.modality, dim, self.stored_dtype)

@@ -59,9 +59,12 @@ class WebDatasetSource(Config):
         """
         seen: set[str] = set()
         try:
-            with storage.open_read(shard.uri) as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
+            with (
+                storage.open_read(shard.uri) as stream,
+                tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as tar,
+            ):
                 for stem, members in _grouped(tar):
-                    key = f"{shard.name}/{stem}"
+                    key = f"{shard.name}/{stem}".encode("utf-8", "backslashreplace").decode()
                     if key in seen:
                         yield Reject(key, "read", "DuplicateKey", "the shard has this key more than once")
                         continue
@@ -78,26 +81,48 @@ def _name(uri: str, pattern: str) -> str:
     return re.sub(r"\.tar(\.gz)?$", "", storage.resolve(uri)[1].removeprefix(folder).lstrip("/"))
 
 
+class BrokenTarError(tarfile.ReadError):
+    """A header is damaged or missing."""
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose header must be whole: tarfile itself takes a damaged or missing one for the archive's end."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> "_Member":
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise BrokenTarError(f"the tar breaks off or is damaged at byte {tar.offset}: {error}") from None
+
+
 def _grouped(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Consecutive members with the same stem, as {lower-case extension: content}."""
     stem: str | None = None
     members: dict[str, bytes] = {}
-    for member in tar:
-        if not member.isfile():
-            continue
-        folder, _, name = member.name.rpartition("/")
-        if name.startswith("."):
-            continue
-        base, _, extension = name.partition(".")
-        this = f"{folder}/{base}" if folder else base
-        if stem is not None and this != stem:
+    try:
+        for member in tar:
+            if not member.isfile():
+                continue
+            folder, _, name = member.name.removeprefix("./").rpartition("/")
+            if name.startswith(".") or "/." in f"/{folder}":
+                continue
+            base, _, extension = name.partition(".")
+            this = f"{folder}/{base}" if folder else base
+            if stem is not None and this != stem:
+                yield stem, members
+                members = {}
+            stem = this
+            limit = _MAX_IMAGE_BYTES if extension.lower() in _IMAGE_EXTENSIONS else _MAX_TEXT_BYTES
+            if member.size <= limit:
+                stream = tar.extractfile(member)
+                members[extension.lower()] = stream.read() if stream else b""
+    except BrokenTarError:
+        if stem is not None:
             yield stem, members
-            members = {}
-        stem = this
-        limit = _MAX_IMAGE_BYTES if extension.lower() in _IMAGE_EXTENSIONS else _MAX_TEXT_BYTES
-        if member.size <= limit:
-            stream = tar.extractfile(member)
-            members[extension.lower()] = stream.read() if stream else b""
+        raise
     if stem is not None:
         yield stem, members
 
@@ -106,9 +131,16 @@ def _sample(key: str, members: dict[str, bytes]) -> Sample | Reject:
     try:
         image = next((members[extension] for extension in members if extension in _IMAGE_EXTENSIONS), None)
         label = members.get("cls")
-        return Sample(key, image, tuple(_captions(members)), int(label) if label is not None else None)
-    except ValueError as error:
+        return Sample(key, image, tuple(_captions(members)), _label(label) if label is not None else None)
+    except (ValueError, RecursionError) as error:
         return Reject.of(key, "read", error)
+
+
+def _label(content: bytes) -> int:
+    label = int(content)
+    if not -(2**31) <= label < 2**31:
+        raise ValueError(f"label {label} does not fit int32")
+    return label
 
 
 def _captions(members: dict[str, bytes]) -> Sequence[str]:
@@ -119,5 +151,7 @@ def _captions(members: dict[str, bytes]) -> Sequence[str]:
         found = record.get("caption") if isinstance(record, dict) else None
     else:
         found = None
-    texts = found if isinstance(found, list) else [found]
-    return [text.strip() for text in texts if isinstance(text, str) and text.strip()]
+    texts = [text.strip() for text in (found if isinstance(found, list) else [found]) if isinstance(text, str)]
+    for text in texts:
+        text.encode()  # Half a surrogate pair, which JSON allows, is no text.
+    return [text for text in texts if text]

@@ -16,6 +16,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from sharelock_ray import engine, storage
 from sharelock_ray.alignment.run import RunFolder, TrainingResult
 from sharelock_ray.alignment.spec import AlignmentSpec
+from sharelock_ray.errors import RequestError
 from sharelock_ray.features.featureset import open_features
 from sharelock_ray.progress import Progress, say
 from sharelock_ray.training.options import TrainingOptions
@@ -43,7 +44,9 @@ def train(run: RunFolder, vision: str, language: str, spec: AlignmentSpec, optio
             "lower operations.training.num_workers or num_cpus",
         )
         with _following(run, spec.steps):
-            _trainer(run, vision, language, spec, options).fit()
+            mistake = _trainer(run, vision, language, spec, options).fit().return_value
+        if mistake is not None:
+            raise mistake
     result = run.result()
     assert result is not None
     storage.remove(_ray_folder(run))
@@ -75,19 +78,24 @@ def _trainer(run: RunFolder, vision: str, language: str, spec: AlignmentSpec, op
     )
 
 
-def _worker(config: dict[str, Any]) -> None:
+def _worker(config: dict[str, Any]) -> RequestError | None:
     import torch
 
     from sharelock_ray.alignment.train import train as train_on_rank
 
     torch.set_num_threads(config["threads"])
-    train_on_rank(
-        RunFolder(config["run"]),
-        config["vision"],
-        config["language"],
-        AlignmentSpec.model_validate(config["spec"]),
-        device=str(get_device()),
-    )
+    try:
+        train_on_rank(
+            RunFolder(config["run"]),
+            config["vision"],
+            config["language"],
+            AlignmentSpec.model_validate(config["spec"]),
+            device=str(get_device()),
+        )
+    # Every worker finds the same mistake in the request; an exception would be taken for a lost worker and tried again.
+    except RequestError as error:
+        return error
+    return None
 
 
 def _ray_folder(run: RunFolder) -> str:

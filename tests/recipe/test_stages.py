@@ -1,5 +1,6 @@
 """The stages of a run on tiny encoders: each works alone, continues, and refuses what does not belong together."""
 
+import io
 from pathlib import Path
 
 import pytest
@@ -41,12 +42,11 @@ class TestDemo:
         ]
         assert set(summary.seconds) == {"data", "extract train", "extract test", "audit", "train", "evaluate"}
 
-    def test_done_work_is_left_alone_and_said(self, recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_done_work_is_left_alone_and_said(self, recipe: Recipe, said: io.StringIO) -> None:
         kept = {p: p.stat().st_mtime_ns for p in Path(recipe.output).rglob("*") if p.suffix != ".html" and p.is_file()}
         del kept[Path(recipe.output) / "recipe.yaml"]
-        capsys.readouterr()
         stages.demo(recipe)
-        lines = capsys.readouterr().err.splitlines()
+        lines = said.getvalue().splitlines()
         assert [line.partition(":")[0] for line in lines] == [
             "extract train",
             "extract test",
@@ -114,11 +114,10 @@ class TestAlone:
         with pytest.raises(RunError, match=r"part-00000\.parquet is not what the manifest says"):
             stages.audit(recipe)
 
-    def test_a_grid_trains_each_point_once(self, recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_grid_trains_each_point_once(self, recipe: Recipe, said: io.StringIO) -> None:
         grid = changed(recipe, tuning={"alignment.language.depth": (1, 2)})
         trials = stages.tune(grid)
         assert [trial.settings for trial in trials] == [{"alignment.language.depth": n} for n in (1, 2)]
         assert trials[0].result.parameters < trials[1].result.parameters
-        capsys.readouterr()
         assert stages.tune(grid) == trials
-        assert capsys.readouterr().err.count("already done") == 2
+        assert said.getvalue().count("already done") == 2

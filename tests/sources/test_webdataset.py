@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import support
+from sharelock_ray import storage
 from sharelock_ray.errors import RequestError
 from sharelock_ray.sources.sample import Reject, Sample, Shard
 from sharelock_ray.sources.webdataset import WebDatasetSource
@@ -95,8 +96,6 @@ class TestSamples:
         assert read(str(tmp_path / "b.tar.gz")) == [Sample("b/1", b"i", ("t",))]
 
     def test_tars_of_an_object_store(self) -> None:
-        from sharelock_ray import storage
-
         storage.write_bytes("memory://webdataset/0.tar", raw_tar(2))
         try:
             assert [sample.key for sample in read("memory://webdataset/*.tar")] == ["0/0000", "0/0001"]
@@ -108,11 +107,9 @@ class TestRejects:
     @pytest.mark.parametrize("label", [b"cat", b"", b"1.5", b"\xff"])
     def test_a_label_that_is_no_integer(self, tmp_path: Path, label: bytes) -> None:
         found = read_members(tmp_path, {"1.jpg": b"i", "1.cls": label, "2.jpg": b"j"})
-        assert found[0].stage, found[0].error == ("read", "ValueError")
-        assert found[0].key == "00000/1"
+        assert (found[0].key, found[0].stage, found[0].error) == ("00000/1", "read", "ValueError")
         assert found[1:] == [Sample("00000/2", b"j")]
 
-    @pytest.mark.xfail(strict=True, reason="a label beyond int32 fails the writer, and so the run, instead")
     def test_a_label_that_the_schema_cannot_hold(self, tmp_path: Path) -> None:
         (found,) = read_members(tmp_path, {"1.jpg": b"i", "1.cls": b"3000000000"})
         assert isinstance(found, Reject)
@@ -126,19 +123,16 @@ class TestRejects:
         assert (found[0].key, found[0].stage, found[0].error) == ("00000/1", "read", error)
         assert found[1:] == [Sample("00000/2", b"j")]
 
-    @pytest.mark.xfail(strict=True, reason="lone surrogates of JSON captions cannot be stored, and fail the run")
     def test_a_caption_that_is_no_unicode_text(self, tmp_path: Path) -> None:
         (found,) = read_members(tmp_path, {"1.jpg": b"i", "1.json": b'{"caption": "half \\ud83d"}'})
         assert isinstance(found, Reject)
 
-    @pytest.mark.xfail(strict=True, reason="a member's name that is not UTF-8 gives a key that cannot be stored")
     def test_a_name_that_is_no_unicode_text_gives_a_key_that_is(self, tmp_path: Path) -> None:
         tar = raw_tar(1).replace(b"0000.jpg", b"\xff000.jpg").replace(b"0000.txt", b"\xff000.txt")
         (tmp_path / "x.tar").write_bytes(with_checksums(tar))
         for item in read(str(tmp_path / "x.tar")):
             item.key.encode()
 
-    @pytest.mark.xfail(strict=True, reason="RecursionError is no ValueError, so it fails the run")
     def test_a_json_member_nested_too_deeply(self, tmp_path: Path) -> None:
         (found,) = read_members(tmp_path, {"1.jpg": b"i", "1.json": b"[" * 200_000})
         assert isinstance(found, Reject)
@@ -189,9 +183,9 @@ class TestDamagedTars:
     def test_what_is_no_tar_is_one_reject(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "x.tar").write_bytes(content)
         (found,) = read(str(tmp_path / "x.tar"))
-        assert (found.key, found.stage, found.error) == ("x/", "read", "ReadError")
+        assert isinstance(found, Reject)
+        assert (found.key, found.stage) == ("x/", "read")
 
-    @pytest.mark.xfail(strict=True, reason="tarfile takes a bad header after the first for the end of the archive")
     def test_a_damaged_header_is_no_silent_end(self, tmp_path: Path) -> None:
         tar = bytearray(raw_tar(3))
         tar[4 * BLOCK : 4 * BLOCK + 8] = b"\xff" * 8  # The second image's name, against its checksum.
@@ -200,7 +194,6 @@ class TestDamagedTars:
         assert [item.key for item in found] == ["x/0000", "x/"]
 
     @pytest.mark.parametrize("end", [8 * BLOCK, 8 * BLOCK + 100], ids=["between members", "within a header"])
-    @pytest.mark.xfail(strict=True, reason="tarfile takes the end of the file for the end of the archive")
     def test_a_missing_end_is_no_silent_end(self, tmp_path: Path, end: int) -> None:
         (tmp_path / "x.tar").write_bytes(raw_tar(3)[:end])
         found = read(str(tmp_path / "x.tar"))

@@ -1,0 +1,156 @@
+"""Checkpoints come back as they were saved, and are replaced without a moment in which there is none."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from sharelock_ray import storage
+from sharelock_ray.alignment.checkpoint import (
+    Checkpoint,
+    Position,
+    Side,
+    has_checkpoint,
+    load_heads,
+    read_checkpoint,
+    restore,
+    save_checkpoint,
+)
+from sharelock_ray.alignment.heads import Heads
+from sharelock_ray.alignment.spec import AlignmentSpec, ProjectionSpec
+from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
+from sharelock_ray.errors import RequestError, RunError
+
+SPEC = AlignmentSpec(
+    language=ProjectionSpec(depth=3, width=16, dropout=0.1), learn_logit_scale=True, logit_scale=20, weight_decay=0
+)
+VISION = Side(encoder=VisionSpec(name="v", model="none"), weights_sha256="0" * 64, dim=12)
+LANGUAGE = Side(encoder=LanguageSpec(name="l", model="none"), weights_sha256=None, dim=8)
+
+
+@pytest.fixture(params=["local", "memory"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "local":
+        yield str(tmp_path / "run" / "last")
+    else:
+        yield "memory://checkpoint-test/last"
+        storage.remove("memory://checkpoint-test")
+
+
+def heads(seed: int) -> Heads:
+    torch.manual_seed(seed)
+    return Heads(SPEC, VISION.dim, LANGUAGE.dim)
+
+
+def optimizer_of(trained: Heads) -> torch.optim.Optimizer:
+    return torch.optim.Adam([p for p in trained.parameters() if p.requires_grad], fused=True)
+
+
+def take_steps(trained: Heads, optimizer: torch.optim.Optimizer, seeds: range) -> None:
+    for seed in seeds:
+        x = torch.randn(30, LANGUAGE.dim, generator=torch.Generator().manual_seed(seed))
+        optimizer.zero_grad()
+        (trained.logit_scale * trained.language.eval()(x)[:, 0]).sum().backward()
+        optimizer.step()
+
+
+def described(step: int) -> Checkpoint:
+    position = Position(step=step, best_loss=0.1, best_step=7, patience_loss=0.2, stale=3, seconds=1.5)
+    return Checkpoint(spec=SPEC, vision=VISION, language=LANGUAGE, position=position, metrics={"loss": 1 / 3})
+
+
+def equal(one: Heads, other: Heads) -> bool:
+    pairs = zip(one.state_dict().items(), other.state_dict().items(), strict=True)
+    return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
+
+
+def test_comes_back_as_it_was_saved(folder: str) -> None:
+    assert not has_checkpoint(folder)
+    saved = heads(0)
+    save_checkpoint(folder, described(10), saved)
+    assert has_checkpoint(folder)
+    found = read_checkpoint(folder)
+    assert found == described(10).model_copy(update={"tensors": found.tensors})
+    assert equal(load_heads(folder, found), saved)
+    assert not equal(load_heads(folder, found), heads(1))
+
+
+def test_training_goes_on_as_if_nothing_had_happened(folder: str) -> None:
+    whole = heads(0)
+    optimizer = optimizer_of(whole)
+    take_steps(whole, optimizer, range(3))
+    save_checkpoint(folder, described(3), whole, optimizer)
+    restored = heads(1)
+    other = optimizer_of(restored)
+    restore(folder, read_checkpoint(folder), restored, other)
+    assert equal(restored, whole)
+    take_steps(whole, optimizer, range(3, 6))
+    take_steps(restored, other, range(3, 6))
+    assert equal(restored, whole)
+
+
+def test_a_new_one_replaces_the_old_and_removes_the_tensors_before_it(folder: str) -> None:
+    for step in (10, 20, 30):
+        save_checkpoint(folder, described(step), heads(step))
+    assert storage.names(folder) == ["checkpoint.json", "step-00000020.safetensors", "step-00000030.safetensors"]
+    found = read_checkpoint(folder)
+    assert found.position.step == 30
+    assert equal(load_heads(folder, found), heads(30))
+
+
+def test_whoever_reads_at_any_moment_finds_one_whole(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (5, 10):
+        save_checkpoint(folder, described(step), heads(step))
+    seen = []
+
+    def looking_first(change):
+        def changed(*args: object) -> None:
+            found = read_checkpoint(folder)
+            assert equal(load_heads(folder, found), heads(found.position.step))
+            seen.append(found.position.step)
+            change(*args)
+
+        return changed
+
+    for name in ("write_bytes", "write_json", "remove"):
+        monkeypatch.setattr(storage, name, looking_first(getattr(storage, name)))
+    save_checkpoint(folder, described(20), heads(20))
+    assert (set(seen), seen[-1]) == ({10, 20}, 20)
+    assert equal(load_heads(folder, read_checkpoint(folder)), heads(20))
+
+
+def test_a_slow_reader_still_finds_the_tensors_of_what_it_read(folder: str) -> None:
+    save_checkpoint(folder, described(10), heads(10))
+    found = read_checkpoint(folder)
+    save_checkpoint(folder, described(20), heads(20))
+    assert equal(load_heads(folder, found), heads(10))
+
+
+def test_a_folder_without_one_is_a_wrong_request(folder: str) -> None:
+    with pytest.raises(RequestError, match=r"holds no trained model \(checkpoint\.json is missing\)"):
+        read_checkpoint(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[]", b"\xff"])
+def test_a_damaged_description_is_an_error_that_names_it(folder: str, content: bytes) -> None:
+    save_checkpoint(folder, described(10), heads(0))
+    storage.write_bytes(storage.join(folder, "checkpoint.json"), content)
+    with pytest.raises(RunError, match=r"checkpoint\.json is damaged") as error:
+        read_checkpoint(folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "of other shapes"])
+def test_damaged_tensors_are_an_error_that_names_them(folder: str, damage: str) -> None:
+    save_checkpoint(folder, described(10), heads(0))
+    path = storage.join(folder, "step-00000010.safetensors")
+    checkpoint = read_checkpoint(folder)
+    if damage == "truncated":
+        storage.write_bytes(path, storage.read_bytes(path)[:-10])
+    elif damage == "missing":
+        storage.remove(path)
+    else:
+        checkpoint = checkpoint.model_copy(update={"language": LANGUAGE.model_copy(update={"dim": 9})})
+    with pytest.raises(RunError, match=r"step-00000010\.safetensors"):
+        load_heads(folder, checkpoint)

@@ -1,0 +1,163 @@
+"""A trained model embeds pictures and texts as its feature sets were embedded, and classifies by plain softmax."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import sharelock_ray
+import support
+from sharelock_ray.alignment.model import AlignedModel
+from sharelock_ray.alignment.run import RunFolder
+from sharelock_ray.alignment.spec import AlignmentSpec, ProjectionSpec
+from sharelock_ray.alignment.train import train
+from sharelock_ray.encoders.images import decode_image
+from sharelock_ray.encoders.language import LanguageEncoder
+from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
+from sharelock_ray.encoders.vision import VisionEncoder
+from sharelock_ray.errors import RequestError
+from sharelock_ray.features.featureset import FeatureSet, open_features
+from sharelock_ray.features.writer import EncodedChunk
+
+COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
+NAMES = [list(COLOURS)[i % 3] for i in range(90)]
+FILES = [support.jpeg(COLOURS[name], seed=i) for i, name in enumerate(NAMES)]
+TEXTS = [f"a {'small' if i % 2 else 'large'} {name} circle ." for i, name in enumerate(NAMES)]
+KEYS = [f"00000/{i:04d}" for i in range(90)]
+SPEC = AlignmentSpec(
+    language=ProjectionSpec(depth=2, width=32),
+    global_batch_size=64,
+    steps=100,
+    warmup_steps=5,
+    learning_rate=5e-3,
+    evaluate_every=50,
+    validation_fraction=0.2,
+)
+
+
+def extract(folder: Path, spec: VisionSpec | LanguageSpec) -> FeatureSet:
+    """The feature set of FILES or TEXTS."""
+    if isinstance(spec, VisionSpec):
+        pixels = np.stack([decode_image(data, spec.preprocessing) for data in FILES])
+        chunk = EncodedChunk({"key": KEYS, "label": [None] * 90}, VisionEncoder(spec).encode(pixels))
+    else:
+        chunk = EncodedChunk({"key": KEYS, "caption_id": [0] * 90, "text": TEXTS}, LanguageEncoder(spec).encode(TEXTS))
+    return open_features(support.write_parts(str(folder / spec.folder()), spec, [[chunk]]))
+
+
+@pytest.fixture(scope="module")
+def features(
+    tmp_path_factory: pytest.TempPathFactory, vision_spec: VisionSpec, language_spec: LanguageSpec
+) -> tuple[FeatureSet, FeatureSet]:
+    folder = tmp_path_factory.mktemp("features")
+    exact = {"stored_dtype": "float32"}
+    return tuple(extract(folder, spec.model_copy(update=exact)) for spec in (vision_spec, language_spec))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, features: tuple[FeatureSet, FeatureSet]) -> AlignedModel:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SHARELOCK_CACHE", str(tmp_path_factory.mktemp("cache")))
+        run = RunFolder(str(tmp_path_factory.mktemp("run")))
+        train(run, *(feature_set.uri for feature_set in features), SPEC)
+    return sharelock_ray.load_model(run.best)
+
+
+def pictures(count: int) -> list[Image.Image]:
+    return [Image.open(io.BytesIO(data)) for data in FILES[:count]]
+
+
+class TestEmbeddings:
+    def test_of_one_and_of_several_are_unit_vectors_of_one_space(self, model: AlignedModel) -> None:
+        found = [
+            model.encode_image(pictures(1)[0]),
+            model.encode_image(pictures(5)),
+            model.encode_text(TEXTS[0]),
+            model.encode_text(TEXTS[:5]),
+        ]
+        width = model.checkpoint.vision.dim
+        assert [tuple(x.shape) for x in found] == [(1, width), (5, width)] * 2
+        for x in found:
+            assert x.dtype == torch.float32
+            torch.testing.assert_close(x.norm(dim=1), torch.ones(len(x)))
+
+    def test_do_not_depend_on_company(self, model: AlignedModel) -> None:
+        torch.testing.assert_close(
+            model.encode_image(pictures(5))[3:4], model.encode_image(pictures(5)[3]), rtol=0, atol=1e-5
+        )
+        torch.testing.assert_close(model.encode_text(TEXTS[:5])[3:4], model.encode_text(TEXTS[3]), rtol=0, atol=1e-5)
+
+    def test_equal_those_of_the_feature_sets(
+        self, model: AlignedModel, features: tuple[FeatureSet, FeatureSet]
+    ) -> None:
+        vision, language = features
+        torch.testing.assert_close(model.project(vision), model.encode_image(pictures(90)), rtol=0, atol=1e-5)
+        torch.testing.assert_close(model.project(language), model.encode_text(TEXTS), rtol=0, atol=1e-5)
+
+    def test_of_a_locked_side_are_the_encoders_own_directions(
+        self, model: AlignedModel, features: tuple[FeatureSet, FeatureSet]
+    ) -> None:
+        rows = features[0].embeddings
+        torch.testing.assert_close(model.project(features[0]), rows / rows.norm(dim=1, keepdim=True))
+
+    def test_of_no_texts_are_no_rows(self, model: AlignedModel) -> None:
+        assert model.encode_text([]).shape == (0, model.checkpoint.vision.dim)
+
+
+class TestClassify:
+    def test_gives_probabilities_equal_to_a_plain_softmax(self, model: AlignedModel) -> None:
+        labels = ["red circle", "green circle", "blue circle"]
+        found = model.classify(pictures(6), labels)
+        assert found.shape == (6, 3)
+        torch.testing.assert_close(found.sum(1), torch.ones(6))
+        images = model.encode_image(pictures(6)).double().numpy()
+        texts = model.encode_text([f"a photo of a {label}." for label in labels]).double().numpy()
+        powers = np.exp(SPEC.logit_scale * images @ texts.T)
+        np.testing.assert_allclose(found, powers / powers.sum(1, keepdims=True), atol=1e-4)
+
+    def test_names_what_it_has_learned(self, model: AlignedModel) -> None:
+        labels = list(COLOURS)
+        found = model.classify(pictures(30), labels, templates=("a small {} circle .", "a large {} circle ."))
+        assert np.mean([labels[i] == name for i, name in zip(found.argmax(1), NAMES[:30], strict=True)]) > 0.9
+
+    def test_takes_one_picture(self, model: AlignedModel) -> None:
+        torch.testing.assert_close(
+            model.classify(pictures(1)[0], ["red", "blue"]), model.classify(pictures(1), ["red", "blue"])
+        )
+
+    def test_prototypes_are_normalised_means_over_templates(self, model: AlignedModel) -> None:
+        templates = ("a {} .", "the {} in a picture", "{}")
+        found = model.prototypes(["red circle", "square"], templates)
+        for row, name in zip(found, ["red circle", "square"], strict=True):
+            total = sum(model.encode_text(template.format(name))[0] for template in templates)
+            torch.testing.assert_close(row, total / total.norm(), rtol=0, atol=1e-5)
+
+
+class TestRefuses:
+    @pytest.mark.parametrize("modality", ["vision", "language"])
+    def test_features_of_another_encoder(
+        self, model: AlignedModel, models: Path, tmp_path: Path, modality: str
+    ) -> None:
+        spec = support.tiny_vision(models, seed=1) if modality == "vision" else support.tiny_language(models, seed=1)
+        other = extract(tmp_path, spec)
+        with pytest.raises(RequestError, match=rf"was made by {spec.folder()}, but .* was trained on {spec.name}-"):
+            model.project(other)
+        with pytest.raises(RequestError) as error:
+            model.project(other)
+        assert "\n" not in str(error.value)
+
+    def test_a_folder_without_a_model(self, tmp_path: Path) -> None:
+        with pytest.raises(RequestError, match="holds no trained model"):
+            sharelock_ray.load_model(str(tmp_path))
+
+    def test_an_encoder_whose_weights_have_changed(self, model: AlignedModel, models: Path) -> None:
+        other = support.tiny_vision(models, seed=1)
+        moved = model.checkpoint.vision.encoder.model_copy(update={"weights": other.weights})
+        changed = model.checkpoint.vision.model_copy(update={"encoder": moved})
+        again = sharelock_ray.load_model(model.folder)
+        again.checkpoint = model.checkpoint.model_copy(update={"vision": changed})
+        with pytest.raises(RequestError, match="weights"):
+            again.encode_image(pictures(1))

@@ -1,0 +1,156 @@
+"""The projection is the plain network it describes, and its dropout does not depend on who holds which rows."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sharelock_ray.alignment.distributed import Rows
+from sharelock_ray.alignment.projection import GlobalBatch, GlobalBatchNorm, Projection
+
+ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
+NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm, "none": nn.Identity}
+
+
+def inputs(rows: int = 20, width: int = 12, seed: int = 0) -> torch.Tensor:
+    return torch.randn(rows, width, generator=torch.Generator().manual_seed(seed))
+
+
+def by_hand(projection: Projection) -> nn.Sequential:
+    """A plain network with the projection's weights: linear, norm, activation; …; linear."""
+    spec = projection.spec
+    layers: list[nn.Module] = []
+    for i, linear in enumerate(projection.linears):
+        copy = nn.Linear(linear.in_features, linear.out_features)
+        copy.load_state_dict(linear.state_dict())
+        layers.append(copy)
+        if i < spec.depth - 1:
+            norm = NORMS[spec.norm](spec.width)
+            norm.load_state_dict(projection.norms[i].state_dict())
+            layers += [norm, ACTIVATIONS[spec.activation]()]
+    return nn.Sequential(*layers)
+
+
+def in_batch(start: int, count: int, total: int = 700, seed: int = 0, step: int = 0) -> GlobalBatch:
+    return GlobalBatch(Rows(start, count, total, (start, count, total - start - count)), seed, step)
+
+
+class TestStructure:
+    @pytest.mark.parametrize("depth", [1, 2, 4])
+    @pytest.mark.parametrize("norm", NORMS)
+    @pytest.mark.parametrize("activation", ACTIVATIONS)
+    def test_equals_a_network_written_by_hand(self, depth: int, norm: str, activation: str) -> None:
+        projection = Projection(12, 7, depth=depth, width=9, norm=norm, activation=activation, dropout=0.3).eval()
+        x = inputs()
+        expected = by_hand(projection).eval()(x)
+        torch.testing.assert_close(projection(x), expected / expected.norm(dim=1, keepdim=True))
+
+    def test_has_the_widths_and_parameters_of_the_paper(self) -> None:
+        projection = Projection(384, 1024)
+        shapes = [(linear.in_features, linear.out_features) for linear in projection.linears]
+        assert shapes == [(384, 4096), (4096, 4096), (4096, 4096), (4096, 1024)]
+        linear = 384 * 4096 + 4096 + 2 * (4096 * 4096 + 4096) + 4096 * 1024 + 1024
+        assert sum(p.numel() for p in projection.parameters()) == linear + 3 * 2 * 4096
+
+    @pytest.mark.parametrize("training", [True, False])
+    def test_of_depth_zero_only_normalises(self, training: bool) -> None:
+        projection = Projection(12, 12, depth=0, dropout=0.5).train(training)
+        x = inputs()
+        torch.testing.assert_close(projection(x), x / x.norm(dim=1, keepdim=True))
+        assert list(projection.parameters()) == []
+
+    def test_gives_unit_vectors(self) -> None:
+        for depth in (0, 1, 3):
+            norms = Projection(12, 12, depth=depth, width=8)(100 * inputs()).norm(dim=1)
+            torch.testing.assert_close(norms, torch.ones(20))
+
+    def test_without_dropout_trains_as_the_network_written_by_hand(self) -> None:
+        projection = Projection(12, 7, depth=3, width=9, norm="batch", dropout=0.0).train()
+        plain, x, target = by_hand(projection).train(), inputs(), inputs(20, 7, seed=1)
+        (projection(x) * target).sum().backward()
+        (F.normalize(plain(x), dim=1) * target).sum().backward()
+        for ours, theirs in ((projection.linears, plain[::3]), (projection.norms, plain[1::3])):
+            for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+                torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-6)
+
+    @pytest.mark.parametrize(
+        "setting",
+        [
+            {"depth": -1},
+            {"depth": 17},
+            {"width": 0},
+            {"activation": "sigmoid"},
+            {"norm": "group"},
+            {"dropout": 1.0},
+            {"dropout": -0.1},
+        ],
+        ids=str,
+    )
+    def test_other_settings_are_refused(self, setting: dict[str, object]) -> None:
+        with pytest.raises(ValueError, match=next(iter(setting))):
+            Projection(12, 7, **setting)
+
+    def test_depth_zero_between_different_widths_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="width 12 cannot enter a shared space of width 7"):
+            Projection(12, 7, depth=0)
+
+
+class TestBatchNorm:
+    @pytest.mark.parametrize("batch", [None, in_batch(0, 20, 20)], ids=["alone", "as a global batch"])
+    def test_equals_torch_in_training_and_evaluation(self, batch: GlobalBatch | None) -> None:
+        ours, theirs = GlobalBatchNorm(12), nn.BatchNorm1d(12)
+        for step in range(3):
+            x = 3 * inputs(seed=step) + 1
+            torch.testing.assert_close(ours(x, batch), theirs(x))
+        for name, value in theirs.state_dict().items():
+            torch.testing.assert_close(ours.state_dict()[name], value)
+        torch.testing.assert_close(ours.eval()(inputs(seed=9), batch), theirs.eval()(inputs(seed=9)))
+
+
+class TestDropout:
+    @pytest.fixture
+    def projection(self) -> Projection:
+        torch.manual_seed(0)
+        return Projection(12, 7, depth=3, width=64, norm="none", dropout=0.5).train()
+
+    @pytest.mark.parametrize("cuts", [(256,), (1,), (100, 300, 511), (255, 257, 512, 699)], ids=str)
+    def test_of_slices_is_that_of_the_whole(self, projection: Projection, cuts: tuple[int, ...]) -> None:
+        x = inputs(700)
+        whole = projection(x, in_batch(0, 700))
+        slices = [projection(x[a:b], in_batch(a, b - a)) for a, b in pairwise((0, *cuts, 700))]
+        torch.testing.assert_close(torch.cat(slices), whole)
+
+    def test_does_not_disturb_and_is_not_disturbed_by_other_random_numbers(self, projection: Projection) -> None:
+        torch.manual_seed(1)
+        expected = torch.rand(3)
+        torch.manual_seed(1)
+        first = projection(inputs(), in_batch(0, 20))
+        assert torch.equal(torch.rand(3), expected)
+        assert torch.equal(projection(inputs(), in_batch(0, 20)), first)
+
+    @pytest.mark.parametrize("change", [{"seed": 1}, {"step": 1}, {"start": 20}, {"start": 256}], ids=str)
+    def test_changes_with_seed_step_and_row(self, projection: Projection, change: dict[str, int]) -> None:
+        settings = {"start": 0, "count": 20}
+        one, other = (projection(inputs(), in_batch(**s)) for s in (settings, settings | change))
+        assert not torch.allclose(one, other)
+
+    def test_changes_with_the_layer(self) -> None:
+        projection = Projection(8, 8, depth=3, width=8, dropout=0.5).train()
+        one, other = (projection._dropout(torch.ones(20, 8), layer, in_batch(0, 20)) for layer in (0, 1))
+        assert not torch.equal(one, other)
+
+    def test_keeps_the_mean_and_drops_the_share(self) -> None:
+        projection = Projection(8, 8, depth=2, width=64, dropout=0.2).train()
+        dropped = projection._dropout(torch.ones(700, 64), 0, in_batch(0, 700))
+        assert set(dropped.unique().tolist()) == {0.0, 1.25}
+        assert float((dropped == 0).float().mean()) == pytest.approx(0.2, abs=0.01)
+        assert float(dropped.mean()) == pytest.approx(1, abs=0.02)
+
+    def test_is_off_in_evaluation(self, projection: Projection) -> None:
+        projection.eval()
+        assert torch.equal(projection(inputs(), in_batch(0, 20)), projection(inputs()))
+
+    def test_of_no_rows_is_none(self, projection: Projection) -> None:
+        assert projection(inputs(0), in_batch(512, 0)).shape == (0, 7)

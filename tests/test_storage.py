@@ -1,0 +1,187 @@
+"""Storage: one set of functions for local disks, packages and object stores; files appear whole or not at all."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import sharelock_ray
+from sharelock_ray import storage
+from sharelock_ray.errors import RequestError
+
+# The kernel stops the process's files at 64 KiB, as a full disk would.
+WRITE_TOO_MUCH = """
+import resource, signal, sys
+from sharelock_ray import storage
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL if sys.argv[2] == "killed" else signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+storage.write_bytes(sys.argv[1], bytes(1 << 20))
+"""
+
+
+@pytest.fixture(params=["local", "memory"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A folder on each kind of filesystem."""
+    if request.param == "local":
+        yield str(tmp_path / "root")
+    else:
+        yield "memory://storage-test"
+        storage.remove("memory://storage-test")
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+
+
+class TestEveryFilesystem:
+    def test_gives_back_what_was_written(self, root: str) -> None:
+        uri = storage.join(root, "a", "b.bin")
+        assert not storage.exists(uri)
+        storage.write_bytes(uri, b"first")
+        storage.write_bytes(uri, b"second")
+        assert storage.exists(uri)
+        assert storage.read_bytes(uri) == b"second"
+        assert storage.size(uri) == 6
+        with storage.open_read(uri) as stream:
+            assert stream.read() == b"second"
+
+    def test_keeps_json_with_its_letters(self, root: str) -> None:
+        uri = storage.join(root, "a.json")
+        storage.write_json(uri, {"straße": [1, None, "猫"]})
+        assert storage.read_json(uri) == {"straße": [1, None, "猫"]}
+        assert "猫" in storage.read_bytes(uri).decode()
+
+    def test_lists_names_sorted_and_without_those_below(self, root: str) -> None:
+        for name in ("c", "a", "folder/inside", "b"):
+            storage.write_bytes(storage.join(root, *name.split("/")), b"")
+        assert storage.names(root) == ["a", "b", "c", "folder"]
+        assert storage.is_folder(storage.join(root, "folder"))
+        assert not storage.is_folder(storage.join(root, "a"))
+
+    def test_a_folder_that_is_not_there_has_no_names(self, root: str) -> None:
+        assert storage.names(storage.join(root, "nothing")) == []
+
+    def test_removes_files_and_whole_folders_and_minds_no_absence(self, root: str) -> None:
+        for name in ("kept", "gone", "folder/x", "folder/y"):
+            storage.write_bytes(storage.join(root, *name.split("/")), b"1")
+        for name in ("gone", "folder", "never"):
+            storage.remove(storage.join(root, name))
+        assert storage.names(root) == ["kept"]
+
+    def test_hashes_as_hashlib_does(self, root: str) -> None:
+        uri = storage.join(root, "large")
+        data = bytes(range(256)) * 10_000  # Longer than one block of the stream.
+        storage.write_bytes(uri, data)
+        assert storage.sha256_of(uri) == storage.sha256(data) == hashlib.sha256(data).hexdigest()
+
+    def test_reading_what_is_not_there_says_so(self, root: str) -> None:
+        with pytest.raises(FileNotFoundError):
+            storage.read_bytes(storage.join(root, "nothing"))
+
+    def test_expands_wildcards_to_uris_that_can_be_read(self, root: str) -> None:
+        for name in ("b.tar", "a.tar", "c.txt"):
+            storage.write_bytes(storage.join(root, name), name.encode())
+        found = storage.expand(storage.join(root, "*.tar"))
+        assert [storage.read_bytes(uri) for uri in found] == [b"a.tar", b"b.tar"]
+
+
+class TestLocalWrites:
+    def test_a_failed_write_leaves_the_old_content_and_nothing_else(self, tmp_path: Path) -> None:
+        path = tmp_path / "file"
+        path.write_bytes(b"old")
+        run = subprocess.run(
+            [sys.executable, "-c", WRITE_TOO_MUCH, str(path), "failed"], capture_output=True, text=True, check=False
+        )
+        assert run.returncode == 1
+        assert "File too large" in run.stderr
+        assert path.read_bytes() == b"old"
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_a_killed_write_leaves_the_old_content_and_a_name_that_is_hidden(self, tmp_path: Path) -> None:
+        path = tmp_path / "file"
+        path.write_bytes(b"old")
+        run = subprocess.run([sys.executable, "-c", WRITE_TOO_MUCH, str(path), "killed"], check=False)
+        assert run.returncode < 0
+        assert path.read_bytes() == b"old"
+        assert len(list(tmp_path.iterdir())) == 2
+        assert storage.names(str(tmp_path)) == ["file"]
+
+    def test_others_may_read_what_is_written(self, tmp_path: Path) -> None:
+        storage.write_bytes(str(tmp_path / "file"), b"")
+        assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
+
+
+class TestExpand:
+    @pytest.mark.parametrize(
+        ("pattern", "uris"),
+        [
+            ("s3://b/x.tar", ["s3://b/x.tar"]),
+            ("s3://b/{a,b}.tar", ["s3://b/a.tar", "s3://b/b.tar"]),
+            ("{000..003}", ["000", "001", "002", "003"]),
+            ("{8..11}.tar", ["8.tar", "9.tar", "10.tar", "11.tar"]),
+            ("{a,b}/{0..1}", ["a/0", "a/1", "b/0", "b/1"]),
+        ],
+    )
+    def test_braces_name_files_whether_or_not_they_exist(self, pattern: str, uris: list[str]) -> None:
+        assert storage.expand(pattern) == uris
+
+    def test_wildcards_name_only_what_exists(self, tmp_path: Path) -> None:
+        touch(tmp_path, "b/1.tar", "a/1.tar", "a/2.tar", "a/10.txt", "c/1.tar")
+        found = storage.expand(f"{tmp_path}/{{a,b}}/?.tar")
+        assert found == [f"{tmp_path}/{name}" for name in ("a/1.tar", "a/2.tar", "b/1.tar")]
+        assert storage.expand(f"{tmp_path}/[ac]/1.*") == [f"{tmp_path}/a/1.tar", f"{tmp_path}/c/1.tar"]
+        assert storage.expand(f"{tmp_path}/*.zip") == []
+
+
+class TestPackages:
+    def test_names_a_file_that_a_package_carries(self) -> None:
+        uri = "package://sharelock_ray/errors.py"
+        assert storage.read_bytes(uri) == (Path(sharelock_ray.__file__).parent / "errors.py").read_bytes()
+        assert "errors.py" in storage.names("package://sharelock_ray")
+        assert storage.is_local(uri)
+
+    @pytest.mark.parametrize("name", ["no_such_package_at_all", "json.decoder"])
+    def test_an_unknown_package_is_a_wrong_request(self, name: str) -> None:
+        with pytest.raises(RequestError, match=f"no Python package '{name}'"):
+            storage.read_bytes(f"package://{name}/file")
+
+    @pytest.mark.parametrize("name", ["no_such_package_at_all.inside", ""])
+    def test_an_impossible_package_is_a_wrong_request(self, name: str) -> None:
+        with pytest.raises(RequestError, match="no Python package"):
+            storage.read_bytes(f"package://{name}/file")
+
+
+def test_an_unknown_protocol_is_a_wrong_request() -> None:
+    with pytest.raises(RequestError, match=r"^nosuch:// is not a storage"):
+        storage.exists("nosuch://bucket/file")
+
+
+@pytest.mark.parametrize("uri", ["/data/x", "x", "file:///data/x"])
+def test_local_uris_become_absolute_paths(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert storage.absolute(uri) == (str(tmp_path / "x") if uri == "x" else "/data/x")
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/x", "package://json/x", "memory://x"])
+def test_other_uris_are_absolute_as_they_are(uri: str) -> None:
+    assert storage.absolute(uri) == uri
+
+
+def test_joins_parts_below_any_root() -> None:
+    assert storage.join("s3://b/", "a", "c") == "s3://b/a/c"
+    assert storage.join("relative", "a") == "relative/a"
+    assert os.path.normpath(storage.join("/", "a")).lstrip("/") == "a"
+
+
+def test_a_damaged_json_file_is_not_read_as_something_else(tmp_path: Path) -> None:
+    touch(tmp_path, "half.json")
+    with pytest.raises(json.JSONDecodeError):
+        storage.read_json(str(tmp_path / "half.json"))
