@@ -14,6 +14,8 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    # Training workers stay in the driver's folder, so that a path means the same everywhere.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # Otherwise each thread's own heap grows to tens of MB in every worker.
     "MALLOC_ARENA_MAX": "2",
 }
@@ -22,3 +24,5 @@ for _name, _value in _ENVIRONMENT.items():
 # Ray reads these as it is imported. An instance of our own answers to nobody else; a cluster has its own rules.
 if not os.environ.get("RAY_ADDRESS") and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    # One process less, of 0.1 GB: nobody takes this machine away.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")

@@ -14,6 +14,7 @@ from safetensors.torch import load, save
 
 from sharelock_ray import storage
 from sharelock_ray.alignment.heads import Heads
+from sharelock_ray.alignment.optimizer import Adam
 from sharelock_ray.alignment.spec import AlignmentSpec
 from sharelock_ray.config import Config
 from sharelock_ray.encoders.spec import EncoderSpec
@@ -72,9 +73,7 @@ def side_of(manifest: Manifest) -> Side:
     )
 
 
-def save_checkpoint(
-    folder: str, checkpoint: Checkpoint, heads: Heads, optimizer: torch.optim.Optimizer | None = None
-) -> None:
+def save_checkpoint(folder: str, checkpoint: Checkpoint, heads: Heads, optimizer: Adam | None = None) -> None:
     """Publishes a checkpoint in `folder`, then removes older tensors.
 
     Those of the checkpoint that it replaces stay, for readers who are between its JSON and its tensors.
@@ -84,8 +83,7 @@ def save_checkpoint(
     """
     tensors = {f"{_HEADS}{name}": value for name, value in heads.state_dict().items()}
     if optimizer is not None:
-        for index, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"{_OPTIMIZER}{index}.{name}": value for name, value in state.items()}
+        tensors |= {f"{_OPTIMIZER}{name}": value for name, value in optimizer.state().items()}
     name = f"step-{checkpoint.position.step:08d}.safetensors"
     storage.write_bytes(
         storage.join(folder, name), save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
@@ -128,15 +126,11 @@ def load_heads(folder: str, checkpoint: Checkpoint) -> Heads:
     return heads
 
 
-def restore(folder: str, checkpoint: Checkpoint, heads: Heads, optimizer: torch.optim.Optimizer) -> None:
+def restore(folder: str, checkpoint: Checkpoint, heads: Heads, optimizer: Adam) -> None:
     """Puts `heads` and `optimizer` where they were when the checkpoint was saved."""
     with _loading(folder, checkpoint) as tensors:
         heads.load_state_dict(_below(tensors, _HEADS))
-        states: dict[int, dict[str, torch.Tensor]] = {}
-        for key, value in _below(tensors, _OPTIMIZER).items():
-            index, _, name = key.partition(".")
-            states.setdefault(int(index), {})[name] = value
-        optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+        optimizer.load_state(_below(tensors, _OPTIMIZER))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from sharelock_ray.alignment.batches import Batch
 from sharelock_ray.alignment.distributed import Group, Rows, gather_rows, rank, sum_over_ranks, world_size
 from sharelock_ray.alignment.heads import Heads
 from sharelock_ray.alignment.loss import contrastive_loss
+from sharelock_ray.alignment.optimizer import Adam
 from sharelock_ray.alignment.projection import GlobalBatch
 from sharelock_ray.alignment.spec import AlignmentSpec
 
@@ -23,12 +24,9 @@ class Optimization:
 
     def __init__(self, heads: Heads, spec: AlignmentSpec, group: Group = None) -> None:
         self.heads, self.spec, self.group = heads, spec, group
-        self._trained = [p for p in heads.parameters() if p.requires_grad]
-        projections = [p for p in self._trained if p is not heads.log_logit_scale]
-        scale = [p for p in self._trained if p is heads.log_logit_scale]
-        groups = [{"params": projections, "weight_decay": spec.weight_decay}]
-        groups += [{"params": scale, "weight_decay": 0.0}] if scale else []
-        self.optimizer = torch.optim.Adam(groups, lr=spec.learning_rate, fused=True)
+        trained = {name: p for name, p in heads.named_parameters() if p.requires_grad}
+        self._trained = list(trained.values())
+        self.optimizer = Adam(trained, spec.weight_decay, undecayed=["log_logit_scale"])
         if world_size(group) > 1:
             for tensor in heads.state_dict().values():
                 torch.distributed.broadcast(tensor, group_src=0, group=group)
@@ -42,16 +40,14 @@ class Optimization:
         rows = Rows.of(len(batch.image), batch.image.device, self.group)
         about = GlobalBatch(rows, self.spec.seed, step, self.group)
         heads = self.heads.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.spec, step)
         loss = contrastive_loss(
             heads.vision(batch.image, about), heads.language(batch.text, about), heads.logit_scale, self.group
         )
-        self.optimizer.zero_grad()
+        heads.zero_grad()
         loss.backward()
         self._sum_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self._trained, self.spec.clip_norm or math.inf)
-        self.optimizer.step()
+        self.optimizer.step(learning_rate(self.spec, step))
         return {"loss": loss.detach(), "grad_norm": norm}
 
     def _sum_gradients(self) -> None:

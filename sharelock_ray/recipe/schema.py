@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from sharelock_ray import storage
 from sharelock_ray.alignment.run import RunFolder
@@ -13,6 +13,9 @@ from sharelock_ray.errors import RequestError
 from sharelock_ray.extraction.options import ExtractionOptions
 from sharelock_ray.sources.webdataset import WebDatasetSource
 from sharelock_ray.training.options import TrainingOptions
+
+Uri = Annotated[str, AfterValidator(storage.absolute)]
+"""A path or URI; a relative path is made absolute, since workers have folders of their own."""
 
 
 class ShapesSpec(Config):
@@ -33,7 +36,7 @@ class DataSpec(Config):
     train: WebDatasetSource | None = None
     test: WebDatasetSource | None = None
     """Evaluated on; where there is none, retrieval is scored on the validation pairs."""
-    classes: str | None = None
+    classes: Uri | None = None
     """A text file of class names, one a line: line n names label n of the test split."""
     shapes: ShapesSpec | None = None
 
@@ -63,7 +66,7 @@ class Recipe(Config):
     """One run, from data to report."""
 
     name: str
-    output: str
+    output: Uri
     """Folder of the run: features, checkpoints, results and report. A local path or a URI."""
     note: str = ""
     """Shown in the report: what a reader must know about this run."""

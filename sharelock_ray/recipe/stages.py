@@ -5,8 +5,8 @@ Heavy libraries are imported by the stage that needs them, so that a run with no
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,25 +24,23 @@ from sharelock_ray.features.schema import feature_set_uri
 from sharelock_ray.progress import say
 from sharelock_ray.recipe.load import with_settings, write_recipe
 from sharelock_ray.recipe.schema import Recipe
-from sharelock_ray.report.page import write_page
 from sharelock_ray.report.summary import Summary
 from sharelock_ray.sources.sample import Sample
 from sharelock_ray.sources.shapes import write_shapes
+from sharelock_ray.sources.webdataset import WebDatasetSource
 
 _AUDIT, _EVALUATION, _SECONDS = "audit.json", "evaluation.json", "seconds.json"
 
 
 def demo(recipe: Recipe) -> Summary:
-    """Every stage, on one Ray."""
-    prepare(recipe)
-    with ExitStack() as stack:
-        if not (_is_extracted(recipe) and recipe.run.result()):
-            from sharelock_ray import engine
+    """Every stage.
 
-            stack.enter_context(engine.connected())
-        extract(recipe)
-        audit(recipe)
-        train(recipe)
+    Extraction and training each start a Ray of their own where there is none: what Ray Data leaves running, 0.5 GB, is
+    more than a small machine can spare.
+    """
+    extract(recipe)
+    audit(recipe)
+    train(recipe)
     evaluate(recipe)
     return report(recipe)
 
@@ -60,20 +58,29 @@ def prepare(recipe: Recipe) -> None:
 def extract(recipe: Recipe) -> list[FeatureSet]:
     """The feature sets of every split and encoder; missing ones are made."""
     prepare(recipe)
+    missing = {}
     for split, source in recipe.splits.items():
-        uris = [_uri(recipe, split, encoder) for encoder in recipe.encoders]
-        if all(map(is_complete, uris)):
+        if all(is_complete(_uri(recipe, split, encoder)) for encoder in recipe.encoders):
             say(f"extract {split}: already done")
-            continue
-        from sharelock_ray.extraction.extract import ExtractionJob
-        from sharelock_ray.extraction.extract import extract as extract_job
-
-        job = ExtractionJob(_features(recipe), recipe.data.dataset, split, source, recipe.encoders)
-        with _timed(recipe, f"extract {split}"):
-            sets = extract_job(job, recipe.operations.extraction)
-        counts = ", ".join(f"{s.manifest.rows:,} {s.manifest.modality} rows" for s in sets)
-        say(f"extract {split}: {counts}, {sum(s.manifest.rejects for s in sets)} rejects")
+        else:
+            missing[split] = source
+    if missing:
+        _extract(recipe, missing)
     return _feature_sets(recipe)
+
+
+def _extract(recipe: Recipe, splits: Mapping[str, WebDatasetSource]) -> None:
+    from sharelock_ray import engine
+    from sharelock_ray.extraction.extract import ExtractionJob
+    from sharelock_ray.extraction.extract import extract as extract_job
+
+    with engine.connected():
+        for split, source in splits.items():
+            job = ExtractionJob(_features(recipe), recipe.data.dataset, split, source, recipe.encoders)
+            with _timed(recipe, f"extract {split}"):
+                sets = extract_job(job, recipe.operations.extraction)
+            counts = ", ".join(f"{s.manifest.rows:,} {s.manifest.modality} rows" for s in sets)
+            say(f"extract {split}: {counts}, {sum(s.manifest.rejects for s in sets)} rejects")
 
 
 def audit(recipe: Recipe) -> list[Audit]:
@@ -174,6 +181,8 @@ def evaluate(recipe: Recipe) -> Evaluation:
 
 def report(recipe: Recipe) -> Summary:
     """Writes `report.html` from what the other stages left."""
+    from sharelock_ray.report.page import write_page
+
     result = recipe.run.result()
     path = storage.join(recipe.output, _EVALUATION)
     if result is None or not storage.exists(path):
@@ -205,10 +214,6 @@ def _features(recipe: Recipe) -> str:
 
 def _feature_sets(recipe: Recipe) -> list[FeatureSet]:
     return [open_features(_uri(recipe, split, encoder)) for split in recipe.splits for encoder in recipe.encoders]
-
-
-def _is_extracted(recipe: Recipe) -> bool:
-    return all(is_complete(_uri(recipe, split, encoder)) for split in recipe.splits for encoder in recipe.encoders)
 
 
 def _evaluation_request(recipe: Recipe) -> dict[str, object]:

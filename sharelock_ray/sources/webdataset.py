@@ -33,7 +33,7 @@ class WebDatasetSource(Config):
         Raises:
             RequestError: a pattern matches nothing, a file is missing, or two tars would have the same name.
         """
-        patterns = (self.urls,) if isinstance(self.urls, str) else self.urls
+        patterns = map(storage.absolute, (self.urls,) if isinstance(self.urls, str) else self.urls)
         named: dict[str, str] = {}
         for pattern in patterns:
             uris = storage.expand(pattern)

@@ -18,6 +18,7 @@ from sharelock_ray.alignment.checkpoint import (
     save_checkpoint,
 )
 from sharelock_ray.alignment.heads import Heads
+from sharelock_ray.alignment.optimizer import Adam
 from sharelock_ray.alignment.spec import AlignmentSpec, ProjectionSpec
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.errors import RequestError, RunError
@@ -43,16 +44,16 @@ def heads(seed: int) -> Heads:
     return Heads(SPEC, VISION.dim, LANGUAGE.dim)
 
 
-def optimizer_of(trained: Heads) -> torch.optim.Optimizer:
-    return torch.optim.Adam([p for p in trained.parameters() if p.requires_grad], fused=True)
+def optimizer_of(trained: Heads) -> Adam:
+    return Adam({name: p for name, p in trained.named_parameters() if p.requires_grad})
 
 
-def take_steps(trained: Heads, optimizer: torch.optim.Optimizer, seeds: range) -> None:
+def take_steps(trained: Heads, optimizer: Adam, seeds: range) -> None:
     for seed in seeds:
         x = torch.randn(30, LANGUAGE.dim, generator=torch.Generator().manual_seed(seed))
-        optimizer.zero_grad()
+        trained.zero_grad()
         (trained.logit_scale * trained.language.eval()(x)[:, 0]).sum().backward()
-        optimizer.step()
+        optimizer.step(1e-3)
 
 
 def described(step: int) -> Checkpoint:

@@ -10,6 +10,7 @@ import ranks
 import support
 from sharelock_ray.alignment.batches import PairBatches, split_validation
 from sharelock_ray.alignment.checkpoint import load_heads, read_checkpoint
+from sharelock_ray.alignment.optimizer import Adam
 from sharelock_ray.alignment.run import RunFolder
 from sharelock_ray.alignment.spec import AlignmentSpec, ProjectionSpec
 from sharelock_ray.alignment.step import learning_rate
@@ -63,7 +64,7 @@ def test_goes_on_at_the_exact_step_with_the_same_losses(tmp_path: Path, features
         pass
 
     # Dies in the middle of step 15, after the checkpoint of step 10.
-    original = torch.optim.Adam.step
+    original = Adam.step
     calls = iter(range(100))
 
     def dying(self, *args, **kwargs):
@@ -72,7 +73,7 @@ def test_goes_on_at_the_exact_step_with_the_same_losses(tmp_path: Path, features
         return original(self, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.optim.Adam, "step", dying)
+        patch.setattr(Adam, "step", dying)
         with pytest.raises(KilledError):
             train(broken, *features, SPEC)
     assert read_checkpoint(broken.last).position.step == 10
