@@ -6,6 +6,7 @@ default of 15 they starve beside any other process.
 
 import os
 import secrets
+import sys
 
 _ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -21,8 +22,10 @@ _ENVIRONMENT = {
 }
 for _name, _value in _ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
-# Ray reads these as it is imported. An instance of our own answers to nobody else; a cluster has its own rules.
-if not os.environ.get("RAY_ADDRESS") and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+# An instance of our own answers to nobody else; a cluster has its own rules. Ray's driver reads the mode as it is
+# imported and its servers as they start, so a change in between, in a notebook, would set them at odds.
+if not os.environ.get("RAY_ADDRESS") and "ray" not in sys.modules:
+    if os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     # One process less, of 0.1 GB: nobody takes this machine away.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")

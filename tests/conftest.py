@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import support
-from sharelock_ray import progress
+from sharelock_ray import progress, ray_environment  # noqa: F401  (before any test imports ray)
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 
 # Small products gain nothing from more threads, and Ray's workers need the cores.
