@@ -179,7 +179,8 @@ def expand(pattern: str) -> list[str]:
     A pattern without wildcards names itself, whether or not it exists.
     """
     found: list[str] = []
-    for uri in _braces(pattern):
+    # Nested braces may name the same thing twice.
+    for uri in dict.fromkeys(_braces(pattern)):
         if not has_wildcard(uri):
             found.append(uri)
             continue

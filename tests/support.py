@@ -1,7 +1,6 @@
 """Small data and tiny models that the tests make for themselves."""
 
 import io
-import json
 import tarfile
 from pathlib import Path
 
@@ -126,42 +125,16 @@ def write_feature_sets(folder: Path, pairs: int, dims: tuple[int, int] = (24, 16
     signal = np.stack([np.random.default_rng([1, i]).normal(size=8) for i in range(pairs)])
     embeddings = [np.tanh(signal @ mixer).astype(np.float32) for mixer in mixers]
     keys = [f"00000/{i:06d}" for i in range(pairs)]
-    vision = VisionSpec(name="signal", model="none")
-    language = LanguageSpec(name="signal", model="none")
+    vision = VisionSpec(name="signal", model="none", stored_dtype="float32")
+    language = LanguageSpec(name="signal", model="none", stored_dtype="float32")
     columns = {
         "vision": {"key": keys, "label": [i % 3 for i in range(pairs)]},
         "language": {"key": keys, "caption_id": [0] * pairs, "text": [f"text {i}" for i in range(pairs)]},
     }
     return tuple(
-        write_feature_set(str(folder / spec.modality), spec, columns[spec.modality], values)
+        write_parts(str(folder / spec.modality), spec, [[EncodedChunk(columns[spec.modality], values)]])
         for spec, values in ((vision, embeddings[0]), (language, embeddings[1]))
     )
-
-
-def write_feature_set(uri: str, spec: VisionSpec | LanguageSpec, columns: dict, embeddings: np.ndarray) -> str:
-    """A complete feature set of one part; its URI."""
-    writer = FeatureSetWriter(uri, spec.modality, "float32")
-    shards = [Shard(0, "00000", "memory", 1)]
-    writer.start(shards)
-    writer.stage(0, 0, True, "memory", EncodedChunk(columns, embeddings))
-    writer.seal(0)
-    writer.finish(
-        dataset="signal",
-        split="train",
-        encoder=spec.model_dump(mode="json"),
-        weights_sha256=None,
-        dim=embeddings.shape[1],
-        shards=shards,
-        software={},
-        device="cpu",
-        gpus=0,
-        wall_seconds=0,
-    )
-    return uri
-
-
-def read_json(path: Path) -> object:
-    return json.loads(path.read_text())
 
 
 def write_recipe(path: Path, models: Path, **changes: object) -> Path:

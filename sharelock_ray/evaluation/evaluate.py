@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from sharelock_ray.alignment.model import AlignedModel
+from sharelock_ray.errors import RequestError
 from sharelock_ray.evaluation.result import Evaluation, Example, ZeroShot
 from sharelock_ray.evaluation.retrieval import retrieval
 from sharelock_ray.evaluation.zero_shot import zero_shot
@@ -56,6 +57,11 @@ def _classify(
     if not class_names or not len(labelled):
         return None, []
     truth = labels[labelled].astype(np.int64)
+    if truth.min() < 0 or truth.max() >= len(class_names):
+        raise RequestError(
+            f"labels go from {truth.min()} to {truth.max()}, but {len(class_names)} classes are named: "
+            f"check `data.classes` (line n names label n, from 0)"
+        )
     images = image[torch.from_numpy(labelled)]
     prototypes = model.prototypes(class_names, templates)
     present = np.unique(truth)

@@ -5,14 +5,12 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("svg")
 from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 from PIL import Image
 
 from sharelock_ray import storage
+from sharelock_ray.encoders.images import upright
 from sharelock_ray.report.summary import Summary
 
 _THUMBNAIL = 128
@@ -54,7 +52,7 @@ def _curves(metrics: Sequence[Mapping[str, Any]]) -> str:
 def _thumbnail(data: bytes) -> str:
     """A small PNG as a data URI."""
     with Image.open(io.BytesIO(data)) as image:
-        small = image.convert("RGB")
+        small = upright(image)
         small.thumbnail((_THUMBNAIL, _THUMBNAIL))
     buffer = io.BytesIO()
     small.save(buffer, "PNG")

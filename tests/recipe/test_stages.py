@@ -9,7 +9,8 @@ import support
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.recipe import stages
 from sharelock_ray.recipe.load import read_recipe
-from sharelock_ray.recipe.schema import Recipe
+from sharelock_ray.recipe.schema import DataSpec, EvaluationSpec, Recipe
+from sharelock_ray.sources.webdataset import WebDatasetSource
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -84,6 +85,14 @@ class TestAlone:
         stages.extract(other)
         with pytest.raises(RequestError, match=r"was made by tiny-encoder-.* but .* was trained on tiny-decoder-"):
             stages.evaluate(other)
+
+    def test_labels_without_a_name_are_refused(self, recipe: Recipe, tmp_path: Path) -> None:
+        classes = tmp_path / "classes.txt"
+        classes.write_text("red circle\nred square\n")
+        test = WebDatasetSource(urls=f"{recipe.output}/data/test/*.tar")
+        data = DataSpec(dataset="shapes", train=recipe.splits["train"], test=test, classes=str(classes))
+        with pytest.raises(RequestError, match="but 2 classes are named"):
+            stages.evaluate(changed(recipe, data=data, evaluation=EvaluationSpec(recall_at=(2,))))
 
     def test_an_empty_source_is_refused(self, tmp_path: Path, models: Path) -> None:
         data = {"dataset": "none", "train": {"urls": str(tmp_path / "*.tar")}}
