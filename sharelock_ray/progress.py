@@ -29,25 +29,29 @@ class Progress:
         self.stage, self.unit, self.total = stage, unit, total
         self.count = self._start_count = done
         self._note = ""
-        self._started = time.monotonic()
-        self._printed_at = self._started
+        self._started: float | None = None
+        self._printed_at = time.monotonic()
         self._terminal = _stream().isatty()
 
     def update(self, count: int = 1, note: str = "") -> None:
         """Adds `count`; `note` replaces the free text at the end of the line."""
+        now = time.monotonic()
         self.count += count
         self._note = note or self._note
-        now = time.monotonic()
+        if self._started is None:
+            # Rate and ETA are of the work, not of the start of the workers.
+            self._started, self._start_count = now, self.count
         if now - self._printed_at >= (_TERMINAL_EVERY_S if self._terminal else _LOG_EVERY_S):
             self._printed_at = now
             self._print(self.line(now))
 
     def line(self, now: float) -> str:
         """The text of the line at the monotonic time `now` (seconds)."""
-        elapsed = max(now - self._started, 1e-9)
-        rate = (self.count - self._start_count) / elapsed
         total = f"/{self.total:,}" if self.total else ""
-        text = f"{self.stage}: {self.count:,}{total} {self.unit}, {rate:,.1f}/s"
+        text = f"{self.stage}: {self.count:,}{total} {self.unit}"
+        rate = 0.0 if self._started is None else (self.count - self._start_count) / max(now - self._started, 1e-9)
+        if rate > 0:
+            text += f", {rate:,.1f}/s"
         if self.total and rate > 0:
             text += f", {_clock((self.total - self.count) / rate)} left"
         return f"{text}  {self._note}".rstrip()

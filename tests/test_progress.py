@@ -16,6 +16,13 @@ def line_after(seconds: float, counter: Progress) -> str:
     return counter.line(counter._started + seconds)
 
 
+def working(*arguments: object, **options: object) -> Progress:
+    """A counter whose work has begun."""
+    counter = Progress(*arguments, **options)
+    counter.update(0)
+    return counter
+
+
 def run(code: str, log: Path) -> subprocess.CompletedProcess[str]:
     prelude = "import os, subprocess, sys\nfrom pathlib import Path\nfrom sharelock_ray.progress import *\n"
     prelude += "from sharelock_ray.progress import chatter_to, say\nlog = Path(sys.argv[1])\n"
@@ -25,35 +32,43 @@ def run(code: str, log: Path) -> subprocess.CompletedProcess[str]:
 
 class TestLine:
     def test_shows_rate_and_time_left(self) -> None:
-        counter = Progress("extract train", "images", total=10_000)
+        counter = working("extract train", "images", total=10_000)
         counter.update(2_500)
         assert line_after(10, counter) == "extract train: 2,500/10,000 images, 250.0/s, 0:30 left"
 
+    def test_the_clock_starts_with_the_first_news(self) -> None:
+        counter = Progress("s", "u", total=100)
+        assert counter.line(time.monotonic()) == "s: 0/100 u"
+        counter.update(10)
+        assert line_after(0, counter) == "s: 10/100 u"
+        counter.update(10)
+        assert line_after(1, counter) == "s: 20/100 u, 10.0/s, 0:08 left"
+
     def test_counts_minutes_and_hours(self) -> None:
-        counter = Progress("s", "u", total=1_000_000)
+        counter = working("s", "u", total=1_000_000)
         counter.update(100)
         assert line_after(1, counter).endswith(", 2:46:39 left")
         assert line_after(0.1, counter).endswith(", 16:40 left")
 
     def test_what_an_earlier_run_did_counts_for_the_total_but_not_for_the_rate(self) -> None:
-        counter = Progress("s", "u", total=100, done=60)
-        assert line_after(5, counter) == "s: 60/100 u, 0.0/s"
+        counter = working("s", "u", total=100, done=60)
+        assert line_after(5, counter) == "s: 60/100 u"
         counter.update(20)
         assert line_after(10, counter) == "s: 80/100 u, 2.0/s, 0:10 left"
 
     def test_an_unknown_total_has_no_time_left(self) -> None:
-        counter = Progress("s", "u")
+        counter = working("s", "u")
         counter.update(30)
         assert line_after(10, counter) == "s: 30 u, 3.0/s"
 
     def test_a_note_stays_until_the_next(self) -> None:
-        counter = Progress("s", "u")
+        counter = working("s", "u")
         counter.update(1, "loss 2.5")
         counter.update(1)
         assert line_after(1, counter) == "s: 2 u, 2.0/s  loss 2.5"
 
     def test_more_than_the_total_leaves_nothing_rather_than_less(self) -> None:
-        counter = Progress("s", "u", total=10)
+        counter = working("s", "u", total=10)
         counter.update(20)
         assert line_after(1, counter).endswith(", 0:00 left")
 

@@ -30,7 +30,7 @@ class Summary:
         lines = [
             (
                 f"{m.split} {m.modality} features",
-                f"{m.rows:,} rows x {m.dim} {m.dtype}, {m.rejects:,} rejects ({m.encoder['name']})",
+                f"{m.rows:,} rows x {m.dim} {m.dtype}, rejects: {m.rejects:,} ({m.encoder['name']})",
             )
             for m in self.features
         ]
