@@ -193,7 +193,6 @@ def write_parts(
         dim=parts[0][0].embeddings.shape[1],
         shards=shards,
         software={},
-        device="cpu",
         gpus=0,
         wall_seconds=0,
     )

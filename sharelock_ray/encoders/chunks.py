@@ -24,11 +24,18 @@ class Source(Protocol):
     def read(self, shard: Shard) -> Iterator[Sample | Reject]: ...
 
 
-class _Vision(Protocol):
+class _Encoder(Protocol):
+    revision: str | None
+
+    @property
+    def device(self) -> str: ...
+
+
+class _Vision(_Encoder, Protocol):
     def encode(self, pixels: np.ndarray) -> np.ndarray: ...
 
 
-class _Language(Protocol):
+class _Language(_Encoder, Protocol):
     counts: "_Counts"
 
     def encode(self, texts: Sequence[str]) -> np.ndarray: ...
@@ -114,6 +121,8 @@ def encode_vision(encoder: _Vision, chunk: Chunk, preprocessing: Preprocessing) 
         embeddings=embeddings,
         rejects=[*chunk.rejects, *pixels.rejects],
         seconds=time.perf_counter() - started,
+        device=encoder.device,
+        revision=encoder.revision,
     )
 
 
@@ -139,4 +148,6 @@ def encode_language(encoder: _Language, chunk: Chunk) -> EncodedChunk:
         seconds=time.perf_counter() - started,
         tokens=encoder.counts.tokens - tokens,
         truncated=encoder.counts.truncated - truncated,
+        device=encoder.device,
+        revision=encoder.revision,
     )

@@ -10,6 +10,7 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
 from sharelock_ray import storage
+from sharelock_ray.encoders.provenance import device_name, hub_commit
 from sharelock_ray.encoders.spec import LanguageSpec
 from sharelock_ray.errors import RequestError
 
@@ -56,6 +57,13 @@ class LanguageEncoder:
         self._pad_id = next(
             (i for i in (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id) if i is not None), 0
         )
+        self.revision = None if spec.is_local else hub_commit(spec.model, "config.json", revision=spec.revision)
+        """Commit of the model on the hub; None for a local one."""
+
+    @property
+    def device(self) -> str:
+        """Name of the device."""
+        return device_name(self._device)
 
     @property
     def dim(self) -> int:

@@ -12,8 +12,11 @@ from safetensors.torch import load
 
 from sharelock_ray import storage
 from sharelock_ray.encoders.images import crop_image, upright
+from sharelock_ray.encoders.provenance import device_name, hub_commit
 from sharelock_ray.encoders.spec import VisionSpec
 from sharelock_ray.errors import RequestError
+
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 class VisionEncoder:
@@ -34,6 +37,9 @@ class VisionEncoder:
         self._device = torch.device(device)
         self._dtype = getattr(torch, spec.dtype)
         self._model = _load(self.spec).eval().requires_grad_(False).to(self._device, self._dtype)
+        hub = self._model.pretrained_cfg.get("hf_hub_id") if spec.weights == "pretrained" else None
+        self.revision = hub_commit(hub, *_HUB_FILES) if hub else None
+        """Commit of the weights on the hub; None for local ones."""
         mean, std = (
             torch.tensor(value, device=self._device).view(3, 1, 1) for value in (self.spec.mean, self.spec.std)
         )
@@ -60,6 +66,11 @@ class VisionEncoder:
         size = self.spec.preprocessing.image_size
         pixels = [crop_image(upright(image), self.spec.preprocessing) for image in images]
         return self.encode(np.stack(pixels) if pixels else np.empty((0, size, size, 3), np.uint8))
+
+    @property
+    def device(self) -> str:
+        """Name of the device."""
+        return device_name(self._device)
 
     @property
     def dim(self) -> int:

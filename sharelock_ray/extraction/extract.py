@@ -83,7 +83,6 @@ def _run(
         _seal.remote(writer, part) for writer, parts in zip(writers, staged, strict=True) for part in _unsealed(parts)
     ]
     tasks = _tasks(shards, staged)
-    device = "cpu"
     if tasks:
         kept = sum(len(part.chunks) for parts in staged for part in parts.values())
         sealed = sum(part.sealed for parts in staged for part in parts.values())
@@ -92,7 +91,6 @@ def _run(
         stage = f"extract {job.split}"
         with Progress(stage, "samples") as progress:
             for row in _encoded(job, options, tasks, encoders, writers):
-                device = row["device"]
                 for i in row["encoders"]:
                     part = staged[i].get(row["part"], StagedPart())
                     last = row["index"] if row["last"] else part.last
@@ -110,7 +108,6 @@ def _run(
             dim=writer.dim(),
             shards=shards,
             software={name: importlib.metadata.version(name) for name in _SOFTWARE},
-            device=device,
             gpus=options.num_gpus,
             wall_seconds=time.monotonic() - started,
         )
@@ -196,7 +193,6 @@ class _Encode:
         from sharelock_ray.encoders.vision import VisionEncoder
 
         device = "cuda" if options.num_gpus and torch.cuda.is_available() else "cpu"
-        self._device = torch.cuda.get_device_name() if device == "cuda" else "cpu"
         self._specs, self._writers = encoders, writers
         self._encoders: list[Any] = [
             VisionEncoder(spec, device, options.image_batch_size)
@@ -225,7 +221,6 @@ class _Encode:
             "last": chunk.last,
             "samples": chunk.size,
             "encoders": wanted,
-            "device": self._device,
         }
 
 

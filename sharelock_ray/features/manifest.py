@@ -35,6 +35,8 @@ class Part(Config):
     encoder_seconds: float
     tokens: int
     truncated: int
+    devices: tuple[str, ...]
+    revisions: tuple[str, ...]
 
 
 class Manifest(Config):
@@ -60,7 +62,9 @@ class Manifest(Config):
     inputs: tuple[Input, ...]
     parts: tuple[Part, ...]
     software: dict[str, str]
-    device: str
+    devices: tuple[str, ...]
+    revisions: tuple[str, ...]
+    """Exact commits of a model from the hub: one, unless it moved between runs and the recipe pins none."""
     wall_seconds: float
     encoder_seconds: float
     gpu_hours: float

@@ -44,6 +44,9 @@ class EncodedChunk:
     seconds: float = 0.0
     tokens: int = 0
     truncated: int = 0
+    device: str = "cpu"
+    revision: str | None = None
+    """Commit of a model that came from the hub."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,8 @@ class FeatureSetWriter:
             "rejects": [{"source": source, **vars(reject)} for reject in rejects],
             "seconds": chunk.seconds,
             "tokens": chunk.tokens,
+            "device": chunk.device,
+            "revision": chunk.revision,
             "truncated": chunk.truncated,
         }
         buffer = io.BytesIO()
@@ -147,6 +152,8 @@ class FeatureSetWriter:
             encoder_seconds=sum(each["seconds"] for each in about),
             tokens=sum(each["tokens"] for each in about),
             truncated=sum(each["truncated"] for each in about),
+            devices=tuple(sorted({each["device"] for each in about})),
+            revisions=tuple(sorted({each["revision"] for each in about if each["revision"]})),
         )
         storage.write_json(self._record(part), record.model_dump(mode="json"))
         storage.remove(folder)
@@ -161,7 +168,6 @@ class FeatureSetWriter:
         dim: int,
         shards: Sequence[Shard],
         software: dict[str, str],
-        device: str,
         gpus: float,
         wall_seconds: float,
     ) -> Manifest:
@@ -189,7 +195,8 @@ class FeatureSetWriter:
             inputs=tuple(Input(name=shard.name, uri=shard.uri, bytes=shard.bytes) for shard in shards),
             parts=tuple(parts),
             software=software,
-            device=device,
+            devices=tuple(sorted({device for part in parts for device in part.devices})),
+            revisions=tuple(sorted({revision for part in parts for revision in part.revisions})),
             wall_seconds=round(wall_seconds, 2),
             encoder_seconds=round(seconds, 2),
             gpu_hours=round(seconds * gpus / 3600, 6),

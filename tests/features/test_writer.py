@@ -20,7 +20,7 @@ VISION = VisionSpec(name="made-up", model="none")
 LANGUAGE = LanguageSpec(name="made-up", model="none")
 SHARDS = [Shard(0, "a", "data/a.tar", 10), Shard(1, "b", "data/b.tar", 20)]
 CHUNKS = [support.encoded("vision", [f"a/{i}{j}" for i in "dacb"], seed=j) for j in range(3)]
-ABOUT = {"dataset": "d", "split": "s", "weights_sha256": None, "dim": 4, "software": {"x": "1"}, "device": "cpu"}
+ABOUT = {"dataset": "d", "split": "s", "weights_sha256": None, "dim": 4, "software": {"x": "1"}}
 ABOUT |= {"encoder": VISION.model_dump(mode="json"), "gpus": 0, "wall_seconds": 1.234}
 
 

@@ -1,0 +1,67 @@
+"""Encoders of the hub, out of a cache as its own client leaves it: loaded by name, with their commit recorded."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+from safetensors.torch import save_file
+
+import support
+from sharelock_ray.encoders.spec import LanguageSpec
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+LOAD = """
+import json
+import numpy as np
+from sharelock_ray.encoders.language import LanguageEncoder
+from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
+from sharelock_ray.encoders.vision import VisionEncoder
+
+vision = VisionEncoder(VisionSpec(name="v", model="test_resnet.r160_in1k", image_size=32))
+language = LanguageEncoder(LanguageSpec(name="l", model="someone/tiny", pooling="last"))
+print(json.dumps({
+    "revisions": [vision.revision, language.revision],
+    "vision": vision.encode(np.zeros((1, 32, 32, 3), np.uint8)).tolist(),
+    "language": language.encode(["a red circle"]).tolist(),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory, models: Path) -> dict:
+    """What a process gives that finds a timm and a transformers model in its hub cache, and no network."""
+    home = tmp_path_factory.mktemp("hub")
+    vision = snapshot(home, "timm--test_resnet.r160_in1k")
+    save_file(timm.create_model("test_resnet").state_dict(), vision / "model.safetensors")
+    language = snapshot(home, "someone--tiny")
+    for file in Path(support.tiny_language(models).model).iterdir():
+        (language / file.name).write_bytes(file.read_bytes())
+    env = os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", LOAD], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def snapshot(home: Path, repository: str) -> Path:
+    folder = home / "hub" / f"models--{repository}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(COMMIT)
+    (folder / "snapshots" / COMMIT).mkdir(parents=True)
+    return folder / "snapshots" / COMMIT
+
+
+def test_the_exact_commits_are_known(loaded: dict) -> None:
+    assert loaded["revisions"] == [COMMIT, COMMIT]
+
+
+def test_a_model_by_name_embeds_as_the_same_model_by_path(loaded: dict, language_spec: LanguageSpec) -> None:
+    from sharelock_ray.encoders.language import LanguageEncoder
+
+    local = LanguageEncoder(language_spec)
+    assert local.revision is None
+    assert loaded["language"] == pytest.approx(local.encode(["a red circle"]), abs=1e-6)
+    assert len(loaded["vision"][0]) == 96
