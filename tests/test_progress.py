@@ -76,6 +76,8 @@ class TestLine:
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(progress, "_LOG_EVERY_S", 0.05)
+        # The session's Ray, where it runs, has taken the process's own standard error.
+        monkeypatch.setattr(progress, "_user", None)
         with Progress("s", "u", total=100) as counter:
             counter.update()
             assert capsys.readouterr().err == ""
