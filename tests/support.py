@@ -180,7 +180,7 @@ def write_parts(
     """A complete feature set with a part for each list of chunks; its URI."""
     writer = FeatureSetWriter(uri, spec.modality, spec.stored_dtype)
     shards = [Shard(i, f"{i:05d}", f"memory/{i:05d}.tar", 100 + i) for i in range(len(parts))]
-    writer.start(shards)
+    writer.start(shards, chunk_size=1)
     for part, chunks in enumerate(parts):
         for index, chunk in enumerate(chunks):
             writer.stage(part, index, index == len(chunks) - 1, shards[part].uri, chunk)

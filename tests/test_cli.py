@@ -95,7 +95,7 @@ class TestRuns:
         run = tmp_path / "broken" / "run"
         moments: list[Callable[[], bool]] = [
             lambda: any(run.rglob("staging/0000*/*.arrow")),
-            lambda: any(run.rglob("test/*/*/staging/listing.json")),
+            lambda: any(run.rglob("test/*/*/staging/begun.json")),
             lambda: (run / "last" / "checkpoint.json").exists(),
             lambda: (run / "training.json").exists(),
         ]
@@ -119,7 +119,7 @@ class TestRuns:
 
     def test_ctrl_c_ends_cleanly(self, recipe: Path, tmp_path: Path) -> None:
         moments: list[Callable[[], bool]] = [
-            lambda: any((tmp_path / "run").rglob("staging/listing.json")),
+            lambda: any((tmp_path / "run").rglob("staging/begun.json")),
             lambda: (tmp_path / "run" / "ray").exists(),
         ]
         for moment in moments:

@@ -5,6 +5,7 @@ metrics.jsonl      one JSON object a line: losses of steps and validations
 training.json      written last: the result of a finished training
 """
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +27,7 @@ from sharelock_ray.alignment.heads import Heads
 from sharelock_ray.alignment.run import RunFolder, TrainingResult
 from sharelock_ray.alignment.spec import AlignmentSpec
 from sharelock_ray.alignment.step import Optimization, learning_rate
-from sharelock_ray.errors import RequestError
+from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.features.featureset import Pairs, join, open_features
 
 _LOG_EVERY = 10
@@ -70,6 +71,7 @@ def train(
 
     Raises:
         RequestError: the sets do not belong together, or hold too few pairs.
+        RunError: the loss is not finite any more.
     """
     pairs = join(open_features(vision), open_features(language))
     training, validation = split_validation(pairs, spec.validation_fraction)
@@ -99,6 +101,8 @@ def train(
         position = position.model_copy(update={"step": step + 1, "seconds": time.monotonic() - started})
         if (step + 1) % _LOG_EVERY == 0 or step == 0:
             row = {name: float(value) for name, value in taken.items()}
+            if not math.isfinite(row["loss"]):
+                raise RunError(f"the loss is {row['loss']} at step {step + 1}: lower `alignment.learning_rate`")
             metrics.add({"step": step + 1, **row, "learning_rate": learning_rate(spec, step)})
         if (step + 1) % spec.evaluate_every == 0 or step + 1 == spec.steps:
             values = optimization.validate(held_out.sweep(*ranks))

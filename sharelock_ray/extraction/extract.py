@@ -63,10 +63,13 @@ def extract(job: ExtractionJob, options: ExtractionOptions) -> list[FeatureSet]:
         if not shards:
             raise RequestError(f"the source of {job.dataset}/{job.split} is empty")
         writers = [FeatureSetWriter(job.uri(e), e.modality, e.stored_dtype) for e in todo]
-        for writer in writers:
-            writer.start(shards)
+        sizes = [writer.start(shards, options.chunk_size) for writer in writers]
         with engine.connected(), engine.readable_errors(f"extract {job.split}"):
-            _run(job, options, shards, todo, writers)
+            # Sets that runs with other options began are cut otherwise, and so are a read of their own.
+            for size in sorted(set(sizes)):
+                chosen = [i for i, own in enumerate(sizes) if own == size]
+                same = options.model_copy(update={"chunk_size": size})
+                _run(job, same, shards, [todo[i] for i in chosen], [writers[i] for i in chosen])
     return [open_features(job.uri(encoder)) for encoder in encoders]
 
 

@@ -57,22 +57,27 @@ class FeatureSetWriter:
     modality: str
     stored_dtype: str
 
-    def start(self, shards: Sequence[Shard]) -> None:
-        """Fixes the listing of inputs that parts are cut from.
+    def start(self, shards: Sequence[Shard], chunk_size: int) -> int:
+        """Fixes the listing of inputs that parts are cut from, and the size of the chunks that a part is cut into.
+
+        Returns:
+            the chunk size that holds for this set: that of the run which began it.
 
         Raises:
             RequestError: the set was begun from another listing.
         """
         listing = [{"name": shard.name, "bytes": shard.bytes} for shard in shards]
-        path = storage.join(self.uri, "staging", "listing.json")
+        path = storage.join(self.uri, "staging", "begun.json")
         if storage.exists(path):
-            if storage.read_json(path) != listing:
+            begun = storage.read_json(path)
+            if begun["listing"] != listing:
                 raise RequestError(
                     f"{self.uri} was begun from other inputs than are listed now: "
                     f"restore them, or delete that folder to begin again"
                 )
-            return
-        storage.write_json(path, listing)
+            return int(begun["chunk_size"])
+        storage.write_json(path, {"listing": listing, "chunk_size": chunk_size})
+        return chunk_size
 
     def staged(self) -> dict[int, "StagedPart"]:
         """What earlier runs left, by part."""

@@ -19,7 +19,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from sharelock_ray import engine, storage
 from sharelock_ray.alignment.run import RunFolder, TrainingResult
 from sharelock_ray.alignment.spec import AlignmentSpec
-from sharelock_ray.errors import RequestError
+from sharelock_ray.errors import SharelockError
 from sharelock_ray.features.featureset import open_features
 from sharelock_ray.progress import Progress, say
 from sharelock_ray.training.options import TrainingOptions
@@ -35,7 +35,7 @@ def train(run: RunFolder, vision: str, language: str, spec: AlignmentSpec, optio
 
     Raises:
         RequestError: the folder holds another training, the sets do not fit, or Ray has too few resources.
-        RunError: workers failed more often than `max_failures`.
+        RunError: workers failed more often than `max_failures`, or the loss is not finite any more.
     """
     run.begin(spec, open_features(vision).manifest, open_features(language).manifest)
     result = run.result()
@@ -46,9 +46,9 @@ def train(run: RunFolder, vision: str, language: str, spec: AlignmentSpec, optio
             {"CPU": options.num_workers * options.num_cpus, "GPU": options.num_workers * options.use_gpu},
             "lower operations.training.num_workers or num_cpus",
         )
-        mistake = _followed(_trainer(run, vision, language, spec, options), run, spec.steps).return_value
-        if mistake is not None:
-            raise mistake
+        fault = _followed(_trainer(run, vision, language, spec, options), run, spec.steps).return_value
+        if fault is not None:
+            raise fault
     result = run.result()
     assert result is not None
     storage.remove(_ray_folder(run))
@@ -83,7 +83,7 @@ def _trainer(
     )
 
 
-def _worker(config: dict[str, Any]) -> RequestError | None:
+def _worker(config: dict[str, Any]) -> SharelockError | None:
     import torch
 
     from sharelock_ray.alignment.train import train as train_on_rank
@@ -98,8 +98,8 @@ def _worker(config: dict[str, Any]) -> RequestError | None:
                 AlignmentSpec.model_validate(config["spec"]),
                 device=config["device"],
             )
-    # Every worker finds the same mistake in the request; an exception would be taken for a lost worker and tried again.
-    except RequestError as error:
+    # Every worker finds the same fault; raised, it would be taken for the loss of a worker, and tried again.
+    except SharelockError as error:
         return error
     return None
 

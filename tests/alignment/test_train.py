@@ -15,7 +15,7 @@ from sharelock_ray.alignment.run import RunFolder
 from sharelock_ray.alignment.spec import AlignmentSpec, ProjectionSpec
 from sharelock_ray.alignment.step import learning_rate
 from sharelock_ray.alignment.train import train
-from sharelock_ray.errors import RequestError
+from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.features.featureset import join, open_features
 
 SPEC = AlignmentSpec(
@@ -108,6 +108,11 @@ def test_any_number_of_workers_gives_the_same_curve(tmp_path: Path, features: tu
             assert ours == pytest.approx(theirs, abs=1e-4)
         for name, value in final_weights(one).items():
             torch.testing.assert_close(final_weights(several)[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, features: tuple[str, str]) -> None:
+    with pytest.raises(RunError, match=r"the loss is nan at step 10: lower `alignment\.learning_rate`"):
+        train(RunFolder(str(tmp_path)), *features, SPEC.model_copy(update={"learning_rate": 1e30}))
 
 
 def test_stops_early_without_a_gain(tmp_path: Path, features: tuple[str, str]) -> None:

@@ -1,5 +1,6 @@
 """Extraction through Ray Data: every input in one place, once, whatever is repeated or interrupted."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 import support
 from sharelock_ray import storage
+from sharelock_ray.encoders.chunks import cut, decode, encode_vision
 from sharelock_ray.encoders.images import decode_image
 from sharelock_ray.encoders.language import LanguageEncoder
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
@@ -15,6 +17,7 @@ from sharelock_ray.errors import RequestError
 from sharelock_ray.extraction.extract import ExtractionJob, extract
 from sharelock_ray.extraction.options import ExtractionOptions
 from sharelock_ray.features.audit import audit
+from sharelock_ray.features.writer import FeatureSetWriter
 from sharelock_ray.sources.sample import Sample
 from sharelock_ray.sources.webdataset import WebDatasetSource
 
@@ -76,9 +79,27 @@ class TestExtract:
         assert sets[2].manifest.rows == 18
 
     def test_changed_inputs_cannot_mix_with_begun_work(self, job: ExtractionJob, tmp_path: Path) -> None:
-        storage.write_json(storage.join(job.uri(job.encoders[0]), "staging", "listing.json"), [])
+        begun = {"listing": [], "chunk_size": 4}
+        storage.write_json(storage.join(job.uri(job.encoders[0]), "staging", "begun.json"), begun)
         with pytest.raises(RequestError, match="begun from other inputs"):
             extract(job, OPTIONS)
+
+    def test_another_chunk_size_goes_on_where_the_first_stopped(self, job: ExtractionJob, tmp_path: Path) -> None:
+        whole = extract(dataclasses.replace(job, root=str(tmp_path / "whole")), OPTIONS)
+        # As a killed run leaves it: of one encoder's first part the first chunk is staged, of the other's nothing.
+        shards = job.source.shards()
+        spec = job.encoders[0]
+        writer = FeatureSetWriter(job.uri(spec), spec.modality, spec.stored_dtype)
+        writer.start(shards, 4)
+        chunk = decode(next(cut(job.source, shards[0], 4)), {spec.preprocessing})
+        encoded = encode_vision(VisionEncoder(spec), chunk, spec.preprocessing)
+        writer.stage(0, 0, False, shards[0].uri, encoded)
+        sets = extract(job, ExtractionOptions(chunk_size=7))
+        keys = [sample.key for sample in inputs(job)]
+        for ours, theirs in zip(sets, whole, strict=True):
+            assert audit(ours, keys).problems == []
+            assert ours.manifest.keys_sha256 == theirs.manifest.keys_sha256
+        assert sets[0].manifest.parts[0].sha256 == whole[0].manifest.parts[0].sha256
 
     def test_more_resources_than_there_are_fail_at_once(self, job: ExtractionJob) -> None:
         with pytest.raises(RequestError, match="needs 1 GPU"):

@@ -108,22 +108,22 @@ class TestRepetition:
         assert storage.read_bytes(f"{tmp_path}/staging/00000.json") == record
 
     def test_a_changed_listing_is_refused(self, tmp_path: Path) -> None:
-        writer(tmp_path).start(SHARDS)
-        writer(tmp_path).start(SHARDS)
+        writer(tmp_path).start(SHARDS, 2)
+        writer(tmp_path).start(SHARDS, 2)
         larger = [SHARDS[0], Shard(1, "b", "data/b.tar", 21)]
         for changed in (SHARDS[:1], SHARDS[::-1], larger):
             with pytest.raises(RequestError, match="begun from other inputs"):
-                writer(tmp_path).start(changed)
+                writer(tmp_path).start(changed, 2)
 
     def test_a_listing_may_move_to_another_place(self, tmp_path: Path) -> None:
-        writer(tmp_path).start(SHARDS)
-        writer(tmp_path).start([Shard(s.index, s.name, f"s3://elsewhere/{s.name}.tar", s.bytes) for s in SHARDS])
+        writer(tmp_path).start(SHARDS, 2)
+        writer(tmp_path).start([Shard(s.index, s.name, f"s3://elsewhere/{s.name}.tar", s.bytes) for s in SHARDS], 2)
 
 
 class TestStaged:
     def test_tells_which_chunks_are_there(self, tmp_path: Path) -> None:
         to = writer(tmp_path)
-        to.start(SHARDS)
+        to.start(SHARDS, 2)
         assert to.staged() == {}
         to.stage(0, 1, False, "a", CHUNKS[1])
         assert to.staged() == {0: StagedPart(frozenset({1}), None)}
@@ -195,7 +195,7 @@ class TestNumbersThatCannotBeStored:
 class TestManifest:
     def test_is_written_last(self, tmp_path: Path) -> None:
         to = writer(tmp_path)
-        to.start(SHARDS)
+        to.start(SHARDS, 2)
         with pytest.raises(RequestError, match="is not complete") as error:
             open_features(to.uri)
         assert "sharelock extract" in str(error.value)
@@ -222,7 +222,7 @@ class TestManifest:
             support.encoded("language", ["a", "a", "b"], seed=1, seconds=1.5, tokens=10, truncated=1),
             support.encoded("language", ["c"], seed=2, seconds=2, tokens=5, rejects=[Reject("d", "read", "E", "m")]),
         ]
-        to.start(SHARDS)
+        to.start(SHARDS, 2)
         for part, chunk in enumerate(chunks):
             to.stage(part, 0, True, SHARDS[part].uri, chunk)
             to.seal(part)
