@@ -1,4 +1,4 @@
-"""What Ray reads from the environment as it is imported. Each package of the engine imports this first.
+"""What Ray reads from the environment as it is imported. `engine` imports this first, and is imported before ray.
 
 Ray's own bars, chatter and usage report are not the user's output; its workers run at normal niceness, since at Ray's
 default of 15 they starve beside any other process.

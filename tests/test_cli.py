@@ -62,6 +62,13 @@ class TestRequests:
         assert message in err
         assert len(err.splitlines()) == 1
 
+    def test_reading_a_request_costs_neither_ray_nor_torch_nor_touches_rays_environment(self) -> None:
+        code = "import os, sys, sharelock_ray.cli\n"
+        code += "print({'ray', 'torch'} & set(sys.modules), 'RAY_AUTH_TOKEN' in os.environ)"
+        env = {name: value for name, value in os.environ.items() if name not in STARTED_ALONE}
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+        assert done.stdout == "set() False\n", done.stderr
+
     def test_no_cluster_at_an_address_is_one_line(self, recipe: Path) -> None:
         code, _, err = sharelock("extract", str(recipe), "--address", "127.0.0.1:1")
         assert code == 2

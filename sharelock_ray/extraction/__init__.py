@@ -2,5 +2,3 @@
 
 Moves rows and places work; what is computed and how it is committed lives in `encoders` and `features`.
 """
-
-from sharelock_ray import ray_environment as ray_environment

@@ -12,11 +12,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sharelock_ray import engine
+
+# isort: split
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
-from sharelock_ray import engine
 from sharelock_ray.encoders.chunks import Chunk, Source, cut, decode, encode_language, encode_vision
 from sharelock_ray.encoders.spec import EncoderSpec, LanguageSpec, VisionSpec
 from sharelock_ray.errors import RequestError

@@ -6,6 +6,7 @@ file, one for its rejects, then a record that says both are whole. The manifest,
 Every file is published whole or not at all, every name and content follows from the input, so repeating any step after
 a kill changes nothing.
 
+    staging/begun.json                             what the set was begun from
     staging/00003/00000.arrow … 00007-last.arrow   staged chunks of part 3
     staging/00003.json                             the record of part 3, once sealed
 """

@@ -2,5 +2,3 @@
 
 Starts workers and restarts them after a failure; the step, the loss and the checkpoint live in `alignment`.
 """
-
-from sharelock_ray import ray_environment as ray_environment

@@ -11,12 +11,15 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any
 
+from sharelock_ray import engine
+
+# isort: split
 import ray
 from ray.train import FailureConfig, Result, RunConfig, ScalingConfig, get_context
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from sharelock_ray import engine, storage
+from sharelock_ray import storage
 from sharelock_ray.alignment.run import RunFolder, TrainingResult
 from sharelock_ray.alignment.spec import AlignmentSpec
 from sharelock_ray.errors import SharelockError
