@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -177,7 +178,7 @@ def _recipe(path: str, settings: list[str] | None, address: str | None = None) -
 
 def _own_data(pattern: str) -> list[str]:
     """Overrides that put a user's tars in the place of a recipe's data."""
-    name = Path(pattern).parent.name or "data"
+    name = re.sub(r"[^A-Za-z0-9]+", "-", Path(pattern).parent.name).strip("-") or "data"
     return [
         f"data={json.dumps({'dataset': name, 'train': {'urls': pattern}})}",
         f"name={json.dumps(name)}",

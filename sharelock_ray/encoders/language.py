@@ -53,6 +53,14 @@ class LanguageEncoder:
         # T5 and its like: the encoder alone gives the embedding.
         model = model.get_encoder() if model.config.is_encoder_decoder else model
         self._model = model.eval().requires_grad_(False).to(self._device)
+        self._before, _, self._after = (spec.prompt or "{}").partition("{}")
+        layers = int(self._model.config.num_hidden_layers)
+        if spec.layer is not None and not -layers - 1 <= spec.layer <= layers:
+            raise RequestError(f"{spec.model} has {layers} layers, so `layer` is from {-layers - 1} to {layers}")
+        if spec.append_eos and self._tokenizer.eos_token_id is None:
+            raise RequestError(f"the tokenizer of {spec.model} has no end-of-sequence token to append")
+        if spec.prompt and len(self._tokenizer(self._before + self._after)["input_ids"]) >= spec.max_length:
+            raise RequestError(f"the prompt alone fills `max_length` ({spec.max_length} tokens)")
         # Hidden by the mask, so any valid id does where the model has no padding token of its own.
         self._pad_id = next(
             (i for i in (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id) if i is not None), 0
@@ -90,22 +98,41 @@ class LanguageEncoder:
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
         if not texts:
             return []
-        ids: list[list[int]] = self._tokenizer(texts, verbose=False)["input_ids"]
-        long = [i for i, tokens in enumerate(ids) if len(tokens) > self.spec.max_length]
+        room = self.spec.max_length - self.spec.append_eos
+        wrapped = [self._before + text + self._after for text in texts]
+        ids: list[list[int]] = self._tokenizer(wrapped, verbose=False)["input_ids"]
+        long = [i for i, tokens in enumerate(ids) if len(tokens) > room]
         for i in long:
-            ids[i] = self._tokenizer(texts[i], truncation=True, max_length=self.spec.max_length)["input_ids"]
+            ids[i] = self._shortened(wrapped[i], len(texts[i]), room)
+        if self.spec.append_eos:
+            ids = [[*tokens, self._tokenizer.eos_token_id] for tokens in ids]
         self.counts.truncated += len(long)
         self.counts.tokens += sum(map(len, ids))
         return ids
+
+    def _shortened(self, wrapped: str, length: int, room: int) -> list[int]:
+        """At most `room` tokens of a wrapped text; the caption within it, `length` characters, loses its end."""
+        if self.spec.prompt is None:
+            tokens: list[int] = self._tokenizer(wrapped, truncation=True, max_length=room)["input_ids"]
+            return tokens
+        encoded = self._tokenizer(wrapped, return_offsets_mapping=True, verbose=False)
+        start, end = len(self._before), len(self._before) + length
+        caption = [i for i, (a, b) in enumerate(encoded["offset_mapping"]) if a >= start and b <= end and a < b]
+        excess = len(encoded["input_ids"]) - room
+        dropped = set(caption[max(0, len(caption) - excess) :])
+        return [token for i, token in enumerate(encoded["input_ids"]) if i not in dropped]
 
     def _forward(self, ids: list[list[int]]) -> torch.Tensor:
         lengths = torch.tensor([len(i) for i in ids])
         width = int(lengths.max())
         padded = torch.tensor([i + [self._pad_id] * (width - len(i)) for i in ids])
         mask = torch.arange(width) < lengths[:, None]
-        states = self._model(
-            input_ids=padded.to(self._device), attention_mask=mask.long().to(self._device)
-        ).last_hidden_state
+        output = self._model(
+            input_ids=padded.to(self._device),
+            attention_mask=mask.long().to(self._device),
+            output_hidden_states=self.spec.layer is not None,
+        )
+        states = output.last_hidden_state if self.spec.layer is None else output.hidden_states[self.spec.layer]
         return pool(states, mask.to(self._device), self.spec.pooling)
 
 
@@ -123,6 +150,8 @@ def pool(states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor
         return states[:, 0]
     if pooling == "last":
         return states[torch.arange(len(states), device=states.device), mask.sum(1) - 1]
+    if pooling == "max":
+        return states.masked_fill(~mask[:, :, None], float("-inf")).amax(1)
     weights = mask[:, :, None].float()
     return ((states.float() * weights).sum(1) / weights.sum(1)).to(states.dtype)
 

@@ -6,7 +6,7 @@ Kept apart from the encoders so that reading a recipe or a manifest needs neithe
 from functools import lru_cache
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from sharelock_ray import storage
 from sharelock_ray.config import Config, content_hash
@@ -108,11 +108,25 @@ class LanguageSpec(_EncoderSpec):
     modality: Literal["language"] = "language"
     revision: str | None = None
     """Commit or tag on the hub."""
-    pooling: Literal["last", "mean", "first"] = "last"
-    """Which hidden states of the last layer become the embedding: the last token's, the mean, or the first token's."""
+    pooling: Literal["last", "mean", "first", "max"] = "last"
+    """Which hidden states become the embedding: the last token's, the first's, or the mean or maximum over tokens."""
+    layer: int | None = None
+    """Of the hidden states: 0 is the input embedding, -1 the last; None is the model's own final output, which is the
+    same where the model normalises its last state in both."""
+    append_eos: bool = False
+    """Ends each text with the tokenizer's end-of-sequence token, which `last` then reads."""
+    prompt: str | None = None
+    """Text with `{}` for the caption, such as `This sentence: "{}" means in one word:` (arXiv 2307.16645)."""
     max_length: Annotated[int, Field(ge=2)] = 256
     """Tokens; longer captions are truncated and counted."""
     trust_remote_code: bool = False
+
+    @field_validator("prompt")
+    @classmethod
+    def _has_a_place(cls, prompt: str | None) -> str | None:
+        if prompt is not None and prompt.count("{}") != 1:
+            raise ValueError("a prompt has `{}` once, where the caption goes")
+        return prompt
 
     def resolved(self) -> "LanguageSpec":
         return self

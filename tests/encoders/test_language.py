@@ -20,6 +20,8 @@ TEXTS = [
     "blue",
 ]
 CASES = [("decoder", "last"), ("decoder", "mean"), ("encoder", "mean"), ("encoder", "first"), ("encoder", "last")]
+CASES += [("decoder", "max"), ("encoder", "max")]
+PROMPT = "a picture of {} in the small photo"
 
 
 def alone(spec: LanguageSpec, texts: list[str]) -> np.ndarray:
@@ -30,7 +32,9 @@ def alone(spec: LanguageSpec, texts: list[str]) -> np.ndarray:
         ids = tokenizer(text, return_tensors="pt")["input_ids"]
         with torch.inference_mode():
             states = model(input_ids=ids).last_hidden_state[0].numpy()
-        rows.append({"last": states[-1], "mean": states.mean(0), "first": states[0]}[spec.pooling])
+        rows.append(
+            {"last": states[-1], "mean": states.mean(0), "first": states[0], "max": states.max(0)}[spec.pooling]
+        )
     return np.stack(rows)
 
 
@@ -68,7 +72,43 @@ def test_equal_texts_are_encoded_once(language_spec: LanguageSpec) -> None:
     assert (encoder.counts.texts, encoder.counts.unique, encoder.counts.tokens) == (5, 3, 9)
 
 
+@pytest.mark.parametrize("kind", ["decoder", "encoder"])
+@pytest.mark.parametrize("layer", [0, 1, -1])
+def test_any_layer_can_be_pooled(models: Path, kind: str, layer: int) -> None:
+    spec = support.tiny_language(models, kind, pooling="mean", layer=layer)
+    tokenizer, model = AutoTokenizer.from_pretrained(spec.model), AutoModel.from_pretrained(spec.model).eval()
+    expected = []
+    for text in TEXTS:
+        with torch.inference_mode():
+            output = model(**tokenizer(text, return_tensors="pt"), output_hidden_states=True)
+        expected.append(output.hidden_states[layer][0].mean(0).numpy())
+    np.testing.assert_allclose(LanguageEncoder(spec).encode(TEXTS), np.stack(expected), atol=1e-5)
+
+
+def test_an_appended_end_is_what_last_reads(models: Path) -> None:
+    spec = support.tiny_language(models, append_eos=True)
+    ended = [f"{text} [SEP]" for text in TEXTS]
+    plain = spec.model_copy(update={"append_eos": False})
+    np.testing.assert_allclose(LanguageEncoder(spec).encode(TEXTS), LanguageEncoder(plain).encode(ended), atol=1e-5)
+
+
+def test_a_prompt_is_put_around_each_text(models: Path) -> None:
+    spec = support.tiny_language(models, prompt=PROMPT)
+    plain = spec.model_copy(update={"prompt": None})
+    wrapped = [PROMPT.format(text) for text in TEXTS]
+    np.testing.assert_allclose(LanguageEncoder(spec).encode(TEXTS), LanguageEncoder(plain).encode(wrapped), atol=1e-5)
+
+
 class TestTruncation:
+    def test_takes_from_the_text_and_never_from_the_prompt(self, models: Path) -> None:
+        spec = support.tiny_language(models, prompt=PROMPT, max_length=12, append_eos=True)
+        encoder = LanguageEncoder(spec)
+        found = encoder.encode(["red green blue circle square"])
+        plain = LanguageEncoder(spec.model_copy(update={"prompt": None, "max_length": 32}))
+        # [CLS], seven words of the prompt and the end leave room for three of the five.
+        np.testing.assert_allclose(found, plain.encode([PROMPT.format("red green blue")]), atol=1e-5)
+        assert encoder.counts.truncated == 1
+
     def test_keeps_the_start_and_is_counted(self, models: Path) -> None:
         encoder = LanguageEncoder(support.tiny_language(models, max_length=4))
         found = encoder.encode(["a red circle .", "a red circle in the picture", "a red circle"])
@@ -107,6 +147,25 @@ def test_what_is_no_model_is_a_wrong_request(tmp_path: Path, language_spec: Lang
     with pytest.raises(RequestError, match="cannot load") as error:
         LanguageEncoder(language_spec.model_copy(update={"model": str(path)}))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layer": 3}, "has 2 layers"),
+        ({"layer": -4}, "has 2 layers"),
+        ({"prompt": PROMPT, "max_length": 5}, "prompt alone"),
+    ],
+)
+def test_what_the_model_cannot_give_is_a_wrong_request(models: Path, changes: dict, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        LanguageEncoder(support.tiny_language(models, **changes))
+
+
+@pytest.mark.parametrize("prompt", ["no place", "{} and {}"])
+def test_a_prompt_has_one_place_for_the_text(models: Path, prompt: str) -> None:
+    with pytest.raises(ValueError, match="a prompt has"):
+        support.tiny_language(models, prompt=prompt)
 
 
 class TestTokenBatches:

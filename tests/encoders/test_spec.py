@@ -30,6 +30,9 @@ VISION_CHANGES = [
 ]
 LANGUAGE_CHANGES = [
     {"pooling": "mean"},
+    {"layer": -2},
+    {"append_eos": True},
+    {"prompt": "this means in one word: {}"},
     {"max_length": 31},
     {"dtype": "float16"},
     {"stored_dtype": "float32"},
