@@ -14,9 +14,10 @@ import tempfile
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any
 
 import fsspec
+from pydantic import AfterValidator
 
 from sharelock_ray.errors import RequestError
 
@@ -73,6 +74,10 @@ def absolute(uri: str) -> str:
     return os.path.abspath(resolve(uri)[1]) if is_local(uri) and not uri.startswith(_PACKAGE) else uri
 
 
+Uri = Annotated[str, AfterValidator(absolute)]
+"""A path or URI in a recipe; a relative path is made absolute, since workers have folders of their own."""
+
+
 def exists(uri: str) -> bool:
     filesystem, path = resolve(uri)
     return bool(filesystem.exists(path))
@@ -101,9 +106,10 @@ def open_read(uri: str) -> Any:
     return filesystem.open(path, "rb")
 
 
-def read_bytes(uri: str) -> bytes:
+def read_bytes(uri: str, start: int | None = None, end: int | None = None) -> bytes:
+    """The object at `uri`, or its bytes from `start` to before `end`."""
     filesystem, path = resolve(uri)
-    return bytes(filesystem.cat_file(path))
+    return bytes(filesystem.cat_file(path, start=start, end=end))
 
 
 def read_json(uri: str) -> Any:
@@ -122,6 +128,24 @@ def names(folder: str) -> list[str]:
         return []
     found = (PurePosixPath(entry).name for entry in entries)
     return sorted(name for name in found if name and not name.startswith(".tmp-"))
+
+
+def entries(folder: str) -> dict[str, int | None]:
+    """What lies directly in `folder`, sorted by name: the size of each file, None for a folder.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    filesystem, path = resolve(folder)
+    found: dict[str, int | None] = {}
+    for entry in sorted(filesystem.ls(path, detail=True), key=lambda entry: str(entry["name"])):
+        place = entry["name"].rstrip("/")
+        # An object store may list the folder's own marker.
+        if place.strip("/") != path.strip("/"):
+            # The type of a link says nothing of what it points to.
+            folder_like = entry["type"] == "directory" or (entry["type"] != "file" and filesystem.isdir(place))
+            found[PurePosixPath(place).name] = None if folder_like else int(entry["size"])
+    return found
 
 
 def write_bytes(uri: str, data: bytes) -> None:

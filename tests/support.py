@@ -13,9 +13,12 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
+from sharelock_ray.encoders.chunks import Source, cut
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
+from sharelock_ray.features.audit import audit
+from sharelock_ray.features.featureset import open_features
 from sharelock_ray.features.writer import EncodedChunk, FeatureSetWriter
-from sharelock_ray.sources.sample import Shard
+from sharelock_ray.sources.sample import Reject, Sample, Shard
 from sharelock_ray.storage import write_bytes
 
 WORDS = ["a", "red", "green", "blue", "circle", "square", "photo", "of", "the", "small", "large", ".", "in", "picture"]
@@ -197,3 +200,22 @@ def write_parts(
         wall_seconds=0,
     )
     return uri
+
+
+def read_source(source: Source) -> list[Sample | Reject]:
+    """Everything that a source gives, in order."""
+    return [item for shard in source.shards() for item in source.read(shard)]
+
+
+def prove_accounted(source: Source, folder: Path, inputs: int) -> None:
+    """Cuts a source into chunks, stores a row for each sample, and has the audit find each of `inputs` once."""
+    parts = [
+        [
+            encoded("vision", [sample.key for sample in chunk.samples], rejects=chunk.rejects, seed=chunk.index)
+            for chunk in cut(source, shard, chunk_size=2)
+        ]
+        for shard in source.shards()
+    ]
+    spec = VisionSpec(name="made-up", model="none")
+    report = audit(open_features(write_parts(str(folder), spec, parts)), [item.key for item in read_source(source)])
+    assert (report.problems, report.inputs) == ([], inputs)

@@ -85,7 +85,7 @@ def _explain(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     where = _where(first["loc"])
     if first["type"] == "extra_forbidden":
-        known = _fields(Recipe, first["loc"][:-1])
+        known = _fields(first["loc"][:-1])
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(sorted(known))}"
         return f"there is no field `{where}`: {hint}"
@@ -97,22 +97,31 @@ def _explain(error: ValidationError) -> str:
 
 
 def _where(path: Sequence[int | str]) -> str:
-    """Pydantic's path as one writes it for `--set`: without an encoder's tag (`vision`), which follows its number."""
-    return ".".join(
-        str(part)
-        for part, last in zip(path, (None, *path[:-1]), strict=True)
-        if not (isinstance(last, int) and part in ("vision", "language"))
-    )
+    """Pydantic's path as one writes it for `--set`."""
+    return ".".join(_walk(path)[0])
 
 
-def _fields(model: Any, path: Sequence[int | str]) -> list[str]:
+def _fields(path: Sequence[int | str]) -> list[str]:
     """Names of the fields that the schema has at `path`."""
-    models = _models(model)
+    return sorted({name for model in _walk(path)[1] for name in model.model_fields})
+
+
+def _walk(path: Sequence[int | str]) -> tuple[list[str], list[type[BaseModel]]]:
+    """The parts of a path without its union tags (such as `vision`), which name no field, and the models at its end."""
+    shown: list[str] = []
+    models: list[type[BaseModel]] = [Recipe]
     for part in path:
-        inner = [m for model in models for m in _models(getattr(model.model_fields.get(str(part)), "annotation", None))]
-        # List positions and union tags name no field: they stay where they are.
-        models = inner or models
-    return sorted({name for model in models for name in model.model_fields})
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        tagged = [] if fields else [model for model in models if _has_tag(model, part)]
+        if not tagged:
+            shown.append(str(part))
+        # List positions lead nowhere else.
+        models = [inner for field in fields for inner in _models(field.annotation)] or tagged or models
+    return shown, models
+
+
+def _has_tag(model: type[BaseModel], tag: int | str) -> bool:
+    return isinstance(tag, str) and any(tag in get_args(field.annotation) for field in model.model_fields.values())
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

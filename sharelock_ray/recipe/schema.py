@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from sharelock_ray import storage
 from sharelock_ray.alignment.run import RunFolder
@@ -11,11 +11,10 @@ from sharelock_ray.config import Config
 from sharelock_ray.encoders.spec import EncoderSpec, LanguageSpec, VisionSpec
 from sharelock_ray.errors import RequestError
 from sharelock_ray.extraction.options import ExtractionOptions
+from sharelock_ray.sources.spec import SourceSpec
 from sharelock_ray.sources.webdataset import WebDatasetSource
+from sharelock_ray.storage import Uri
 from sharelock_ray.training.options import TrainingOptions
-
-Uri = Annotated[str, AfterValidator(storage.absolute)]
-"""A path or URI; a relative path is made absolute, since workers have folders of their own."""
 
 
 class ShapesSpec(Config):
@@ -33,8 +32,8 @@ class DataSpec(Config):
 
     dataset: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Names the dataset's folder of feature sets."""
-    train: WebDatasetSource | None = None
-    test: WebDatasetSource | None = None
+    train: SourceSpec | None = None
+    test: SourceSpec | None = None
     """Evaluated on; where there is none, retrieval is scored on the validation pairs."""
     classes: Uri | None = None
     """A text file of class names, one a line: line n names label n of the test split."""
@@ -98,7 +97,7 @@ class Recipe(Config):
         return storage.join(self.output, "data")
 
     @property
-    def splits(self) -> dict[str, WebDatasetSource]:
+    def splits(self) -> dict[str, SourceSpec]:
         """The source of each split that there is."""
         if self.data.shapes is not None:
             return {split: WebDatasetSource(urls=f"{self.data_folder}/{split}/*.tar") for split in ("train", "test")}

@@ -27,7 +27,7 @@ from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.report.summary import Summary
 from sharelock_ray.sources.sample import Sample
 from sharelock_ray.sources.shapes import write_shapes
-from sharelock_ray.sources.webdataset import WebDatasetSource
+from sharelock_ray.sources.spec import SourceSpec
 
 _AUDIT, _EVALUATION, _SECONDS = "audit.json", "evaluation.json", "seconds.json"
 
@@ -69,7 +69,7 @@ def extract(recipe: Recipe) -> list[FeatureSet]:
     return _feature_sets(recipe)
 
 
-def _extract(recipe: Recipe, splits: Mapping[str, WebDatasetSource]) -> None:
+def _extract(recipe: Recipe, splits: Mapping[str, SourceSpec]) -> None:
     from sharelock_ray import engine
     from sharelock_ray.extraction.extract import ExtractionJob
     from sharelock_ray.extraction.extract import extract as extract_job

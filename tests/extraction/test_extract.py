@@ -4,7 +4,10 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 
 import support
 from sharelock_ray import storage
@@ -18,6 +21,7 @@ from sharelock_ray.extraction.extract import ExtractionJob, extract
 from sharelock_ray.extraction.options import ExtractionOptions
 from sharelock_ray.features.audit import audit
 from sharelock_ray.features.writer import FeatureSetWriter
+from sharelock_ray.sources.parquet import ParquetSource
 from sharelock_ray.sources.sample import Sample
 from sharelock_ray.sources.webdataset import WebDatasetSource
 
@@ -63,6 +67,22 @@ class TestExtract:
         for feature_set in (vision, language):
             assert audit(feature_set, keys).problems == []
             assert (feature_set.manifest.rows, feature_set.manifest.rejects) == (18, 2)
+
+    def test_another_layout_of_the_same_pairs_gives_the_same_embeddings(
+        self, job: ExtractionJob, tmp_path: Path
+    ) -> None:
+        samples = [sample for sample in inputs(job) if sample.captions]
+        columns = {
+            "key": [sample.key.replace("/", "-") for sample in samples],
+            "jpg": [sample.image for sample in samples],
+            "caption": [sample.captions[0] for sample in samples],
+        }
+        pq.write_table(pa.table(columns), tmp_path / "pairs.parquet")
+        parquet = dataclasses.replace(job, source=ParquetSource(urls=str(tmp_path / "*.parquet")), dataset="parquet")
+        for ours, theirs in zip(extract(parquet, OPTIONS), extract(job, OPTIONS), strict=True):
+            rows = {key: row for row, key in enumerate(theirs.keys)}
+            same = [rows[key.removeprefix("pairs/").replace("-", "/")] for key in ours.keys]
+            torch.testing.assert_close(ours.embeddings, theirs.embeddings[same], rtol=2e-3, atol=1e-3)
 
     def test_a_second_run_touches_nothing(self, job: ExtractionJob) -> None:
         first = extract(job, OPTIONS)

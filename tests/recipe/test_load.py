@@ -1,5 +1,6 @@
 """Reading a recipe: overrides, and one clear line for each mistake."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,34 @@ def test_a_saved_recipe_reads_back_the_same(path: str) -> None:
     recipe = read_recipe(path)
     write_recipe(recipe)
     assert read_recipe(f"{recipe.output}/recipe.yaml") == recipe
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        ({"urls": "/data/*.tar"}, "webdataset"),
+        ({"format": "parquet", "urls": "/data/*.parquet"}, "parquet"),
+        ({"format": "table", "path": "/data/list.csv"}, "table"),
+        ({"format": "class_folders", "path": "/data"}, "class_folders"),
+    ],
+)
+def test_a_source_is_told_by_its_format_and_tars_go_without_saying(path: str, data: dict, kind: str) -> None:
+    recipe = read_recipe(path, [f"data={json.dumps({'dataset': 'own', 'train': data})}"])
+    assert recipe.splits["train"].format == kind
+    write_recipe(recipe)
+    assert read_recipe(f"{recipe.output}/recipe.yaml") == recipe
+
+
+def test_a_mistake_in_a_source_names_the_field_and_knows_its_format(path: str) -> None:
+    def mistake(**source: str) -> str:
+        with pytest.raises(RequestError) as error:
+            read_recipe(path, [f"data={json.dumps({'dataset': 'own', 'train': source})}"])
+        return str(error.value)
+
+    assert "no field `data.train.image`: known here: format, urls" in mistake(urls="x", image="y")
+    assert "no field `data.train.imag`: did you mean `image`?" in mistake(format="parquet", urls="x", imag="y")
+    assert "the field `data.train.path` is missing" in mistake(format="table")
+    assert "`data.train`:" in mistake(format="excel")
 
 
 def test_a_grid_point_is_checked_like_a_recipe(path: str) -> None:

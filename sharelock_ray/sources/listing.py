@@ -1,0 +1,88 @@
+"""What all readers share: naming files as shards, and turning what a record holds into a sample's fields."""
+
+import re
+from collections.abc import Iterable, Iterator
+
+from sharelock_ray import storage
+from sharelock_ray.errors import RequestError
+from sharelock_ray.sources.sample import Reject, Sample, Shard
+
+IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"})
+
+
+def file_shards(urls: tuple[str, ...] | str, kind: str, ending: str) -> list[Shard]:
+    """The files that patterns name, sorted, each a shard with a name unique in the listing.
+
+    Args:
+        kind: what a file is called in errors.
+        ending: a regular expression; what it matches at the end of a path is left out of the name.
+
+    Raises:
+        RequestError: a pattern matches nothing, a file is missing, or two files would have the same name.
+    """
+    patterns = map(storage.absolute, (urls,) if isinstance(urls, str) else urls)
+    named: dict[str, str] = {}
+    for pattern in patterns:
+        uris = storage.expand(pattern)
+        if not uris:
+            raise RequestError(f"no {kind} matches {pattern!r}: check the path (quote it so that the shell leaves it)")
+        for uri in uris:
+            name = _name(uri, pattern, ending)
+            if named.setdefault(name, uri) != uri:
+                raise RequestError(f"{named[name]} and {uri} would both be called {name!r}: name them by one pattern")
+    try:
+        return [Shard(index, name, uri, storage.size(uri)) for index, (name, uri) in enumerate(sorted(named.items()))]
+    except FileNotFoundError as error:
+        raise RequestError(f"no such {kind}: {error.filename or error}") from None
+
+
+def _name(uri: str, pattern: str, ending: str) -> str:
+    """The file's path below the folder that precedes the pattern's first wildcard, without its ending."""
+    fixed = re.split(r"[*?\[{]", pattern)[0].rpartition("/")[0]
+    folder = storage.resolve(fixed or ".")[1]
+    return re.sub(f"{ending}$", "", storage.resolve(uri)[1].removeprefix(folder).lstrip("/"))
+
+
+def sample_key(shard: Shard, name: object) -> str:
+    """The key of the sample called `name` in its shard; always valid Unicode, as file names need not be."""
+    return f"{shard.name}/{name}".encode("utf-8", "backslashreplace").decode()
+
+
+def row_name(row: int) -> str:
+    """The name of a row that brings none of its own."""
+    return f"{row:09d}"
+
+
+def unique(items: Iterable[Sample | Reject]) -> Iterator[Sample | Reject]:
+    """`items` of a shard, with every one whose key came before made a reject."""
+    seen: set[str] = set()
+    for item in items:
+        if item.key in seen:
+            yield Reject(item.key, "read", "DuplicateKey", "the shard has this key more than once")
+            continue
+        seen.add(item.key)
+        yield item
+
+
+def captions(found: object) -> tuple[str, ...]:
+    """The texts in `found`, a text or a list of them, without the empty ones.
+
+    Raises:
+        ValueError: one is no Unicode text.
+    """
+    texts = [text.strip() for text in (found if isinstance(found, list) else [found]) if isinstance(text, str)]
+    for text in texts:
+        text.encode()  # Half a surrogate pair, which JSON allows, is no text.
+    return tuple(text for text in texts if text)
+
+
+def class_label(found: str | bytes | int) -> int:
+    """The class index that `found` says.
+
+    Raises:
+        ValueError: it is no integer, or one that the schema cannot hold.
+    """
+    label = int(found)
+    if not -(2**31) <= label < 2**31:
+        raise ValueError(f"label {label} does not fit int32")
+    return label

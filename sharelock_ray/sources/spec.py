@@ -1,0 +1,22 @@
+"""The one type of every reader, told apart by `format`."""
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from sharelock_ray.sources.folders import ClassFolderSource
+from sharelock_ray.sources.parquet import ParquetSource
+from sharelock_ray.sources.table import TableSource
+from sharelock_ray.sources.webdataset import WebDatasetSource
+
+
+def _with_format(value: Any) -> Any:
+    """Tars go without saying."""
+    return {"format": "webdataset"} | value if isinstance(value, dict) else value
+
+
+SourceSpec = Annotated[
+    WebDatasetSource | ParquetSource | TableSource | ClassFolderSource,
+    Field(discriminator="format"),
+    BeforeValidator(_with_format),
+]

@@ -1,0 +1,168 @@
+"""Parquet files: every row ends up in a sample or a reject, in whichever of the usual layouts."""
+
+import io
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import support
+from sharelock_ray import storage
+from sharelock_ray.errors import RequestError
+from sharelock_ray.sources.parquet import ParquetSource
+from sharelock_ray.sources.sample import Reject, Sample
+
+
+def write(path: Path | str, columns: dict[str, object], **options: object) -> str:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer, **options)
+    storage.write_bytes(str(path), buffer.getvalue())
+    return str(path)
+
+
+def read(urls: str, **columns: str) -> list[Sample | Reject]:
+    return support.read_source(ParquetSource(urls=urls, **columns))
+
+
+def rows(count: int) -> dict[str, object]:
+    return {"jpg": [bytes([65 + i]) * 200 for i in range(count)], "caption": [f"text {i}" for i in range(count)]}
+
+
+class TestLayouts:
+    def test_of_img2dataset(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "0.parquet", {"key": ["a", "b"], "jpg": [b"i", b"j"], "caption": [" one ", None]})
+        assert read(path) == [Sample("0/a", b"i", ("one",)), Sample("0/b", b"j")]
+
+    @pytest.mark.parametrize("text", ["a cat", ["a cat", ""]], ids=["text", "list"])
+    def test_of_hugging_face(self, tmp_path: Path, text: object) -> None:
+        image = [{"bytes": b"i", "path": "1.jpg"}]
+        path = write(tmp_path / "train-00000-of-00001.parquet", {"image": image, "text": [text], "label": [7]})
+        assert read(path) == [Sample("train-00000-of-00001/000000000", b"i", ("a cat",), 7)]
+
+    def test_of_other_columns_by_their_names(self, tmp_path: Path) -> None:
+        columns = {"photo": [b"i"], "jpg": [b"no"], "alt": ["text"], "kind": [3], "url": ["x"]}
+        path = write(tmp_path / "0.parquet", columns)
+        found = read(path, image="photo", caption="alt", label="kind", key="url")
+        assert found == [Sample("0/x", b"i", ("text",), 3)]
+
+    def test_a_usual_name_with_another_type_is_passed_over(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "0.parquet", {"image": ["1.jpg"], "png": [b"i"], "label": ["cat"]})
+        assert read(path) == [Sample("0/000000000", b"i")]
+
+    def test_files_of_an_object_store(self) -> None:
+        try:
+            for name in "ab":
+                write(f"memory://parquet/{name}.parquet", {"jpg": [b"i"]})
+            keys = [item.key for item in read("memory://parquet/*.parquet")]
+            assert keys == ["a/000000000", "b/000000000"]
+        finally:
+            storage.remove("memory://parquet")
+
+    def test_rows_are_numbered_through_batches_and_row_groups(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "0.parquet", {"jpg": [b"%d" % i for i in range(100)]}, row_group_size=40)
+        assert read(path) == [Sample(f"0/{i:09d}", b"%d" % i) for i in range(100)]
+
+
+class TestRejects:
+    @pytest.mark.parametrize("image", [pa.array([None], pa.binary()), [{"bytes": None, "path": "1.jpg"}]])
+    def test_a_row_without_image_is_a_sample_without_image(self, tmp_path: Path, image: object) -> None:
+        path = write(tmp_path / "0.parquet", {"image": image, "caption": ["text"]})
+        assert read(path) == [Sample("0/000000000", None, ("text",))]
+
+    def test_columns_that_hold_nothing_may_lack_a_type(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "0.parquet", {"jpg": [b"i"], "caption": [None], "label": [None], "key": [None]})
+        assert read(path, caption="caption") == [Sample("0/000000000", b"i")]
+
+    def test_a_key_that_comes_again(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "0.parquet", {"key": ["a", "a", "b"], "jpg": [b"i", b"j", b"k"]})
+        first, again, other = read(path)
+        assert (first, other) == (Sample("0/a", b"i"), Sample("0/b", b"k"))
+        assert isinstance(again, Reject)
+        assert (again.key, again.stage, again.error) == ("0/a", "read", "DuplicateKey")
+
+    def test_a_label_that_the_schema_cannot_hold(self, tmp_path: Path) -> None:
+        bad, good = read(write(tmp_path / "0.parquet", {"jpg": [b"i", b"j"], "label": [2**40, None]}))
+        assert (bad.key, bad.stage, bad.error) == ("0/000000000", "read", "ValueError")
+        assert good == Sample("0/000000001", b"j")
+
+    def test_a_caption_that_is_no_unicode_text(self, tmp_path: Path) -> None:
+        caption = pa.StringArray.from_buffers(2, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0"), pa.py_buffer(b"\xffa"))
+        bad, good = read(write(tmp_path / "0.parquet", {"jpg": [b"i", b"j"], "caption": caption}))
+        assert (bad.key, bad.error) == ("0/000000000", "UnicodeDecodeError")
+        assert good == Sample("0/000000001", b"j", ("a",))
+
+    def test_a_row_without_key_goes_by_its_number(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "0.parquet", {"key": [None, "", "a"], "jpg": [b"i", b"j", b"k"]})
+        assert [item.key for item in read(path)] == ["0/000000000", "0/000000001", "0/a"]
+
+
+class TestDamagedFiles:
+    def test_a_damaged_row_group_gives_what_came_before_and_one_reject(self, tmp_path: Path) -> None:
+        path = Path(write(tmp_path / "x.parquet", rows(6), row_group_size=2, use_dictionary=False))
+        start = pq.read_metadata(path).row_group(2).column(0).data_page_offset
+        content = bytearray(path.read_bytes())
+        content[start : start + 100] = b"\xff" * 100
+        path.write_bytes(content)
+        found = read(str(path))
+        assert [item.key for item in found] == [*(f"x/{i:09d}" for i in range(4)), "x/"]
+        assert isinstance(found[-1], Reject)
+        assert found[-1].stage == "read"
+
+    @pytest.mark.parametrize("content", [b"", b"this is no Parquet" * 1000], ids=["empty", "garbage"])
+    def test_what_is_no_parquet_is_one_reject_beside_whole_files(self, tmp_path: Path, content: bytes) -> None:
+        (tmp_path / "a.parquet").write_bytes(content)
+        write(tmp_path / "b.parquet", rows(1))
+        bad, good = read(f"{tmp_path}/*.parquet")
+        assert isinstance(bad, Reject)
+        assert (bad.key, bad.stage) == ("a/", "read")
+        assert good.key == "b/000000000"
+
+    def test_a_file_without_rows_is_an_empty_shard(self, tmp_path: Path) -> None:
+        assert read(write(tmp_path / "0.parquet", {"jpg": pa.array([], pa.binary())})) == []
+
+    def test_a_storage_that_fails_is_no_reject(self, tmp_path: Path) -> None:
+        source = ParquetSource(urls=write(tmp_path / "0.parquet", rows(1)))
+        (shard,) = source.shards()
+        storage.remove(shard.uri)
+        with pytest.raises(FileNotFoundError):
+            list(source.read(shard))
+
+
+class TestWrongRequests:
+    def test_nothing_matches(self, tmp_path: Path) -> None:
+        with pytest.raises(RequestError, match="no Parquet file matches"):
+            read(f"{tmp_path}/*.parquet")
+
+    def test_a_file_is_missing(self, tmp_path: Path) -> None:
+        with pytest.raises(RequestError, match=r"no such Parquet file: .*gone\.parquet"):
+            read(f"{tmp_path}/gone.parquet")
+
+    @pytest.mark.parametrize("field", ["image", "caption", "label", "key"])
+    def test_a_column_is_missing(self, tmp_path: Path, field: str) -> None:
+        path = write(tmp_path / "0.parquet", rows(1))
+        with pytest.raises(RequestError, match=f"the {field} column 'gone' is missing; the columns are jpg, caption"):
+            ParquetSource(urls=path, **{field: "gone"}).shards()
+
+    def test_a_column_of_another_type(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "0.parquet", rows(1))
+        with pytest.raises(RequestError, match="the label column 'caption' holds string"):
+            ParquetSource(urls=path, label="caption").shards()
+
+    def test_no_column_holds_images(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "0.parquet", {"url": ["x"], "caption": ["text"]})
+        with pytest.raises(RequestError, match="has no column of images: name it as `image`; the columns are url"):
+            ParquetSource(urls=path).shards()
+
+    def test_a_column_is_missing_from_a_later_file(self, tmp_path: Path) -> None:
+        write(tmp_path / "a.parquet", rows(1))
+        write(tmp_path / "b.parquet", {"url": ["x"]})
+        with pytest.raises(RequestError, match=r"b\.parquet has no column of images"):
+            read(f"{tmp_path}/*.parquet")
+
+
+def test_each_row_is_in_one_place(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", rows(5) | {"label": [0, 1, 2**40, 0, 1]})
+    (tmp_path / "b.parquet").write_bytes(b"no Parquet")
+    write(tmp_path / "c.parquet", rows(0) | {"jpg": pa.array([], pa.binary()), "caption": pa.array([], pa.string())})
+    support.prove_accounted(ParquetSource(urls=f"{tmp_path}/*.parquet"), tmp_path / "features", inputs=6)

@@ -1,0 +1,188 @@
+"""Lists of images: every row ends up in a sample or a reject, however the list is written."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+import support
+from sharelock_ray import storage
+from sharelock_ray.errors import RequestError
+from sharelock_ray.sources.sample import Reject, Sample
+from sharelock_ray.sources.table import TableSource
+
+PAIRS = [{"file_name": f"{i}.jpg", "text": f'"ä {i}",\n\tnext line'} for i in range(5)]
+
+
+def write_list(path: Path, records: list[dict[str, object]]) -> str:
+    """The records as the ending of `path` says, with an image for each."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix in (".csv", ".tsv"):
+        with path.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, list(records[0]), delimiter="," if path.suffix == ".csv" else "\t")
+            writer.writeheader()
+            writer.writerows(records)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records))
+    else:
+        path.write_text(json.dumps(records, ensure_ascii=False, indent=2))
+    for i in range(len(records)):
+        (path.parent / f"{i}.jpg").write_bytes(b"%d" % i)
+    return str(path)
+
+
+def read(path: str, **options: object) -> list[Sample | Reject]:
+    return support.read_source(TableSource(path=path, **options))
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "json"])
+class TestEveryKindOfList:
+    @pytest.mark.parametrize("rows_per_shard", [1, 2, 5, 1000])
+    def test_gives_the_same_samples_in_runs(self, tmp_path: Path, ending: str, rows_per_shard: int) -> None:
+        source = TableSource(path=write_list(tmp_path / f"x.{ending}", PAIRS), rows_per_shard=rows_per_shard)
+        assert support.read_source(source) == [
+            Sample(f"x-{i // rows_per_shard:05d}/{i:09d}", b"%d" % i, (PAIRS[i]["text"],)) for i in range(5)
+        ]
+
+    def test_may_start_with_a_byte_order_mark(self, tmp_path: Path, ending: str) -> None:
+        path = Path(write_list(tmp_path / f"x.{ending}", PAIRS))
+        plain = read(str(path), rows_per_shard=2)
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+        assert read(str(path), rows_per_shard=2) == plain
+
+    def test_names_its_columns(self, tmp_path: Path, ending: str) -> None:
+        records = [{"a": "0.jpg", "b": "text", "c": 3, "d": "x", "caption": "other"}]
+        path = write_list(tmp_path / f"x.{ending}", records)
+        found = read(path, image_column="a", caption_column="b", label_column="c", key_column="d")
+        assert found == [Sample("x-00000/x", b"0", ("text",), 3)]
+
+    def test_a_missing_image_is_a_reject(self, tmp_path: Path, ending: str) -> None:
+        path = write_list(tmp_path / f"x.{ending}", PAIRS[:2])
+        (tmp_path / "0.jpg").unlink()
+        bad, good = read(path)
+        assert (bad.key, bad.stage, bad.error) == ("x-00000/000000000", "read", "FileNotFoundError")
+        assert good.key == "x-00000/000000001"
+
+    def test_a_label_that_is_no_integer_is_a_reject(self, tmp_path: Path, ending: str) -> None:
+        path = write_list(tmp_path / f"x.{ending}", [{"image": "0.jpg", "label": label} for label in ("cat", 1.5, "")])
+        bad, worse, none = read(path, label_column="label")
+        assert (bad.error, worse.error) == ("ValueError", "ValueError")
+        assert isinstance(none, Sample)
+        assert none.label is None
+
+    def test_a_key_that_comes_again_is_a_reject(self, tmp_path: Path, ending: str) -> None:
+        path = write_list(tmp_path / f"x.{ending}", [{"id": "a", "image": f"{i}.jpg"} for i in range(2)])
+        first, again = read(path)
+        assert first == Sample("x-00000/a", b"0")
+        assert (again.key, again.stage, again.error) == ("x-00000/a", "read", "DuplicateKey")
+
+    def test_a_row_without_image_is_a_sample_without_image(self, tmp_path: Path, ending: str) -> None:
+        path = write_list(tmp_path / f"x.{ending}", [{"image": "0.jpg", "text": "a"}, {"image": "", "text": "b"}])
+        assert read(path)[1] == Sample("x-00000/000000001", None, ("b",))
+
+    @pytest.mark.parametrize("column", ["image_column", "caption_column", "label_column", "key_column"])
+    def test_a_missing_column_is_a_wrong_request(self, tmp_path: Path, ending: str, column: str) -> None:
+        path = write_list(tmp_path / f"x.{ending}", [{"image": "0.jpg", "text": "a"}])
+        with pytest.raises(RequestError, match="no column 'gone': its columns are image, text"):
+            TableSource(path=path, **{column: "gone"}).shards()
+
+    def test_a_list_without_images_is_a_wrong_request(self, tmp_path: Path, ending: str) -> None:
+        path = write_list(tmp_path / f"x.{ending}", [{"url": "0.jpg", "text": "a"}])
+        with pytest.raises(RequestError, match="names no images: set `image_column` to one of url, text"):
+            TableSource(path=path).shards()
+
+    def test_an_empty_list_is_a_wrong_request(self, tmp_path: Path, ending: str) -> None:
+        (tmp_path / f"x.{ending}").write_text("[]" if ending == "json" else "")
+        with pytest.raises(RequestError, match="lists no images"):
+            TableSource(path=f"{tmp_path}/x.{ending}").shards()
+
+    def test_a_missing_list_is_a_wrong_request(self, tmp_path: Path, ending: str) -> None:
+        with pytest.raises(RequestError, match="no list of images at"):
+            TableSource(path=f"{tmp_path}/x.{ending}").shards()
+
+    def test_each_row_is_in_one_place(self, tmp_path: Path, ending: str) -> None:
+        records = [{"id": key, "image": f"{i}.jpg", "text": "t"} for i, key in enumerate("abcad")]
+        path = write_list(tmp_path / "data" / f"x.{ending}", records)
+        (tmp_path / "data" / "1.jpg").unlink()
+        source = TableSource(path=path, rows_per_shard=4)
+        # The key `a` is a row and, as it comes again, a reject.
+        support.prove_accounted(source, tmp_path / "features", inputs=4)
+
+
+class TestCaptions:
+    @pytest.mark.parametrize(
+        "record",
+        [
+            {"caption": "a cat", "blip_caption": "no"},
+            {"caption": None, "blip_caption": "a cat"},
+            {"captions": ["a cat", " "]},
+            {
+                "conversations": [
+                    {"from": "human", "value": "Describe.\n<image>"},
+                    {"from": "gpt", "value": "a cat"},
+                    {"from": "gpt", "value": "again"},
+                ]
+            },
+        ],
+        ids=["caption", "blip_caption", "list", "conversation"],
+    )
+    def test_of_llava(self, tmp_path: Path, record: dict) -> None:
+        path = write_list(tmp_path / "chat.json", [{"id": "GCC_1", "image": "0.jpg"} | record])
+        assert read(path) == [Sample("chat-00000/GCC_1", b"0", ("a cat",))]
+
+
+class TestImages:
+    def test_may_lie_in_another_folder(self, tmp_path: Path) -> None:
+        path = write_list(tmp_path / "x.csv", [{"image": "deep/1.jpg"}])
+        storage.write_bytes(f"{tmp_path}/images/deep/1.jpg", b"i")
+        assert read(path, images=f"{tmp_path}/images") == [Sample("x-00000/000000000", b"i")]
+
+    def test_may_have_whole_paths(self, tmp_path: Path) -> None:
+        path = write_list(tmp_path / "x.csv", [{"image": f"{tmp_path}/0.jpg"}])
+        assert read(path, images="/nowhere") == [Sample("x-00000/000000000", b"0")]
+
+    @pytest.mark.parametrize("name", [".", "a\0b", "no-such-storage://x"])
+    def test_that_no_file_can_be_are_rejects(self, tmp_path: Path, name: str) -> None:
+        (bad,) = read(write_list(tmp_path / "x.jsonl", [{"image": name}]))
+        assert isinstance(bad, Reject)
+
+    def test_of_an_object_store(self) -> None:
+        try:
+            storage.write_bytes("memory://table/x.csv", b"image,text\n1.jpg,one\n2.jpg,two\n")
+            storage.write_bytes("memory://table/1.jpg", b"i")
+            good, bad = read("memory://table/x.csv", rows_per_shard=1)
+            assert good == Sample("x-00000/000000000", b"i", ("one",))
+            assert (bad.key, bad.error) == ("x-00001/000000001", "FileNotFoundError")
+        finally:
+            storage.remove("memory://table")
+
+
+class TestDamagedLists:
+    def test_a_bad_line_is_one_reject(self, tmp_path: Path) -> None:
+        (tmp_path / "0.jpg").write_bytes(b"0")
+        (tmp_path / "x.jsonl").write_bytes(b'{"image": \n\n[1]\n{"image": "0.jpg", "text": "\xff"}\n{"image": "0.jpg"}')
+        found = read(f"{tmp_path}/x.jsonl")
+        assert [type(item) for item in found] == [Reject, Reject, Reject, Sample]
+
+    def test_a_csv_row_that_is_no_utf8_is_one_reject(self, tmp_path: Path) -> None:
+        (tmp_path / "0.jpg").write_bytes(b"0")
+        (tmp_path / "x.csv").write_bytes(b"image,text\n0.jpg,\xff\n\n0.jpg,good\n")
+        bad, good = read(f"{tmp_path}/x.csv")
+        assert isinstance(bad, Reject)
+        assert good == Sample("x-00000/000000001", b"0", ("good",))
+
+    @pytest.mark.parametrize("content", ['{"a": 1}', '[{"image": "a"}', '[{"image": "a"} {}]', "[nothing]", "[\udcff]"])
+    def test_what_is_no_json_list_is_a_wrong_request(self, tmp_path: Path, content: str) -> None:
+        (tmp_path / "x.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+        with pytest.raises(RequestError, match=r"x\.json cannot be read"):
+            TableSource(path=f"{tmp_path}/x.json").shards()
+
+    def test_a_csv_that_the_reader_refuses_is_a_wrong_request(self, tmp_path: Path) -> None:
+        (tmp_path / "x.csv").write_text("image,text\n0.jpg,a\n" + "x" * 200_000)
+        with pytest.raises(RequestError, match="cannot be read at line 3"):
+            TableSource(path=f"{tmp_path}/x.csv").shards()
+
+    def test_another_ending_is_a_wrong_request(self, tmp_path: Path) -> None:
+        with pytest.raises(RequestError, match="must end in"):
+            TableSource(path=f"{tmp_path}/x.xlsx").shards()
