@@ -12,6 +12,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
@@ -155,9 +156,34 @@ def write_bytes(uri: str, data: bytes) -> None:
     of a whole object is atomic there.
     """
     filesystem, path = resolve(uri)
-    if not is_local(uri):
+    if is_local(uri):
+        with _local_file(path, data) as temporary:
+            os.replace(temporary, path)
+    else:
         filesystem.pipe_file(path, data)
-        return
+
+
+def create_bytes(uri: str, data: bytes) -> bool:
+    """Publishes `data` at `uri` whole or not at all, unless something is there already; of several writers one wins.
+
+    Returns:
+        whether this call published it.
+    """
+    filesystem, path = resolve(uri)
+    try:
+        if is_local(uri):
+            with _local_file(path, data) as temporary:
+                os.link(temporary, path)
+        else:
+            filesystem.pipe_file(path, data, mode="create")
+    except FileExistsError:
+        return False
+    return True
+
+
+@contextmanager
+def _local_file(path: str, data: bytes) -> Iterator[str]:
+    """A file with `data`, flushed to disk, in the folder of `path`, which is there only for the time of the block."""
     folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=folder)
@@ -167,10 +193,10 @@ def write_bytes(uri: str, data: bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        yield temporary
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
 
 
 def write_json(uri: str, value: Any) -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -185,3 +186,22 @@ def test_a_damaged_json_file_is_not_read_as_something_else(tmp_path: Path) -> No
     touch(tmp_path, "half.json")
     with pytest.raises(json.JSONDecodeError):
         storage.read_json(str(tmp_path / "half.json"))
+
+
+class TestCreate:
+    @pytest.mark.parametrize("root", ["", "memory://create-test"])
+    def test_leaves_what_is_there_alone_and_says_so(self, tmp_path: Path, root: str) -> None:
+        uri = storage.join(root or str(tmp_path), "folder", "object")
+        assert storage.create_bytes(uri, b"first")
+        assert not storage.create_bytes(uri, b"second")
+        assert storage.read_bytes(uri) == b"first"
+        assert storage.names(uri.rpartition("/")[0]) == ["object"]
+        storage.remove(uri)
+
+    def test_has_one_winner_among_many(self, tmp_path: Path) -> None:
+        uri = str(tmp_path / "object")
+        with ThreadPoolExecutor(8) as pool:
+            won = list(pool.map(lambda i: storage.create_bytes(uri, b"%d" % i), range(32)))
+        assert sum(won) == 1
+        assert storage.read_bytes(uri) == b"%d" % won.index(True)
+        assert [path.name for path in tmp_path.iterdir()] == ["object"]
