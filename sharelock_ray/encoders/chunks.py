@@ -6,7 +6,7 @@ Chunks are cut from the input by position, so a chunk that is encoded again afte
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import count, islice
 from typing import Protocol
 
 import numpy as np
@@ -65,6 +65,8 @@ class Chunk:
     source: str
     samples: list[Sample]
     rejects: list[Reject]
+    bytes: int = 0
+    """Of the image files."""
     pixels: dict[Preprocessing, Pixels] = field(default_factory=dict)
 
     @property
@@ -76,16 +78,17 @@ class Chunk:
 def cut(source: Source, shard: Shard, chunk_size: int) -> Iterator[Chunk]:
     """The chunks of a shard, in order; an empty shard is one empty chunk."""
     items = source.read(shard)
-    ahead = list(islice(items, chunk_size))
-    index = 0
-    while True:
-        now, ahead = ahead, list(islice(items, chunk_size))
+    # One item ahead tells whether a chunk is the last.
+    ahead = list(islice(items, 1))
+    for index in count():
+        now = [*ahead, *islice(items, chunk_size - len(ahead))]
+        ahead = list(islice(items, 1))
         samples = [item for item in now if isinstance(item, Sample)]
         rejects = [item for item in now if isinstance(item, Reject)]
-        yield Chunk(shard.index, index, not ahead, shard.uri, samples, rejects)
+        images = sum(len(sample.image or b"") for sample in samples)
+        yield Chunk(shard.index, index, not ahead, shard.uri, samples, rejects, images)
         if not ahead:
             return
-        index += 1
 
 
 def decode(chunk: Chunk, preprocessings: Collection[Preprocessing]) -> Chunk:

@@ -56,7 +56,7 @@ class VisionEncoder:
             (N, D) float32, not normalised.
         """
         batches = [
-            self._forward(torch.from_numpy(pixels[start : start + self.batch_size]))
+            self._forward(torch.tensor(pixels[start : start + self.batch_size]))
             for start in range(0, len(pixels), self.batch_size)
         ]
         return torch.cat(batches).float().cpu().numpy() if batches else np.empty((0, self.dim), np.float32)

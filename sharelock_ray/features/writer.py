@@ -90,10 +90,18 @@ class FeatureSetWriter:
             if name.endswith(".json"):
                 found[int(stem)] = StagedPart(sealed=True)
             elif int(stem) not in found:
-                chunks = storage.names(storage.join(self.uri, "staging", name))
-                indices = [int(chunk.removesuffix(".arrow").removesuffix(_LAST)) for chunk in chunks]
-                last = next((i for i, chunk in zip(indices, chunks, strict=True) if _LAST in chunk), None)
-                found[int(stem)] = StagedPart(chunks=frozenset(indices), last=last)
+                found[int(stem)] = self._staged_part(int(stem))
+        return found
+
+    def staged_chunks(self, part: int) -> frozenset[int]:
+        """The chunks of a part that are staged now."""
+        return self._staged_part(part).chunks
+
+    def _staged_part(self, part: int) -> "StagedPart":
+        found = StagedPart()
+        for name in storage.names(self._folder(part)):
+            stem = name.removesuffix(".arrow")
+            found = found.with_chunk(int(stem.removesuffix(_LAST)), stem.endswith(_LAST))
         return found
 
     def stage(self, part: int, index: int, last: bool, source: str, chunk: EncodedChunk) -> None:
@@ -124,11 +132,11 @@ class FeatureSetWriter:
         with pa.ipc.new_file(buffer, rows.schema) as writer:
             writer.write_table(rows)
         name = f"{index:05d}{_LAST if last else ''}.arrow"
-        storage.write_bytes(storage.join(self.uri, "staging", f"{part:05d}", name), buffer.getvalue())
+        storage.write_bytes(storage.join(self._folder(part), name), buffer.getvalue())
 
     def seal(self, part: int) -> None:
         """Makes the part's files from its staged chunks and records them."""
-        folder = storage.join(self.uri, "staging", f"{part:05d}")
+        folder = self._folder(part)
         chunks = [_read_arrow(storage.join(folder, name)) for name in storage.names(folder)]
         about = [json.loads(chunk.schema.metadata[b"chunk"]) for chunk in chunks]
         rows = pa.concat_tables(chunk.replace_schema_metadata(None) for chunk in chunks)
@@ -217,6 +225,9 @@ class FeatureSetWriter:
         with storage.open_read(storage.join(self.uri, part_name(0))) as stream:
             return int(pq.read_schema(stream).field("embedding").type.list_size)
 
+    def _folder(self, part: int) -> str:
+        return storage.join(self.uri, "staging", f"{part:05d}")
+
     def _record(self, part: int) -> str:
         return storage.join(self.uri, "staging", f"{part:05d}.json")
 
@@ -233,6 +244,10 @@ class StagedPart:
     def is_whole(self) -> bool:
         """All chunks are staged, so the part can be sealed."""
         return self.sealed or (self.last is not None and len(self.chunks) == self.last + 1)
+
+    def with_chunk(self, index: int, last: bool) -> "StagedPart":
+        """This part, with one more chunk staged."""
+        return StagedPart(self.chunks | {index}, index if last else self.last, self.sealed)
 
 
 def keys_digest(keys: Sequence[str]) -> str:

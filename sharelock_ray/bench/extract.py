@@ -1,0 +1,233 @@
+"""Extraction of images, tars to Parquet, against the plainest loop that could do the same work in one process."""
+
+import io
+import multiprocessing
+import os
+import shutil
+import statistics
+import tarfile
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from PIL import Image
+
+from sharelock_ray.bench.measure import alternate, median_ratio
+from sharelock_ray.encoders.spec import VisionSpec
+
+_DISTINCT = 256
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured: `images` in tars of `per_tar`, through a timm model with random weights on `threads` CPUs."""
+
+    images: int
+    threads: int
+    model: str = "test_vit"
+    image_size: int = 160
+    per_tar: int = 1000
+    width: int = 400
+    height: int = 300
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Images per second once warm, of each round; and what the pipeline took beside."""
+
+    setting: Setting
+    pipeline: list[float]
+    loop: list[float]
+    start_seconds: float
+    """From the call to the first chunk, with a Ray that runs: the start of the actors and of the model. Median."""
+    driver_bytes: int
+    worker_bytes: int
+    """Peak private memory of the driver, and of the largest worker."""
+
+    @property
+    def ratio(self) -> float:
+        return median_ratio(self.pipeline, self.loop)
+
+
+def compare(setting: Setting, repeats: int) -> Comparison:
+    """Runs both in turn, each in a process of its own, over the same tars in a temporary folder."""
+    with tempfile.TemporaryDirectory(prefix="sharelock-bench-") as folder:
+        write_tars(Path(folder), setting)
+        spec = _spec(Path(folder), setting)
+        context = multiprocessing.get_context("spawn")
+        with (
+            ProcessPoolExecutor(1, context, _begin_pipeline) as pipeline,
+            ProcessPoolExecutor(1, context, _begin_loop, (setting.threads,)) as loop,
+        ):
+            taken: list[_Taken] = []
+
+            def run_pipeline() -> float:
+                taken.append(pipeline.submit(_pipeline, folder, setting, spec).result())
+                return taken[-1].images_per_second
+
+            def run_loop() -> float:
+                return float(loop.submit(_loop, folder, setting, spec).result())
+
+            found = alternate({"loop": run_loop, "pipeline": run_pipeline}, repeats)
+            pipeline.submit(_end_pipeline).result()
+    return Comparison(
+        setting,
+        found["pipeline"],
+        found["loop"],
+        statistics.median(t.start_seconds for t in taken),
+        max(t.driver_bytes for t in taken),
+        max(t.worker_bytes for t in taken),
+    )
+
+
+def write_tars(folder: Path, setting: Setting) -> None:
+    """Tars of JPEGs with the detail of a photograph, roughly: smooth colours under noise."""
+    generator = np.random.default_rng(0)
+    files = []
+    for _ in range(_DISTINCT):
+        coarse = Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize((setting.width, setting.height), Image.Resampling.BICUBIC), np.int16)
+        noisy = smooth + generator.normal(0, 8, smooth.shape).astype(np.int16)
+        buffer = io.BytesIO()
+        Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=85)
+        files.append(buffer.getvalue())
+    for first in range(0, setting.images, setting.per_tar):
+        with tarfile.open(folder / f"{first // setting.per_tar:05d}.tar", "w") as tar:
+            for i in range(first, min(first + setting.per_tar, setting.images)):
+                info = tarfile.TarInfo(f"{i:09d}.jpg")
+                info.size = len(files[i % _DISTINCT])
+                tar.addfile(info, io.BytesIO(files[i % _DISTINCT]))
+
+
+def _spec(folder: Path, setting: Setting) -> VisionSpec:
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    weights = folder / "weights.safetensors"
+    save_file(timm.create_model(setting.model, num_classes=0).state_dict(), weights)
+    size = setting.image_size
+    spec = VisionSpec(name="bench", model=setting.model, weights=str(weights), image_size=size, resize=size * 8 // 7)
+    return spec.resolved()
+
+
+def _begin_loop(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _loop(folder: str, setting: Setting, spec: VisionSpec) -> float:
+    """Images per second of the loop: read a tar, decode, encode by batches, keep; save once at the end."""
+    from sharelock_ray.encoders.images import decode_image
+    from sharelock_ray.encoders.vision import VisionEncoder
+
+    def images() -> Iterator[np.ndarray]:
+        for path in sorted(Path(folder).glob("*.tar")):
+            with tarfile.open(path) as tar:
+                for member in tar:
+                    stream = tar.extractfile(member)
+                    assert stream is not None
+                    yield decode_image(stream.read(), spec.preprocessing)
+
+    encoder = VisionEncoder(spec, batch_size=_BATCH)
+    decoded, embeddings = images(), []
+    warm = encoder.encode(np.stack(list(islice(decoded, _BATCH))))
+    started = time.perf_counter()
+    while batch := list(islice(decoded, _BATCH)):
+        embeddings.append(encoder.encode(np.stack(batch)))
+    np.save(Path(folder) / "loop.npy", np.concatenate([warm, *embeddings]).astype(np.float16))
+    return (setting.images - _BATCH) / (time.perf_counter() - started)
+
+
+_stack = ExitStack()
+
+
+def _begin_pipeline() -> None:
+    from sharelock_ray import engine
+
+    _stack.enter_context(engine.connected())
+
+
+def _end_pipeline() -> None:
+    _stack.close()
+
+
+@dataclass(frozen=True)
+class _Taken:
+    images_per_second: float
+    start_seconds: float
+    driver_bytes: int
+    worker_bytes: int
+
+
+def _pipeline(folder: str, setting: Setting, spec: VisionSpec) -> _Taken:
+    from sharelock_ray.extraction.extract import ExtractionJob, extract
+    from sharelock_ray.extraction.options import ExtractionOptions
+    from sharelock_ray.extraction.stream import ChunkReport
+    from sharelock_ray.sources.webdataset import WebDatasetSource
+
+    root = str(Path(folder) / "features")
+    job = ExtractionJob(root, "bench", "train", WebDatasetSource(urls=f"{folder}/*.tar"), (spec,))
+    options = ExtractionOptions(
+        min_actors=setting.threads, max_actors=setting.threads, num_cpus=1, image_batch_size=_BATCH, chunk_size=256
+    )
+    first: list[tuple[float, int]] = []
+
+    def watch(report: ChunkReport) -> None:
+        if not first:
+            first.append((time.perf_counter(), report.samples))
+
+    called = time.perf_counter()
+    with _peak_memory() as peak:
+        extract(job, options, watch)
+    ended = time.perf_counter()
+    shutil.rmtree(root)
+    warm_at, samples = first[0]
+    return _Taken((setting.images - samples) / (ended - warm_at), warm_at - called, peak.driver, peak.worker)
+
+
+@dataclass
+class _Peak:
+    driver: int = 0
+    worker: int = 0
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def sample(self) -> None:
+        """Samples until stopped, five times a second."""
+        driver = psutil.Process(os.getpid())
+        while not self._stop.wait(0.2):
+            self.driver = max(self.driver, _private(driver))
+            self.worker = max([self.worker, *map(_private, driver.children(recursive=True))])
+
+
+@contextmanager
+def _peak_memory() -> Iterator[_Peak]:
+    """Peak private memory (resident, not shared) of this process and of the largest below it."""
+    peak = _Peak()
+    thread = threading.Thread(target=peak.sample, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        peak._stop.set()
+        thread.join()
+
+
+def _private(process: psutil.Process) -> int:
+    try:
+        memory: Any = process.memory_info()
+    except psutil.NoSuchProcess:
+        return 0
+    return int(memory.rss - memory.shared)

@@ -1,0 +1,47 @@
+"""What every benchmark shares: alternating runs, medians, and on what machine."""
+
+import importlib.metadata
+import os
+import platform
+import statistics
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import psutil
+
+from sharelock_ray.progress import say
+
+_VERSIONS = ("torch", "transformers", "timm", "ray", "pyarrow", "pillow")
+
+
+def machine() -> str:
+    """The machine and the versions, in one line for a table's caption."""
+    memory = psutil.virtual_memory().total / 2**30
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _VERSIONS)
+    return f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, Python {platform.python_version()}, {versions}"
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def alternate(runs: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    """Measures each of `runs` `repeats` times in turn, so that a change of the machine's load meets all of them.
+
+    Returns:
+        what each run gave, by name, in order.
+    """
+    found: dict[str, list[float]] = {name: [] for name in runs}
+    for repeat in range(1, repeats + 1):
+        for name, run in runs.items():
+            found[name].append(run())
+            say(f"bench: {name}, {repeat} of {repeats}: {found[name][-1]:,.4g}")
+    return found
+
+
+def median_ratio(ours: list[float], theirs: list[float]) -> float:
+    """Median over the rounds of ours / theirs."""
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))

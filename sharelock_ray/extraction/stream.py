@@ -1,0 +1,229 @@
+"""The stream of one extraction: shards are read and decoded by tasks, chunks encoded and staged by a pool of actors.
+
+An actor holds all encoders of the job, so a chunk visits one process and each device is shared as the work demands.
+Where an actor wants no more than the CPU of a read, Ray runs both in the actor, and pixels never leave the process. An
+actor with a GPU takes chunks that tasks on CPUs have decoded, two at a time: one is fetched or written while the other
+is on the device.
+"""
+
+import os
+import pickle
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sharelock_ray import engine
+
+# isort: split
+import numpy as np
+import pyarrow as pa
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext
+
+from sharelock_ray.encoders.chunks import Chunk, Source, cut, decode, encode_language, encode_vision
+from sharelock_ray.encoders.images import Preprocessing
+from sharelock_ray.encoders.spec import EncoderSpec, LanguageSpec, VisionSpec
+from sharelock_ray.extraction.options import ExtractionOptions
+from sharelock_ray.features.writer import FeatureSetWriter
+from sharelock_ray.sources.sample import Shard
+
+# So that every row, a decoded chunk or a report, is a block of its own and goes on at once.
+_BLOCK_BYTES = 1
+_NO_PROGRESS_S = 300
+
+
+@dataclass(frozen=True)
+class ReadTask:
+    """A shard to read; `done[i]` are the chunks that encoder i has already staged, None where all of them."""
+
+    shard: Shard
+    done: tuple[frozenset[int] | None, ...]
+
+
+@dataclass(frozen=True)
+class ChunkReport:
+    """What became of one chunk: `encoders` have staged it, or an earlier attempt at the same task had."""
+
+    part: int
+    index: int
+    last: bool
+    encoders: tuple[int, ...]
+    samples: int
+    bytes: int
+    """Of the image files."""
+    rejects: int
+    """Of all encoders together."""
+    tokens: int
+    read_seconds: float
+    """Reading and decoding."""
+    encode_seconds: float
+    write_seconds: float
+    worker: str
+    """The process that encoded it, as host:pid."""
+
+
+def encoded_chunks(
+    source: Source,
+    tasks: Sequence[ReadTask],
+    encoders: Sequence[EncoderSpec],
+    writers: Sequence[FeatureSetWriter],
+    options: ExtractionOptions,
+) -> Iterator[ChunkReport]:
+    """Runs the stream; yields what was staged, chunk by chunk, in any order.
+
+    Raises:
+        RequestError: the smallest pool of actors needs more than Ray has.
+    """
+    context = DataContext.get_current()
+    context.execution_no_progress_timeout_s = _NO_PROGRESS_S
+    context.print_on_execution_start = False
+    context.target_max_block_size = _BLOCK_BYTES
+    actors = min(options.max_actors, len(tasks))
+    engine.require_resources(
+        {"CPU": options.min_actors * options.num_cpus + 1, "GPU": options.min_actors * options.num_gpus},
+        "lower operations.extraction.min_actors, num_cpus or num_gpus (one CPU must stay free to read)",
+    )
+    stream = ray.data.from_items([{"task": pickle.dumps(task)} for task in tasks], override_num_blocks=len(tasks))
+    stream = stream.map_batches(
+        _read,
+        fn_args=(source, encoders, writers, options.chunk_size),
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=1,
+    )
+    stream = stream.map_batches(
+        _Encode,
+        fn_constructor_args=(tuple(encoders), tuple(writers), options),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(
+            min_size=min(options.min_actors, actors),
+            max_size=actors,
+            max_concurrent_calls_per_actor=2 if options.num_gpus else 1,
+            enable_true_multi_threading=bool(options.num_gpus),
+        ),
+        num_cpus=options.num_cpus,
+        num_gpus=options.num_gpus,
+    )
+    for row in stream.iter_rows():
+        yield pickle.loads(row["report"])
+
+
+def _read(
+    table: pa.Table,
+    source: Source,
+    encoders: Sequence[EncoderSpec],
+    writers: Sequence[FeatureSetWriter],
+    chunk_size: int,
+) -> Iterator[pa.Table]:
+    """Reads one shard and decodes the chunks that some encoder still needs.
+
+    What it yields follows from the task alone, as Ray wants it of a task that it may repeat. A chunk that a first
+    attempt had staged comes without pixels.
+    """
+    task: ReadTask = pickle.loads(table["task"][0].as_py())
+    part = task.shard.index
+    staged = [set() if done is None else writers[i].staged_chunks(part) for i, done in enumerate(task.done)]
+    started = time.perf_counter()
+    for chunk in cut(source, task.shard, chunk_size):
+        wanted = [i for i, done in enumerate(task.done) if done is not None and chunk.index not in done]
+        missing = [i for i in wanted if chunk.index not in staged[i]]
+        if wanted:
+            decoded = decode(chunk, _preprocessings([encoders[i] for i in missing]))
+            seconds = time.perf_counter() - started
+            yield _pack(_Work(decoded, wanted, missing, seconds), columns=len(_preprocessings(encoders)))
+        started = time.perf_counter()
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A decoded chunk; of the encoders that `wanted` it, some may have staged it before, `missing` have not."""
+
+    chunk: Chunk
+    wanted: list[int]
+    missing: list[int]
+    read_seconds: float
+
+
+def _preprocessings(encoders: Sequence[EncoderSpec]) -> list[Preprocessing]:
+    """The ways in which images are made into pixels for these encoders, each once."""
+    return list(dict.fromkeys(spec.preprocessing for spec in encoders if isinstance(spec, VisionSpec)))
+
+
+def _pack(work: _Work, columns: int) -> pa.Table:
+    """One row that holds `work`; pixels are not copied, but in columns of their own, up to `columns` of them."""
+    buffers: list[pickle.PickleBuffer] = []
+    head = pickle.dumps(work, protocol=5, buffer_callback=buffers.append)
+    contents = [head, *buffers, *[b""] * (columns - len(buffers))]
+    return pa.table({f"work{i}": _binary(content) for i, content in enumerate(contents)})
+
+
+def _binary(content: object) -> pa.LargeBinaryArray:
+    values = pa.py_buffer(content)
+    ends = pa.py_buffer(np.array([0, values.size], np.int64))
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, values])
+
+
+def _unpack(table: pa.Table) -> _Work:
+    """What `_pack` was given; the pixels lie where the table does, and cannot be written."""
+    head, *buffers = (column[0].as_buffer() for column in table.columns)
+    work: _Work = pickle.loads(head, buffers=buffers)
+    return work
+
+
+class _Encode:
+    """An actor: every encoder of the job, resident on its device."""
+
+    def __init__(
+        self, encoders: Sequence[EncoderSpec], writers: Sequence[FeatureSetWriter], options: ExtractionOptions
+    ) -> None:
+        import torch
+
+        from sharelock_ray.encoders.language import LanguageEncoder
+        from sharelock_ray.encoders.vision import VisionEncoder
+
+        device = "cuda" if options.num_gpus and torch.cuda.is_available() else "cpu"
+        self._specs, self._writers = encoders, writers
+        self._encoders: list[Any] = [
+            VisionEncoder(spec, device, options.image_batch_size)
+            if isinstance(spec, VisionSpec)
+            else LanguageEncoder(spec, device, options.token_budget)
+            for spec in encoders
+        ]
+        self._worker = f"{socket.gethostname()}:{os.getpid()}"
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        work = _unpack(table)
+        chunk = work.chunk
+        rejects = tokens = 0
+        encode_seconds = write_seconds = 0.0
+        for i in work.missing:
+            spec, encoder = self._specs[i], self._encoders[i]
+            encoded = (
+                encode_language(encoder, chunk)
+                if isinstance(spec, LanguageSpec)
+                else encode_vision(encoder, chunk, spec.preprocessing)
+            )
+            started = time.perf_counter()
+            self._writers[i].stage(chunk.part, chunk.index, chunk.last, chunk.source, encoded)
+            write_seconds += time.perf_counter() - started
+            encode_seconds += encoded.seconds
+            rejects += len(encoded.rejects)
+            tokens += encoded.tokens
+        report = ChunkReport(
+            part=chunk.part,
+            index=chunk.index,
+            last=chunk.last,
+            encoders=tuple(work.wanted),
+            samples=chunk.size,
+            bytes=chunk.bytes,
+            rejects=rejects,
+            tokens=tokens,
+            read_seconds=work.read_seconds,
+            encode_seconds=encode_seconds,
+            write_seconds=write_seconds,
+            worker=self._worker,
+        )
+        return pa.table({"report": [pickle.dumps(report)]})
