@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from sharelock_ray.bench import command as bench_command
 from sharelock_ray.errors import RequestError, SharelockError
 from sharelock_ray.recipe import stages
 from sharelock_ray.recipe.load import read_recipe
@@ -28,6 +29,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(bench_command.app, name="bench")
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.")]
 Settings = Annotated[

@@ -22,6 +22,7 @@ import psutil
 from PIL import Image
 
 from sharelock_ray.bench.measure import alternate, median_ratio
+from sharelock_ray.bench.models import random_vision
 from sharelock_ray.encoders.spec import VisionSpec
 
 _DISTINCT = 256
@@ -63,7 +64,7 @@ def compare(setting: Setting, repeats: int) -> Comparison:
     """Runs both in turn, each in a process of its own, over the same tars in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="sharelock-bench-") as folder:
         write_tars(Path(folder), setting)
-        spec = _spec(Path(folder), setting)
+        spec = random_vision(Path(folder), setting.model, setting.image_size)
         context = multiprocessing.get_context("spawn")
         with (
             ProcessPoolExecutor(1, context, _begin_pipeline) as pipeline,
@@ -107,19 +108,6 @@ def write_tars(folder: Path, setting: Setting) -> None:
                 info = tarfile.TarInfo(f"{i:09d}.jpg")
                 info.size = len(files[i % _DISTINCT])
                 tar.addfile(info, io.BytesIO(files[i % _DISTINCT]))
-
-
-def _spec(folder: Path, setting: Setting) -> VisionSpec:
-    import timm
-    import torch
-    from safetensors.torch import save_file
-
-    torch.manual_seed(0)
-    weights = folder / "weights.safetensors"
-    save_file(timm.create_model(setting.model, num_classes=0).state_dict(), weights)
-    size = setting.image_size
-    spec = VisionSpec(name="bench", model=setting.model, weights=str(weights), image_size=size, resize=size * 8 // 7)
-    return spec.resolved()
 
 
 def _begin_loop(threads: int) -> None:

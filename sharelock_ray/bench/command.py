@@ -1,0 +1,117 @@
+"""`sharelock bench …`: one command for each claim."""
+
+import json
+import statistics
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from sharelock_ray.bench.measure import machine
+
+app = typer.Typer(help="Measure what is claimed, as ratios within one run.", no_args_is_help=True)
+
+Repeats = Annotated[int, typer.Option(min=1, help="Rounds; medians are over them.")]
+Threads = Annotated[int, typer.Option(min=1, help="CPUs of either side.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Make the last line of output one JSON object.")]
+
+
+@app.command()
+def extract(
+    images: Annotated[list[int] | None, typer.Option(help="Images in all, each a measurement. Repeatable.")] = None,
+    threads: Threads = 1,
+    model: Annotated[str, typer.Option(help="A timm model; its weights are random.")] = "test_vit",
+    image_size: int = 160,
+    repeats: Repeats = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Extraction of images, tars to Parquet, against a plain PyTorch loop over the same tars."""
+    from sharelock_ray.bench.extract import Setting, compare
+
+    found = [compare(Setting(count, threads, model, image_size), repeats) for count in images or [2000, 20000]]
+    rows = [
+        [
+            f"{c.setting.images:,}",
+            f"{_median(c.pipeline)}",
+            f"{_median(c.loop)}",
+            f"{c.ratio:.2f}",
+            f"{c.start_seconds:.1f}",
+            f"{c.driver_bytes / 2**20:.0f}",
+            f"{c.worker_bytes / 2**20:.0f}",
+        ]
+        for c in found
+    ]
+    header = ["images", "pipeline /s", "loop /s", "ratio", "start s", "driver MiB", "worker MiB"]
+    _show(header, rows, {"comparisons": [asdict(c) | {"ratio": c.ratio} for c in found]}, as_json)
+
+
+@app.command(name="captions")
+def captions_(repeats: Repeats = 5, threads: Threads = 1, as_json: AsJson = False) -> None:
+    """Captions through a small decoder: sorted and by token budget, against batches of 32 and one by one."""
+    from sharelock_ray.bench.captions import Setting, compare
+
+    settings = [Setting(512, 12, threads), Setting(160, 47, threads), Setting(512, 12, threads, repeated=0.3)]
+    found = [compare(setting, repeats) for setting in settings]
+    rows = [
+        [
+            f"{c.setting.mean_tokens}",
+            f"{c.setting.repeated:.0%}",
+            f"{_median(c.ours)}",
+            f"{c.ratio_to_batches:.2f}",
+            f"{c.ratio_to_single:.2f}",
+            f"{c.max_cosine_distance:.1e}",
+        ]
+        for c in found
+    ]
+    header = ["mean tokens", "repeated", "captions /s", "to batches of 32", "to one by one", "1 - cosine"]
+    ratios = [asdict(c) | {"to_batches": c.ratio_to_batches, "to_single": c.ratio_to_single} for c in found]
+    _show(header, rows, {"comparisons": ratios}, as_json)
+
+
+@app.command()
+def encoders(
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    vision: Annotated[str, typer.Option(help="A timm model; its weights are random.")] = "vit_tiny_patch16_224",
+    image_size: int = 224,
+    image_batch_size: int = 64,
+    language: Annotated[str, typer.Option(help="A shape: small or llama-3-8b.")] = "small",
+    token_budget: int = 1024,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    repeats: Repeats = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Each encoder alone on a device, against the rate of the device's own matrix product."""
+    from sharelock_ray.bench import encoders as bench
+
+    found = [bench.vision(vision, image_size, dtype, device, image_batch_size, repeats)]
+    found += [bench.language(language, dtype, device, token_budget, tokens, repeats) for tokens in (12, 47)]
+    decode = bench.decode_rate(image_size=image_size)
+    rows = [
+        [
+            t.name,
+            f"{_median(t.per_second)} {t.unit}/s",
+            f"{t.peak_flop / 1e12:.2f}",
+            f"{t.share_of_peak:.0%}",
+        ]
+        for t in found
+    ]
+    cores = statistics.median(found[0].per_second) / decode
+    rows.append([f"decoding for {image_size}, one core", f"{decode:,.0f} images/s", "", f"{cores:.1f} cores feed it"])
+    result = {"device": bench.describe(device), "decode_per_core": decode, "encoders": [asdict(t) for t in found]}
+    _show(["encoder", "rate", "peak TFLOP/s", "share of peak"], rows, result, as_json)
+
+
+def _median(values: list[float]) -> str:
+    return f"{statistics.median(values):,.1f}"
+
+
+def _show(header: list[str], rows: list[list[str]], result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"machine": machine(), **result}))
+        return
+    table = Table(*header, caption=machine(), caption_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=140).print(table)

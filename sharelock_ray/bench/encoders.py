@@ -1,0 +1,115 @@
+"""The encoders alone, on the device that is there: how near they come to its matrix product, and who feeds them."""
+
+import io
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+from sharelock_ray.bench import captions
+from sharelock_ray.bench.models import DECODERS, random_vision, write_decoder
+from sharelock_ray.encoders.images import decode_image
+from sharelock_ray.encoders.language import LanguageEncoder
+from sharelock_ray.encoders.provenance import device_name
+from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
+from sharelock_ray.encoders.vision import VisionEncoder
+
+DType = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Of one encoder: `per_second` units (images, tokens) in each round, and their arithmetic."""
+
+    name: str
+    unit: str
+    per_second: list[float]
+    flop_per_unit: float
+    peak_flop: float
+    """A second, of one large matrix product of the same type on the same device."""
+
+    @property
+    def share_of_peak(self) -> float:
+        return statistics.median(self.per_second) * self.flop_per_unit / self.peak_flop
+
+
+def vision(model: str, image_size: int, dtype: DType, device: str, batch_size: int, repeats: int) -> Throughput:
+    """Images per second of a timm model with random weights, from uint8 pixels in memory to float32 embeddings."""
+    with tempfile.TemporaryDirectory(prefix="sharelock-bench-") as folder:
+        encoder = VisionEncoder(random_vision(Path(folder), model, image_size, dtype=dtype), device, batch_size)
+    shape = (4 * batch_size, image_size, image_size, 3)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    flop = _flop(lambda: encoder.encode(pixels[:1]))
+    rates = _rates(lambda: encoder.encode(pixels), len(pixels), repeats)
+    return Throughput(f"{model} at {image_size}, {dtype}", "images", rates, flop, peak(device, dtype))
+
+
+def language(shape: str, dtype: DType, device: str, token_budget: int, mean_tokens: int, repeats: int) -> Throughput:
+    """Tokens per second of a Llama with random weights, from captions of mixed length to embeddings."""
+    texts = captions.captions(captions.Setting(captions=16 * token_budget // mean_tokens, mean_tokens=mean_tokens))
+    with tempfile.TemporaryDirectory(prefix="sharelock-bench-") as folder:
+        write_decoder(Path(folder), DECODERS[shape], getattr(torch, dtype))
+        spec = LanguageSpec(name="bench", model=folder, pooling="last", dtype=dtype, max_length=512)
+        encoder = LanguageEncoder(spec, device, token_budget)
+    text = " ".join(["w1"] * mean_tokens)
+    flop = _flop(lambda: encoder.encode([text])) / mean_tokens
+    before = encoder.counts.tokens
+    encoder.encode(texts)
+    rates = _rates(lambda: encoder.encode(texts), encoder.counts.tokens - before, repeats)
+    return Throughput(f"{shape} shape, {mean_tokens} tokens, {dtype}", "tokens", rates, flop, peak(device, dtype))
+
+
+def decode_rate(width: int = 500, height: int = 375, image_size: int = 224, images: int = 200) -> float:
+    """JPEGs per second that one core reads, resizes to 256/224 of `image_size` and crops."""
+    noise = np.random.default_rng(0).integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=85)
+    spec = VisionSpec(name="bench", model="test_vit", image_size=image_size, resize=image_size * 8 // 7).resolved()
+    started = time.process_time()
+    for _ in range(images):
+        decode_image(buffer.getvalue(), spec.preprocessing)
+    return images / (time.process_time() - started)
+
+
+def peak(device: str, dtype: DType, repeats: int = 5) -> float:
+    """FLOP per second of one large square matrix product, the fastest of `repeats`."""
+    size = 8192 if device == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
+
+    def product() -> None:
+        a @ b
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    product()
+    return max(_rates(product, 1, repeats)) * 2 * size**3
+
+
+def describe(device: str) -> str:
+    """The device's name, with its threads where it is a CPU."""
+    name = device_name(torch.device(device))
+    return f"{name}, {torch.get_num_threads()} threads" if device == "cpu" else name
+
+
+def _flop(work: Callable[[], object]) -> float:
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return float(counter.get_total_flops())
+
+
+def _rates(work: Callable[[], object], units: int, repeats: int) -> list[float]:
+    work()
+    rates = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        work()
+        rates.append(units / (time.perf_counter() - started))
+    return rates

@@ -1,0 +1,57 @@
+"""Encoders of random weights, in the shapes that matter: what is measured does not depend on what weights say."""
+
+from pathlib import Path
+from typing import Any
+
+from sharelock_ray.encoders.spec import VisionSpec
+
+WORDS = 4000
+"""Words of a decoder's tokenizer, `w0` to `w3999`, a token each."""
+
+DECODERS = {
+    "llama-3-8b": {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+    },
+    "small": {
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+    },
+}
+"""Sizes of Llamas; those of Llama 3 8B are of its published configuration."""
+
+
+def random_vision(folder: Path, model: str, image_size: int, **changes: Any) -> VisionSpec:
+    """A timm model of random weights, saved in `folder`; images are resized to 8/7 of `image_size` and cropped."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    try:
+        created = timm.create_model(model, num_classes=0, img_size=image_size)
+    except TypeError:  # Only models with a fixed grid of positions take the size.
+        created = timm.create_model(model, num_classes=0)
+    weights = folder / "weights.safetensors"
+    save_file(created.state_dict(), weights)
+    resize = image_size * 8 // 7
+    spec = VisionSpec(name="bench", model=model, weights=str(weights), image_size=image_size, resize=resize, **changes)
+    return spec.resolved()
+
+
+def write_decoder(folder: Path, sizes: dict[str, int], dtype: Any = None) -> None:
+    """A Llama of random weights with a tokenizer of whole words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
+
+    vocabulary = {word: i for i, word in enumerate(["[UNK]", *(f"w{i}" for i in range(WORDS))])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    LlamaModel(LlamaConfig(vocab_size=len(vocabulary), **sizes)).to(dtype).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]").save_pretrained(folder)
