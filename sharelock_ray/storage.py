@@ -113,6 +113,26 @@ def read_bytes(uri: str, start: int | None = None, end: int | None = None) -> by
     return bytes(filesystem.cat_file(path, start=start, end=end))
 
 
+@contextmanager
+def local_copy(uri: str) -> Iterator[Path]:
+    """A local file with the content of the object at `uri`, for the time of the block.
+
+    That is the object itself where it is local, else a temporary download: what is read here and there, as the members
+    of a tar are, would cost an object store a request each.
+    """
+    filesystem, path = resolve(uri)
+    if is_local(uri):
+        yield Path(path)
+        return
+    handle, temporary = tempfile.mkstemp(prefix="sharelock-")
+    os.close(handle)
+    try:
+        filesystem.get_file(path, temporary)
+        yield Path(temporary)
+    finally:
+        os.unlink(temporary)
+
+
 def read_json(uri: str) -> Any:
     return json.loads(read_bytes(uri))
 

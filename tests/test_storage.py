@@ -54,6 +54,14 @@ class TestEveryFilesystem:
         with storage.open_read(uri) as stream:
             assert stream.read() == b"second"
 
+    def test_a_local_copy_is_there_for_the_time_of_the_block(self, root: str) -> None:
+        uri = storage.join(root, "a.bin")
+        storage.write_bytes(uri, b"content")
+        with storage.local_copy(uri) as path:
+            assert path.read_bytes() == b"content"
+        assert path.exists() == storage.is_local(uri)
+        assert storage.read_bytes(uri) == b"content"
+
     def test_keeps_json_with_its_letters(self, root: str) -> None:
         uri = storage.join(root, "a.json")
         storage.write_json(uri, {"straße": [1, None, "猫"]})
