@@ -5,13 +5,14 @@ installed Python package carries. Endpoint, credentials and region of an object 
 (`AWS_ENDPOINT_URL`, `AWS_PROFILE`, …) or the instance profile, never from a recipe.
 """
 
+import errno
 import hashlib
 import importlib.util
 import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -23,6 +24,7 @@ from pydantic import AfterValidator
 from sharelock_ray.errors import RequestError
 
 _PACKAGE = "package://"
+_ATTEMPTS = 20
 
 
 @lru_cache(maxsize=16)
@@ -177,8 +179,7 @@ def write_bytes(uri: str, data: bytes) -> None:
     """
     filesystem, path = resolve(uri)
     if is_local(uri):
-        with _local_file(path, data) as temporary:
-            os.replace(temporary, path)
+        _publish(path, data, os.replace)
     else:
         filesystem.pipe_file(path, data)
 
@@ -192,8 +193,7 @@ def create_bytes(uri: str, data: bytes) -> bool:
     filesystem, path = resolve(uri)
     try:
         if is_local(uri):
-            with _local_file(path, data) as temporary:
-                os.link(temporary, path)
+            _publish(path, data, os.link)
         else:
             filesystem.pipe_file(path, data, mode="create")
     except FileExistsError:
@@ -201,33 +201,55 @@ def create_bytes(uri: str, data: bytes) -> bool:
     return True
 
 
-@contextmanager
-def _local_file(path: str, data: bytes) -> Iterator[str]:
-    """A file with `data`, flushed to disk, in the folder of `path`, which is there only for the time of the block."""
+def _publish(path: str, data: bytes, move: Callable[[str, str], None]) -> None:
+    """Writes a file beside `path`, flushed to disk, and has `move` put it there."""
     folder = os.path.dirname(path)
-    os.makedirs(folder, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=folder)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
-        yield temporary
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
+    for attempt in range(_ATTEMPTS):
+        try:
+            os.makedirs(folder, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=folder)
+            try:
+                with os.fdopen(handle, "wb") as stream:
+                    stream.write(data)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                os.chmod(temporary, 0o644)
+                move(temporary, path)
+            finally:
+                with suppress(FileNotFoundError):
+                    os.unlink(temporary)
+            return
+        except FileNotFoundError:
+            # Another process has removed the folder under our hands.
+            if attempt == _ATTEMPTS - 1:
+                raise
 
 
 def write_json(uri: str, value: Any) -> None:
-    write_bytes(uri, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    write_bytes(uri, _json(value))
+
+
+def create_json(uri: str, value: Any) -> bool:
+    """As `create_bytes`."""
+    return create_bytes(uri, _json(value))
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def remove(uri: str) -> None:
-    """Removes the file or folder at `uri`; nothing happens where there is none."""
+    """Removes the file or folder at `uri`; nothing happens where there is none, also where another removes it now."""
     filesystem, path = resolve(uri)
-    if filesystem.exists(path):
-        filesystem.rm(path, recursive=True)
+    while filesystem.exists(path):
+        try:
+            filesystem.rm(path, recursive=True)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            # Another process has put a file into the folder meanwhile.
+            if error.errno != errno.ENOTEMPTY:
+                raise
 
 
 def sha256(data: bytes) -> str:

@@ -17,6 +17,7 @@ from sharelock_ray.encoders.chunks import Source, cut
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.features.audit import audit
 from sharelock_ray.features.featureset import open_features
+from sharelock_ray.features.manifest import Origin
 from sharelock_ray.features.writer import EncodedChunk, FeatureSetWriter
 from sharelock_ray.sources.sample import Reject, Sample, Shard
 from sharelock_ray.storage import write_bytes
@@ -188,17 +189,14 @@ def write_parts(
         for index, chunk in enumerate(chunks):
             writer.stage(part, index, index == len(chunks) - 1, shards[part].uri, chunk)
         writer.seal(part)
-    writer.finish(
+    origin = Origin(
         dataset=dataset,
         split="train",
         encoder=spec.model_dump(mode="json"),
         weights_sha256=spec.weights_digest(),
-        dim=parts[0][0].embeddings.shape[1],
-        shards=shards,
         software={},
-        gpus=0,
-        wall_seconds=0,
     )
+    writer.finish(shards, origin, gpus=0, wall_seconds=0)
     return uri
 
 

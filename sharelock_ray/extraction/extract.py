@@ -19,7 +19,7 @@ from sharelock_ray.errors import RequestError
 from sharelock_ray.extraction.options import ExtractionOptions
 from sharelock_ray.extraction.stream import ChunkReport, ReadTask, encoded_chunks
 from sharelock_ray.features.featureset import FeatureSet, open_features
-from sharelock_ray.features.manifest import is_complete
+from sharelock_ray.features.manifest import Origin, is_complete
 from sharelock_ray.features.schema import feature_set_uri
 from sharelock_ray.features.writer import FeatureSetWriter, StagedPart
 from sharelock_ray.progress import Progress, say
@@ -106,17 +106,14 @@ def _run(
                     watch(report)
     ray.get(sealing)
     for encoder, writer in zip(encoders, writers, strict=True):
-        writer.finish(
+        origin = Origin(
             dataset=job.dataset,
             split=job.split,
             encoder=encoder.model_dump(mode="json"),
             weights_sha256=encoder.weights_digest(),
-            dim=writer.dim(),
-            shards=shards,
             software={name: importlib.metadata.version(name) for name in _SOFTWARE},
-            gpus=options.num_gpus,
-            wall_seconds=time.monotonic() - started,
         )
+        writer.finish(shards, origin, gpus=options.num_gpus, wall_seconds=time.monotonic() - started)
 
 
 def _unsealed(parts: dict[int, StagedPart]) -> list[int]:

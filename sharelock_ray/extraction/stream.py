@@ -125,11 +125,12 @@ def _read(
     """
     task: ReadTask = pickle.loads(table["task"][0].as_py())
     part = task.shard.index
-    staged = [set() if done is None else writers[i].staged_chunks(part) for i, done in enumerate(task.done)]
+    # Also what other drivers on the same folder have done by now.
+    staged = {i: writers[i].staged_part(part) for i, done in enumerate(task.done) if done is not None}
     started = time.perf_counter()
     for chunk in cut(source, task.shard, chunk_size):
-        wanted = [i for i, done in enumerate(task.done) if done is not None and chunk.index not in done]
-        missing = [i for i in wanted if chunk.index not in staged[i]]
+        wanted = [i for i in staged if chunk.index not in (task.done[i] or ())]
+        missing = [i for i in wanted if not staged[i].has_chunk(chunk.index)]
         if wanted:
             decoded = decode(chunk, _preprocessings([encoders[i] for i in missing]))
             seconds = time.perf_counter() - started

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from sharelock_ray import storage
 from sharelock_ray.errors import RunError
 from sharelock_ray.features.featureset import FeatureSet
+from sharelock_ray.features.manifest import keys_digest
 from sharelock_ray.features.schema import part_name
-from sharelock_ray.features.writer import keys_digest
 
 
 @dataclass

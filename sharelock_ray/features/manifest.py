@@ -1,5 +1,8 @@
 """`manifest.json`: what a feature set is, how it was made, and the proof that it is whole. Written last."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from pydantic import ValidationError
 
 from sharelock_ray import storage
@@ -39,15 +42,21 @@ class Part(Config):
     revisions: tuple[str, ...]
 
 
-class Manifest(Config):
-    """See the design, section 3. `encoder` is the resolved spec, with everything that changes numbers."""
+class Origin(Config):
+    """What a feature set was made of. `encoder` is the resolved spec, with everything that changes numbers."""
 
-    schema_version: int = SCHEMA_VERSION
     dataset: str
     split: str
-    modality: str
     encoder: dict[str, object]
     weights_sha256: str | None
+    software: dict[str, str]
+
+
+class Manifest(Origin):
+    """See the design, section 3."""
+
+    schema_version: int = SCHEMA_VERSION
+    modality: str
     dim: int
     dtype: str
     rows: int
@@ -61,7 +70,6 @@ class Manifest(Config):
     truncated: int
     inputs: tuple[Input, ...]
     parts: tuple[Part, ...]
-    software: dict[str, str]
     devices: tuple[str, ...]
     revisions: tuple[str, ...]
     """Exact commits of a model from the hub: one, unless it moved between runs and the recipe pins none."""
@@ -74,6 +82,31 @@ class Manifest(Config):
     def digest(self) -> str:
         """Identifies the set's content: equal for equal parts."""
         return storage.sha256("".join(part.sha256 for part in self.parts).encode())
+
+
+def totals(parts: Sequence[Part]) -> dict[str, Any]:
+    """The fields of a manifest that follow from its parts."""
+    lows = [part.min for part in parts if part.min is not None]
+    highs = [part.max for part in parts if part.max is not None]
+    return {
+        "parts": tuple(parts),
+        "rows": sum(part.rows for part in parts),
+        "rejects": sum(part.rejects for part in parts),
+        "keys": sum(part.keys for part in parts),
+        "keys_sha256": keys_digest([part.keys_sha256 for part in parts]),
+        "min": min(lows, default=None),
+        "max": max(highs, default=None),
+        "tokens": sum(part.tokens for part in parts),
+        "truncated": sum(part.truncated for part in parts),
+        "devices": tuple(sorted({device for part in parts for device in part.devices})),
+        "revisions": tuple(sorted({revision for part in parts for revision in part.revisions})),
+        "encoder_seconds": round(sum(part.encoder_seconds for part in parts), 2),
+    }
+
+
+def keys_digest(keys: Sequence[str]) -> str:
+    """SHA-256 of keys in their order."""
+    return storage.sha256("\n".join(keys).encode())
 
 
 def is_complete(uri: str) -> bool:

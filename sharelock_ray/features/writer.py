@@ -3,8 +3,11 @@
 Work arrives in chunks of a part, in any order and perhaps twice. A chunk is staged as one small file with a name that
 follows from the input alone; when all chunks of a part are there, the part is sealed: rows sorted by key, one Parquet
 file, one for its rejects, then a record that says both are whole. The manifest, written last, gathers the records.
-Every file is published whole or not at all, every name and content follows from the input, so repeating any step after
-a kill changes nothing.
+
+Every file is published whole or not at all, and only where none is: of several drivers on one folder the first to
+publish a chunk decides what is in it, and parts, records and manifest follow from the chunks. So no step needs a lock,
+and repeating any of them, after a kill or in a race, changes nothing. What a driver finds missing because another one
+has gone further is there in a later form: chunks in a sealed part, records in the manifest.
 
     staging/begun.json                             what the set was begun from
     staging/00003/00000.arrow … 00007-last.arrow   staged chunks of part 3
@@ -13,7 +16,7 @@ a kill changes nothing.
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -23,8 +26,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sharelock_ray import storage
-from sharelock_ray.errors import RequestError
-from sharelock_ray.features.manifest import MANIFEST, Input, Manifest, Part
+from sharelock_ray.errors import RequestError, RunError
+from sharelock_ray.features.manifest import (
+    MANIFEST,
+    Input,
+    Manifest,
+    Origin,
+    Part,
+    is_complete,
+    keys_digest,
+    read_manifest,
+    totals,
+)
 from sharelock_ray.features.schema import REJECTS, embedding_column, part_name, rows_schema, sort_columns
 from sharelock_ray.sources.sample import Reject, Shard
 
@@ -67,18 +80,17 @@ class FeatureSetWriter:
         Raises:
             RequestError: the set was begun from another listing.
         """
-        listing = [{"name": shard.name, "bytes": shard.bytes} for shard in shards]
+        asked = {"listing": [{"name": shard.name, "bytes": shard.bytes} for shard in shards], "chunk_size": chunk_size}
         path = storage.join(self.uri, "staging", "begun.json")
-        if storage.exists(path):
-            begun = storage.read_json(path)
-            if begun["listing"] != listing:
-                raise RequestError(
-                    f"{self.uri} was begun from other inputs than are listed now: "
-                    f"restore them, or delete that folder to begin again"
-                )
-            return int(begun["chunk_size"])
-        storage.write_json(path, {"listing": listing, "chunk_size": chunk_size})
-        return chunk_size
+        if storage.create_json(path, asked):
+            return chunk_size
+        begun = storage.read_json(path)
+        if begun["listing"] != asked["listing"]:
+            raise RequestError(
+                f"{self.uri} was begun from other inputs than are listed now: "
+                f"restore them, or delete that folder to begin again"
+            )
+        return int(begun["chunk_size"])
 
     def staged(self) -> dict[int, "StagedPart"]:
         """What earlier runs left, by part."""
@@ -93,19 +105,18 @@ class FeatureSetWriter:
                 found[int(stem)] = self._staged_part(int(stem))
         return found
 
-    def staged_chunks(self, part: int) -> frozenset[int]:
-        """The chunks of a part that are staged now."""
-        return self._staged_part(part).chunks
+    def staged_part(self, part: int) -> "StagedPart":
+        """How far a part has come by now, also through other drivers."""
+        return StagedPart(sealed=True) if self._is_sealed(part) else self._staged_part(part)
+
+    def _is_sealed(self, part: int) -> bool:
+        return storage.exists(self._record(part)) or is_complete(self.uri)
 
     def _staged_part(self, part: int) -> "StagedPart":
-        found = StagedPart()
-        for name in storage.names(self._folder(part)):
-            stem = name.removesuffix(".arrow")
-            found = found.with_chunk(int(stem.removesuffix(_LAST)), stem.endswith(_LAST))
-        return found
+        return _staged(storage.names(self._folder(part)))
 
     def stage(self, part: int, index: int, last: bool, source: str, chunk: EncodedChunk) -> None:
-        """Stages one chunk. Rows whose embedding cannot be stored finitely become rejects."""
+        """Stages one chunk, unless it is there. Rows whose embedding cannot be stored finitely become rejects."""
         dim = chunk.embeddings.shape[1]
         with np.errstate(over="ignore"):
             stored = chunk.embeddings.astype(self.stored_dtype)
@@ -132,12 +143,36 @@ class FeatureSetWriter:
         with pa.ipc.new_file(buffer, rows.schema) as writer:
             writer.write_table(rows)
         name = f"{index:05d}{_LAST if last else ''}.arrow"
-        storage.write_bytes(storage.join(self._folder(part), name), buffer.getvalue())
+        storage.create_bytes(storage.join(self._folder(part), name), buffer.getvalue())
 
     def seal(self, part: int) -> None:
-        """Makes the part's files from its staged chunks and records them."""
+        """Makes the part's files from its staged chunks and records them; a part that is sealed is left alone.
+
+        Raises:
+            RunError: chunks are missing, and nobody has sealed the part.
+        """
+        if not self._is_sealed(part):
+            chunks = self._chunks(part)
+            # Another driver may remove the chunks at any time, but only once it has sealed the part.
+            if chunks is not None:
+                storage.create_json(self._record(part), self._publish(part, chunks).model_dump(mode="json"))
+            elif not self._is_sealed(part):
+                raise RunError(f"chunks are missing in {self._folder(part)}: run extract again")
+        storage.remove(self._folder(part))
+
+    def _chunks(self, part: int) -> list[pa.Table] | None:
+        """The part's staged chunks; None where they are not all there."""
         folder = self._folder(part)
-        chunks = [_read_arrow(storage.join(folder, name)) for name in storage.names(folder)]
+        names = storage.names(folder)
+        if not _staged(names).is_whole:
+            return None
+        try:
+            return [_read_arrow(storage.join(folder, name)) for name in names]
+        except FileNotFoundError:
+            return None
+
+    def _publish(self, part: int, chunks: Sequence[pa.Table]) -> Part:
+        """Publishes the part's file and that of its rejects, and tells what is in them."""
         about = [json.loads(chunk.schema.metadata[b"chunk"]) for chunk in chunks]
         rows = pa.concat_tables(chunk.replace_schema_metadata(None) for chunk in chunks)
         rows = rows.sort_by(sort_columns(self.modality))
@@ -145,14 +180,11 @@ class FeatureSetWriter:
             sorted((reject for each in about for reject in each["rejects"]), key=lambda r: (r["key"], r["message"])),
             schema=REJECTS,
         )
-        data = _parquet(rows)
-        rejects_data = _parquet(rejects) if rejects.num_rows else None
-        if rejects_data:
-            storage.write_bytes(storage.join(self.uri, "rejects", part_name(part)), rejects_data)
-        storage.write_bytes(storage.join(self.uri, part_name(part)), data)
+        rejects_data = _publish(storage.join(self.uri, "rejects", part_name(part)), rejects) if len(rejects) else None
+        data = _publish(storage.join(self.uri, part_name(part)), rows)
         values = pc.min_max(rows["embedding"].combine_chunks().flatten().cast(pa.float32())).as_py()
         keys = pc.unique(rows["key"]).to_pylist()
-        record = Part(
+        return Part(
             index=part,
             sha256=storage.sha256(data),
             rows=rows.num_rows,
@@ -169,61 +201,41 @@ class FeatureSetWriter:
             devices=tuple(sorted({each["device"] for each in about})),
             revisions=tuple(sorted({each["revision"] for each in about if each["revision"]})),
         )
-        storage.write_json(self._record(part), record.model_dump(mode="json"))
-        storage.remove(folder)
 
-    def finish(
-        self,
-        *,
-        dataset: str,
-        split: str,
-        encoder: dict[str, object],
-        weights_sha256: str | None,
-        dim: int,
-        shards: Sequence[Shard],
-        software: dict[str, str],
-        gpus: float,
-        wall_seconds: float,
-    ) -> Manifest:
-        """Writes the manifest from the records of all parts, then removes the staging area."""
-        parts = [Part.model_validate(storage.read_json(self._record(shard.index))) for shard in shards]
-        lows = [part.min for part in parts if part.min is not None]
-        highs = [part.max for part in parts if part.max is not None]
-        seconds = sum(part.encoder_seconds for part in parts)
-        manifest = Manifest(
-            dataset=dataset,
-            split=split,
-            modality=self.modality,
-            encoder=encoder,
-            weights_sha256=weights_sha256,
-            dim=dim,
-            dtype=self.stored_dtype,
-            rows=sum(part.rows for part in parts),
-            rejects=sum(part.rejects for part in parts),
-            keys=sum(part.keys for part in parts),
-            keys_sha256=keys_digest([part.keys_sha256 for part in parts]),
-            min=min(lows, default=None),
-            max=max(highs, default=None),
-            tokens=sum(part.tokens for part in parts),
-            truncated=sum(part.truncated for part in parts),
-            inputs=tuple(Input(name=shard.name, uri=shard.uri, bytes=shard.bytes) for shard in shards),
-            parts=tuple(parts),
-            software=software,
-            devices=tuple(sorted({device for part in parts for device in part.devices})),
-            revisions=tuple(sorted({revision for part in parts for revision in part.revisions})),
-            wall_seconds=round(wall_seconds, 2),
-            encoder_seconds=round(seconds, 2),
-            gpu_hours=round(seconds * gpus / 3600, 6),
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
-        storage.write_json(storage.join(self.uri, MANIFEST), manifest.model_dump(mode="json"))
+    def finish(self, shards: Sequence[Shard], origin: Origin, *, gpus: float, wall_seconds: float) -> Manifest:
+        """Writes the manifest from the records of all parts, unless it is there, then removes the staging area.
+
+        Args:
+            gpus: of one actor.
+            wall_seconds: of all runs that worked on the set.
+        """
+        try:
+            parts = [Part.model_validate(storage.read_json(self._record(shard.index))) for shard in shards]
+        except FileNotFoundError:
+            # Another driver has finished the set and removed the records.
+            if not is_complete(self.uri):
+                raise
+        else:
+            with storage.open_read(storage.join(self.uri, part_name(parts[0].index))) as stream:
+                dim = int(pq.read_schema(stream).field("embedding").type.list_size)
+            manifest = Manifest(
+                **dict(origin),
+                **totals(parts),
+                modality=self.modality,
+                dim=dim,
+                dtype=self.stored_dtype,
+                inputs=tuple(Input(name=shard.name, uri=shard.uri, bytes=shard.bytes) for shard in shards),
+                wall_seconds=round(wall_seconds, 2),
+                gpu_hours=round(sum(part.encoder_seconds for part in parts) * gpus / 3600, 6),
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+            )
+            storage.create_json(storage.join(self.uri, MANIFEST), manifest.model_dump(mode="json"))
+        self.clean()
+        return read_manifest(self.uri)
+
+    def clean(self) -> None:
+        """Removes what staging has left of a complete set."""
         storage.remove(storage.join(self.uri, "staging"))
-        return manifest
-
-    def dim(self) -> int:
-        """Width of the embeddings of the parts sealed so far."""
-        with storage.open_read(storage.join(self.uri, part_name(0))) as stream:
-            return int(pq.read_schema(stream).field("embedding").type.list_size)
 
     def _folder(self, part: int) -> str:
         return storage.join(self.uri, "staging", f"{part:05d}")
@@ -249,13 +261,47 @@ class StagedPart:
         """This part, with one more chunk staged."""
         return StagedPart(self.chunks | {index}, index if last else self.last, self.sealed)
 
+    def has_chunk(self, index: int) -> bool:
+        """The chunk is staged, or went into the sealed part."""
+        return self.sealed or index in self.chunks
 
-def keys_digest(keys: Sequence[str]) -> str:
-    return storage.sha256("\n".join(keys).encode())
+
+def _staged(names: Iterable[str]) -> StagedPart:
+    """What the names of staged chunks say."""
+    found = StagedPart()
+    for name in names:
+        stem = name.removesuffix(".arrow")
+        found = found.with_chunk(int(stem.removesuffix(_LAST)), stem.endswith(_LAST))
+    return found
+
+
+def _publish(uri: str, table: pa.Table) -> bytes:
+    """Publishes `table` as a Parquet file where none is.
+
+    Returns:
+        the bytes that are there now. Those of another driver hold the same rows, but perhaps in the form of another
+        version of Parquet; a leftover with other rows, which no manifest names, is replaced.
+    """
+    data = _parquet(table)
+    if storage.create_bytes(uri, data):
+        return data
+    there = storage.read_bytes(uri)
+    if there == data or _read_parquet(there) == table:
+        return there
+    storage.write_bytes(uri, data)
+    return data
 
 
 def _read_arrow(uri: str) -> pa.Table:
     return pa.ipc.open_file(pa.BufferReader(storage.read_bytes(uri))).read_all()
+
+
+def _read_parquet(data: bytes) -> pa.Table | None:
+    """The table in `data`; None where it is none."""
+    try:
+        return pq.read_table(pa.BufferReader(data))
+    except (pa.ArrowException, OSError):
+        return None
 
 
 def _parquet(table: pa.Table) -> bytes:

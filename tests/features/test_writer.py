@@ -13,6 +13,7 @@ from sharelock_ray import storage
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.errors import RequestError
 from sharelock_ray.features.featureset import open_features
+from sharelock_ray.features.manifest import Origin
 from sharelock_ray.features.writer import EncodedChunk, FeatureSetWriter, StagedPart
 from sharelock_ray.sources.sample import Reject, Shard
 
@@ -20,8 +21,9 @@ VISION = VisionSpec(name="made-up", model="none")
 LANGUAGE = LanguageSpec(name="made-up", model="none")
 SHARDS = [Shard(0, "a", "data/a.tar", 10), Shard(1, "b", "data/b.tar", 20)]
 CHUNKS = [support.encoded("vision", [f"a/{i}{j}" for i in "dacb"], seed=j) for j in range(3)]
-ABOUT = {"dataset": "d", "split": "s", "weights_sha256": None, "dim": 4, "software": {"x": "1"}}
-ABOUT |= {"encoder": VISION.model_dump(mode="json"), "gpus": 0, "wall_seconds": 1.234}
+ORIGIN = Origin(
+    dataset="d", split="s", encoder=VISION.model_dump(mode="json"), weights_sha256=None, software={"x": "1"}
+)
 
 
 def writer(folder: Path, modality: str = "vision", dtype: str = "float16") -> FeatureSetWriter:
@@ -201,14 +203,14 @@ class TestManifest:
         assert "sharelock extract" in str(error.value)
         write_part(to, [0, 1, 2])
         with pytest.raises(FileNotFoundError):  # Part 1 is not sealed.
-            to.finish(shards=SHARDS, **ABOUT)
+            to.finish(SHARDS, ORIGIN, gpus=0, wall_seconds=1.234)
         with pytest.raises(RequestError, match="is not complete"):
             open_features(to.uri)
         to.stage(1, 0, True, "b", support.encoded("vision", ["b/x"]))
         to.seal(1)
         with pytest.raises(RequestError, match="is not complete"):
             open_features(to.uri)
-        to.finish(shards=SHARDS, **ABOUT)
+        to.finish(SHARDS, ORIGIN, gpus=0, wall_seconds=1.234)
         assert open_features(to.uri).manifest.rows == 13
         assert sorted(path.name for path in tmp_path.iterdir()) == [
             "manifest.json",
@@ -226,7 +228,7 @@ class TestManifest:
         for part, chunk in enumerate(chunks):
             to.stage(part, 0, True, SHARDS[part].uri, chunk)
             to.seal(part)
-        manifest = to.finish(shards=SHARDS, **(ABOUT | {"gpus": 2}))
+        manifest = to.finish(SHARDS, ORIGIN, gpus=2, wall_seconds=1.234)
         values = np.concatenate([chunk.embeddings for chunk in chunks])
         assert (manifest.rows, manifest.keys, manifest.rejects) == (4, 3, 1)
         assert (manifest.tokens, manifest.truncated, manifest.non_finite) == (15, 1, 0)

@@ -1,0 +1,173 @@
+"""Killed at any moment, or written by several drivers at once, a feature set ends as that of an undisturbed run."""
+
+import os
+import random
+import signal
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import support
+from sharelock_ray import storage
+from sharelock_ray.encoders.spec import LanguageSpec
+from sharelock_ray.features.audit import audit
+from sharelock_ray.features.featureset import open_features
+from sharelock_ray.features.manifest import Origin, is_complete
+from sharelock_ray.features.writer import EncodedChunk, FeatureSetWriter
+from sharelock_ray.sources.sample import Reject, Shard
+
+SPEC = LanguageSpec(name="made-up", model="none")
+SHARDS = [Shard(i, f"{i:05d}", f"data/{i:05d}.tar", 100) for i in range(3)]
+ORIGIN = Origin(dataset="d", split="s", encoder=SPEC.model_dump(mode="json"), weights_sha256=None, software={})
+CHUNKS = 3
+# What changes storage; everything else only looks.
+STEPS = ("write_bytes", "create_bytes", "remove")
+
+
+def chunk(part: int, index: int) -> EncodedChunk:
+    keys = [f"{part:05d}/{index}{letter}" for letter in "cab"]
+    rejects = [Reject(f"{part:05d}/{index}x", "decode", "OSError", "half a file")]
+    return support.encoded("language", keys, seed=10 * part + index, rejects=rejects)
+
+
+def drive(uri: str, staged: Callable[[int, int], EncodedChunk] = chunk) -> None:
+    """What a driver and its workers do, in one process: stage what is not there, seal what is whole, finish."""
+    writer = FeatureSetWriter(uri, "language", "float16")
+    if is_complete(uri):
+        writer.clean()
+        return
+    writer.start(SHARDS, chunk_size=4)
+    for shard in SHARDS:
+        part = writer.staged_part(shard.index)
+        for index in range(CHUNKS):
+            if not part.has_chunk(index):
+                writer.stage(shard.index, index, index == CHUNKS - 1, shard.uri, staged(shard.index, index))
+        writer.seal(shard.index)
+    writer.finish(SHARDS, ORIGIN, gpus=0, wall_seconds=0)
+
+
+def in_child(work: Callable[[], None]) -> int:
+    """Starts `work` in a fork of this process; its process id."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        work()
+        code = 0
+    except Exception:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def status_of(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def files(uri: str) -> dict[str, bytes]:
+    """Everything that is in a feature set, but for the time in its manifest."""
+    found = {str(path.relative_to(uri)): path.read_bytes() for path in Path(uri).rglob("*") if path.is_file()}
+    manifest = open_features(uri).manifest.model_copy(update={"created": "", "encoder_seconds": 0})
+    return found | {"manifest.json": manifest.model_dump_json().encode()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    uri = str(tmp_path_factory.mktemp("undisturbed") / "set")
+    drive(uri)
+    return files(uri)
+
+
+def kill_at(moment: float) -> None:
+    """Kills this process before (n) or after (n + 0.5) its n-th step that changes storage."""
+    count = 0
+
+    def counted(step: Callable[..., object]) -> Callable[..., object]:
+        def run(*args: object) -> object:
+            nonlocal count
+            count += 1
+            if moment == count:
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = step(*args)
+            if moment == count + 0.5:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return run
+
+    for name in STEPS:
+        setattr(storage, name, counted(getattr(storage, name)))
+
+
+def test_killed_at_any_moment_the_next_run_ends_as_an_undisturbed_one(
+    tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    for twice in range(2, 200):
+        uri = str(tmp_path / str(twice))
+
+        def killed(uri: str = uri, moment: float = twice / 2) -> None:
+            kill_at(moment)
+            drive(uri)
+
+        if (status := status_of(in_child(killed))) == 0:
+            break  # It has fewer steps than that.
+        assert status == -signal.SIGKILL
+        done = storage.exists(f"{uri}/manifest.json")
+        before = {path: path.stat().st_mtime_ns for path in Path(uri).glob("*.parquet")}
+        drive(uri)
+        assert files(uri) == undisturbed
+        if done:
+            assert {path: path.stat().st_mtime_ns for path in Path(uri).glob("*.parquet")} == before
+    assert twice > 40
+
+
+def test_a_run_after_a_kill_stages_no_chunk_again(tmp_path: Path) -> None:
+    def killed() -> None:
+        kill_at(7)  # Begun, three chunks, the part's two files, and before its record.
+        drive(str(tmp_path))
+
+    assert status_of(in_child(killed)) == -signal.SIGKILL
+    again: list[tuple[int, int]] = []
+
+    def counted(part: int, index: int) -> EncodedChunk:
+        again.append((part, index))
+        return chunk(part, index)
+
+    drive(str(tmp_path), counted)
+    assert again == [(part, index) for part in (1, 2) for index in range(CHUNKS)]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_drivers_that_race_leave_one_sound_set(tmp_path: Path, seed: int, undisturbed: dict[str, bytes]) -> None:
+    """Each driver rounds otherwise, as another machine does, so that a mixture of their files would show."""
+    uri = str(tmp_path / "set")
+
+    def racing(driver: int) -> None:
+        generator = random.Random(f"{seed} {driver}")
+
+        def slowly(part: int, index: int) -> EncodedChunk:
+            time.sleep(generator.choice([0, 0, 0.001, 0.01]))
+            made = chunk(part, index)
+            made.embeddings *= np.float32(1 + 1e-3 * driver)
+            return made
+
+        drive(uri, slowly)
+
+    children = [in_child(lambda driver=driver: racing(driver)) for driver in range(3)]
+    assert [status_of(child) for child in children] == [0, 0, 0]
+    inputs = [f"{shard.index:05d}/{i}{letter}" for shard in SHARDS for i in range(CHUNKS) for letter in "abcx"]
+    assert audit(open_features(uri), inputs).problems == []
+    assert files(uri).keys() == undisturbed.keys()
+
+
+def test_leftovers_of_other_inputs_are_replaced(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    uri = str(tmp_path / "set")
+    drive(uri, lambda part, index: support.encoded("language", [f"old/{part}{index}"]))
+    (tmp_path / "set" / "manifest.json").unlink()
+    drive(uri)
+    assert files(uri) == undisturbed
