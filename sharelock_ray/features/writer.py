@@ -82,9 +82,11 @@ class FeatureSetWriter:
         """
         asked = {"listing": [{"name": shard.name, "bytes": shard.bytes} for shard in shards], "chunk_size": chunk_size}
         path = storage.join(self.uri, "staging", "begun.json")
-        if storage.create_json(path, asked):
-            return chunk_size
-        begun = storage.read_json(path)
+        storage.create_json(path, asked)
+        try:
+            begun = storage.read_json(path)
+        except FileNotFoundError:  # Another driver has finished the set meanwhile.
+            begun = asked
         if begun["listing"] != asked["listing"]:
             raise RequestError(
                 f"{self.uri} was begun from other inputs than are listed now: "
