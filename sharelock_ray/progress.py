@@ -28,19 +28,25 @@ class Progress:
     def __init__(self, stage: str, unit: str, total: int | None = None, done: int = 0) -> None:
         self.stage, self.unit, self.total = stage, unit, total
         self.count = self._start_count = done
+        self._share = self._start_share = 0.0
         self._note = ""
         self._started: float | None = None
         self._printed_at = time.monotonic()
         self._terminal = _stream().isatty()
 
-    def update(self, count: int = 1, note: str = "") -> None:
-        """Adds `count`; `note` replaces the free text at the end of the line."""
+    def update(self, count: int = 1, note: str = "", share: float = 0.0) -> None:
+        """Adds `count`; `note` replaces the free text at the end of the line.
+
+        Args:
+            share: of the whole work that is done, from 0 to 1, where that is known without a total.
+        """
         now = time.monotonic()
         self.count += count
+        self._share = share
         self._note = note or self._note
         if self._started is None:
             # Rate and ETA are of the work, not of the start of the workers.
-            self._started, self._start_count = now, self.count
+            self._started, self._start_count, self._start_share = now, self.count, share
         if now - self._printed_at >= (_TERMINAL_EVERY_S if self._terminal else _LOG_EVERY_S):
             self._printed_at = now
             self._print(self.line(now))
@@ -49,12 +55,28 @@ class Progress:
         """The text of the line at the monotonic time `now` (seconds)."""
         total = f"/{self.total:,}" if self.total else ""
         text = f"{self.stage}: {self.count:,}{total} {self.unit}"
-        rate = 0.0 if self._started is None else (self.count - self._start_count) / max(now - self._started, 1e-9)
+        if self._share:
+            text += f" ({self._share:.0%})"
+        rate, left = self.rate(now), self.seconds_left(now)
         if rate > 0:
             text += f", {rate:,.1f}/s"
-        if self.total and rate > 0:
-            text += f", {_clock((self.total - self.count) / rate)} left"
+        if left is not None:
+            text += f", {_clock(left)} left"
         return f"{text}  {self._note}".rstrip()
+
+    def rate(self, now: float) -> float:
+        """Units a second since the first news; 0 before there are any."""
+        return 0.0 if self._started is None else (self.count - self._start_count) / max(now - self._started, 1e-9)
+
+    def seconds_left(self, now: float) -> float | None:
+        """None while nothing is known of it."""
+        rate = self.rate(now)
+        if self.total and rate > 0:
+            return (self.total - self.count) / rate
+        gained = self._share - self._start_share
+        if self._started is None or gained <= 0:
+            return None
+        return (1 - self._share) * (now - self._started) / gained
 
     def _print(self, text: str) -> None:
         end, start = ("", "\r\x1b[2K") if self._terminal else ("\n", "")

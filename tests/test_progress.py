@@ -61,6 +61,13 @@ class TestLine:
         counter.update(30)
         assert line_after(10, counter) == "s: 30 u, 3.0/s"
 
+    def test_a_known_share_gives_time_left_without_a_total(self) -> None:
+        counter = Progress("s", "u")
+        counter.update(10, share=0.25)
+        assert line_after(0, counter) == "s: 10 u (25%)"
+        counter.update(30, share=0.75)
+        assert line_after(10, counter) == "s: 40 u (75%), 3.0/s, 0:05 left"
+
     def test_a_note_stays_until_the_next(self) -> None:
         counter = working("s", "u")
         counter.update(1, "loss 2.5")

@@ -163,7 +163,7 @@ class _Taken:
 def _pipeline(folder: str, setting: Setting, spec: VisionSpec) -> _Taken:
     from sharelock_ray.extraction.extract import ExtractionJob, extract
     from sharelock_ray.extraction.options import ExtractionOptions
-    from sharelock_ray.extraction.stream import ChunkReport
+    from sharelock_ray.extraction.report import ChunkReport
     from sharelock_ray.sources.webdataset import WebDatasetSource
 
     root = str(Path(folder) / "features")

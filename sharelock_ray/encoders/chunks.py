@@ -66,7 +66,7 @@ class Chunk:
     samples: list[Sample]
     rejects: list[Reject]
     bytes: int = 0
-    """Of the image files."""
+    """Of the image files and captions."""
     pixels: dict[Preprocessing, Pixels] = field(default_factory=dict)
 
     @property
@@ -85,8 +85,8 @@ def cut(source: Source, shard: Shard, chunk_size: int) -> Iterator[Chunk]:
         ahead = list(islice(items, 1))
         samples = [item for item in now if isinstance(item, Sample)]
         rejects = [item for item in now if isinstance(item, Reject)]
-        images = sum(len(sample.image or b"") for sample in samples)
-        yield Chunk(shard.index, index, not ahead, shard.uri, samples, rejects, images)
+        size = sum(len(sample.image or b"") + sum(map(len, sample.captions)) for sample in samples)
+        yield Chunk(shard.index, index, not ahead, shard.uri, samples, rejects, size)
         if not ahead:
             return
 

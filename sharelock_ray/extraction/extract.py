@@ -4,7 +4,6 @@ Decides what is left to do, follows the stream, seals a part as soon as its last
 """
 
 import importlib.metadata
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,13 +15,16 @@ import ray
 from sharelock_ray.encoders.chunks import Source
 from sharelock_ray.encoders.spec import EncoderSpec
 from sharelock_ray.errors import RequestError
+from sharelock_ray.extraction.meter import Meter, combined
 from sharelock_ray.extraction.options import ExtractionOptions
-from sharelock_ray.extraction.stream import ChunkReport, ReadTask, encoded_chunks
+from sharelock_ray.extraction.report import ChunkReport
+from sharelock_ray.extraction.stream import ReadTask, encoded_chunks
 from sharelock_ray.features.featureset import FeatureSet, open_features
 from sharelock_ray.features.manifest import Origin, is_complete
 from sharelock_ray.features.schema import feature_set_uri
+from sharelock_ray.features.state import read_live, write_live
 from sharelock_ray.features.writer import FeatureSetWriter, StagedPart
-from sharelock_ray.progress import Progress, say
+from sharelock_ray.progress import say
 from sharelock_ray.sources.sample import Shard
 
 _SOFTWARE = ("sharelock-ray", "ray", "torch", "timm", "transformers", "pyarrow", "pillow")
@@ -59,12 +61,17 @@ def extract(
         RunError: a worker failed.
     """
     encoders = tuple(encoder.resolved() for encoder in job.encoders)
-    todo = [encoder for encoder in encoders if not is_complete(job.uri(encoder))]
+    todo = []
+    for encoder in encoders:
+        if is_complete(job.uri(encoder)):
+            _writer(job, encoder).clean()
+        else:
+            todo.append(encoder)
     if todo:
         shards = job.source.shards()
         if not shards:
             raise RequestError(f"the source of {job.dataset}/{job.split} is empty")
-        writers = [FeatureSetWriter(job.uri(e), e.modality, e.stored_dtype) for e in todo]
+        writers = [_writer(job, encoder) for encoder in todo]
         sizes = [writer.start(shards, options.chunk_size) for writer in writers]
         with engine.connected(), engine.readable_errors(f"extract {job.split}"):
             # Sets that runs with other options began are cut otherwise, and so are a read of their own.
@@ -75,6 +82,10 @@ def extract(
     return [open_features(job.uri(encoder)) for encoder in encoders]
 
 
+def _writer(job: ExtractionJob, encoder: EncoderSpec) -> FeatureSetWriter:
+    return FeatureSetWriter(job.uri(encoder), encoder.modality, encoder.stored_dtype)
+
+
 def _run(
     job: ExtractionJob,
     options: ExtractionOptions,
@@ -83,28 +94,33 @@ def _run(
     writers: Sequence[FeatureSetWriter],
     watch: Callable[[ChunkReport], None] | None,
 ) -> None:
-    started = time.monotonic()
     staged = [writer.staged() for writer in writers]
     sealing = [
         _seal.remote(writer, part) for writer, parts in zip(writers, staged, strict=True) for part in _unsealed(parts)
     ]
     tasks = _tasks(shards, staged)
-    if tasks:
-        kept = sum(len(part.chunks) for parts in staged for part in parts.values())
-        sealed = sum(part.sealed for parts in staged for part in parts.values())
-        if kept or sealed:
-            say(f"extract {job.split}: continues after {sealed} finished parts and {kept} chunks of others")
-        with Progress(f"extract {job.split}", "samples") as progress:
+    open_parts = {task.shard.index for task in tasks}
+    finished = [shard.index for shard in shards if shard.index not in open_parts]
+    earlier = combined(read_live(writer.uri) for writer in writers)
+    with Meter(f"extract {job.split}", shards, finished, earlier) as meter:
+        if tasks:
+            kept = sum(len(part.chunks) for parts in staged for part in parts.values())
+            sealed = sum(part.sealed for parts in staged for part in parts.values())
+            if kept or sealed:
+                say(f"extract {job.split}: continues after {sealed} finished parts and {kept} chunks of others")
             for report in encoded_chunks(job.source, tasks, encoders, writers, options):
                 for i in report.encoders:
                     part = staged[i].get(report.part, StagedPart()).with_chunk(report.index, report.last)
                     staged[i][report.part] = part
                     if part.is_whole:
                         sealing.append(_seal.remote(writers[i], report.part))
-                progress.update(report.samples)
+                meter.add(report)
+                if meter.is_due():
+                    _tell(writers, meter)
                 if watch:
                     watch(report)
-    ray.get(sealing)
+        ray.get(sealing)
+        _tell(writers, meter)
     for encoder, writer in zip(encoders, writers, strict=True):
         origin = Origin(
             dataset=job.dataset,
@@ -113,7 +129,13 @@ def _run(
             weights_sha256=encoder.weights_digest(),
             software={name: importlib.metadata.version(name) for name in _SOFTWARE},
         )
-        writer.finish(shards, origin, gpus=options.num_gpus, wall_seconds=time.monotonic() - started)
+        writer.finish(shards, origin, gpus=options.num_gpus, wall_seconds=meter.wall_seconds)
+
+
+def _tell(writers: Sequence[FeatureSetWriter], meter: Meter) -> None:
+    """Writes where others can see it how far the run is."""
+    for writer in writers:
+        write_live(writer.uri, meter.live())
 
 
 def _unsealed(parts: dict[int, StagedPart]) -> list[int]:

@@ -26,6 +26,7 @@ from sharelock_ray.encoders.chunks import Chunk, Source, cut, decode, encode_lan
 from sharelock_ray.encoders.images import Preprocessing
 from sharelock_ray.encoders.spec import EncoderSpec, LanguageSpec, VisionSpec
 from sharelock_ray.extraction.options import ExtractionOptions
+from sharelock_ray.extraction.report import ChunkReport
 from sharelock_ray.features.writer import FeatureSetWriter
 from sharelock_ray.sources.sample import Shard
 
@@ -40,28 +41,6 @@ class ReadTask:
 
     shard: Shard
     done: tuple[frozenset[int] | None, ...]
-
-
-@dataclass(frozen=True)
-class ChunkReport:
-    """What became of one chunk: `encoders` have staged it, or an earlier attempt at the same task had."""
-
-    part: int
-    index: int
-    last: bool
-    encoders: tuple[int, ...]
-    samples: int
-    bytes: int
-    """Of the image files."""
-    rejects: int
-    """Of all encoders together."""
-    tokens: int
-    read_seconds: float
-    """Reading and decoding."""
-    encode_seconds: float
-    write_seconds: float
-    worker: str
-    """The process that encoded it, as host:pid."""
 
 
 def encoded_chunks(

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from sharelock_ray import storage
 from sharelock_ray.errors import RunError
 from sharelock_ray.features.featureset import FeatureSet
-from sharelock_ray.features.manifest import keys_digest
+from sharelock_ray.features.manifest import keys_digest, totals
 from sharelock_ray.features.schema import part_name
 
 
@@ -44,6 +44,7 @@ def audit(feature_set: FeatureSet, inputs: Iterable[str] | None = None) -> Audit
     manifest = feature_set.manifest
     report = Audit(feature_set.uri)
     seen: set[str] = set()
+    rejected_before: set[str] = set()
     expected = {part_name(part.index) for part in manifest.parts}
     found = {name for name in storage.names(feature_set.uri) if name.endswith(".parquet")}
     report.problems += [f"{name} is not in the manifest" for name in sorted(found - expected)]
@@ -64,15 +65,23 @@ def audit(feature_set: FeatureSet, inputs: Iterable[str] | None = None) -> Audit
             rejected = pq.read_table(pa.BufferReader(reject_data))["key"].to_pylist() if reject_data else []
         if table.num_rows != part.rows or len(rejected) != part.rejects or keys_digest(keys) != part.keys_sha256:
             report.problems.append(f"{name} has other rows, rejects or keys than the manifest says")
+        if part.recovered:
+            report.problems += [
+                f"key {key!r} was never rejected, so {name} cannot have recovered it"
+                for key in sorted(set(keys) - rejected_before)
+            ]
+            # Its rejects of before stay on record; of its captions, some may have been rows all the time.
+            seen -= set(keys)
         places = table["key"].to_pylist() if manifest.modality == "vision" else keys
         report.problems += [f"key {key!r} is in more than one place" for key in _repeated(seen, places)]
+        rejected_before.update(rejected)
         # One sample may be rejected for several of its captions, and a repeated key is rejected beside its row.
         seen.update(keys, rejected)
         report.rows += table.num_rows
         report.keys += len(keys)
-        report.rejects += len(rejected)
+        report.rejects += len(rejected) - part.recovered
     for name in ("rows", "keys", "rejects"):
-        total, of_parts = getattr(manifest, name), sum(getattr(part, name) for part in manifest.parts)
+        total, of_parts = getattr(manifest, name), totals(manifest.parts)[name]
         if total != of_parts:
             report.problems.append(f"the manifest says {total} {name}, and {of_parts} of its parts together")
     if inputs is not None:

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sharelock_ray import storage
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.features.manifest import Manifest, read_manifest
-from sharelock_ray.features.schema import part_name
+from sharelock_ray.features.schema import REJECTS, part_name
 
 if TYPE_CHECKING:
     import torch
@@ -69,9 +70,16 @@ class FeatureSet:
 
     @cached_property
     def rejects(self) -> pa.Table:
-        """Every input that could not be encoded: key, source, stage, error, message."""
-        from sharelock_ray.features.schema import REJECTS
+        """Every input that could not be encoded, also in a later attempt: key, source, stage, error, message."""
+        rejects = self.rejected_at_first
+        recovered = [self._read(part.index, ["key"])["key"] for part in self.manifest.parts if part.recovered]
+        for keys in recovered:
+            rejects = rejects.filter(pc.invert(pc.is_in(rejects["key"], value_set=keys.combine_chunks())))
+        return rejects
 
+    @cached_property
+    def rejected_at_first(self) -> pa.Table:
+        """What the extraction itself rejected."""
         tables = [
             pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(self.uri, "rejects", part_name(part.index)))))
             for part in self.manifest.parts
@@ -84,7 +92,11 @@ class FeatureSet:
         with self._part(self.manifest.parts[0].index) as stream:
             return pq.read_schema(stream)
 
-    def _read(self, part: int, columns: list[str]) -> pa.Table:
+    def part(self, index: int) -> pa.Table:
+        """The rows of one part, all columns."""
+        return self._read(index, None)
+
+    def _read(self, part: int, columns: list[str] | None) -> pa.Table:
         with self._part(part) as stream:
             return pq.read_table(stream, columns=columns)
 

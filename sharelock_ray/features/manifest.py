@@ -30,6 +30,8 @@ class Part(Config):
     bytes: int
     rejects: int
     rejects_sha256: str | None
+    recovered: int = 0
+    """Rejects of earlier parts whose inputs are among its rows after all (`sharelock rejects retry`)."""
     keys: int
     """Distinct keys among the rows; a key of a language set has a row for each caption."""
     keys_sha256: str
@@ -91,7 +93,7 @@ def totals(parts: Sequence[Part]) -> dict[str, Any]:
     return {
         "parts": tuple(parts),
         "rows": sum(part.rows for part in parts),
-        "rejects": sum(part.rejects for part in parts),
+        "rejects": sum(part.rejects - part.recovered for part in parts),
         "keys": sum(part.keys for part in parts),
         "keys_sha256": keys_digest([part.keys_sha256 for part in parts]),
         "min": min(lows, default=None),

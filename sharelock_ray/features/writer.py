@@ -19,6 +19,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -182,21 +183,15 @@ class FeatureSetWriter:
             sorted((reject for each in about for reject in each["rejects"]), key=lambda r: (r["key"], r["message"])),
             schema=REJECTS,
         )
-        rejects_data = _publish(storage.join(self.uri, "rejects", part_name(part)), rejects) if len(rejects) else None
-        data = _publish(storage.join(self.uri, part_name(part)), rows)
-        values = pc.min_max(rows["embedding"].combine_chunks().flatten().cast(pa.float32())).as_py()
-        keys = pc.unique(rows["key"]).to_pylist()
+        rejects_data = (
+            publish_table(storage.join(self.uri, "rejects", part_name(part)), rejects) if len(rejects) else None
+        )
+        data = publish_table(storage.join(self.uri, part_name(part)), rows)
         return Part(
             index=part,
-            sha256=storage.sha256(data),
-            rows=rows.num_rows,
-            bytes=len(data),
             rejects=rejects.num_rows,
             rejects_sha256=storage.sha256(rejects_data) if rejects_data else None,
-            keys=len(keys),
-            keys_sha256=keys_digest(keys),
-            min=values["min"],
-            max=values["max"],
+            **content(rows, data),
             encoder_seconds=sum(each["seconds"] for each in about),
             tokens=sum(each["tokens"] for each in about),
             truncated=sum(each["truncated"] for each in about),
@@ -277,7 +272,22 @@ def _staged(names: Iterable[str]) -> StagedPart:
     return found
 
 
-def _publish(uri: str, table: pa.Table) -> bytes:
+def content(rows: pa.Table, data: bytes) -> dict[str, Any]:
+    """The fields of a `Part` that follow from its rows and its file."""
+    values = pc.min_max(rows["embedding"].combine_chunks().flatten().cast(pa.float32())).as_py()
+    keys = pc.unique(rows["key"]).to_pylist()
+    return {
+        "sha256": storage.sha256(data),
+        "bytes": len(data),
+        "rows": rows.num_rows,
+        "keys": len(keys),
+        "keys_sha256": keys_digest(keys),
+        "min": values["min"],
+        "max": values["max"],
+    }
+
+
+def publish_table(uri: str, table: pa.Table) -> bytes:
     """Publishes `table` as a Parquet file where none is.
 
     Returns:

@@ -1,0 +1,71 @@
+"""How far a feature set has come, for those who watch it: read from storage alone, so from anywhere."""
+
+import time
+from dataclasses import dataclass
+
+from sharelock_ray import storage
+from sharelock_ray.config import Config
+from sharelock_ray.features.manifest import Manifest, is_complete, read_manifest
+
+
+class Live(Config):
+    """`staging/progress.json`: what the driver last told of its run. All numbers cover earlier runs too, save the rate.
+
+    A note for people, and no part of the proof: what is committed is told by the staged and sealed parts.
+    """
+
+    samples: int = 0
+    rejects: int = 0
+    samples_per_second: float = 0.0
+    share: float = 0.0
+    """Of the input's bytes."""
+    seconds_left: float | None = None
+    wall_seconds: float = 0.0
+    updated: float = 0.0
+    """Unix time."""
+
+    @property
+    def age(self) -> float:
+        """Seconds since the driver was last heard of."""
+        return max(0.0, time.time() - self.updated)
+
+
+@dataclass(frozen=True)
+class SetState:
+    """`manifest` of a complete set; of one that is begun, how many of its parts are sealed."""
+
+    uri: str
+    manifest: Manifest | None
+    parts: int = 0
+    sealed: int = 0
+    live: Live | None = None
+
+
+def state_of(uri: str) -> SetState:
+    """The state of the feature set at `uri`, which need not be begun."""
+    if is_complete(uri):
+        manifest = read_manifest(uri)
+        return SetState(uri, manifest, len(manifest.parts), len(manifest.parts))
+    staging = storage.join(uri, "staging")
+    try:
+        begun = storage.read_json(storage.join(staging, "begun.json"))
+    except FileNotFoundError:
+        return SetState(uri, None)
+    sealed = sum(name.removesuffix(".json").isdigit() and name.endswith(".json") for name in storage.names(staging))
+    return SetState(uri, None, len(begun["listing"]), sealed, read_live(uri))
+
+
+def read_live(uri: str) -> Live | None:
+    """What the driver last told; None where it told nothing."""
+    try:
+        return Live.model_validate(storage.read_json(_path(uri)))
+    except FileNotFoundError:
+        return None
+
+
+def write_live(uri: str, live: Live) -> None:
+    storage.write_json(_path(uri), live.model_dump(mode="json"))
+
+
+def _path(uri: str) -> str:
+    return storage.join(uri, "staging", "progress.json")

@@ -1,0 +1,30 @@
+"""A few inputs of a source, as a source."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from sharelock_ray.sources.sample import Reject, Sample, Shard
+
+
+class _Source(Protocol):
+    def shards(self) -> list[Shard]: ...
+
+    def read(self, shard: Shard) -> Iterator[Sample | Reject]: ...
+
+
+@dataclass(frozen=True)
+class Subset:
+    """The inputs of `source` with one of `keys`; shards keep their indices, and those without such an input are left
+    out."""
+
+    source: _Source
+    keys: frozenset[str]
+
+    def shards(self) -> list[Shard]:
+        """The shards that such inputs are of."""
+        return [shard for shard in self.source.shards() if any(key.startswith(f"{shard.name}/") for key in self.keys)]
+
+    def read(self, shard: Shard) -> Iterator[Sample | Reject]:
+        """Those inputs of one shard."""
+        return (item for item in self.source.read(shard) if item.key in self.keys)
