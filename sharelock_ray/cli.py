@@ -15,9 +15,12 @@ from rich.table import Table
 
 from sharelock_ray.bench import command as bench_command
 from sharelock_ray.errors import RequestError, SharelockError
-from sharelock_ray.recipe import stages
+from sharelock_ray.progress import clock
+from sharelock_ray.recipe import rejects, stages
 from sharelock_ray.recipe.load import read_recipe
+from sharelock_ray.recipe.plan import PROBE
 from sharelock_ray.recipe.schema import Recipe
+from sharelock_ray.recipe.status import status as run_status
 from sharelock_ray.report.summary import Summary
 
 INTERRUPTED = 130
@@ -30,6 +33,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench_command.app, name="bench")
+rejects_app = typer.Typer(help="See, export or retry the inputs that could not be encoded.", no_args_is_help=True)
+app.add_typer(rejects_app, name="rejects")
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.")]
 Settings = Annotated[
@@ -74,10 +79,90 @@ def extract(
 def audit(recipe: RecipeArgument, settings: Settings = None, as_json: AsJson = False) -> None:
     """Prove the feature sets: each input in rows or rejects exactly once, each part as the manifest says."""
     audits = stages.audit(_recipe(recipe, settings))
-    rows = [[a.uri, f"{a.inputs or 0:,}", f"{a.rows:,}", f"{a.rejects:,}", "sound"] for a in audits]
+    rows = [
+        [a.uri, f"{a.inputs or 0:,}", f"{a.rows:,}", f"{a.rejects:,}", f"{a.matched or 0:,}", "sound"] for a in audits
+    ]
     _show(
-        _table(["feature set", "inputs", "rows", "rejects", "verdict"], rows),
+        _table(["feature set", "inputs", "rows", "rejects", "keys on both sides", "verdict"], rows),
         {"audits": [asdict(a) for a in audits]},
+        as_json,
+    )
+
+
+@app.command()
+def status(recipe: RecipeArgument, settings: Settings = None, as_json: AsJson = False) -> None:
+    """Tell how far a run is, while it runs or after it was killed."""
+    found = run_status(_recipe(recipe, settings))
+    rows = [[each.stage, each.state, each.detail] for each in found]
+    _show(_table(["stage", "state", ""], rows), {"stages": [asdict(each) for each in found]}, as_json)
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument,
+    samples: Annotated[int, typer.Option(min=1, help="Samples to probe of each split.")] = PROBE,
+    price: Annotated[float | None, typer.Option(help="Of a GPU-hour (without GPUs: of an actor-hour).")] = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Estimate an extraction from a probe on this machine: hours, GPU-hours, bytes, cost."""
+    found = stages.plan(_recipe(recipe, settings), samples, price)
+    rows = [
+        [
+            each.split,
+            f"{each.samples:,}",
+            clock(each.hours * 3600),
+            f"{each.gpu_hours:,.2f}",
+            f"{each.bytes / 2**20:,.1f}",
+            "" if each.cost is None else f"{each.cost:,.2f}",
+            f"{each.cores_to_read:,.1f}",
+        ]
+        for each in found.splits
+    ]
+    header = ["split", "samples", "time", "GPU-hours", "MiB stored", "cost", "cores to feed the GPUs"]
+    _show(_table(header, rows), found.model_dump(mode="json"), as_json)
+
+
+@rejects_app.command("list")
+def list_rejects(
+    recipe: RecipeArgument,
+    limit: Annotated[int, typer.Option(min=1, help="Rejects to show.")] = 50,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what could not be encoded, and why."""
+    table = rejects.rejects(_recipe(recipe, settings))
+    shown = table.slice(0, limit).to_pylist()
+    rows = [[f"{r['split']} {r['modality']}", r["key"], r["stage"], r["error"], r["message"]] for r in shown]
+    _show(
+        _table(["set", "key", "stage", "error", "message"], rows), {"rejects": table.num_rows, "shown": shown}, as_json
+    )
+    if not as_json and table.num_rows > limit:
+        print(f"{limit:,} of {table.num_rows:,}: `sharelock rejects export` writes all of them")
+
+
+@rejects_app.command("export")
+def export_rejects(
+    recipe: RecipeArgument,
+    path: Annotated[str, typer.Argument(help="A file to write; .csv, .jsonl or .parquet.")],
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write all rejects to a file."""
+    count = rejects.export(_recipe(recipe, settings), path)
+    _show(_table(["file", "rejects"], [[path, f"{count:,}"]]), {"path": path, "rejects": count}, as_json)
+
+
+@rejects_app.command("retry")
+def retry_rejects(
+    recipe: RecipeArgument, settings: Settings = None, as_json: AsJson = False, address: Address = None
+) -> None:
+    """Encode rejected inputs once more, and add what they give to their feature sets."""
+    found = rejects.retry(_recipe(recipe, settings, address))
+    rows = [[each.uri, f"{each.tried:,}", f"{each.recovered:,}"] for each in found]
+    _show(
+        _table(["feature set", "inputs tried", "rows recovered"], rows),
+        {"retries": [asdict(each) for each in found]},
         as_json,
     )
 

@@ -61,7 +61,7 @@ class Progress:
         if rate > 0:
             text += f", {rate:,.1f}/s"
         if left is not None:
-            text += f", {_clock(left)} left"
+            text += f", {clock(left)} left"
         return f"{text}  {self._note}".rstrip()
 
     def rate(self, now: float) -> float:
@@ -124,7 +124,8 @@ def _stream() -> TextIO:
     return _user or sys.stderr
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """`h:mm:ss`, or `m:ss` below an hour."""
     minutes, seconds = divmod(round(max(seconds, 0)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

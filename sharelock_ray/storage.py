@@ -14,6 +14,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
@@ -95,6 +96,12 @@ def size(uri: str) -> int:
     """Bytes of the object at `uri`."""
     filesystem, path = resolve(uri)
     return int(filesystem.size(path))
+
+
+def age(uri: str) -> float:
+    """Seconds since the object at `uri` was last written, by this machine's clock."""
+    filesystem, path = resolve(uri)
+    return (datetime.now(UTC) - filesystem.modified(path)).total_seconds()
 
 
 def version(uri: str) -> str:

@@ -79,6 +79,10 @@ class RunFolder:
             return []
         return [json.loads(line) for line in storage.read_bytes(path).splitlines()]
 
+    def metrics_age(self) -> float:
+        """Seconds since `metrics.jsonl` was last written."""
+        return storage.age(storage.join(self.uri, "metrics.jsonl"))
+
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         storage.write_bytes(storage.join(self.uri, "metrics.jsonl"), lines.encode())

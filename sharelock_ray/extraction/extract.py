@@ -4,8 +4,8 @@ Decides what is left to do, follows the stream, seals a part as soon as its last
 """
 
 import importlib.metadata
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from sharelock_ray import engine
 
@@ -20,7 +20,7 @@ from sharelock_ray.extraction.options import ExtractionOptions
 from sharelock_ray.extraction.report import ChunkReport
 from sharelock_ray.extraction.stream import ReadTask, encoded_chunks
 from sharelock_ray.features.featureset import FeatureSet, open_features
-from sharelock_ray.features.manifest import Origin, is_complete
+from sharelock_ray.features.manifest import Origin, Prediction, is_complete
 from sharelock_ray.features.schema import feature_set_uri
 from sharelock_ray.features.state import read_live, write_live
 from sharelock_ray.features.writer import FeatureSetWriter, StagedPart
@@ -39,6 +39,8 @@ class ExtractionJob:
     split: str
     source: Source
     encoders: tuple[EncoderSpec, ...]
+    planned: Mapping[str, Prediction] = field(default_factory=dict)
+    """What was foreseen, by an encoder's folder name."""
 
     def uri(self, encoder: EncoderSpec) -> str:
         """The feature set of one encoder."""
@@ -129,7 +131,13 @@ def _run(
             weights_sha256=encoder.weights_digest(),
             software={name: importlib.metadata.version(name) for name in _SOFTWARE},
         )
-        writer.finish(shards, origin, gpus=options.num_gpus, wall_seconds=meter.wall_seconds)
+        writer.finish(
+            shards,
+            origin,
+            gpus=options.num_gpus,
+            wall_seconds=meter.wall_seconds,
+            planned=job.planned.get(encoder.folder()),
+        )
 
 
 def _tell(writers: Sequence[FeatureSetWriter], meter: Meter) -> None:

@@ -25,6 +25,8 @@ class Audit:
     keys: int = 0
     rejects: int = 0
     inputs: int | None = None
+    matched: int | None = None
+    """Keys that the split's sets of the other modality have too."""
     problems: list[str] = field(default_factory=list)
 
     def require(self) -> "Audit":

@@ -54,6 +54,15 @@ class Origin(Config):
     software: dict[str, str]
 
 
+class Prediction(Config):
+    """What `sharelock plan` had foreseen for a feature set."""
+
+    rows: int
+    bytes: int
+    wall_seconds: float
+    encoder_seconds: float
+
+
 class Manifest(Origin):
     """See the design, section 3."""
 
@@ -78,6 +87,8 @@ class Manifest(Origin):
     wall_seconds: float
     encoder_seconds: float
     gpu_hours: float
+    planned: Prediction | None = None
+    """To compare with `rows`, the parts' `bytes`, `wall_seconds` and `encoder_seconds`."""
     created: str
 
     @property

@@ -34,6 +34,7 @@ from sharelock_ray.features.manifest import (
     Manifest,
     Origin,
     Part,
+    Prediction,
     is_complete,
     keys_digest,
     read_manifest,
@@ -199,7 +200,15 @@ class FeatureSetWriter:
             revisions=tuple(sorted({each["revision"] for each in about if each["revision"]})),
         )
 
-    def finish(self, shards: Sequence[Shard], origin: Origin, *, gpus: float, wall_seconds: float) -> Manifest:
+    def finish(
+        self,
+        shards: Sequence[Shard],
+        origin: Origin,
+        *,
+        gpus: float,
+        wall_seconds: float,
+        planned: Prediction | None = None,
+    ) -> Manifest:
         """Writes the manifest from the records of all parts, unless it is there, then removes the staging area.
 
         Args:
@@ -224,6 +233,7 @@ class FeatureSetWriter:
                 inputs=tuple(Input(name=shard.name, uri=shard.uri, bytes=shard.bytes) for shard in shards),
                 wall_seconds=round(wall_seconds, 2),
                 gpu_hours=round(sum(part.encoder_seconds for part in parts) * gpus / 3600, 6),
+                planned=planned,
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
             )
             storage.create_json(storage.join(self.uri, MANIFEST), manifest.model_dump(mode="json"))

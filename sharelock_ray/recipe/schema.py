@@ -11,6 +11,7 @@ from sharelock_ray.config import Config
 from sharelock_ray.encoders.spec import EncoderSpec, LanguageSpec, VisionSpec
 from sharelock_ray.errors import RequestError
 from sharelock_ray.extraction.options import ExtractionOptions
+from sharelock_ray.features.schema import feature_set_uri
 from sharelock_ray.sources.spec import SourceSpec
 from sharelock_ray.sources.webdataset import WebDatasetSource
 from sharelock_ray.storage import Uri
@@ -95,6 +96,15 @@ class Recipe(Config):
     def data_folder(self) -> str:
         """Where the built-in data is written."""
         return storage.join(self.output, "data")
+
+    @property
+    def features_folder(self) -> str:
+        return storage.join(self.output, "features")
+
+    def feature_set_uri(self, split: str, encoder: EncoderSpec) -> str:
+        """The feature set of one encoder over one split."""
+        folder = encoder.resolved().folder()
+        return feature_set_uri(self.features_folder, self.data.dataset, split, encoder.modality, folder)
 
     @property
     def splits(self) -> dict[str, SourceSpec]:

@@ -7,22 +7,21 @@ import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sharelock_ray import storage
 from sharelock_ray.alignment.run import RunFolder, TrainingResult
 from sharelock_ray.config import content_hash
-from sharelock_ray.encoders.spec import EncoderSpec
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.evaluation.result import Evaluation
 from sharelock_ray.features.audit import Audit
 from sharelock_ray.features.audit import audit as audit_set
 from sharelock_ray.features.featureset import FeatureSet, join, open_features
 from sharelock_ray.features.manifest import is_complete, read_manifest
-from sharelock_ray.features.schema import feature_set_uri
-from sharelock_ray.progress import say
+from sharelock_ray.progress import clock, say
 from sharelock_ray.recipe.load import with_settings, write_recipe
+from sharelock_ray.recipe.plan import PROBE, Plan, estimate, predictions
 from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.report.summary import Summary
 from sharelock_ray.sources.sample import Sample
@@ -55,12 +54,18 @@ def prepare(recipe: Recipe) -> None:
     write_recipe(recipe)
 
 
+def plan(recipe: Recipe, samples: int = PROBE, price: float | None = None) -> Plan:
+    """What the recipe's extraction will take (see `recipe.plan`)."""
+    prepare(recipe)
+    return estimate(recipe, samples, price)
+
+
 def extract(recipe: Recipe) -> list[FeatureSet]:
     """The feature sets of every split and encoder; missing ones are made."""
     prepare(recipe)
     missing = {}
     for split, source in recipe.splits.items():
-        if all(is_complete(_uri(recipe, split, encoder)) for encoder in recipe.encoders):
+        if all(is_complete(recipe.feature_set_uri(split, encoder)) for encoder in recipe.encoders):
             say(f"extract {split}: already done")
         else:
             missing[split] = source
@@ -76,11 +81,15 @@ def _extract(recipe: Recipe, splits: Mapping[str, SourceSpec]) -> None:
 
     with engine.connected():
         for split, source in splits.items():
-            job = ExtractionJob(_features(recipe), recipe.data.dataset, split, source, recipe.encoders)
+            planned = predictions(recipe, split)
+            job = ExtractionJob(recipe.features_folder, recipe.data.dataset, split, source, recipe.encoders, planned)
             with _timed(recipe, f"extract {split}"):
                 sets = extract_job(job, recipe.operations.extraction)
             counts = ", ".join(f"{s.manifest.rows:,} {s.manifest.modality} rows" for s in sets)
             say(f"extract {split}: {counts}, {sum(s.manifest.rejects for s in sets)} rejects")
+            if planned:
+                taken, foreseen = sets[0].manifest.wall_seconds, next(iter(planned.values())).wall_seconds
+                say(f"extract {split}: took {clock(taken)}, was planned to take {clock(foreseen)}")
 
 
 def audit(recipe: Recipe) -> list[Audit]:
@@ -99,7 +108,8 @@ def audit(recipe: Recipe) -> list[Audit]:
     with _timed(recipe, "audit"):
         for split, source in recipe.splits.items():
             inputs = [item.key for shard in source.shards() for item in source.read(shard)]
-            audits += [audit_set(s, inputs) for s in sets if s.manifest.split == split]
+            of_split = [s for s in sets if s.manifest.split == split]
+            audits += [replace(audit_set(s, inputs), matched=_matched(s, of_split)) for s in of_split]
     for each in audits:
         each.require()
     record = {
@@ -113,6 +123,15 @@ def audit(recipe: Recipe) -> list[Audit]:
     return audits
 
 
+def _matched(feature_set: FeatureSet, of_split: Sequence[FeatureSet]) -> int:
+    """Keys of a set that every set of the other modality has too."""
+    keys = set(feature_set.keys)
+    for other in of_split:
+        if other.manifest.modality != feature_set.manifest.modality:
+            keys &= set(other.keys)
+    return len(keys)
+
+
 def train(recipe: Recipe) -> TrainingResult:
     """The trained alignment of the recipe's encoders on the training split."""
     with _timed(recipe, "train"):
@@ -120,7 +139,7 @@ def train(recipe: Recipe) -> TrainingResult:
 
 
 def _train(recipe: Recipe, run: RunFolder) -> TrainingResult:
-    vision, language = (_uri(recipe, "train", encoder) for encoder in (recipe.vision, recipe.language))
+    vision, language = (recipe.feature_set_uri("train", encoder) for encoder in (recipe.vision, recipe.language))
     run.begin(recipe.alignment, read_manifest(vision), read_manifest(language))
     result = run.result()
     if result is not None:
@@ -168,7 +187,9 @@ def evaluate(recipe: Recipe) -> Evaluation:
 
     with _timed(recipe, "evaluate"):
         split = "test" if "test" in recipe.splits else "train"
-        pairs = join(*(open_features(_uri(recipe, split, encoder)) for encoder in (recipe.vision, recipe.language)))
+        pairs = join(
+            *(open_features(recipe.feature_set_uri(split, encoder)) for encoder in (recipe.vision, recipe.language))
+        )
         if split == "train":
             split, pairs = "validation", split_validation(pairs, recipe.alignment.validation_fraction)[1]
         names = recipe.class_names() if split == "test" else None
@@ -202,18 +223,10 @@ def report(recipe: Recipe) -> Summary:
     return summary
 
 
-def _uri(recipe: Recipe, split: str, encoder: EncoderSpec) -> str:
-    """The feature set of one encoder over one split."""
-    folder = encoder.resolved().folder()
-    return feature_set_uri(_features(recipe), recipe.data.dataset, split, encoder.modality, folder)
-
-
-def _features(recipe: Recipe) -> str:
-    return storage.join(recipe.output, "features")
-
-
 def _feature_sets(recipe: Recipe) -> list[FeatureSet]:
-    return [open_features(_uri(recipe, split, encoder)) for split in recipe.splits for encoder in recipe.encoders]
+    return [
+        open_features(recipe.feature_set_uri(split, encoder)) for split in recipe.splits for encoder in recipe.encoders
+    ]
 
 
 def _evaluation_request(recipe: Recipe) -> dict[str, object]:

@@ -1,0 +1,96 @@
+"""What a run could not encode: shown, exported, and tried again."""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.csv as csv
+import pyarrow.parquet as pq
+
+from sharelock_ray import storage
+from sharelock_ray.errors import RequestError
+from sharelock_ray.features.featureset import FeatureSet, open_features
+from sharelock_ray.features.recovery import recover
+from sharelock_ray.progress import say
+from sharelock_ray.recipe.schema import Recipe
+from sharelock_ray.sources.subset import Subset
+
+_WRITERS = ("csv", "jsonl", "parquet")
+
+
+def rejects(recipe: Recipe) -> pa.Table:
+    """Every reject of the recipe's feature sets: split, modality, encoder, and the columns of a reject."""
+    return pa.concat_tables(_labelled(each) for split in recipe.splits for each in _sets_of(recipe, split))
+
+
+def export(recipe: Recipe, path: str) -> int:
+    """Writes all rejects as CSV, JSON lines or Parquet, by the ending of `path`.
+
+    Returns:
+        how many.
+
+    Raises:
+        RequestError: another ending.
+    """
+    ending = path.rpartition(".")[2].lower()
+    if ending not in _WRITERS:
+        raise RequestError(f"{path}: the ending says the format, and must be one of .{', .'.join(_WRITERS)}")
+    table = rejects(recipe)
+    sink = pa.BufferOutputStream()
+    if ending == "csv":
+        csv.write_csv(table, sink)
+    elif ending == "parquet":
+        pq.write_table(table, sink)
+    else:
+        table.to_pandas().to_json(sink, orient="records", lines=True, force_ascii=False)
+    storage.write_bytes(storage.absolute(path), sink.getvalue().to_pybytes())
+    return int(table.num_rows)
+
+
+@dataclass(frozen=True)
+class Retry:
+    """What trying again came to, for one feature set."""
+
+    uri: str
+    tried: int
+    """Inputs that had been rejected."""
+    recovered: int
+    """Rows that they gave after all."""
+
+
+def retry(recipe: Recipe) -> list[Retry]:
+    """Sends the rejected inputs through their encoders again; what they give is added to their feature sets.
+
+    Work that a killed retry had done is kept, as that of an extraction is. A shard that was damaged as a whole is
+    another input once it is replaced, and no matter of this.
+    """
+    from sharelock_ray import engine
+    from sharelock_ray.extraction.extract import ExtractionJob, extract
+
+    # Below this folder the retry is an extraction like any other.
+    folder = storage.join(recipe.features_folder, "retry")
+    found = []
+    with engine.connected():
+        for split, source in recipe.splits.items():
+            sets = _sets_of(recipe, split)
+            keys = {s.uri: set(s.rejects["key"].to_pylist()) for s in sets}
+            wanted = frozenset().union(*keys.values())
+            if not wanted:
+                continue
+            job = ExtractionJob(folder, recipe.data.dataset, split, Subset(source, wanted), recipe.encoders)
+            for known, retried in zip(sets, extract(job, recipe.operations.extraction), strict=True):
+                recovered = recover(known, retried).manifest.rows - known.manifest.rows
+                found.append(Retry(known.uri, len(keys[known.uri]), recovered))
+                say(f"rejects of {split} {known.manifest.modality}: {recovered} rows from {found[-1].tried} inputs")
+    storage.remove(folder)
+    return found
+
+
+def _sets_of(recipe: Recipe, split: str) -> list[FeatureSet]:
+    return [open_features(recipe.feature_set_uri(split, encoder)) for encoder in recipe.encoders]
+
+
+def _labelled(feature_set: FeatureSet) -> pa.Table:
+    manifest, table = feature_set.manifest, feature_set.rejects
+    labels = {"split": manifest.split, "modality": manifest.modality, "encoder": manifest.encoder["name"]}
+    columns = {name: pa.array([value] * table.num_rows, pa.string()) for name, value in labels.items()}
+    return pa.table({**columns, **{name: table[name] for name in table.schema.names}})

@@ -1,0 +1,55 @@
+"""The state of a run, from storage alone."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+import support
+from sharelock_ray.features.state import Live, write_live
+from sharelock_ray.features.writer import FeatureSetWriter
+from sharelock_ray.recipe.load import read_recipe
+from sharelock_ray.recipe.schema import Recipe
+from sharelock_ray.recipe.status import status
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, models: Path) -> Recipe:
+    data = {"dataset": "mine", "train": {"urls": support.write_pairs(tmp_path / "data")}}
+    return read_recipe(str(support.write_recipe(tmp_path / "tiny.yaml", models, data=data)))
+
+
+def begun(recipe: Recipe) -> str:
+    uri = recipe.feature_set_uri("train", recipe.vision)
+    FeatureSetWriter(uri, "vision", "float16").start(recipe.splits["train"].shards(), chunk_size=4)
+    return uri
+
+
+def test_a_run_that_is_not_begun_waits(recipe: Recipe) -> None:
+    assert [(each.stage, each.state) for each in status(recipe)] == [
+        ("extract train vision tiny-resnet", "waiting"),
+        ("extract train language tiny-decoder", "waiting"),
+        ("train", "waiting"),
+        ("evaluate", "waiting"),
+    ]
+
+
+def test_a_driver_that_tells_is_running_and_one_that_is_silent_has_stopped(recipe: Recipe) -> None:
+    uri = begun(recipe)
+    assert status(recipe)[0].state == "stopped"
+    live = Live(samples=1200, rejects=3, samples_per_second=40, share=0.5, seconds_left=30, updated=time.time())
+    write_live(uri, live)
+    assert status(recipe)[0].state == "running"
+    assert status(recipe)[0].detail == ("0 of 2 parts sealed; 1,200 samples (50%), 40.0/s, 0:30 left, 3 rejects")
+    write_live(uri, live.model_copy(update={"updated": time.time() - 125}))
+    assert status(recipe)[0].state == "stopped"
+    assert "last heard of 2:05 ago: run extract again to continue" in status(recipe)[0].detail
+
+
+def test_a_training_tells_its_step_and_loss(recipe: Recipe) -> None:
+    recipe.run.write_metrics([{"step": 1, "loss": 4.0}, {"step": 10, "loss": 3.25}])
+    assert (status(recipe)[2].state, status(recipe)[2].detail) == ("running", "step 10 of 20, loss 3.250")
+    path = Path(recipe.output) / "metrics.jsonl"
+    os.utime(path, (time.time() - 100, time.time() - 100))
+    assert status(recipe)[2].state == "stopped"
