@@ -1,5 +1,6 @@
 """What all readers share: naming files as shards, and turning what a record holds into a sample's fields."""
 
+import errno
 import re
 from collections.abc import Iterable, Iterator
 
@@ -86,6 +87,25 @@ def captions(found: object) -> tuple[str, ...]:
     for text in texts:
         text.encode()  # Half a surrogate pair, which JSON allows, is no text.
     return tuple(text for text in texts if text)
+
+
+def read_image(uri: str) -> bytes:
+    """The file at `uri`.
+
+    Raises:
+        TooLargeError: no image is that large.
+    """
+    try:
+        # Not its size, which a device has not, and which would cost an object store a request more.
+        data = storage.read_bytes(uri, 0, MAX_IMAGE_BYTES + 1)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # An object store has no range of an empty object.
+        data = storage.read_bytes(uri)
+    if len(data) > MAX_IMAGE_BYTES:
+        raise TooLargeError(f"{uri} has more than {MAX_IMAGE_BYTES:,} bytes")
+    return data
 
 
 def class_label(found: str | bytes | int) -> int:
