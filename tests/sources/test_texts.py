@@ -37,7 +37,7 @@ class TestLines:
             Sample(f"names-{i // rows_per_shard:05d}/{i:09d}", None, text) for i, text in enumerate(texts)
         ]
 
-    def test_of_an_empty_file_at_its_end_is_one(self, tmp_path: Path) -> None:
+    def test_an_empty_one_at_the_end_is_one(self, tmp_path: Path) -> None:
         assert len(read(write(tmp_path / "x.txt", b"a\n\n"))) == 2
 
     def test_one_that_is_no_utf8_is_a_reject(self, tmp_path: Path) -> None:
@@ -58,13 +58,14 @@ class TestColumns:
     @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "json"])
     def test_of_other_lists_are_texts_too(self, tmp_path: Path, ending: str) -> None:
         rows = [{"id": "a", "name": "tench"}, {"id": "b", "name": ""}, {"id": "a", "name": "goldfish"}]
-        separator = {"csv": ",", "tsv": "\t"}.get(ending, "")
-        lines = (
-            [*map(json.dumps, rows)]
-            if ending == "jsonl"
-            else [separator.join(r) for r in (rows[0], *map(dict.values, rows))]
-        )
-        path = write(tmp_path / f"x.{ending}", (json.dumps(rows) if ending == "json" else "\n".join(lines)).encode())
+        if ending == "json":
+            content = json.dumps(rows)
+        elif ending == "jsonl":
+            content = "\n".join(map(json.dumps, rows))
+        else:
+            separator = "," if ending == "csv" else "\t"
+            content = "\n".join(separator.join(row) for row in (rows[0], *map(dict.values, rows)))
+        path = write(tmp_path / f"x.{ending}", content.encode())
         first, empty, again = read(path, caption_column="name")
         assert (first, empty) == (Sample("x-00000/a", None, ("tench",)), Sample("x-00000/b", None))
         assert (again.key, again.error) == ("x-00000/a", "DuplicateKey")
