@@ -158,8 +158,14 @@ class TestRejects:
         assert found[1:] == [Sample("00000/2", b"j")]
 
     def test_a_caption_that_is_no_unicode_text(self, tmp_path: Path) -> None:
-        (found,) = read_members(tmp_path, {"1.jpg": b"i", "1.json": b'{"caption": "half \\ud83d"}'})
+        (found,) = read_members(tmp_path, {"1.jpg": b"i", "1.json": b'{"caption": ["whole", "half \\ud83d"]}'})
         assert isinstance(found, Reject)
+        assert (found.key, found.stage, found.error) == ("00000/1", "read", "UnicodeEncodeError")
+
+    def test_captions_that_are_odd_but_texts_are_kept_whole(self, tmp_path: Path) -> None:
+        long = "x" * 100_000
+        found = read_members(tmp_path, {"1.txt": b"a\0b", "2.txt": long.encode(), "3.txt": " \n\u2003".encode()})
+        assert [item.captions for item in found] == [("a\0b",), (long,), ()]
 
     def test_a_name_that_is_no_unicode_text_gives_a_key_that_is(self, tmp_path: Path) -> None:
         tar = raw_tar(1).replace(b"0000.jpg", b"\xff000.jpg").replace(b"0000.txt", b"\xff000.txt")
