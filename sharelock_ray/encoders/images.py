@@ -4,10 +4,10 @@ Needs no torch, so that decoding workers stay small.
 """
 
 import io
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from sharelock_ray.config import Config
 
@@ -17,6 +17,18 @@ _INTERPOLATION = {
     "bilinear": Image.Resampling.BILINEAR,
     "nearest": Image.Resampling.NEAREST,
 }
+# Pillow knows many more, some of which start other programs (EPS starts Ghostscript). JPEG includes MPO.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+# How an image is turned upright, by its EXIF orientation.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # A small file can claim any size (a decompression bomb); 100 megapixels is 300 MB once decoded.
 _MAX_PIXELS = 100_000_000
 # The limit below, which raises one error of ours, replaces Pillow's two.
@@ -24,7 +36,11 @@ Image.MAX_IMAGE_PIXELS = None
 
 
 class ImageTooLargeError(ValueError):
-    """An image whose header claims more pixels than are ever decoded."""
+    """An image that claims more pixels than are ever decoded, or that is too narrow to be resized."""
+
+
+class PixelRangeError(ValueError):
+    """An image whose pixels do not say which value is white."""
 
 
 class Preprocessing(Config):
@@ -36,16 +52,18 @@ class Preprocessing(Config):
 
 
 def decode_image(data: bytes, preprocessing: Preprocessing) -> np.ndarray:
-    """Decodes, orients, resizes and crops one image file.
+    """Decodes, orients, resizes and crops one image file: JPEG, PNG, WebP, GIF, BMP or TIFF; the first of its frames.
 
     Returns:
         (image_size, image_size, 3) uint8, RGB.
 
     Raises:
-        ImageTooLargeError: the header claims more than 100 megapixels.
+        ImageTooLargeError: the header claims more than 100 megapixels, or the resized image would have them.
+        PixelRangeError: the pixels have 32 bits a channel.
         OSError: the bytes are no image that Pillow can decode whole.
+        ValueError: its texts or colour profile are beyond all measure.
     """
-    with Image.open(io.BytesIO(data)) as image:
+    with _opened(data) as image:
         if image.width * image.height > _MAX_PIXELS:
             raise ImageTooLargeError(f"{image.width} x {image.height} pixels are more than {_MAX_PIXELS:,}")
         # JPEG can be decoded at 1/2, 1/4 or 1/8 scale; twice the wanted side keeps the resampled result close.
@@ -53,19 +71,56 @@ def decode_image(data: bytes, preprocessing: Preprocessing) -> np.ndarray:
         return crop_image(upright(image), preprocessing)
 
 
+def _opened(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=_FORMATS)
+    except UnidentifiedImageError:
+        # Pillow's own message names an address in memory, which says nothing and is another one in each run.
+        known = ", ".join(_FORMATS)
+        raise UnidentifiedImageError(f"cannot identify {len(data):,} bytes as an image: none of {known}") from None
+
+
 def upright(image: Image.Image) -> Image.Image:
-    """The image as a person sees it: turned as EXIF says, and as 8-bit RGB."""
+    """The image as a person sees it: turned as EXIF says, and as 8-bit RGB; what is transparent has its own colour.
+
+    Raises:
+        PixelRangeError: the pixels have 32 bits a channel.
+    """
+    # First, so that what is wrong with the pixels is not taken for damaged EXIF.
+    image.load()
+    turn = _TURNS.get(_orientation(image))
+    if turn is not None:
+        image = image.transpose(turn)
+    if image.mode in ("I", "F"):
+        raise PixelRangeError(f"pixels of mode {image.mode} have no known white: convert the image to 8 or 16 bits")
     if image.mode.startswith("I;16"):
         # Pillow would clip the upper 255/256 of the range to white.
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    return ImageOps.exif_transpose(image).convert("RGB")
+    if image.mode == "P":
+        # Pillow would warn that the palette's alpha is lost.
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> Any:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    # Pillow fails on a damaged EXIF block in more ways than it documents, and none of them says anything of the pixels.
+    except Exception:
+        return None
 
 
 def crop_image(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
-    """Resizes and centre-crops an RGB image as timm's evaluation transform does; (image_size, image_size, 3) uint8."""
+    """Resizes and centre-crops an RGB image as timm's evaluation transform does; (image_size, image_size, 3) uint8.
+
+    Raises:
+        ImageTooLargeError: the image is so narrow that it would have more than 100 megapixels between the two.
+    """
     width, height = image.size
     short, size = preprocessing.resize, preprocessing.image_size
     resized = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+    if resized[0] * resized[1] > _MAX_PIXELS:
+        raise ImageTooLargeError(f"{width} x {height} pixels would be resized to {resized[0]} x {resized[1]}")
     if image.size != resized:
         image = image.resize(resized, _INTERPOLATION[preprocessing.interpolation])
     left, top = (round(d / 2) if d > 0 else -(-d // 2) for d in (resized[0] - size, resized[1] - size))

@@ -6,7 +6,7 @@ from typing import Literal
 from sharelock_ray import storage
 from sharelock_ray.config import Config
 from sharelock_ray.errors import RequestError
-from sharelock_ray.sources.listing import IMAGE_EXTENSIONS, sample_key
+from sharelock_ray.sources.listing import IMAGE_EXTENSIONS, TooLargeError, read_image, sample_key
 from sharelock_ray.sources.sample import Reject, Sample, Shard
 
 
@@ -42,8 +42,8 @@ class ClassFolderSource(Config):
         for name in _images(shard.uri):
             key = sample_key(shard, name)
             try:
-                yield Sample(key, storage.read_bytes(storage.join(shard.uri, name)), label=shard.index)
-            except (FileNotFoundError, PermissionError) as error:
+                yield Sample(key, read_image(storage.join(shard.uri, name)), label=shard.index)
+            except (FileNotFoundError, PermissionError, TooLargeError) as error:
                 yield Reject.of(key, "read", error)
 
 

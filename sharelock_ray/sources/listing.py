@@ -1,5 +1,6 @@
 """What all readers share: naming files as shards, and turning what a record holds into a sample's fields."""
 
+import errno
 import re
 from collections.abc import Iterable, Iterator
 
@@ -8,6 +9,14 @@ from sharelock_ray.errors import RequestError
 from sharelock_ray.sources.sample import Reject, Sample, Shard
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"})
+# No picture needs more; reading a file whole that says it has would let one sample fill the memory.
+MAX_IMAGE_BYTES = 256 << 20
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+class TooLargeError(ValueError):
+    """A file beyond all measure, which is not read."""
 
 
 def file_shards(urls: tuple[str, ...] | str, kind: str, ending: str) -> list[Shard]:
@@ -44,8 +53,12 @@ def _name(uri: str, pattern: str, ending: str) -> str:
 
 
 def sample_key(shard: Shard, name: object) -> str:
-    """The key of the sample called `name` in its shard; always valid Unicode, as file names need not be."""
-    return f"{shard.name}/{name}".encode("utf-8", "backslashreplace").decode()
+    """The key of the sample called `name` in its shard.
+
+    It is valid Unicode without control characters, as names need not be: what else they hold is written as `\\x0a`.
+    """
+    key = f"{shard.name}/{name}".encode("utf-8", "backslashreplace").decode()
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", key)
 
 
 def row_name(row: int) -> str:
@@ -68,12 +81,31 @@ def captions(found: object) -> tuple[str, ...]:
     """The texts in `found`, a text or a list of them, without the empty ones.
 
     Raises:
-        ValueError: one is no Unicode text.
+        ValueError: one is no Unicode text; then the others are not taken either, so that a sample is in one place.
     """
     texts = [text.strip() for text in (found if isinstance(found, list) else [found]) if isinstance(text, str)]
     for text in texts:
         text.encode()  # Half a surrogate pair, which JSON allows, is no text.
     return tuple(text for text in texts if text)
+
+
+def read_image(uri: str) -> bytes:
+    """The file at `uri`.
+
+    Raises:
+        TooLargeError: no image is that large.
+    """
+    try:
+        # Not its size, which a device has not, and which would cost an object store a request more.
+        data = storage.read_bytes(uri, 0, MAX_IMAGE_BYTES + 1)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # An object store has no range of an empty object.
+        data = storage.read_bytes(uri)
+    if len(data) > MAX_IMAGE_BYTES:
+        raise TooLargeError(f"{uri} has more than {MAX_IMAGE_BYTES:,} bytes")
+    return data
 
 
 def class_label(found: str | bytes | int) -> int:

@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field
 from sharelock_ray.sources.folders import ClassFolderSource
 from sharelock_ray.sources.parquet import ParquetSource
 from sharelock_ray.sources.table import TableSource
+from sharelock_ray.sources.texts import TextSource
 from sharelock_ray.sources.webdataset import WebDatasetSource
 
 
@@ -16,7 +17,7 @@ def _with_format(value: Any) -> Any:
 
 
 SourceSpec = Annotated[
-    WebDatasetSource | ParquetSource | TableSource | ClassFolderSource,
+    WebDatasetSource | ParquetSource | TableSource | TextSource | ClassFolderSource,
     Field(discriminator="format"),
     BeforeValidator(_with_format),
 ]

@@ -45,6 +45,7 @@ def test_a_saved_recipe_reads_back_the_same(path: str) -> None:
         ({"urls": "/data/*.tar"}, "webdataset"),
         ({"format": "parquet", "urls": "/data/*.parquet"}, "parquet"),
         ({"format": "table", "path": "/data/list.csv"}, "table"),
+        ({"format": "texts", "path": "/data/prompts.txt"}, "texts"),
         ({"format": "class_folders", "path": "/data"}, "class_folders"),
     ],
 )

@@ -92,6 +92,18 @@ class TestRejects:
         assert (bad.key, bad.error) == ("0/000000000", "UnicodeDecodeError")
         assert good == Sample("0/000000001", b"j", ("a",))
 
+    def test_a_bad_caption_among_several_makes_the_row_one_reject(self, tmp_path: Path) -> None:
+        bytes_of_texts = pa.StringArray.from_buffers(
+            2, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0"), pa.py_buffer(b"\xffa")
+        )
+        caption = pa.ListArray.from_arrays(pa.array([0, 2], pa.int32()), bytes_of_texts)
+        (bad,) = read(write(tmp_path / "0.parquet", {"jpg": [b"i"], "caption": caption}))
+        assert (bad.key, bad.stage, bad.error) == ("0/000000000", "read", "UnicodeDecodeError")
+
+    def test_keys_have_no_control_characters_and_captions_keep_theirs(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "0.parquet", {"key": ["a\n\0b"], "jpg": [b""], "caption": ["c\0d"]})
+        assert read(path) == [Sample("0/a\\x0a\\x00b", b"", ("c\0d",))]
+
     def test_a_row_without_key_goes_by_its_number(self, tmp_path: Path) -> None:
         path = write(tmp_path / "0.parquet", {"key": [None, "", "a"], "jpg": [b"i", b"j", b"k"]})
         assert [item.key for item in read(path)] == ["0/000000000", "0/000000001", "0/a"]

@@ -94,11 +94,11 @@ class TestEveryKindOfList:
 
     def test_an_empty_list_is_a_wrong_request(self, tmp_path: Path, ending: str) -> None:
         (tmp_path / f"x.{ending}").write_text("[]" if ending == "json" else "")
-        with pytest.raises(RequestError, match="lists no images"):
+        with pytest.raises(RequestError, match="has no rows"):
             TableSource(path=f"{tmp_path}/x.{ending}").shards()
 
     def test_a_missing_list_is_a_wrong_request(self, tmp_path: Path, ending: str) -> None:
-        with pytest.raises(RequestError, match="no list of images at"):
+        with pytest.raises(RequestError, match="no list at"):
             TableSource(path=f"{tmp_path}/x.{ending}").shards()
 
     def test_each_row_is_in_one_place(self, tmp_path: Path, ending: str) -> None:
@@ -131,6 +131,24 @@ class TestCaptions:
         path = write_list(tmp_path / "chat.json", [{"id": "GCC_1", "image": "0.jpg"} | record])
         assert read(path) == [Sample("chat-00000/GCC_1", b"0", ("a cat",))]
 
+    def test_a_bad_one_among_several_makes_the_row_one_reject(self, tmp_path: Path) -> None:
+        path = tmp_path / "x.jsonl"
+        rows = [{"image": "0.jpg", "captions": ["good", "half \ud83d"]}, {"image": "0.jpg", "text": "a\0b"}]
+        path.write_text("\n".join(map(json.dumps, rows)))
+        (tmp_path / "0.jpg").write_bytes(b"i")
+        bad, good = read(str(path))
+        assert isinstance(bad, Reject)
+        assert (bad.key, bad.stage, bad.error) == ("x-00000/000000000", "read", "UnicodeEncodeError")
+        assert good == Sample("x-00000/000000001", b"i", ("a\0b",))
+
+
+class TestKeys:
+    def test_are_numbers_where_a_name_is_neither_text_nor_number(self, tmp_path: Path) -> None:
+        path = tmp_path / "x.jsonl"
+        path.write_text("".join(f'{{"image": "", "id": {name}}}\n' for name in ('"a\\nb"', "7", "[[]]", '""')))
+        keys = [item.key for item in read(str(path))]
+        assert keys == ["x-00000/a\\x0ab", "x-00000/7", "x-00000/000000002", "x-00000/000000003"]
+
 
 class TestImages:
     def test_may_lie_in_another_folder(self, tmp_path: Path) -> None:
@@ -142,10 +160,20 @@ class TestImages:
         path = write_list(tmp_path / "x.csv", [{"image": f"{tmp_path}/0.jpg"}])
         assert read(path, images="/nowhere") == [Sample("x-00000/000000000", b"0")]
 
-    @pytest.mark.parametrize("name", [".", "a\0b", "no-such-storage://x"])
-    def test_that_no_file_can_be_are_rejects(self, tmp_path: Path, name: str) -> None:
-        (bad,) = read(write_list(tmp_path / "x.jsonl", [{"image": name}]))
+    @pytest.mark.parametrize("name", [".", "a\0b", "no-such-storage://x", "half \ud83d", ["a"], 7])
+    def test_that_no_file_can_be_are_rejects(self, tmp_path: Path, name: object) -> None:
+        (tmp_path / "x.jsonl").write_text(json.dumps({"image": name}))
+        (bad,) = read(f"{tmp_path}/x.jsonl")
         assert isinstance(bad, Reject)
+
+    def test_without_an_end_are_rejects(self, tmp_path: Path) -> None:
+        (bad,) = read(write_list(tmp_path / "x.csv", [{"image": "/dev/zero"}]))
+        assert (bad.stage, bad.error) == ("read", "TooLargeError")
+
+    def test_without_content_are_samples_of_no_bytes(self, tmp_path: Path) -> None:
+        path = write_list(tmp_path / "x.csv", [{"image": "0.jpg"}])
+        (tmp_path / "0.jpg").write_bytes(b"")
+        assert read(path) == [Sample("x-00000/000000000", b"")]
 
     def test_of_an_object_store(self) -> None:
         try:

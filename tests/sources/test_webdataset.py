@@ -1,9 +1,12 @@
 """WebDataset tars: every member ends up in a sample or a reject, whatever the tar looks like."""
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +50,10 @@ class TestSamples:
             Sample("00000/0002", b"other", (), None),
         ]
 
-    @pytest.mark.parametrize("record", [{"caption": "a cat"}, {"caption": ["a cat"]}, {"caption": " a cat ", "x": 1}])
+    @pytest.mark.parametrize(
+        "record",
+        [{"caption": "a cat"}, {"caption": ["a cat"]}, {"captions": ["a cat"]}, {"caption": " a cat ", "x": 1}],
+    )
     def test_caption_of_a_json_member(self, tmp_path: Path, record: dict) -> None:
         (sample,) = read_members(tmp_path, {"1.jpg": b"i", "1.json": json.dumps(record).encode()})
         assert sample.captions == ("a cat",)
@@ -74,26 +80,54 @@ class TestSamples:
         (sample,) = read_members(tmp_path, {"a.b/1.seg.png": b"mask", "a.b/1.jpg": b"i"})
         assert sample == Sample("00000/a.b/1", b"i", ())
 
-    def test_hidden_files_and_entries_of_folders_are_passed_over(self, tmp_path: Path) -> None:
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w") as tar:
+    def test_a_name_in_the_current_folder_or_from_the_root_is_a_plain_one(self, tmp_path: Path) -> None:
+        found = read_members(tmp_path, {"./a/1.jpg": b"i", "/a/1.txt": b"t", "a//2.jpg": b"j"})
+        assert found == [Sample("00000/a/1", b"i", ("t",)), Sample("00000/a/2", b"j")]
+
+    def test_hidden_files_and_folders_are_passed_over(self, tmp_path: Path) -> None:
+        with tarfile.open(tmp_path / "x.tar", mode="w") as tar:
             folder = tarfile.TarInfo("folder")
             folder.type = tarfile.DIRTYPE
             tar.addfile(folder)
-            link = tarfile.TarInfo("folder/2.jpg")
-            link.type, link.linkname = tarfile.SYMTYPE, "1.jpg"
-            tar.addfile(link)
-            for name in ("folder/._1.jpg", ".DS_Store", "folder/1.jpg"):
+            for name in ("folder/._1.jpg", ".DS_Store", ".git/1.jpg", "folder/1.jpg"):
                 info = tarfile.TarInfo(name)
                 info.size = 1
                 tar.addfile(info, io.BytesIO(b"i"))
-        (tmp_path / "x.tar").write_bytes(buffer.getvalue())
         assert read(str(tmp_path / "x.tar")) == [Sample("x/folder/1", b"i")]
 
-    def test_compressed_tars_are_read_as_plain_ones(self, tmp_path: Path) -> None:
-        plain = support.write_tar(tmp_path / "a.tar", {"1.jpg": b"i", "1.txt": b"t"})
-        (tmp_path / "b.tar.gz").write_bytes(gzip.compress(plain.read_bytes()))
-        assert read(str(tmp_path / "b.tar.gz")) == [Sample("b/1", b"i", ("t",))]
+    def test_members_of_one_sample_may_lie_apart(self, tmp_path: Path) -> None:
+        names = ["1.jpg", "2.jpg", "3.jpg", "2.txt", "1.txt", "3.cls", "4.txt", "3.txt"]
+        contents = {name: b"7" if name.endswith("cls") else f" {name}".encode() for name in names}
+        assert read_members(tmp_path, contents) == [
+            Sample("00000/1", b" 1.jpg", ("1.txt",)),
+            Sample("00000/2", b" 2.jpg", ("2.txt",)),
+            Sample("00000/3", b" 3.jpg", ("3.txt",), 7),
+            Sample("00000/4", None, ("4.txt",)),
+        ]
+
+    def test_of_several_images_the_first_is_taken(self, tmp_path: Path) -> None:
+        assert read_members(tmp_path, {"1.png": b"a", "1.jpg": b"b"}) == [Sample("00000/1", b"a")]
+
+    def test_numbered_text_members_are_several_captions(self, tmp_path: Path) -> None:
+        members = {"1.jpg": b"i", "1.10.txt": b"c", "1.2.txt": b"b", "1.txt": b"a", "1.url.txt": b"no"}
+        other = {"2.jpg": b"j", "2.caption1.txt": b"b", "2.caption0.txt": b"a"}
+        assert read_members(tmp_path, members | other) == [
+            Sample("00000/1", b"i", ("a", "b", "c")),
+            Sample("00000/2", b"j", ("a", "b")),
+        ]
+
+    def test_a_text_member_of_several_lines_is_one_caption(self, tmp_path: Path) -> None:
+        (sample,) = read_members(tmp_path, {"1.jpg": b"i", "1.txt": b"\xef\xbb\xbfa cat\r\non a mat\n"})
+        assert sample.captions == ("a cat\r\non a mat",)
+
+    @pytest.mark.parametrize(
+        ("ending", "compress"),
+        [("tar.gz", gzip.compress), ("tgz", gzip.compress), ("tar.bz2", bz2.compress), ("tar.xz", lzma.compress)],
+    )
+    def test_compressed_tars_are_read_as_plain_ones(self, tmp_path: Path, ending: str, compress: Callable) -> None:
+        plain = support.write_tar(tmp_path / "plain", {"1.jpg": b"i", "2.jpg": b"j", "1.txt": b"t"})
+        (tmp_path / f"b.{ending}").write_bytes(compress(plain.read_bytes()))
+        assert read(f"{tmp_path}/b.{ending}") == [Sample("b/1", b"i", ("t",)), Sample("b/2", b"j")]
 
     def test_tars_of_an_object_store(self) -> None:
         storage.write_bytes("memory://webdataset/0.tar", raw_tar(2))
@@ -124,28 +158,97 @@ class TestRejects:
         assert found[1:] == [Sample("00000/2", b"j")]
 
     def test_a_caption_that_is_no_unicode_text(self, tmp_path: Path) -> None:
-        (found,) = read_members(tmp_path, {"1.jpg": b"i", "1.json": b'{"caption": "half \\ud83d"}'})
+        (found,) = read_members(tmp_path, {"1.jpg": b"i", "1.json": b'{"caption": ["whole", "half \\ud83d"]}'})
         assert isinstance(found, Reject)
+        assert (found.key, found.stage, found.error) == ("00000/1", "read", "UnicodeEncodeError")
+
+    def test_captions_that_are_odd_but_texts_are_kept_whole(self, tmp_path: Path) -> None:
+        long = "x" * 100_000
+        found = read_members(tmp_path, {"1.txt": b"a\0b", "2.txt": long.encode(), "3.txt": " \n\u2003".encode()})
+        assert [item.captions for item in found] == [("a\0b",), (long,), ()]
 
     def test_a_name_that_is_no_unicode_text_gives_a_key_that_is(self, tmp_path: Path) -> None:
         tar = raw_tar(1).replace(b"0000.jpg", b"\xff000.jpg").replace(b"0000.txt", b"\xff000.txt")
         (tmp_path / "x.tar").write_bytes(with_checksums(tar))
-        for item in read(str(tmp_path / "x.tar")):
-            item.key.encode()
+        (sample,) = read(str(tmp_path / "x.tar"))
+        assert sample.key == "x/\\udcff000"
+
+    @pytest.mark.parametrize(
+        ("name", "key"),
+        [("a\nb", "00000/a\\x0ab"), ("a\0b", "00000/a\\x00b"), ("k" * 10_000, f"00000/{'k' * 10_000}")],
+        ids=["newline", "NUL", "long"],
+    )
+    def test_a_name_that_no_line_can_hold_is_escaped_and_a_long_one_is_kept(
+        self, tmp_path: Path, name: str, key: str
+    ) -> None:
+        with tarfile.open(tmp_path / "00000.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+            info = tarfile.TarInfo("short.jpg")
+            info.size, info.pax_headers = 1, {"path": f"{name}.jpg"}
+            tar.addfile(info, io.BytesIO(b"i"))
+        assert read(f"{tmp_path}/00000.tar") == [Sample(key, b"i")]
 
     def test_a_json_member_nested_too_deeply(self, tmp_path: Path) -> None:
         (found,) = read_members(tmp_path, {"1.jpg": b"i", "1.json": b"[" * 200_000})
         assert isinstance(found, Reject)
 
-    def test_a_key_that_comes_again_in_its_shard(self, tmp_path: Path) -> None:
-        found = read_members(tmp_path, {"1.jpg": b"i", "2.jpg": b"j", "1.txt": b"late", "3.jpg": b"k"})
-        assert [item.key for item in found] == ["00000/1", "00000/2", "00000/1", "00000/3"]
-        assert [type(item) for item in found] == [Sample, Sample, Reject, Sample]
-        assert (found[2].stage, found[2].error) == ("read", "DuplicateKey")
+    @pytest.mark.parametrize(
+        ("names", "first"),
+        [
+            (["1.jpg", "1.txt", "1.jpg", "1.txt"], ("1.txt 1",)),
+            (["1.jpg", "2.png", "1.txt", "1.jpg", "1.txt"], ("1.txt 2",)),
+            (["1.jpg", "1.jpg", "1.txt"], ()),
+            (["1.JPG", "1.txt", "1.jpg"], ("1.txt 1",)),
+        ],
+        ids=["one after the other", "apart", "without a caption", "in capitals"],
+    )
+    def test_a_key_that_comes_again_is_a_reject_and_takes_no_caption_of_the_first(
+        self, tmp_path: Path, names: list[str], first: tuple[str, ...]
+    ) -> None:
+        with tarfile.open(tmp_path / "x.tar", "w") as tar:
+            for place, name in enumerate(names):
+                content = f"{name} {place}".encode()
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+        found = [item for item in read(f"{tmp_path}/x.tar") if item.key == "x/1"]
+        assert found[0] == Sample("x/1", f"{names[0]} 0".encode(), first)
+        assert [(item.stage, item.error) for item in found[1:]] == [("read", "DuplicateKey")]
 
-    def test_a_caption_beyond_all_measure_is_no_caption(self, tmp_path: Path) -> None:
-        (sample,) = read_members(tmp_path, {"1.jpg": b"i", "1.txt": b"x" * ((1 << 20) + 1)})
-        assert sample == Sample("00000/1", b"i", ())
+    @pytest.mark.parametrize("name", ["1.jpg", "1.txt", "1.cls"])
+    def test_a_member_beyond_all_measure_is_not_read(self, tmp_path: Path, name: str) -> None:
+        with tarfile.open(tmp_path / "x.tar", "w") as tar:
+            for member in {"1.jpg", name}:
+                info = tarfile.TarInfo(member)
+                info.size = 1 if member != name else (256 << 20) + 1 if name == "1.jpg" else (1 << 20) + 1
+                # A file with a hole stands for the content, so that the test writes none.
+                start = tar.fileobj.tell()
+                tar.addfile(info)
+                tar.offset = start + BLOCK + -(-info.size // BLOCK) * BLOCK
+                tar.fileobj.seek(tar.offset)
+        (found,) = read(f"{tmp_path}/x.tar")
+        assert isinstance(found, Reject)
+        assert (found.key, found.stage, found.error) == ("x/1", "read", "TooLargeError")
+
+    @pytest.mark.parametrize("name", ["../../1.jpg", "a/../1.jpg", "/../1.jpg"])
+    def test_a_name_that_leads_out_of_the_folder(self, tmp_path: Path, name: str) -> None:
+        bad, good = read_members(tmp_path / "in" / "deep", {name: b"i", "2.jpg": b"j"})
+        assert isinstance(bad, Reject)
+        assert (bad.stage, bad.error) == ("read", "UnsafeName")
+        assert good == Sample("00000/2", b"j")
+        assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "in" / "deep" / "00000.tar"]
+
+    @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+    def test_a_link_or_device_makes_its_sample_one(self, tmp_path: Path, kind: bytes) -> None:
+        with tarfile.open(tmp_path / "x.tar", "w") as tar:
+            info = tarfile.TarInfo("1.jpg")
+            info.type, info.linkname = kind, "/etc/passwd"
+            tar.addfile(info)
+            info = tarfile.TarInfo("1.txt")
+            info.size = 1
+            tar.addfile(info, io.BytesIO(b"t"))
+        (found,) = read(f"{tmp_path}/x.tar")
+        assert isinstance(found, Reject)
+        assert (found.key, found.stage, found.error) == ("x/1", "read", "UnsupportedMember")
 
 
 def with_checksums(tar: bytes) -> bytes:
@@ -159,13 +262,16 @@ def with_checksums(tar: bytes) -> bytes:
 
 
 class TestDamagedTars:
+    """The layout of `raw_tar`: image header, image, caption header, caption, a block each."""
+
     def test_a_tar_that_breaks_off_gives_what_came_before_and_one_reject(self, tmp_path: Path) -> None:
         (tmp_path / "x.tar").write_bytes(raw_tar(3)[: 9 * BLOCK + 100])  # Within the third image.
         found = read(str(tmp_path / "x.tar"))
-        assert [item.key for item in found] == ["x/0000", "x/0001", "x/"]
-        assert (found[-1].stage, found[-1].error) == ("read", "ReadError")
+        assert [item.key for item in found] == ["x/0000", "x/0001", "x/@4096"]
+        assert (found[-1].stage, found[-1].error) == ("read", "DamagedTar")
+        assert found[-1].message == "bytes 4,096 to 4,708: '0002.jpg' claims 512 bytes, and the tar has 100 left"
 
-    def test_so_does_a_compressed_one(self, tmp_path: Path) -> None:
+    def test_a_compressed_one_names_the_compression_and_no_byte(self, tmp_path: Path) -> None:
         buffer = io.BytesIO()
         noise = np.random.default_rng(0)
         with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
@@ -174,30 +280,61 @@ class TestDamagedTars:
                 info.size = 4000
                 tar.addfile(info, io.BytesIO(noise.bytes(4000)))
         (tmp_path / "x.tar.gz").write_bytes(buffer.getvalue()[:40_000])
-        found = read(str(tmp_path / "x.tar.gz"))
-        assert 5 <= len(found) - 1 <= 10
-        assert isinstance(found[-1], Reject)
-        assert found[-1].key == "x/"
+        *good, bad = read(str(tmp_path / "x.tar.gz"))
+        assert len(good) == 40_000 // 4000 - 1
+        assert (bad.key, bad.stage, bad.error) == ("x/", "read", "EOFError")
+
+    def test_a_compressed_one_whose_checksum_is_wrong_gives_all_and_one_reject(self, tmp_path: Path) -> None:
+        content = bytearray(gzip.compress(raw_tar(3)))
+        content[-8] ^= 1
+        (tmp_path / "x.tar.gz").write_bytes(content)
+        *good, bad = read(str(tmp_path / "x.tar.gz"))
+        assert [item.key for item in good] == ["x/0000", "x/0001", "x/0002"]
+        assert (bad.key, bad.error) == ("x/", "BadGzipFile")
+
+    def test_a_gzip_bomb_gives_what_came_before_and_one_reject(self, tmp_path: Path) -> None:
+        with gzip.open(tmp_path / "x.tar.gz", "wb", compresslevel=1) as stream:
+            stream.write(raw_tar(2)[: 8 * BLOCK])
+            for _ in range(65):
+                stream.write(bytes(1 << 20))
+        *good, bad = read(str(tmp_path / "x.tar.gz"))
+        assert [item.key for item in good] == ["x/0000", "x/0001"]
+        assert (bad.key, bad.error) == ("x/", "DecompressionBombError")
 
     @pytest.mark.parametrize("content", [b"", b"this is no tar" * 1000], ids=["empty", "garbage"])
-    def test_what_is_no_tar_is_one_reject(self, tmp_path: Path, content: bytes) -> None:
-        (tmp_path / "x.tar").write_bytes(content)
-        (found,) = read(str(tmp_path / "x.tar"))
-        assert isinstance(found, Reject)
-        assert (found.key, found.stage) == ("x/", "read")
+    def test_what_is_no_tar_is_one_reject_beside_whole_tars(self, tmp_path: Path, content: bytes) -> None:
+        (tmp_path / "a.tar").write_bytes(content)
+        (tmp_path / "b.tar").write_bytes(raw_tar(1))
+        bad, good = read(str(tmp_path / "*.tar"))
+        assert isinstance(bad, Reject)
+        assert (bad.key, bad.stage, bad.error) == ("a/@0", "read", "DamagedTar")
+        assert good.key == "b/0000"
 
-    def test_a_damaged_header_is_no_silent_end(self, tmp_path: Path) -> None:
+    def test_after_a_damaged_header_it_goes_on(self, tmp_path: Path) -> None:
         tar = bytearray(raw_tar(3))
         tar[4 * BLOCK : 4 * BLOCK + 8] = b"\xff" * 8  # The second image's name, against its checksum.
         (tmp_path / "x.tar").write_bytes(tar)
-        found = read(str(tmp_path / "x.tar"))
-        assert [item.key for item in found] == ["x/0000", "x/"]
+        assert read(str(tmp_path / "x.tar")) == [
+            Sample("x/0000", b"x" * BLOCK, ("x" * BLOCK,)),
+            Sample("x/0001", None, ("x" * BLOCK,)),
+            Sample("x/0002", b"x" * BLOCK, ("x" * BLOCK,)),
+            Reject("x/@2048", "read", "DamagedTar", "bytes 2,048 to 3,072: bad checksum"),
+        ]
 
     @pytest.mark.parametrize("end", [8 * BLOCK, 8 * BLOCK + 100], ids=["between members", "within a header"])
     def test_a_missing_end_is_no_silent_end(self, tmp_path: Path, end: int) -> None:
         (tmp_path / "x.tar").write_bytes(raw_tar(3)[:end])
         found = read(str(tmp_path / "x.tar"))
-        assert [item.key for item in found] == ["x/0000", "x/0001", "x/"]
+        assert [item.key for item in found] == ["x/0000", "x/0001", "x/@4096"]
+
+    def test_each_sample_is_in_one_place(self, tmp_path: Path) -> None:
+        tar = bytearray(raw_tar(5)[: 18 * BLOCK])  # The fifth caption and the end are cut off.
+        tar[8 * BLOCK] ^= 1
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / "x.tar").write_bytes(tar)
+        # Five samples, of which the third has lost its image, and two damaged stretches.
+        source = WebDatasetSource(urls=f"{tmp_path}/data/x.tar")
+        support.prove_accounted(source, tmp_path / "features", inputs=7)
 
 
 class TestShards:

@@ -1,0 +1,227 @@
+"""Where the members of a tar lie, found from its headers alone; a damaged tar gives every member that is still whole.
+
+The standard library's reader is not enough: it stops at the first damage, takes a missing header for the archive's end,
+and reads names of any length into memory.
+"""
+
+import bz2
+import gzip
+import lzma
+import re
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+_BLOCK = tarfile.BLOCKSIZE
+_MAGIC_OFFSET = 257
+# What a header may say of the next member in blocks of its own: its name, or records of the pax format.
+_PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
+_EXTENSIONS = (*_PAX, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_PAX_RECORD = re.compile(rb"([0-9]{1,9}) ([^=]+)=")
+_MAX_EXTENSION_BYTES = 1 << 20
+_FIRST_WINDOW_BYTES, _MAX_WINDOW_BYTES = 8 * _BLOCK, 1 << 20
+
+_COMPRESSIONS: dict[bytes, Any] = {
+    rb"\x1f\x8b\x08": gzip.open,
+    rb"BZh[1-9]1AY&SY": bz2.open,
+    rb"\xfd7zXZ\0": lzma.open,
+}
+# Images hardly shrink and texts shrink to about a tenth; a gzip bomb shrinks to a thousandth.
+_MAX_EXPANSION = 50
+_MIN_EXPANDED_BYTES = 64 << 20
+
+
+class DecompressionBombError(ValueError):
+    """A compressed tar grows beyond all measure."""
+
+
+class _DamageError(Exception):
+    """No member begins here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """What a header says: the content of a `file` is the `size` bytes from `offset`; `other` is a link, device, ….
+
+    A name is as it stands in the tar, so it may be absolute or hold `..`.
+    """
+
+    name: str
+    kind: Literal["file", "folder", "other"]
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A stretch of the tar, from byte `start` to before `end`, in which no member can be found."""
+
+    start: int
+    end: int
+    problem: str
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[BinaryIO, Exception | None]]:
+    """A plain tar that can be read here and there, and what kept the end of a compressed one from it.
+
+    A tar that is compressed by gzip, bzip2 or xz is decompressed to a temporary file, up to 50 times its size (or
+    64 MiB, where that is more).
+    """
+    with path.open("rb", buffering=0) as stream:
+        start = stream.read(16)
+        compression = next((c for magic, c in _COMPRESSIONS.items() if re.match(magic, start)), None)
+        if compression is None:
+            yield stream, None
+            return
+    with tempfile.TemporaryFile(prefix="sharelock-", buffering=0) as plain:
+        yield plain, _decompress(compression, path, plain)
+
+
+def _decompress(compression: Any, path: Path, plain: BinaryIO) -> Exception | None:
+    limit = max(_MIN_EXPANDED_BYTES, _MAX_EXPANSION * path.stat().st_size)
+    written = 0
+    try:
+        with compression(path) as stream:
+            # Not `read`, which would keep what it has read when the file breaks off.
+            while block := stream.read1(1 << 20):
+                if written + len(block) > limit:
+                    raise DecompressionBombError(f"the tar holds more than {limit:,} bytes once decompressed")
+                written += plain.write(block)
+    except OSError as error:
+        # Damage comes without a number, unlike what the disk says.
+        if error.errno is not None:
+            raise
+        return error
+    except (EOFError, zlib.error, lzma.LZMAError, DecompressionBombError) as error:
+        return error
+    return None
+
+
+def members(stream: BinaryIO) -> Iterator[Member | Damage]:
+    """The members of a tar in order, and the stretches between them where there should have been one.
+
+    Reads headers only, each once. After damage it goes on at the next whole header; a header that claims more bytes
+    than the tar has left is damaged too. A tar without an end mark breaks off, so it ends in a stretch, perhaps empty.
+    """
+    size = stream.seek(0, 2)
+    # `begin` is where the headers of a member begin, and `said` what those of its headers say that came so far.
+    begin = offset = 0
+    said: dict[str, str] = {}
+    while offset < size:
+        try:
+            header = _header(stream, offset)
+            content = offset + _BLOCK
+            if header.type in _EXTENSIONS:
+                said |= _extension(stream, header, content)
+                offset = content + _padded(header.size)
+                continue
+            member = _member(header, said, content, size)
+        except (_DamageError, tarfile.HeaderError) as error:
+            end = _next_header(stream, offset + _BLOCK, size)
+            if begin == offset and end == size and _is_end(stream, offset):
+                return
+            yield Damage(begin, end, str(error))
+            offset = end
+            if end == size:
+                return
+        else:
+            yield member
+            offset = content + _padded(member.size)
+        begin, said = offset, {}
+    yield Damage(begin, size, "the end mark is missing")
+
+
+def _extension(stream: BinaryIO, header: tarfile.TarInfo, content: int) -> dict[str, str]:
+    """What an extension header says of the next member, as records of the pax format."""
+    if not 0 <= header.size <= _MAX_EXTENSION_BYTES:
+        raise _DamageError(f"an extended header of {header.size:,} bytes")
+    found = _read(stream, content, header.size)
+    if header.type == tarfile.GNUTYPE_LONGNAME:
+        return {"path": found.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")}
+    return _pax_records(found) if header.type in _PAX else {}
+
+
+def _member(header: tarfile.TarInfo, said: dict[str, str], content: int, size: int) -> Member:
+    name = said.get("GNU.sparse.name", said.get("path", header.name))
+    if header.isdir():
+        return Member(name, "folder", content, 0)
+    if header.type in tarfile.SUPPORTED_TYPES and not header.isreg():
+        return Member(name, "other", content, 0)
+    try:
+        length = int(said.get("size", header.size))
+    except ValueError:
+        raise _DamageError("a size that is no number") from None
+    if not 0 <= length <= size - content:
+        raise _DamageError(f"{name[:200]!r} claims {length:,} bytes, and the tar has {size - content:,} left")
+    sparse = header.type == tarfile.GNUTYPE_SPARSE or any(record.startswith("GNU.sparse.") for record in said)
+    plain = header.type in tarfile.REGULAR_TYPES and not sparse
+    return Member(name, "file" if plain else "other", content, length)
+
+
+def _header(stream: BinaryIO, offset: int) -> tarfile.TarInfo:
+    return tarfile.TarInfo.frombuf(_read(stream, offset, _BLOCK), "utf-8", "surrogateescape")
+
+
+def _read(stream: BinaryIO, offset: int, size: int) -> bytes:
+    stream.seek(offset)
+    return stream.read(size)
+
+
+def _padded(size: int) -> int:
+    return -(-size // _BLOCK) * _BLOCK
+
+
+def _pax_records(content: bytes) -> dict[str, str]:
+    """The `length keyword=value` lines of an extended header (POSIX.1-2001, pax interchange format)."""
+    records = {}
+    place = 0
+    while place < len(content) and content[place]:
+        match = _PAX_RECORD.match(content, place)
+        end = place + int(match[1]) if match else 0
+        if match is None or not match.end() < end <= len(content):
+            raise _DamageError("an extended header that cannot be read")
+        records[match[2].decode("utf-8", "replace")] = content[match.end() : end - 1].decode("utf-8", "surrogateescape")
+        place = end
+    return records
+
+
+def _next_header(stream: BinaryIO, start: int, size: int) -> int:
+    """Where the first whole header from `start` on begins, or `size` where there is none.
+
+    Blocks are tried only where a header can lie, and windows start small, so that no content makes this slow.
+    """
+    window = _FIRST_WINDOW_BYTES
+    while start < size:
+        content = _read(stream, start, window)
+        for block, byte in enumerate(content[_MAGIC_OFFSET::_BLOCK]):
+            at = block * _BLOCK
+            if byte == ord("u") and content.startswith(b"ustar", at + _MAGIC_OFFSET) and _is_header(content, at):
+                return start + at
+        start += window
+        window = min(2 * window, _MAX_WINDOW_BYTES)
+    return size
+
+
+def _is_header(content: bytes, at: int) -> bool:
+    try:
+        tarfile.TarInfo.frombuf(content[at : at + _BLOCK], "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
+
+
+def _is_end(stream: BinaryIO, start: int) -> bool:
+    """Whether there is nothing but zeros from `start` on, and at least a block of them."""
+    stream.seek(start)
+    length = 0
+    while content := stream.read(_MAX_WINDOW_BYTES):
+        if content.count(0) != len(content):
+            return False
+        length += len(content)
+    return length >= _BLOCK

@@ -1,0 +1,30 @@
+"""Texts without images, such as class names or prompts: the lines of a text file, or a column of a list."""
+
+from typing import Any, ClassVar, Literal
+
+from sharelock_ray.errors import RequestError
+from sharelock_ray.sources.listing import captions
+from sharelock_ray.sources.lists import CAPTION_COLUMNS, ListSource, spoken, value
+from sharelock_ray.sources.sample import Reject, Sample
+
+
+class TextSource(ListSource):
+    """Samples with captions and without image, one for each line of a `.txt` or row of another list.
+
+    An empty line is a sample too, without captions, so that numbers are those of the lines and encoders reject it.
+    """
+
+    endings: ClassVar[tuple[str, ...]] = ("txt", *ListSource.endings)
+
+    format: Literal["texts"] = "texts"
+
+    def _check(self, columns: list[str]) -> None:
+        if self.caption_column is None and not any(column in columns for column in CAPTION_COLUMNS):
+            raise RequestError(f"{self.path} names no texts: set `caption_column` to one of {', '.join(columns)}")
+        self._named(columns, self.caption_column, self.key_column)
+
+    def _sample(self, key: str, row: dict[str, Any]) -> Sample | Reject:
+        try:
+            return Sample(key, None, captions(spoken(value(row, self.caption_column, CAPTION_COLUMNS))))
+        except ValueError as error:
+            return Reject.of(key, "read", error)
