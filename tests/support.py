@@ -1,7 +1,11 @@
 """Small data and tiny models that the tests make for themselves."""
 
 import io
+import os
+import signal
 import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +202,26 @@ def write_parts(
     )
     writer.finish(shards, origin, gpus=0, wall_seconds=0)
     return uri
+
+
+@dataclass(frozen=True)
+class KilledOnce:
+    """A source whose reader is killed after some samples of a shard, once: `mark` is the file that says so."""
+
+    source: Source
+    shard: int
+    samples: int
+    mark: str
+
+    def shards(self) -> list[Shard]:
+        return self.source.shards()
+
+    def read(self, shard: Shard) -> Iterator[Sample | Reject]:
+        for i, item in enumerate(self.source.read(shard)):
+            if shard.index == self.shard and i == self.samples and not os.path.exists(self.mark):
+                Path(self.mark).touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield item
 
 
 def read_source(source: Source) -> list[Sample | Reject]:
