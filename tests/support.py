@@ -204,6 +204,13 @@ def write_parts(
     return uri
 
 
+def units_in_the_last_place(a: torch.Tensor, b: torch.Tensor) -> int:
+    """The largest distance of two float16 tensors, counted in numbers that float16 has between them."""
+    # As integers, the positive ones are in order; the negative ones are reflected to be so too.
+    first, second = (torch.where(bits < 0, -32768 - bits, bits) for bits in (x.view(torch.int16).int() for x in (a, b)))
+    return int((first - second).abs().max())
+
+
 @dataclass(frozen=True)
 class KilledOnce:
     """A source whose reader is killed after some samples of a shard, once: `mark` is the file that says so."""
