@@ -85,7 +85,8 @@ class Passes:
             inputs = ()
             if result is not None:
                 done += pending.popleft()
-                results.append(result)
+                # A token out of a batch is a view that would keep all tokens in memory.
+                results.append([values.contiguous() for values in result])
                 continue
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()

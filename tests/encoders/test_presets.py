@@ -74,6 +74,11 @@ def test_gives_way_to_what_the_recipe_says() -> None:
     assert (spec.model, spec.resize) == ("vit_large_patch14_dinov2.lvd142m", 256)
 
 
+def test_the_documentation_lists_every_one() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "encoders.md").read_text()
+    assert [name for name in PRESETS if f"`{name}`" not in text] == []
+
+
 class TestRefuses:
     @pytest.mark.parametrize(
         ("name", "near"),
