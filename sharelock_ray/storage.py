@@ -82,6 +82,12 @@ Uri = Annotated[str, AfterValidator(absolute)]
 """A path or URI in a recipe; a relative path is made absolute, since workers have folders of their own."""
 
 
+def node_cache(kind: str) -> Path:
+    """Where this node keeps what it need not fetch or make twice: in `SHARELOCK_CACHE`, or in the user's cache."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sharelock_ray"
+    return Path(os.environ.get("SHARELOCK_CACHE", default)) / kind
+
+
 def exists(uri: str) -> bool:
     filesystem, path = resolve(uri)
     return bool(filesystem.exists(path))

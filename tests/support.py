@@ -15,7 +15,19 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2Model,
+    LlamaConfig,
+    LlamaModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaModel,
+    T5Config,
+    T5Model,
+)
 
 from sharelock_ray.encoders.chunks import Source, cut
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
@@ -90,8 +102,21 @@ def tiny_vision(folder: Path, seed: int = 0, **changes: object) -> VisionSpec:
     return VisionSpec(**(settings | changes))
 
 
+_LANGUAGE_MODELS = {
+    "decoder": (LlamaConfig, LlamaModel),
+    "gpt2": (GPT2Config, GPT2Model),
+    "encoder": (BertConfig, BertModel),
+    "roberta": (RobertaConfig, RobertaModel),
+    "t5": (T5Config, T5Model),
+}
+DECODERS = ("decoder", "gpt2")
+
+
 def tiny_language(folder: Path, kind: str = "decoder", seed: int = 0, **changes: object) -> LanguageSpec:
-    """A small transformers model with random weights and a tokenizer of WORDS, on disk: a decoder or an encoder."""
+    """A small transformers model with random weights and a tokenizer of WORDS, on disk.
+
+    `decoder` is a Llama and `encoder` a BERT; `gpt2`, `roberta` and `t5` are what they say.
+    """
     path = folder / f"{kind}-{seed}"
     if not path.exists():
         torch.manual_seed(seed)
@@ -103,10 +128,13 @@ def tiny_language(folder: Path, kind: str = "decoder", seed: int = 0, **changes:
             "num_attention_heads": 4,
             "max_position_embeddings": 64,
         }
-        model = LlamaModel(LlamaConfig(**sizes)) if kind == "decoder" else BertModel(BertConfig(**sizes))
-        model.save_pretrained(path)
+        # T5 has names of its own; padding is token 0, and RoBERTa's positions start behind it.
+        own = {"d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4} if kind == "t5" else {}
+        pad = {} if kind in DECODERS else {"pad_token_id": 0}
+        config, model = _LANGUAGE_MODELS[kind]
+        model(config(**sizes, **own, **pad)).save_pretrained(path)
         _tokenizer(kind).save_pretrained(path)
-    pooling = "last" if kind == "decoder" else "mean"
+    pooling = "last" if kind in DECODERS else "mean"
     settings = {"name": f"tiny-{kind}", "model": str(path), "pooling": pooling, "max_length": 32}
     return LanguageSpec(**(settings | changes))
 
@@ -115,11 +143,12 @@ def _tokenizer(kind: str) -> PreTrainedTokenizerFast:
     vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    template = "[CLS] $A" if kind == "decoder" else "[CLS] $A [SEP]"
+    # Neither GPT-2 nor T5 has a token that starts a text.
+    template = {"decoder": "[CLS] $A", "gpt2": "$A", "t5": "$A [SEP]"}.get(kind, "[CLS] $A [SEP]")
     tokenizer.post_processor = processors.TemplateProcessing(
         single=template, special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    pad = {} if kind == "decoder" else {"pad_token": "[PAD]"}
+    pad = {} if kind in DECODERS else {"pad_token": "[PAD]"}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", eos_token="[SEP]", **pad)
 
 

@@ -30,15 +30,23 @@ class _Encoder(Protocol):
     @property
     def device(self) -> str: ...
 
+    @property
+    def batch_reductions(self) -> int: ...
+
 
 class _Vision(_Encoder, Protocol):
-    def encode(self, pixels: np.ndarray) -> np.ndarray: ...
+    def encode_each(self, pixels: np.ndarray) -> "_Encoded": ...
 
 
 class _Language(_Encoder, Protocol):
     counts: "_Counts"
 
-    def encode(self, texts: Sequence[str]) -> np.ndarray: ...
+    def encode_each(self, texts: Sequence[str]) -> "_Encoded": ...
+
+
+class _Encoded(Protocol):
+    embeddings: list[np.ndarray]
+    too_large: list[int]
 
 
 class _Counts(Protocol):
@@ -113,44 +121,84 @@ def _decode(chunk: Chunk, preprocessing: Preprocessing) -> Pixels:
     return Pixels(rows, np.stack(images) if images else np.empty((0, size, size, 3), np.uint8), rejects)
 
 
-def encode_vision(encoder: _Vision, chunk: Chunk, preprocessing: Preprocessing) -> EncodedChunk:
-    """A vision encoder's rows and rejects of a decoded chunk."""
+def encode_vision(encoder: _Vision, chunk: Chunk, preprocessing: Preprocessing) -> list[EncodedChunk]:
+    """Rows and rejects of a decoded chunk, of each of the vision encoders that share the forward pass."""
     pixels = chunk.pixels[preprocessing]
-    started = time.perf_counter()
-    embeddings = encoder.encode(pixels.images)
     samples = [chunk.samples[row] for row in pixels.rows]
-    return EncodedChunk(
+    started, reductions = time.perf_counter(), encoder.batch_reductions
+    encoded = encoder.encode_each(pixels.images)
+    too_large = [_too_large(samples[row].key, "the image") for row in encoded.too_large]
+    return _chunks(
+        encoder,
+        encoded,
         columns={"key": [s.key for s in samples], "label": [s.label for s in samples]},
-        embeddings=embeddings,
-        rejects=[*chunk.rejects, *pixels.rejects],
+        rejects=[*chunk.rejects, *pixels.rejects, *too_large],
         seconds=time.perf_counter() - started,
-        device=encoder.device,
-        revision=encoder.revision,
+        batch_reductions=encoder.batch_reductions - reductions,
     )
 
 
-def encode_language(encoder: _Language, chunk: Chunk) -> EncodedChunk:
-    """A language encoder's rows and rejects of a chunk: a row for each caption of each sample."""
-    rejects = [
+def encode_language(encoder: _Language, chunk: Chunk) -> list[EncodedChunk]:
+    """Rows and rejects of a chunk, of each of the language encoders that share the forward pass.
+
+    A row is a caption of a sample.
+    """
+    without = [
         Reject(sample.key, "read", "MissingCaption", "the sample has no caption")
         for sample in chunk.samples
         if not sample.captions
     ]
     captions = [(s.key, i, text) for s in chunk.samples for i, text in enumerate(s.captions)]
-    started = time.perf_counter()
+    started, reductions = time.perf_counter(), encoder.batch_reductions
     tokens, truncated = encoder.counts.tokens, encoder.counts.truncated
-    embeddings = encoder.encode([text for _, _, text in captions])
-    return EncodedChunk(
+    encoded = encoder.encode_each([text for _, _, text in captions])
+    too_large = [_too_large(captions[row][0], f"caption {captions[row][1]}") for row in encoded.too_large]
+    return _chunks(
+        encoder,
+        encoded,
         columns={
             "key": [key for key, _, _ in captions],
             "caption_id": [i for _, i, _ in captions],
             "text": [text for _, _, text in captions],
         },
-        embeddings=embeddings,
-        rejects=[*chunk.rejects, *rejects],
+        rejects=[*chunk.rejects, *without, *too_large],
         seconds=time.perf_counter() - started,
+        batch_reductions=encoder.batch_reductions - reductions,
         tokens=encoder.counts.tokens - tokens,
         truncated=encoder.counts.truncated - truncated,
-        device=encoder.device,
-        revision=encoder.revision,
     )
+
+
+def _chunks(
+    encoder: _Encoder,
+    encoded: _Encoded,
+    *,
+    columns: dict[str, list[object]],
+    rejects: list[Reject],
+    seconds: float,
+    batch_reductions: int,
+    tokens: int = 0,
+    truncated: int = 0,
+) -> list[EncodedChunk]:
+    """A chunk for each reading of `encoded`, without the rows that were too large; they share its `seconds`."""
+    kept = np.ones(len(columns["key"]), bool)
+    kept[encoded.too_large] = False
+    rows = np.flatnonzero(kept).tolist()
+    return [
+        EncodedChunk(
+            columns={name: [values[row] for row in rows] for name, values in columns.items()},
+            embeddings=embeddings[kept],
+            rejects=rejects,
+            seconds=seconds / len(encoded.embeddings),
+            tokens=tokens,
+            truncated=truncated,
+            batch_reductions=batch_reductions,
+            device=encoder.device,
+            revision=encoder.revision,
+        )
+        for embeddings in encoded.embeddings
+    ]
+
+
+def _too_large(key: str, what: str) -> Reject:
+    return Reject(key, "encode", "OutOfMemory", f"{what} does not fit into the device's memory even alone")

@@ -6,13 +6,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
-from sharelock_ray import storage
+from sharelock_ray.encoders.norms import FinalNorm, find_norm
+from sharelock_ray.encoders.passes import Encoded, Passes, Tensors
 from sharelock_ray.encoders.provenance import device_name, hub_commit
 from sharelock_ray.encoders.spec import LanguageSpec
+from sharelock_ray.encoders.weights import local_weights
 from sharelock_ray.errors import RequestError
+
+# What families of models call the norm after their last layer; the second half are of decoders before Llama.
+_NORMS = ("norm", "final_norm", "final_layer_norm", "ln_f", "norm_f", "final_layernorm", "decoder.final_layer_norm")
 
 
 @dataclass
@@ -33,40 +39,68 @@ class LanguageEncoder:
     attention mask, and the pooled position is found from the length: then neither a causal nor a bidirectional model
     sees the padding, and absolute positions are right without being passed.
 
+    Args:
+        spec: what to load and how to read it.
+        device: where the model runs.
+        token_budget: padded tokens of one forward pass; changes the speed, not the embeddings beyond rounding. Halved
+            for good where the device's memory does not suffice.
+        others: more encoders of the same `forward_key`, read from the same forward passes.
+        compiled: through `torch.compile`, which takes its time on the first batches.
+
     Raises:
-        RequestError: the model cannot be loaded.
+        RequestError: the model cannot be loaded, or has not what a spec reads.
     """
 
-    def __init__(self, spec: LanguageSpec, device: str = "cpu", token_budget: int = 1024) -> None:
+    def __init__(
+        self,
+        spec: LanguageSpec,
+        device: str = "cpu",
+        token_budget: int = 1024,
+        *,
+        others: Sequence[LanguageSpec] = (),
+        compiled: bool = False,
+    ) -> None:
         self.spec = spec
-        self.token_budget = token_budget
+        self.specs = [spec, *others]
         self.counts = TokenCounts()
         self._device = torch.device(device)
-        source = storage.resolve(spec.model)[1] if spec.is_local else spec.model
+        self._passes = Passes(self._device, token_budget)
+        source = str(local_weights(spec.model)) if spec.is_local else spec.model
         options = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(source, **options)
             with _no_progress_bar():
                 model = AutoModel.from_pretrained(source, dtype=getattr(torch, spec.dtype), **options)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise RequestError(f"cannot load {spec.model!r}: {str(error).splitlines()[0]}") from None
         # T5 and its like: the encoder alone gives the embedding.
         model = model.get_encoder() if model.config.is_encoder_decoder else model
-        self._model = model.eval().requires_grad_(False).to(self._device)
-        self._before, _, self._after = (spec.prompt or "{}").partition("{}")
-        layers = int(self._model.config.num_hidden_layers)
-        if spec.layer is not None and not -layers - 1 <= spec.layer <= layers:
-            raise RequestError(f"{spec.model} has {layers} layers, so `layer` is from {-layers - 1} to {layers}")
-        if spec.append_eos and self._tokenizer.eos_token_id is None:
-            raise RequestError(f"the tokenizer of {spec.model} has no end-of-sequence token to append")
-        if spec.prompt and len(self._tokenizer(self._before + self._after)["input_ids"]) >= spec.max_length:
-            raise RequestError(f"the prompt alone fills `max_length` ({spec.max_length} tokens)")
+        self._dim = int(model.config.hidden_size)
+        self._require(int(model.config.num_hidden_layers))
+        self._norm = None if all(each.final_norm for each in self.specs) else _final_norm(model, spec)
+        # Nothing is generated, so the keys and values of the layers are of no use after the pass.
+        model.config.use_cache = False
+        model = model.eval().requires_grad_(False).to(self._device)
+        # Widths change with every batch.
+        self._model = torch.compile(model, dynamic=True) if compiled else model
         # Hidden by the mask, so any valid id does where the model has no padding token of its own.
         self._pad_id = next(
             (i for i in (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id) if i is not None), 0
         )
         self.revision = None if spec.is_local else hub_commit(spec.model, "config.json", revision=spec.revision)
-        """Commit of the model on the hub; None for a local one."""
+        """Commit of the model on the hub; None for others."""
+
+    def _require(self, layers: int) -> None:
+        """Refuses what the model or the tokenizer does not have."""
+        spec = self.spec
+        for layer in (each.layer for each in self.specs):
+            if layer is not None and not -layers - 1 <= layer <= layers:
+                raise RequestError(f"{spec.model} has {layers} layers, so `layer` is from {-layers - 1} to {layers}")
+        if spec.append_eos and self._tokenizer.eos_token_id is None:
+            raise RequestError(f"the tokenizer of {spec.model} has no end-of-sequence token to append")
+        self._before, _, self._after = (spec.prompt or "{}").partition("{}")
+        if spec.prompt and len(self._tokenizer(self._before + self._after)["input_ids"]) >= spec.max_length:
+            raise RequestError(f"the prompt alone fills `max_length` ({spec.max_length} tokens)")
 
     @property
     def device(self) -> str:
@@ -74,26 +108,53 @@ class LanguageEncoder:
         return device_name(self._device)
 
     @property
+    def token_budget(self) -> int:
+        """Padded tokens of one forward pass, now."""
+        return self._passes.limit
+
+    @property
+    def batch_reductions(self) -> int:
+        """How often the token budget was lowered for want of memory."""
+        return self._passes.reductions
+
+    @property
     def dim(self) -> int:
         """Width D of an embedding."""
-        return int(self._model.config.hidden_size)
+        return self._dim
 
-    @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Embeds texts.
 
         Returns:
             (N, D) float32, not normalised, in the order of `texts`.
+
+        Raises:
+            RunError: a text does not fit into the device's memory.
         """
+        return self.encode_each(texts).only()
+
+    @torch.inference_mode()
+    def encode_each(self, texts: Sequence[str]) -> Encoded:
+        """Embeds texts, as `encode` does, for `spec` and each of `others`."""
         unique = list(dict.fromkeys(texts))
         ids = self._tokenize(unique)
         self.counts.texts += len(texts)
         self.counts.unique += len(unique)
-        embeddings = np.empty((len(unique), self.dim), np.float32)
-        for batch in token_batches([len(i) for i in ids], self.token_budget):
-            embeddings[batch] = self._forward([ids[i] for i in batch]).float().cpu().numpy()
+
+        def cut(rows: Sequence[int], token_budget: int) -> Iterator[list[int]]:
+            for batch in token_batches([len(ids[row]) for row in rows], token_budget):
+                yield [rows[i] for i in batch]
+
+        def load(rows: list[int]) -> Tensors:
+            return self._padded([ids[row] for row in rows])
+
+        found = self._passes.run(len(unique), [self._dim] * len(self.specs), cut, load, self._forward)
         row = {text: i for i, text in enumerate(unique)}
-        return embeddings[[row[text] for text in texts]]
+        rows = [row[text] for text in texts]
+        too_large = set(found.too_large)
+        return Encoded(
+            [embeddings[rows] for embeddings in found.embeddings], [i for i, r in enumerate(rows) if r in too_large]
+        )
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
         if not texts:
@@ -104,6 +165,8 @@ class LanguageEncoder:
         long = [i for i, tokens in enumerate(ids) if len(tokens) > room]
         for i in long:
             ids[i] = self._shortened(wrapped[i], len(texts[i]), room)
+        # Some tokenizers make nothing of an empty text.
+        ids = [tokens or [self._pad_id] for tokens in ids]
         if self.spec.append_eos:
             ids = [[*tokens, self._tokenizer.eos_token_id] for tokens in ids]
         self.counts.truncated += len(long)
@@ -122,18 +185,35 @@ class LanguageEncoder:
         dropped = set(caption[max(0, len(caption) - excess) :])
         return [token for i, token in enumerate(encoded["input_ids"]) if i not in dropped]
 
-    def _forward(self, ids: list[list[int]]) -> torch.Tensor:
+    def _padded(self, ids: list[list[int]]) -> Tensors:
+        """(B, T) token ids, and the mask of what is no padding."""
         lengths = torch.tensor([len(i) for i in ids])
         width = int(lengths.max())
         padded = torch.tensor([i + [self._pad_id] * (width - len(i)) for i in ids])
-        mask = torch.arange(width) < lengths[:, None]
+        return padded, torch.arange(width) < lengths[:, None]
+
+    def _forward(self, ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
         output = self._model(
-            input_ids=padded.to(self._device),
-            attention_mask=mask.long().to(self._device),
-            output_hidden_states=self.spec.layer is not None,
+            input_ids=ids,
+            attention_mask=mask.long(),
+            output_hidden_states=any(spec.layer is not None for spec in self.specs),
         )
-        states = output.last_hidden_state if self.spec.layer is None else output.hidden_states[self.spec.layer]
-        return pool(states, mask.to(self._device), self.spec.pooling)
+        states = [
+            output.hidden_states[spec.layer]
+            if spec.layer is not None
+            else output.last_hidden_state
+            if self._norm is None or spec.final_norm
+            else self._norm.before
+            for spec in self.specs
+        ]
+        return [pool(each, mask, spec.pooling) for each, spec in zip(states, self.specs, strict=True)]
+
+
+def _final_norm(model: torch.nn.Module, spec: LanguageSpec) -> FinalNorm:
+    norm = find_norm(model, *_NORMS)
+    if norm is None:
+        raise RequestError(f"{spec.model} has no norm after its last layer: leave `final_norm` out")
+    return FinalNorm(norm)
 
 
 def pool(states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:

@@ -3,14 +3,15 @@
 Kept apart from the encoders so that reading a recipe or a manifest needs neither torch nor transformers.
 """
 
-from functools import lru_cache
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from sharelock_ray import storage
 from sharelock_ray.config import Config, content_hash
 from sharelock_ray.encoders.images import Interpolation, Preprocessing
+from sharelock_ray.encoders.presets import expand
+from sharelock_ray.encoders.weights import weights_digest
 from sharelock_ray.errors import RequestError
 
 Modality = Literal["vision", "language"]
@@ -23,6 +24,20 @@ class _EncoderSpec(Config):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Arithmetic of the forward pass."""
     stored_dtype: Literal["float16", "float32"] = "float16"
+    final_norm: bool = True
+    """Whether what is pooled has been through the model's last norm, or is what went into it."""
+
+    _reads: ClassVar[frozenset[str]]
+    """The fields that say how a forward pass is read, and nothing of the pass itself."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, content: Any) -> Any:
+        return expand(content, cls.model_fields["modality"].default)
+
+    def forward_key(self) -> str:
+        """Equal for encoders that one loaded model serves in one forward pass."""
+        return content_hash(self.model_dump(mode="json", exclude=set(self._reads)))
 
     def folder(self) -> str:
         """The feature set's folder name, `<name>-<hash8>`."""
@@ -46,6 +61,8 @@ class _EncoderSpec(Config):
 class VisionSpec(_EncoderSpec):
     """A timm model and how its input is prepared. What is left out is the model's own evaluation transform."""
 
+    _reads = frozenset({"name", "stored_dtype", "pooling", "final_norm"})
+
     modality: Literal["vision"] = "vision"
     weights: str = "pretrained"
     """`pretrained` (timm's own, from the hub) or the path or URI of a safetensors file."""
@@ -57,6 +74,9 @@ class VisionSpec(_EncoderSpec):
     interpolation: Interpolation | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    position_interpolation: Literal["timm", "dinov2-hub"] = "timm"
+    """How position embeddings of another image size are resampled: antialiased as timm does, or as DINOv2's own
+    `torch.hub` models do, which the released ShareLock code used."""
 
     def resolved(self) -> "VisionSpec":
         """This spec with every omitted field filled in from the model's configuration.
@@ -103,7 +123,9 @@ class VisionSpec(_EncoderSpec):
 
 
 class LanguageSpec(_EncoderSpec):
-    """A transformers model, by hub name or by the path or `package://` URI of its folder."""
+    """A transformers model, by hub name or by the path or URI of its folder."""
+
+    _reads = frozenset({"name", "stored_dtype", "pooling", "layer", "final_norm"})
 
     modality: Literal["language"] = "language"
     revision: str | None = None
@@ -128,12 +150,19 @@ class LanguageSpec(_EncoderSpec):
             raise ValueError("a prompt has `{}` once, where the caption goes")
         return prompt
 
+    @model_validator(mode="after")
+    def _norm_is_of_the_output(self) -> Self:
+        if self.layer is not None and not self.final_norm:
+            raise ValueError("`final_norm: false` reads what goes into the last norm, so leave `layer` out")
+        return self
+
     def resolved(self) -> "LanguageSpec":
         return self
 
     @property
     def is_local(self) -> bool:
-        return self.model.startswith("package://") or storage.exists(self.model)
+        """True where the model is a folder, on a disk or an object store, and not one of the hub."""
+        return "://" in self.model or storage.exists(self.model)
 
     @property
     def path_field(self) -> str:
@@ -143,27 +172,4 @@ class LanguageSpec(_EncoderSpec):
         return weights_digest(self.model) if self.is_local else None
 
 
-EncoderSpec = Annotated[VisionSpec | LanguageSpec, Field(discriminator="modality")]
-
-
-def weights_digest(uri: str) -> str:
-    """SHA-256 of a weights file, or of a model folder's files and their names.
-
-    Raises:
-        RequestError: there is nothing at `uri`.
-    """
-    if not storage.exists(uri):
-        raise RequestError(f"no weights at {uri}: check the recipe's `weights` or `model`")
-    if not storage.is_folder(uri):
-        return _file_digest(uri, storage.version(uri))
-    # READMEs change nothing; any other file may.
-    members = [storage.join(uri, name) for name in storage.names(uri) if not name.startswith(".")]
-    files = [path for path in members if not path.endswith(".md") and not storage.is_folder(path)]
-    digests = [(path.removeprefix(uri), _file_digest(path, storage.version(path))) for path in files]
-    return storage.sha256(repr(digests).encode())
-
-
-@lru_cache(maxsize=256)
-def _file_digest(uri: str, version: str) -> str:
-    """`version` tells the cache whether the file is still the same."""
-    return storage.sha256_of(uri)
+EncoderSpec = Annotated[VisionSpec | LanguageSpec, Field(discriminator="modality"), BeforeValidator(expand)]

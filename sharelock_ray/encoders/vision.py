@@ -1,6 +1,6 @@
 """Frozen vision encoders, through timm."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,12 +8,14 @@ import timm
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load
+from safetensors.torch import load_file
 
-from sharelock_ray import storage
 from sharelock_ray.encoders.images import crop_image, upright
+from sharelock_ray.encoders.norms import FinalNorm, find_norm
+from sharelock_ray.encoders.passes import Encoded, Passes, Tensors
 from sharelock_ray.encoders.provenance import device_name, hub_commit
 from sharelock_ray.encoders.spec import VisionSpec
+from sharelock_ray.encoders.weights import local_weights
 from sharelock_ray.errors import RequestError
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -25,27 +27,46 @@ class VisionEncoder:
     Args:
         spec: what to load and how to prepare its input.
         device: where the model runs.
-        batch_size: images of one forward pass; changes the speed, not the embeddings beyond rounding.
+        batch_size: images of one forward pass; changes the speed, not the embeddings beyond rounding. Halved for good
+            where the device's memory does not suffice.
+        others: more encoders of the same `forward_key`, read from the same forward passes.
+        compiled: through `torch.compile`, which takes its time on the first batches.
+        channels_last: convolutions on NHWC memory, which many GPUs do faster.
 
     Raises:
-        RequestError: timm does not know the model, or the weights do not fit it.
+        RequestError: timm does not know the model, the weights do not fit it, or it has not what a spec reads.
     """
 
-    def __init__(self, spec: VisionSpec, device: str = "cpu", batch_size: int = 64) -> None:
+    def __init__(
+        self,
+        spec: VisionSpec,
+        device: str = "cpu",
+        batch_size: int = 64,
+        *,
+        others: Sequence[VisionSpec] = (),
+        compiled: bool = False,
+        channels_last: bool = False,
+    ) -> None:
         self.spec = spec.resolved()
-        self.batch_size = batch_size
+        self.specs = [self.spec, *(other.resolved() for other in others)]
         self._device = torch.device(device)
         self._dtype = getattr(torch, spec.dtype)
+        self._passes = Passes(self._device, batch_size)
         self._model = _load(self.spec).eval().requires_grad_(False).to(self._device, self._dtype)
+        if channels_last:
+            self._model.to(memory_format=torch.channels_last)
+        for each in self.specs:
+            _require_tokens(self._model, each)
+        self._norms = [None if each.final_norm else _final_norm(self._model, each) for each in self.specs]
+        self._features = torch.compile(self._model.forward_features) if compiled else self._model.forward_features
         hub = self._model.pretrained_cfg.get("hf_hub_id") if spec.weights == "pretrained" else None
         self.revision = hub_commit(hub, *_HUB_FILES) if hub else None
-        """Commit of the weights on the hub; None for local ones."""
+        """Commit of the weights on the hub; None for others."""
         mean, std = (
             torch.tensor(value, device=self._device).view(3, 1, 1) for value in (self.spec.mean, self.spec.std)
         )
         self._mean, self._std = mean * 255, std * 255
 
-    @torch.inference_mode()
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """Embeds decoded images.
 
@@ -54,12 +75,20 @@ class VisionEncoder:
 
         Returns:
             (N, D) float32, not normalised.
+
+        Raises:
+            RunError: an image does not fit into the device's memory.
         """
-        batches = [
-            self._forward(torch.tensor(pixels[start : start + self.batch_size]))
-            for start in range(0, len(pixels), self.batch_size)
-        ]
-        return torch.cat(batches).float().cpu().numpy() if batches else np.empty((0, self.dim), np.float32)
+        return self.encode_each(pixels).only()
+
+    @torch.inference_mode()
+    def encode_each(self, pixels: np.ndarray) -> Encoded:
+        """Embeds decoded images, as `encode` does, for `spec` and each of `others`."""
+
+        def load(rows: list[int]) -> Tensors:
+            return (torch.tensor(pixels[rows[0] : rows[-1] + 1]),)
+
+        return self._passes.run(len(pixels), [self._dim(spec) for spec in self.specs], _cut, load, self._forward)
 
     def encode_images(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Embeds Pillow images; (N, D) float32."""
@@ -73,38 +102,156 @@ class VisionEncoder:
         return device_name(self._device)
 
     @property
+    def batch_size(self) -> int:
+        """Images of one forward pass, now."""
+        return self._passes.limit
+
+    @property
+    def batch_reductions(self) -> int:
+        """How often the batch size was lowered for want of memory."""
+        return self._passes.reductions
+
+    @property
     def dim(self) -> int:
         """Width D of an embedding."""
-        # Some models widen what they pool, and say so by another name.
-        pooled = getattr(self._model, "head_hidden_size", None) if self.spec.pooling == "model" else None
-        return int(pooled or self._model.num_features) * (2 if self.spec.pooling == "cls_mean" else 1)
+        return self._dim(self.spec)
 
-    def _forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        images = pixels.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
-        images = ((images.float() - self._mean) / self._std).to(self._dtype)
-        if self.spec.pooling == "model":
-            return self._model(images)
-        tokens = self._model.forward_features(images)
-        prefix = self._model.num_prefix_tokens
-        cls, mean = tokens[:, 0], tokens[:, prefix:].mean(1)
-        return {"cls": cls, "mean": mean, "cls_mean": torch.cat([cls, mean], 1)}[self.spec.pooling]
+    def _dim(self, spec: VisionSpec) -> int:
+        # Some models widen what they pool, and say so by another name.
+        pooled = getattr(self._model, "head_hidden_size", None) if spec.pooling == "model" else None
+        return int(pooled or self._model.num_features) * (2 if spec.pooling == "cls_mean" else 1)
+
+    def _forward(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+        # Channels are last in memory already, whatever the model prefers.
+        images = ((pixels.permute(0, 3, 1, 2).float() - self._mean) / self._std).to(self._dtype)
+        features = self._features(images)
+        return [self._read(features, spec, norm) for spec, norm in zip(self.specs, self._norms, strict=True)]
+
+    def _read(self, features: torch.Tensor, spec: VisionSpec, norm: FinalNorm | None) -> torch.Tensor:
+        """(B, D) of one spec from the model's features."""
+        if spec.pooling == "model":
+            if norm is None or norm.in_trunk:
+                return self._model.forward_head(features if norm is None else norm.before)
+            self._model.forward_head(features)
+            return norm.before.flatten(1)
+        tokens = features if norm is None else norm.before
+        cls, mean = tokens[:, 0], tokens[:, self._model.num_prefix_tokens :].mean(1)
+        return {"cls": cls, "mean": mean, "cls_mean": torch.cat([cls, mean], 1)}[spec.pooling]
+
+
+def _cut(rows: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Consecutive rows in batches."""
+    for start in range(0, len(rows), batch_size):
+        yield list(rows[start : start + batch_size])
 
 
 def _load(spec: VisionSpec) -> Any:
+    """The model without its classifier, for images of the spec's size."""
     if not timm.is_model(spec.model.partition(".")[0]):
         raise RequestError(f"timm knows no model {spec.model!r}: see timm.list_models()")
     pretrained = spec.weights == "pretrained"
-    try:
-        model = timm.create_model(spec.model, pretrained=pretrained, num_classes=0, img_size=spec.image_size)
-    except TypeError:  # Only models with a fixed grid of positions take the size.
-        model = timm.create_model(spec.model, pretrained=pretrained, num_classes=0)
-    prefix = getattr(model, "num_prefix_tokens", None)
-    if spec.pooling != "model" and (prefix is None or (prefix == 0 and spec.pooling != "mean")):
-        raise RequestError(f"{spec.model} has no tokens for pooling {spec.pooling!r}: use `pooling: model`")
+    if pretrained and spec.position_interpolation != "timm":
+        # At the size of the weights, since timm resamples while it loads.
+        model = _create(spec.model, timm.get_pretrained_cfg(spec.model).input_size[-1], pretrained=True)
+    else:
+        model = _create(spec.model, spec.image_size, pretrained)
     if not pretrained:
-        try:
-            model.load_state_dict(load(storage.read_bytes(spec.weights)))
-        except (RuntimeError, SafetensorError, OSError) as error:
-            reason = " ".join(str(error).split())[:160]
-            raise RequestError(f"{spec.weights} does not hold weights of {spec.model}: {reason} …") from None
+        _load_file(model, spec)
+    _set_image_size(model, spec)
     return model
+
+
+def _create(name: str, image_size: int | None, pretrained: bool) -> Any:
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, img_size=image_size)
+    except TypeError:  # Only models with a fixed grid of positions take the size.
+        return timm.create_model(name, pretrained=pretrained, num_classes=0)
+
+
+def _load_file(model: Any, spec: VisionSpec) -> None:
+    """Loads the spec's own weights; the model then has the image size of the weights."""
+    try:
+        weights = load_file(local_weights(spec.weights))
+        classifiers = model.pretrained_cfg.get("classifier") or ()
+        for name in (classifiers,) if isinstance(classifiers, str) else classifiers:
+            weights = {key: value for key, value in weights.items() if not key.startswith(f"{name}.")}
+        if _has_positions(model) and "pos_embed" in weights:
+            grid = int((weights["pos_embed"].shape[1] - _prefix(model)) ** 0.5)
+            model.set_input_size(img_size=grid * model.patch_embed.patch_size[0])
+        model.load_state_dict(weights)
+    except (RuntimeError, AssertionError, SafetensorError, OSError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise RequestError(f"{spec.weights} does not hold weights of {spec.model}: {reason} …") from None
+
+
+def _has_positions(model: Any) -> bool:
+    """True where positions are a learnt vector for each patch of a square grid."""
+    positions = getattr(model, "pos_embed", None)
+    return positions is not None and positions.ndim == 3 and hasattr(model, "set_input_size")
+
+
+def _prefix(model: Any) -> int:
+    """Position embeddings that are of no patch."""
+    return 0 if getattr(model, "no_embed_class", False) else int(model.num_prefix_tokens)
+
+
+def _set_image_size(model: Any, spec: VisionSpec) -> None:
+    """Resamples the model's position embeddings to the spec's image size, in the spec's way."""
+    if not _has_positions(model):
+        if spec.position_interpolation != "timm":
+            raise RequestError(f"{spec.model} resamples no position embeddings: leave `position_interpolation` out")
+        return
+    if model.patch_embed.img_size == (spec.image_size, spec.image_size):
+        return
+    learnt, prefix = model.pos_embed.detach(), _prefix(model)
+    model.set_input_size(img_size=spec.image_size)
+    if spec.position_interpolation == "dinov2-hub":
+        grid = hub_positions(learnt[:, prefix:], model.patch_embed.grid_size[0], registers=model.num_reg_tokens > 0)
+        model.pos_embed = torch.nn.Parameter(torch.cat([learnt[:, :prefix], grid], 1))
+
+
+def hub_positions(positions: torch.Tensor, side: int, registers: bool) -> torch.Tensor:
+    """Position embeddings as DINOv2's own code (facebookresearch/dinov2, `hub/backbones.py`) resamples them.
+
+    Without registers it scales by a factor of `(side + 0.1) / M` and without antialiasing, so that the samples lie a
+    little off the grid's; with registers (arXiv 2309.16588) to the exact size, and antialiased.
+
+    Args:
+        positions: (1, M * M, D), of the patches alone.
+        side: patches to a side of the new grid.
+        registers: whether the model has register tokens.
+
+    Returns:
+        (1, side * side, D).
+    """
+    old = int(positions.shape[1] ** 0.5)
+    grid = positions.float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    if registers:
+        grid = torch.nn.functional.interpolate(grid, size=(side, side), mode="bicubic", antialias=True)
+    else:
+        factor = (side + 0.1) / old
+        grid = torch.nn.functional.interpolate(grid, scale_factor=(factor, factor), mode="bicubic")
+    return grid.permute(0, 2, 3, 1).flatten(1, 2).to(positions.dtype)
+
+
+def _require_tokens(model: Any, spec: VisionSpec) -> None:
+    has = {
+        "model": True,
+        "mean": getattr(model, "num_prefix_tokens", None) is not None,
+        "cls": getattr(model, "cls_token", None) is not None,
+    }
+    if not all(has[part] for part in spec.pooling.split("_")):
+        raise RequestError(f"{spec.model} has no tokens for pooling {spec.pooling!r}: use `pooling: model`")
+
+
+def _final_norm(model: Any, spec: VisionSpec) -> FinalNorm:
+    """The norm that a spec leaves out: of the tokens, or of what the head has pooled."""
+    tokens = find_norm(model, "norm")
+    if tokens is not None:
+        return FinalNorm(tokens, in_trunk=True)
+    # A head that widens does so after its norm, so what goes into that norm is no embedding.
+    pools = spec.pooling == "model" and getattr(model, "head_hidden_size", None) == model.num_features
+    pooled = find_norm(model, "fc_norm", "head.norm") if pools else None
+    if pooled is None:
+        raise RequestError(f"{spec.model} has no final norm for pooling {spec.pooling!r}: leave `final_norm` out")
+    return FinalNorm(pooled, in_trunk=False)

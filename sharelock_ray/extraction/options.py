@@ -19,5 +19,10 @@ class ExtractionOptions(Config):
     chunk_size: Annotated[int, Field(ge=1)] = 512
     """Samples of a staged chunk: what a kill can lose, and the pool that captions are sorted in."""
     image_batch_size: Annotated[int, Field(ge=1)] = 64
+    """Images of one forward pass; halved, as the token budget is, where a device has not the memory."""
     token_budget: Annotated[int, Field(ge=1)] = 1024
     """Padded tokens of one forward pass of a language model."""
+    compile: bool = False
+    """Encoders through `torch.compile`: pays on long runs."""
+    channels_last: bool = False
+    """Vision encoders in the memory order that GPUs prefer for convolutions."""

@@ -9,6 +9,7 @@ is on the device.
 import os
 import pickle
 import socket
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -166,12 +167,22 @@ class _Encode:
 
         device = "cuda" if options.num_gpus and torch.cuda.is_available() else "cpu"
         self._specs, self._writers = encoders, writers
-        self._encoders: list[Any] = [
-            VisionEncoder(spec, device, options.image_batch_size)
-            if isinstance(spec, VisionSpec)
-            else LanguageEncoder(spec, device, options.token_budget)
-            for spec in encoders
-        ]
+        # Encoders that differ in what they read of a forward pass share it, and the model.
+        shared: dict[str, list[int]] = {}
+        for i, spec in enumerate(encoders):
+            shared.setdefault(spec.forward_key(), []).append(i)
+        self._groups: list[tuple[list[int], Any]] = []
+        for group in shared.values():
+            first, *others = (encoders[i] for i in group)
+            settings: dict[str, Any] = {"others": others, "compiled": options.compile}
+            encoder = (
+                VisionEncoder(first, device, options.image_batch_size, channels_last=options.channels_last, **settings)
+                if isinstance(first, VisionSpec)
+                else LanguageEncoder(first, device, options.token_budget, **settings)
+            )
+            self._groups.append((group, encoder))
+        # Of two chunks at a time, one is on the device, where memory is counted on for one.
+        self._device = threading.Lock()
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -179,19 +190,25 @@ class _Encode:
         chunk = work.chunk
         rejects = tokens = 0
         encode_seconds = write_seconds = 0.0
-        for i in work.missing:
-            spec, encoder = self._specs[i], self._encoders[i]
-            encoded = (
-                encode_language(encoder, chunk)
-                if isinstance(spec, LanguageSpec)
-                else encode_vision(encoder, chunk, spec.preprocessing)
-            )
-            started = time.perf_counter()
-            self._writers[i].stage(chunk.part, chunk.index, chunk.last, chunk.source, encoded)
-            write_seconds += time.perf_counter() - started
-            encode_seconds += encoded.seconds
-            rejects += len(encoded.rejects)
-            tokens += encoded.tokens
+        for group, encoder in self._groups:
+            if not set(group) & set(work.missing):
+                continue
+            spec = self._specs[group[0]]
+            with self._device:
+                chunks = (
+                    encode_language(encoder, chunk)
+                    if isinstance(spec, LanguageSpec)
+                    else encode_vision(encoder, chunk, spec.preprocessing)
+                )
+            for i, encoded in zip(group, chunks, strict=True):
+                if i not in work.missing:
+                    continue
+                started = time.perf_counter()
+                self._writers[i].stage(chunk.part, chunk.index, chunk.last, chunk.source, encoded)
+                write_seconds += time.perf_counter() - started
+                encode_seconds += encoded.seconds
+                rejects += len(encoded.rejects)
+                tokens += encoded.tokens
         report = ChunkReport(
             part=chunk.part,
             index=chunk.index,

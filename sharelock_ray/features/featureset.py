@@ -138,9 +138,8 @@ class FeatureSet:
 
 
 def cache_folder() -> Path:
-    """Where this node keeps decoded embeddings: `SHARELOCK_CACHE`, or a folder of the user's cache."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sharelock_ray"
-    return Path(os.environ.get("SHARELOCK_CACHE", default)) / "features"
+    """Where this node keeps decoded embeddings."""
+    return storage.node_cache("features")
 
 
 @dataclass(frozen=True)

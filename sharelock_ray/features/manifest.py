@@ -40,6 +40,7 @@ class Part(Config):
     encoder_seconds: float
     tokens: int
     truncated: int
+    batch_reductions: int = 0
     devices: tuple[str, ...]
     revisions: tuple[str, ...]
 
@@ -79,6 +80,7 @@ class Manifest(Origin):
     non_finite: int = 0
     tokens: int
     truncated: int
+    batch_reductions: int = 0
     inputs: tuple[Input, ...]
     parts: tuple[Part, ...]
     devices: tuple[str, ...]
@@ -111,6 +113,7 @@ def totals(parts: Sequence[Part]) -> dict[str, Any]:
         "max": max(highs, default=None),
         "tokens": sum(part.tokens for part in parts),
         "truncated": sum(part.truncated for part in parts),
+        "batch_reductions": sum(part.batch_reductions for part in parts),
         "devices": tuple(sorted({device for part in parts for device in part.devices})),
         "revisions": tuple(sorted({revision for part in parts for revision in part.revisions})),
         "encoder_seconds": round(sum(part.encoder_seconds for part in parts), 2),

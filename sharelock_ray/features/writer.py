@@ -60,6 +60,8 @@ class EncodedChunk:
     seconds: float = 0.0
     tokens: int = 0
     truncated: int = 0
+    batch_reductions: int = 0
+    """How often the device ran out of memory, and was given smaller batches from then on."""
     device: str = "cpu"
     revision: str | None = None
     """Commit of a model that came from the hub."""
@@ -141,6 +143,7 @@ class FeatureSetWriter:
             "device": chunk.device,
             "revision": chunk.revision,
             "truncated": chunk.truncated,
+            "batch_reductions": chunk.batch_reductions,
         }
         buffer = io.BytesIO()
         rows = rows.replace_schema_metadata({"chunk": json.dumps(about)})
@@ -196,6 +199,7 @@ class FeatureSetWriter:
             encoder_seconds=sum(each["seconds"] for each in about),
             tokens=sum(each["tokens"] for each in about),
             truncated=sum(each["truncated"] for each in about),
+            batch_reductions=sum(each["batch_reductions"] for each in about),
             devices=tuple(sorted({each["device"] for each in about})),
             revisions=tuple(sorted({each["revision"] for each in about if each["revision"]})),
         )

@@ -189,7 +189,7 @@ def _encoder(spec: EncoderSpec, encoder: Any, probe: Chunk, total: int) -> Encod
         return encode_vision(encoder, probe, spec.preprocessing)
 
     encode()  # The first pass also pays for what is done once.
-    encoded = encode()
+    (encoded,) = encode()
     rows = len(encoded.embeddings)
     width = encoded.embeddings.shape[1] * (2 if spec.stored_dtype == "float16" else 4)
     texts = sum(len(str(text).encode()) for name in ("key", "text") for text in encoded.columns.get(name, []))

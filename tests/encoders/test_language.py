@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 
 import support
 from sharelock_ray.encoders.language import LanguageEncoder, token_batches
@@ -21,12 +21,19 @@ TEXTS = [
 ]
 CASES = [("decoder", "last"), ("decoder", "mean"), ("encoder", "mean"), ("encoder", "first"), ("encoder", "last")]
 CASES += [("decoder", "max"), ("encoder", "max")]
+KINDS = ["decoder", "gpt2", "encoder", "roberta", "t5"]
 PROMPT = "a picture of {} in the small photo"
+
+
+def plain(spec: LanguageSpec) -> PreTrainedModel:
+    """The model as transformers gives it; of an encoder-decoder the encoder."""
+    model = AutoModel.from_pretrained(spec.model).eval()
+    return model.get_encoder() if model.config.is_encoder_decoder else model
 
 
 def alone(spec: LanguageSpec, texts: list[str]) -> np.ndarray:
     """Each text through plain transformers, by itself, without any padding."""
-    tokenizer, model = AutoTokenizer.from_pretrained(spec.model), AutoModel.from_pretrained(spec.model).eval()
+    tokenizer, model = AutoTokenizer.from_pretrained(spec.model), plain(spec)
     rows = []
     for text in texts:
         ids = tokenizer(text, return_tensors="pt")["input_ids"]
@@ -45,6 +52,46 @@ def test_equals_transformers_on_one_text_at_a_time(models: Path, kind: str, pool
     found = encoder.encode(TEXTS)
     assert (found.shape, found.dtype) == ((5, encoder.dim), np.float32)
     np.testing.assert_allclose(found, alone(spec, TEXTS), atol=1e-5)
+
+
+class TestCompany:
+    """Nothing of a text's embedding depends on the texts that share its forward pass (docs/encoders.md: tolerances)."""
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("pooling", ["last", "mean", "max"])
+    def test_in_one_batch_is_as_alone(self, models: Path, kind: str, pooling: str) -> None:
+        spec = support.tiny_language(models, kind, pooling=pooling)
+        found = LanguageEncoder(spec, token_budget=100_000).encode(TEXTS)
+        expected = alone(spec, TEXTS)
+        np.testing.assert_allclose(found, expected, atol=2e-6)
+        assert cosine_distance(found, expected).max() < 1e-12
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_padded_on_the_left_it_would_be_the_same(self, models: Path, kind: str) -> None:
+        """Plain transformers with padding before the text, under a mask, and positions counted from its first token."""
+        spec = support.tiny_language(models, kind, pooling="last")
+        tokenizer, model = AutoTokenizer.from_pretrained(spec.model), plain(spec)
+        ids = [tokenizer(text)["input_ids"] for text in TEXTS]
+        width = max(map(len, ids))
+        padded = torch.tensor([[0] * (width - len(i)) + i for i in ids])
+        mask = torch.tensor([[0] * (width - len(i)) + [1] * len(i) for i in ids])
+        # T5's positions are relative; RoBERTa finds its own, behind the padding token's.
+        own = kind in ("t5", "roberta")
+        positions = {} if own else {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+        with torch.inference_mode():
+            expected = model(input_ids=padded, attention_mask=mask, **positions).last_hidden_state[:, -1].numpy()
+        np.testing.assert_allclose(LanguageEncoder(spec).encode(TEXTS), expected, atol=2e-6)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_in_16_bits_it_moves_a_little(self, models: Path, kind: str) -> None:
+        spec = support.tiny_language(models, kind, pooling="mean", dtype="bfloat16")
+        one_by_one, together = (LanguageEncoder(spec, token_budget=budget).encode(TEXTS) for budget in (1, 100_000))
+        assert cosine_distance(one_by_one, together).max() < 1e-4
+
+
+def cosine_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return 1 - (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
 
 
 @pytest.mark.parametrize(("kind", "pooling"), CASES)
@@ -83,6 +130,38 @@ def test_any_layer_can_be_pooled(models: Path, kind: str, layer: int) -> None:
             output = model(**tokenizer(text, return_tensors="pt"), output_hidden_states=True)
         expected.append(output.hidden_states[layer][0].mean(0).numpy())
     np.testing.assert_allclose(LanguageEncoder(spec).encode(TEXTS), np.stack(expected), atol=1e-5)
+
+
+class TestFinalNorm:
+    @pytest.mark.parametrize(("kind", "name"), [("decoder", "norm"), ("gpt2", "ln_f"), ("t5", "final_layer_norm")])
+    def test_left_out_is_what_the_norm_is_given(self, models: Path, kind: str, name: str) -> None:
+        spec = support.tiny_language(models, kind, pooling="last")
+        tokenizer, model = AutoTokenizer.from_pretrained(spec.model), plain(spec)
+        model.set_submodule(name, torch.nn.Identity())
+        expected = []
+        for text in TEXTS:
+            with torch.inference_mode():
+                expected.append(model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0, -1].numpy())
+        encoder = LanguageEncoder(spec.model_copy(update={"final_norm": False}), others=[spec])
+        raw, normed = encoder.encode_each(TEXTS).embeddings
+        np.testing.assert_allclose(raw, np.stack(expected), atol=1e-5)
+        np.testing.assert_allclose(normed, alone(spec, TEXTS), atol=1e-5)
+        assert not np.allclose(raw, normed, atol=0.01)
+
+    @pytest.mark.parametrize("kind", ["encoder", "roberta"])
+    def test_that_is_not_there_cannot_be_left_out(self, models: Path, kind: str) -> None:
+        with pytest.raises(RequestError, match="has no norm after its last layer"):
+            LanguageEncoder(support.tiny_language(models, kind, final_norm=False))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_encoders_that_share_a_forward_pass_give_what_each_gives_alone(models: Path, kind: str) -> None:
+    spec = support.tiny_language(models, kind)
+    changes = [{"layer": 0}, {"layer": 1, "pooling": "max"}, {"layer": -1, "pooling": "first"}, {"pooling": "last"}]
+    others = [spec.model_copy(update=change) for change in changes]
+    encoder = LanguageEncoder(spec, token_budget=12, others=others)
+    for each, found in zip([spec, *others], encoder.encode_each([*TEXTS, TEXTS[0]]).embeddings, strict=True):
+        np.testing.assert_allclose(found, LanguageEncoder(each).encode([*TEXTS, TEXTS[0]]), atol=1e-5)
 
 
 def test_an_appended_end_is_what_last_reads(models: Path) -> None:
@@ -132,8 +211,12 @@ def test_no_texts_give_no_rows_of_the_right_width(language_spec: LanguageSpec) -
     assert encoder.counts.texts == 0
 
 
-def test_a_text_of_no_words_still_has_an_embedding(language_spec: LanguageSpec) -> None:
-    assert np.isfinite(LanguageEncoder(language_spec).encode(["", "a"])).all()
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_text_of_no_words_still_has_an_embedding(models: Path, kind: str) -> None:
+    encoder = LanguageEncoder(support.tiny_language(models, kind))
+    found = encoder.encode(["", "a"])
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found[:1], encoder.encode([""]), atol=1e-5)
 
 
 @pytest.mark.parametrize("model", ["a folder", "an empty folder", "a folder without weights"])

@@ -25,12 +25,15 @@ VISION_CHANGES = [
     {"interpolation": "bicubic"},
     {"mean": (0.4, 0.5, 0.5)},
     {"std": (0.4, 0.5, 0.5)},
+    {"final_norm": False},
+    {"position_interpolation": "dinov2-hub"},
     {"dtype": "bfloat16"},
     {"stored_dtype": "float32"},
 ]
 LANGUAGE_CHANGES = [
     {"pooling": "mean"},
     {"layer": -2},
+    {"final_norm": False},
     {"append_eos": True},
     {"prompt": "this means in one word: {}"},
     {"max_length": 31},
@@ -77,7 +80,8 @@ class TestFolder:
     ) -> None:
         copy = shutil.copytree(language_spec.model, tmp_path / "elsewhere")
         (copy / "README.md").write_text("A model.")
-        assert hash_of(language_spec.model_copy(update={"model": str(copy)})) == hash_of(language_spec)
+        for path in (str(copy), f"{copy}/"):
+            assert hash_of(language_spec.model_copy(update={"model": path})) == hash_of(language_spec)
         assert hash_of(support.tiny_language(models, seed=1)) != hash_of(language_spec)
 
     @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
@@ -107,6 +111,31 @@ class TestFolder:
     def test_of_weights_that_are_missing_is_a_wrong_request(self, tmp_path: Path, vision_spec: VisionSpec) -> None:
         with pytest.raises(RequestError, match="no weights at"):
             vision_spec.model_copy(update={"weights": str(tmp_path / "gone")}).folder()
+
+
+class TestForwardKey:
+    """Says which encoders one model serves in one forward pass."""
+
+    @pytest.mark.parametrize(
+        "change", [{"name": "other"}, {"stored_dtype": "float32"}, {"pooling": "mean"}, {"final_norm": False}], ids=str
+    )
+    def test_is_the_same_for_another_reading(
+        self, change: dict[str, object], vision_spec: VisionSpec, language_spec: LanguageSpec
+    ) -> None:
+        for spec in (vision_spec, language_spec):
+            assert spec.model_copy(update=change).forward_key() == spec.forward_key()
+        assert language_spec.model_copy(update={"layer": 1}).forward_key() == language_spec.forward_key()
+
+    def test_is_another_for_whatever_else_changes(self, vision_spec: VisionSpec, language_spec: LanguageSpec) -> None:
+        reads = {"stored_dtype", "pooling", "layer", "final_norm"}
+        for spec, changes in ((vision_spec, VISION_CHANGES), (language_spec, LANGUAGE_CHANGES)):
+            others = [spec.model_copy(update=change) for change in changes if not reads & change.keys()]
+            assert len({other.forward_key() for other in [spec, *others]}) == len(others) + 1
+
+
+def test_a_layer_within_the_model_has_no_final_norm(models: Path) -> None:
+    with pytest.raises(ValidationError, match="leave `layer` out"):
+        support.tiny_language(models, layer=1, final_norm=False)
 
 
 class TestResolved:

@@ -30,6 +30,14 @@ def vit(models: Path) -> VisionSpec:
     return support.tiny_vision(models, name="tiny-vit", model="test_vit", weights=str(path))
 
 
+def saved(models: Path, name: str, **settings: object) -> str:
+    """The path of random weights, without a classifier unless it is asked for."""
+    torch.manual_seed(0)
+    path = models / f"{name}-{'-'.join(map(str, settings.values()))}.safetensors"
+    save_file(timm.create_model(name, **({"num_classes": 0} | settings)).state_dict(), path)
+    return str(path)
+
+
 def bare(spec: VisionSpec) -> torch.nn.Module:
     size = {"img_size": 32} if spec.model == "test_vit" else {}
     model = timm.create_model(spec.model, num_classes=0, **size)
@@ -149,6 +157,23 @@ class TestRefuses:
         with pytest.raises(RequestError, match="has no tokens"):
             VisionEncoder(vision_spec.model_copy(update={"pooling": pooling}))
 
+    def test_a_class_token_of_a_model_that_has_registers_alone(self, models: Path) -> None:
+        path = saved(models, "test_vit2", img_size=32)
+        with pytest.raises(RequestError, match="has no tokens"):
+            VisionEncoder(support.tiny_vision(models, model="test_vit2", weights=path, pooling="cls"))
+
+    @pytest.mark.parametrize(
+        ("model", "pooling"), [("test_resnet", "model"), ("test_vit2", "mean"), ("test_mambaout", "model")]
+    )
+    def test_to_leave_out_a_norm_that_is_not_there(self, models: Path, model: str, pooling: str) -> None:
+        spec = support.tiny_vision(models, model=model, weights=saved(models, model), pooling=pooling, final_norm=False)
+        with pytest.raises(RequestError, match=f"{model} has no final norm for pooling '{pooling}'"):
+            VisionEncoder(spec)
+
+    def test_the_hubs_positions_of_a_model_without_positions(self, vision_spec: VisionSpec) -> None:
+        with pytest.raises(RequestError, match="test_resnet resamples no position embeddings"):
+            VisionEncoder(vision_spec.model_copy(update={"position_interpolation": "dinov2-hub"}))
+
 
 def test_weights_may_lie_on_an_object_store(vision_spec: VisionSpec) -> None:
     uri = "memory://weights/model.safetensors"
@@ -159,3 +184,120 @@ def test_weights_may_lie_on_an_object_store(vision_spec: VisionSpec) -> None:
         storage.remove("memory://weights")
     found = encoder.encode(pixels(vision_spec))
     np.testing.assert_allclose(found, VisionEncoder(vision_spec).encode(pixels(vision_spec)), atol=1e-6)
+
+
+class TestFinalNorm:
+    """Left out, what is pooled is what the model's last norm is given."""
+
+    @pytest.mark.parametrize("pooling", ["model", "cls", "mean", "cls_mean"])
+    def test_of_the_tokens(self, pooling: str, vit: VisionSpec) -> None:
+        model = bare(vit)
+        model.norm = torch.nn.Identity()
+        with torch.inference_mode():
+            tokens = model.forward_features(torch.stack([prepared(data) for data in FILES])).numpy()
+        cls, mean = tokens[:, 0], tokens[:, 1:].mean(1)
+        expected = {"model": cls, "cls": cls, "mean": mean, "cls_mean": np.hstack([cls, mean])}[pooling]
+        spec = vit.model_copy(update={"pooling": pooling, "final_norm": False})
+        np.testing.assert_allclose(VisionEncoder(spec).encode(pixels(vit)), expected, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize(("model", "norm"), [("test_convnext", "head.norm"), ("test_vit2", "fc_norm")])
+    def test_of_what_the_head_has_pooled(self, model: str, norm: str, models: Path) -> None:
+        size = {"img_size": 32} if model == "test_vit2" else {}
+        spec = support.tiny_vision(models, model=model, weights=saved(models, model, **size))
+        without = timm.create_model(model, num_classes=0, **size)
+        without.load_state_dict(load_file(spec.weights))
+        without.set_submodule(norm, torch.nn.Identity())
+        with torch.inference_mode():
+            expected = without.eval()(torch.stack([prepared(data) for data in FILES])).numpy()
+        encoder = VisionEncoder(spec, others=[spec.model_copy(update={"final_norm": False})])
+        normed, raw = encoder.encode_each(pixels(spec)).embeddings
+        np.testing.assert_allclose(raw, expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(normed, VisionEncoder(spec).encode(pixels(spec)), rtol=1e-4, atol=1e-5)
+        assert not np.allclose(normed, raw, atol=0.01)
+
+
+def test_encoders_that_share_a_forward_pass_give_what_each_gives_alone(vit: VisionSpec) -> None:
+    changes = [{"pooling": p, "final_norm": n} for p in ("model", "cls", "mean", "cls_mean") for n in (True, False)]
+    specs = [vit.model_copy(update=change) for change in changes]
+    encoder = VisionEncoder(specs[0], others=specs[1:], batch_size=3)
+    for spec, found in zip(specs, encoder.encode_each(pixels(vit)).embeddings, strict=True):
+        np.testing.assert_allclose(found, VisionEncoder(spec).encode(pixels(vit)), rtol=1e-4, atol=1e-5)
+
+
+def test_channels_last_changes_no_embedding(vision_spec: VisionSpec) -> None:
+    found = VisionEncoder(vision_spec, channels_last=True).encode(pixels(vision_spec))
+    np.testing.assert_allclose(found, VisionEncoder(vision_spec).encode(pixels(vision_spec)), rtol=1e-4, atol=1e-5)
+
+
+class TestImageSize:
+    """Weights of one size serve images of another, by their position embeddings."""
+
+    def test_of_local_weights_is_resampled_as_timm_does(self, models: Path) -> None:
+        path = saved(models, "test_vit", img_size=160)
+        model = timm.create_model("test_vit", num_classes=0, img_size=160)
+        model.load_state_dict(load_file(path))
+        model.set_input_size(img_size=32)
+        spec = support.tiny_vision(models, model="test_vit", weights=path)
+        with torch.inference_mode():
+            expected = model.eval()(torch.stack([prepared(data) for data in FILES])).numpy()
+        np.testing.assert_allclose(VisionEncoder(spec).encode(pixels(spec)), expected, rtol=1e-4, atol=1e-5)
+
+    def test_needs_no_weights_without_a_classifier(self, models: Path) -> None:
+        path = saved(models, "test_vit", num_classes=10)
+        spec = support.tiny_vision(models, model="test_vit", weights=path)
+        assert VisionEncoder(spec).encode(pixels(spec)).shape == (7, 64)
+
+    @pytest.mark.parametrize("registers", [False, True])
+    def test_of_dinov2_is_resampled_as_its_own_hub_does(self, models: Path, registers: bool) -> None:
+        """DINOv2-S of random weights, 518 pixels (37 patches to a side), to the 224 (16 patches) of the paper."""
+        name = f"vit_small_patch14_{'reg4_' if registers else ''}dinov2"
+        path = saved(models, name)
+        # As they begin, the layers hardly change what they are given: positions would not matter to the class token.
+        state = {key: torch.ones_like(v) if key.endswith("gamma") else v for key, v in load_file(path).items()}
+        state["pos_embed"] *= 10
+        save_file(state, path)
+        prefix = 0 if registers else 1
+        assert state["pos_embed"].shape[1] == 37 * 37 + prefix
+        oracle = timm.create_model(name, num_classes=0, img_size=224).eval()
+        grid = state["pos_embed"][0, prefix:].double().reshape(37, 37, -1)
+        rows = torch.from_numpy(antialiased(37, 16) if registers else scaled(37, 16, 16.1 / 37))
+        moved = torch.einsum("ia,jb,abd->ijd", rows, rows, grid).flatten(0, 1).float()
+        state["pos_embed"] = torch.cat([state["pos_embed"][0, :prefix], moved])[None]
+        oracle.load_state_dict(state)
+
+        spec = VisionSpec(preset=f"sharelock-dinov2-s{'-reg' if registers else ''}", weights=path)
+        images = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)
+        mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+        inputs = torch.from_numpy(((images / 255 - mean) / std).transpose(0, 3, 1, 2)).float()
+        with torch.inference_mode():
+            expected = oracle.forward_features(inputs)[:, 0].numpy()
+        found = VisionEncoder(spec).encode(images)
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+        timms = VisionEncoder(spec.model_copy(update={"position_interpolation": "timm"})).encode(images)
+        # With registers the two are one; without, they differ a little, as they should.
+        assert np.allclose(timms, expected, rtol=1e-3, atol=1e-4) == registers
+
+
+def cubic(x: np.ndarray, a: float) -> np.ndarray:
+    """Keys' cubic convolution kernel (1981); torch's `a` is -0.75, and -0.5 where it antialiases."""
+    x = np.abs(x)
+    near, far = ((a + 2) * x - (a + 3)) * x * x + 1, ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return np.where(x <= 1, near, np.where(x < 2, far, 0))
+
+
+def scaled(old: int, new: int, factor: float) -> np.ndarray:
+    """(new, old) weights of a resampling by `factor` without antialiasing; the border is repeated."""
+    weights = np.zeros((new, old))
+    for i in range(new):
+        place = (i + 0.5) / factor - 0.5
+        for neighbour in range(int(np.floor(place)) - 1, int(np.floor(place)) + 3):
+            weights[i, min(max(neighbour, 0), old - 1)] += cubic(np.array(place - neighbour), -0.75)
+    return weights
+
+
+def antialiased(old: int, new: int) -> np.ndarray:
+    """(new, old) weights of a downsampling whose kernel is as wide as the new pixels."""
+    step = old / new
+    centres, pixels_ = (np.arange(new) + 0.5) * step, np.arange(old) + 0.5
+    weights = cubic((pixels_[None] - centres[:, None]) / step, -0.5)
+    return weights / weights.sum(1, keepdims=True)

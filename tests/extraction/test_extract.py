@@ -112,7 +112,7 @@ class TestExtract:
         writer = FeatureSetWriter(job.uri(spec), spec.modality, spec.stored_dtype)
         writer.start(shards, 4)
         chunk = decode(next(cut(job.source, shards[0], 4)), {spec.preprocessing})
-        encoded = encode_vision(VisionEncoder(spec), chunk, spec.preprocessing)
+        (encoded,) = encode_vision(VisionEncoder(spec), chunk, spec.preprocessing)
         writer.stage(0, 0, False, shards[0].uri, encoded)
         sets = extract(job, ExtractionOptions(chunk_size=7, image_batch_size=3, token_budget=20))
         keys = [sample.key for sample in inputs(job)]

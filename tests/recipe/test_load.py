@@ -80,7 +80,7 @@ def test_a_grid_point_is_checked_like_a_recipe(path: str) -> None:
         ("alignmnt.steps=3", "no field `alignmnt`: did you mean `alignment`?"),
         ("alignment.language.dpth=3", "no field `alignment.language.dpth`: did you mean `depth`?"),
         ("encoders.0.wights=x", "no field `encoders.0.wights`: did you mean `weights`?"),
-        ("operations.extraction.zzz=1", "known here: chunk_size"),
+        ("operations.extraction.zzz=1", "known here: channels_last"),
         ("alignment.steps=many", "`alignment.steps`: Input should be a valid integer"),
         ("encoders.0.image_size=x", "`encoders.0.image_size`"),
         ("alignment.language.depth=0", "both sides are locked"),

@@ -100,7 +100,7 @@ def test_a_language_encoder_makes_rows_and_a_vision_encoder_rejects(
     source = TextSource(path=str(write(tmp_path / "x.txt", b"a red circle\n\nthe green square\n" + b"red " * 25_000)))
     (shard,) = source.shards()
     (chunk,) = cut(source, shard, chunk_size=10)
-    rows = encode_language(LanguageEncoder(language_spec), chunk)
+    (rows,) = encode_language(LanguageEncoder(language_spec), chunk)
     assert rows.columns["key"] == [f"x-00000/{i:09d}" for i in (0, 2, 3)]
     assert [(reject.key, reject.error) for reject in rows.rejects] == [("x-00000/000000001", "MissingCaption")]
     assert (len(rows.columns["text"][2]), rows.truncated) == (99_999, 1)  # Of 100,000 characters, a space at the end.

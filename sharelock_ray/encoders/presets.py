@@ -1,0 +1,150 @@
+"""Encoders by a short name: `preset: dinov2-l` in a recipe stands for the fields that are listed here.
+
+A preset is expanded when the recipe is read, and any field that the recipe gives itself comes before it. Its name is
+kept nowhere but as the default of `name`: the same settings written out are the same feature set.
+"""
+
+import difflib
+from typing import Any
+
+
+def expand(content: Any, modality: str | None = None) -> Any:
+    """`content` of a recipe's encoder with its `preset` replaced by that preset's fields.
+
+    Args:
+        modality: what the encoder must be; None where the preset decides.
+
+    Raises:
+        ValueError: there is no such preset, it is of the other modality, or nothing of it is left.
+    """
+    if not isinstance(content, dict) or "preset" not in content:
+        return content
+    given = {field: value for field, value in content.items() if field != "preset"}
+    name = str(content["preset"])
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.0)
+        raise ValueError(f"there is no preset {name!r}: did you mean `{near[0]}`? (docs/encoders.md lists all)")
+    fields = PRESETS[name]
+    wanted = given.get("modality", modality)
+    if wanted not in (None, fields["modality"]):
+        raise ValueError(f"the preset {name!r} is of a {fields['modality']} encoder, and `modality` is {wanted}")
+    if fields.keys() - given.keys() <= {"modality"}:
+        # As where a tuning grid puts a preset over an encoder that is written out.
+        raise ValueError(f"the preset {name!r} changes nothing here: every field that it sets is given as well")
+    return {"name": name, **fields, **given}
+
+
+def _vision(model: str, image_size: int = 224, **fields: Any) -> dict[str, Any]:
+    return {"modality": "vision", "model": model, "image_size": image_size, **fields}
+
+
+def _language(model: str, pooling: str, **fields: Any) -> dict[str, Any]:
+    return {"modality": "language", "model": model, "pooling": pooling, **fields}
+
+
+def _vision_presets() -> dict[str, dict[str, Any]]:
+    presets = {}
+    # DINOv2 (arXiv 2304.07193) is evaluated at 224 after a resize to 256; timm's default of 518 is six times the work.
+    for size, name in {"s": "small", "b": "base", "l": "large", "g": "giant"}.items():
+        model = f"vit_{name}_patch14_dinov2.lvd142m"
+        presets[f"dinov2-{size}"] = _vision(model, pooling="cls", resize=256)
+        registers = f"vit_{name}_patch14_reg4_dinov2.lvd142m"
+        presets[f"dinov2-{size}-reg"] = _vision(registers, pooling="cls", resize=256)
+        # What the released ShareLock code computes: bilinear instead of DINOv2's own bicubic, and Meta's hub.
+        parity: dict[str, Any] = {"interpolation": "bilinear", "position_interpolation": "dinov2-hub"}
+        presets[f"sharelock-dinov2-{size}"] = _vision(model, pooling="cls", resize=256, **parity)
+        presets[f"sharelock-dinov2-{size}-reg"] = _vision(registers, pooling="cls", resize=256, **parity)
+    # DINOv3 (arXiv 2508.10104), at the size that timm gives.
+    sizes = {"s": "small", "s-plus": "small_plus", "b": "base", "l": "large", "h-plus": "huge_plus", "7b": "7b"}
+    for size, name in sizes.items():
+        presets[f"dinov3-{size}"] = _vision(f"vit_{name}_patch16_dinov3.lvd1689m", 256, pooling="cls")
+    for size, name in {"t": "tiny", "s": "small", "b": "base", "l": "large"}.items():
+        presets[f"dinov3-convnext-{size}"] = _vision(f"convnext_{name}.dinov3_lvd1689m")
+        presets[f"convnext-{size}"] = _vision(f"convnext_{name}.fb_in22k_ft_in1k")
+    for size, name in {"s": "small", "b": "base"}.items():
+        presets[f"dino-{size}-16"] = _vision(f"vit_{name}_patch16_224.dino", pooling="cls")
+    for size, name in {"s": "small", "b": "base", "l": "large"}.items():
+        presets[f"vit-{size}-16"] = _vision(f"vit_{name}_patch16_224.augreg_in21k_ft_in1k")
+    presets["vit-b-32"] = _vision("vit_base_patch32_224.augreg_in21k_ft_in1k")
+    for depth in (50, 101):
+        presets[f"resnet-{depth}"] = _vision(f"resnet{depth}.tv_in1k")
+    # Vision towers without the projection into the space that CLIP shares with its text tower; resized as CLIP does.
+    for size, name in {"b-32": "base_patch32", "b-16": "base_patch16", "l-14": "large_patch14"}.items():
+        presets[f"clip-{size}"] = _vision(f"vit_{name}_clip_224.openai", resize=224)
+        presets[f"openclip-{size}"] = _vision(f"vit_{name}_clip_224.laion2b", resize=224)
+    presets["openclip-h-14"] = _vision("vit_huge_patch14_clip_224.laion2b", resize=224)
+    return presets
+
+
+def _language_presets() -> dict[str, dict[str, Any]]:
+    # Base models, read at the last token as in the paper; from a billion parameters on in the type of their weights.
+    large = {
+        "llama-2-7b": "meta-llama/Llama-2-7b-hf",
+        "llama-2-13b": "meta-llama/Llama-2-13b-hf",
+        "llama-3-8b": "meta-llama/Meta-Llama-3-8B",
+        "llama-3.1-8b": "meta-llama/Llama-3.1-8B",
+        "llama-3.2-1b": "meta-llama/Llama-3.2-1B",
+        "llama-3.2-3b": "meta-llama/Llama-3.2-3B",
+        "gemma-2-2b": "google/gemma-2-2b",
+        "gemma-2-9b": "google/gemma-2-9b",
+        "gemma-2-27b": "google/gemma-2-27b",
+        "mistral-7b": "mistralai/Mistral-7B-v0.1",
+        "yi-6b": "01-ai/Yi-6B",
+        # Phi-3 was published tuned to instructions only.
+        "phi-3-mini": "microsoft/Phi-3-mini-4k-instruct",
+        "phi-3-medium": "microsoft/Phi-3-medium-4k-instruct",
+        "qwen2.5-1.5b": "Qwen/Qwen2.5-1.5B",
+        "qwen2.5-3b": "Qwen/Qwen2.5-3B",
+        "qwen2.5-7b": "Qwen/Qwen2.5-7B",
+        "qwen3-1.7b": "Qwen/Qwen3-1.7B-Base",
+        "qwen3-4b": "Qwen/Qwen3-4B-Base",
+        "qwen3-8b": "Qwen/Qwen3-8B-Base",
+        "smollm2-1.7b": "HuggingFaceTB/SmolLM2-1.7B",
+    }
+    small = {
+        "qwen2.5-0.5b": "Qwen/Qwen2.5-0.5B",
+        "qwen3-0.6b": "Qwen/Qwen3-0.6B-Base",
+        "smollm2-135m": "HuggingFaceTB/SmolLM2-135M",
+        "smollm2-360m": "HuggingFaceTB/SmolLM2-360M",
+        "gpt2": "openai-community/gpt2",
+    }
+    # Masked language models and T5's encoder: the mean over tokens. No card names a better reading for them.
+    means = {
+        "bert-base": "google-bert/bert-base-uncased",
+        "bert-large": "google-bert/bert-large-uncased",
+        "roberta-base": "FacebookAI/roberta-base",
+        "roberta-large": "FacebookAI/roberta-large",
+        "modernbert-base": "answerdotai/ModernBERT-base",
+        "modernbert-large": "answerdotai/ModernBERT-large",
+        "t5-base": "google-t5/t5-base",
+        "t5-large": "google-t5/t5-large",
+        # Sentence-transformers models whose own pooling is the mean.
+        "minilm-l6": "sentence-transformers/all-MiniLM-L6-v2",
+        "mpnet-base": "sentence-transformers/all-mpnet-base-v2",
+        "all-roberta-large": "sentence-transformers/all-roberta-large-v1",
+        "multilingual-mpnet": "sentence-transformers/paraphrase-multilingual-mpnet-base-v2",
+        "gte-base": "thenlper/gte-base",
+        "gte-large": "thenlper/gte-large",
+    }
+    presets = {name: _language(model, "last", dtype="bfloat16") for name, model in large.items()}
+    presets |= {name: _language(model, "last") for name, model in small.items()}
+    presets |= {name: _language(model, "mean") for name, model in means.items()}
+    presets |= {
+        name: _language(model, "mean", dtype="bfloat16")
+        for name, model in {"t5-3b": "google-t5/t5-3b", "flan-t5-xl": "google/flan-t5-xl"}.items()
+    }
+    # Their cards: the first token, and a prefix to each text.
+    presets |= {f"bge-{size}": _language(f"BAAI/bge-{size}-en-v1.5", "first") for size in ("small", "base", "large")}
+    presets |= {
+        f"e5-{size}": _language(f"intfloat/e5-{size}-v2", "mean", prompt="query: {}")
+        for size in ("small", "base", "large")
+    }
+    # The controlled pairs (arXiv 2507.11412): all in float32, so that a pair differs in nothing but its objective.
+    for size in ("17m", "32m", "68m", "150m", "400m", "1b"):
+        presets[f"ettin-encoder-{size}"] = _language(f"jhu-clsp/ettin-encoder-{size}", "mean")
+        presets[f"ettin-decoder-{size}"] = _language(f"jhu-clsp/ettin-decoder-{size}", "last")
+    return presets
+
+
+PRESETS: dict[str, dict[str, Any]] = _vision_presets() | _language_presets()
+"""The fields of each preset, by its name."""

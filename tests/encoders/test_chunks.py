@@ -1,0 +1,124 @@
+"""What an encoder gives of a chunk: a row or a reject for each input, also where memory does not suffice."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import support
+from sharelock_ray.encoders.chunks import Chunk, decode, encode_language, encode_vision
+from sharelock_ray.encoders.language import LanguageEncoder
+from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
+from sharelock_ray.encoders.vision import VisionEncoder
+from sharelock_ray.sources.sample import Sample
+
+CAPTIONS = [
+    ("a red circle", "photo"),
+    (),
+    ("the small green square in the large blue picture of a circle .",),
+    ("blue",),
+]
+
+
+@pytest.fixture
+def chunk(vision_spec: VisionSpec) -> Chunk:
+    """Four samples; one has no caption, and one a broken image."""
+    samples = [
+        Sample(key=f"{i}", image=support.jpeg(seed=i) if i != 3 else b"", captions=captions, label=i)
+        for i, captions in enumerate(CAPTIONS)
+    ]
+    return decode(Chunk(0, 0, True, "memory/0.tar", samples, []), {vision_spec.preprocessing})
+
+
+def limit_memory(module: torch.nn.Module, fits) -> None:
+    """A device that has not the memory for what `fits` denies: the model raises what torch raises there."""
+
+    def check(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if not fits(inputs[0]):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    module.register_forward_pre_hook(check)
+
+
+class TestVision:
+    def test_of_two_readings_is_a_chunk_each_with_the_same_rejects(self, models: Path, chunk: Chunk) -> None:
+        spec = support.tiny_vision(models, model="test_convnext", weights=convnext(models))
+        raw = spec.model_copy(update={"final_norm": False})
+        both = encode_vision(VisionEncoder(spec, others=[raw]), chunk, spec.preprocessing)
+        for found, each in zip(both, (spec, raw), strict=True):
+            (alone,) = encode_vision(VisionEncoder(each), chunk, spec.preprocessing)
+            assert found.columns == alone.columns == {"key": ["0", "1", "2"], "label": [0, 1, 2]}
+            assert found.rejects == alone.rejects
+            np.testing.assert_allclose(found.embeddings, alone.embeddings, atol=1e-5)
+        # The time of the pass is counted once.
+        assert both[0].seconds == both[1].seconds > 0
+
+    def test_halves_the_batch_and_counts_it(self, vision_spec: VisionSpec, chunk: Chunk) -> None:
+        encoder = VisionEncoder(vision_spec, batch_size=3)
+        limit_memory(encoder._model.conv1, lambda images: len(images) <= 1)
+        (found,) = encode_vision(encoder, chunk, vision_spec.preprocessing)
+        (expected,) = encode_vision(VisionEncoder(vision_spec), chunk, vision_spec.preprocessing)
+        np.testing.assert_allclose(found.embeddings, expected.embeddings, rtol=1e-4, atol=1e-5)
+        assert (found.batch_reductions, encoder.batch_size, found.rejects) == (1, 1, expected.rejects)
+        (again,) = encode_vision(encoder, chunk, vision_spec.preprocessing)
+        assert again.batch_reductions == 0
+
+    def test_an_image_that_does_not_fit_is_a_reject(self, vision_spec: VisionSpec, chunk: Chunk) -> None:
+        (expected,) = encode_vision(VisionEncoder(vision_spec), chunk, vision_spec.preprocessing)
+        white = np.full((1, 32, 32, 3), 255, np.uint8)
+        chunk.pixels[vision_spec.preprocessing].images[1] = white
+        encoder = VisionEncoder(vision_spec)
+        limit_memory(encoder._model.conv1, lambda images: images.amin(dim=(1, 2, 3)).max() < 1)
+        (found,) = encode_vision(encoder, chunk, vision_spec.preprocessing)
+        assert found.columns == {"key": ["0", "2"], "label": [0, 2]}
+        np.testing.assert_allclose(found.embeddings, expected.embeddings[[0, 2]], rtol=1e-4, atol=1e-5)
+        assert [(r.key, r.stage, r.error) for r in found.rejects if r.stage == "encode"] == [
+            ("1", "encode", "OutOfMemory")
+        ]
+
+
+def convnext(models: Path) -> str:
+    import timm
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    path = models / "convnext.safetensors"
+    save_file(timm.create_model("test_convnext", num_classes=0).state_dict(), path)
+    return str(path)
+
+
+class TestLanguage:
+    def test_of_two_layers_is_a_chunk_each_with_the_same_captions(
+        self, language_spec: LanguageSpec, chunk: Chunk
+    ) -> None:
+        other = language_spec.model_copy(update={"layer": 1})
+        both = encode_language(LanguageEncoder(language_spec, others=[other]), chunk)
+        for found, each in zip(both, (language_spec, other), strict=True):
+            (alone,) = encode_language(LanguageEncoder(each), chunk)
+            assert found.columns == alone.columns
+            assert (found.tokens, found.rejects) == (alone.tokens, alone.rejects)
+            np.testing.assert_allclose(found.embeddings, alone.embeddings, atol=1e-5)
+
+    def test_halves_the_token_budget_and_counts_it(self, language_spec: LanguageSpec, chunk: Chunk) -> None:
+        encoder = LanguageEncoder(language_spec, token_budget=1000)
+        limit_memory(encoder._model.layers[0], lambda states: states.shape[0] * states.shape[1] <= 16)
+        (found,) = encode_language(encoder, chunk)
+        (expected,) = encode_language(LanguageEncoder(language_spec), chunk)
+        np.testing.assert_allclose(found.embeddings, expected.embeddings, atol=1e-5)
+        # Four captions padded to 14 tokens fail; 31 of the budget's 1000 / 32 cut them.
+        assert (found.batch_reductions, encoder.token_budget) == (1, 31)
+
+    def test_a_caption_that_does_not_fit_is_a_reject(self, language_spec: LanguageSpec, chunk: Chunk) -> None:
+        encoder = LanguageEncoder(language_spec)
+        limit_memory(encoder._model.layers[0], lambda states: states.shape[1] <= 10)
+        (found,) = encode_language(encoder, chunk)
+        assert found.columns == {
+            "key": ["0", "0", "3"],
+            "caption_id": [0, 1, 0],
+            "text": ["a red circle", "photo", "blue"],
+        }
+        assert [(r.key, r.error) for r in found.rejects] == [("1", "MissingCaption"), ("2", "OutOfMemory")]
+        assert found.rejects[1].message == "caption 0 does not fit into the device's memory even alone"
+        (expected,) = encode_language(LanguageEncoder(language_spec), chunk)
+        np.testing.assert_allclose(found.embeddings, expected.embeddings[[0, 1, 3]], atol=1e-5)

@@ -1,0 +1,89 @@
+"""Forward passes get smaller where memory does not suffice, and every row still comes out once, in its place."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from sharelock_ray.encoders.passes import Encoded, Passes
+from sharelock_ray.errors import RunError
+
+
+class Device:
+    """A model that has memory for `capacity` rows, and never for a row of `too_large`."""
+
+    def __init__(self, capacity: int, too_large: frozenset[int] = frozenset()) -> None:
+        self.capacity, self.too_large = capacity, too_large
+        self.passes: list[int] = []
+
+    def forward(self, rows: torch.Tensor) -> list[torch.Tensor]:
+        self.passes.append(len(rows))
+        if len(rows) > self.capacity or self.too_large & set(rows.tolist()):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return [rows[:, None].float(), rows[:, None] * torch.ones(3)]
+
+    def run(self, passes: Passes, rows: int) -> Encoded:
+        return passes.run(rows, [1, 3], halves, lambda batch: (torch.tensor(batch),), self.forward)
+
+
+def halves(rows, limit):
+    return [list(rows[start : start + limit]) for start in range(0, len(rows), limit)]
+
+
+def new(limit: int) -> Passes:
+    return Passes(torch.device("cpu"), limit)
+
+
+def test_are_as_large_as_they_may_be() -> None:
+    device, passes = Device(8), new(8)
+    found = device.run(passes, 20)
+    assert device.passes == [8, 8, 4]
+    assert [values.shape for values in found.embeddings] == [(20, 1), (20, 3)]
+    assert np.array_equal(found.only()[:, 0], np.arange(20))
+    assert (passes.limit, passes.reductions, found.too_large) == (8, 0, [])
+
+
+def test_are_halved_for_good_where_memory_does_not_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    logger = logging.getLogger("sharelock_ray.encoders.passes")
+    monkeypatch.setattr(logger, "handle", lambda record: said.append(record.getMessage()))
+    device, passes = Device(5), new(16)
+    found = device.run(passes, 20)
+    assert device.passes == [16, 8, 4, 4, 4, 4, 4]
+    assert np.array_equal(found.only()[:, 0], np.arange(20))
+    assert (passes.limit, passes.reductions) == (4, 2)
+    assert said == [f"out of memory on cpu: at most {limit} in a forward pass from now on" for limit in (8, 4)]
+    device.run(passes, 8)
+    assert device.passes[7:] == [4, 4]
+
+
+def test_are_halved_until_they_are_smaller_than_the_one_that_failed() -> None:
+    device, passes = Device(1), new(64)
+    assert np.array_equal(device.run(passes, 3).only()[:, 0], np.arange(3))
+    # 32, 16, 8 and 4 would have been the same pass again.
+    assert device.passes == [3, 2, 1, 1, 1]
+    assert (passes.limit, passes.reductions) == (1, 2)
+
+
+def test_of_a_row_that_does_not_fit_alone_give_nothing_and_the_others_go_on() -> None:
+    found = Device(4, frozenset({2, 6})).run(new(4), 8)
+    assert found.too_large == [2, 6]
+    for values in found.embeddings:
+        assert np.flatnonzero(np.isnan(values).any(1)).tolist() == [2, 6]
+        kept = [0, 1, 3, 4, 5, 7]
+        assert np.array_equal(values[kept, 0], kept)
+    with pytest.raises(RunError, match="input 2 does not fit into the device's memory"):
+        found.only()
+
+
+def test_of_nothing_give_the_right_widths() -> None:
+    assert [values.shape for values in Device(4).run(new(4), 0).embeddings] == [(0, 1), (0, 3)]
+
+
+def test_any_other_error_is_not_taken_for_a_lack_of_memory() -> None:
+    def forward(rows: torch.Tensor) -> list[torch.Tensor]:
+        raise RuntimeError("device-side assert")
+
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        new(4).run(2, [1], halves, lambda batch: (torch.tensor(batch),), forward)
