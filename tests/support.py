@@ -29,13 +29,13 @@ from transformers import (
     T5Model,
 )
 
-from sharelock_ray.encoders.chunks import Source, cut
+from sharelock_ray.encoders.chunks import cut
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.features.audit import audit
 from sharelock_ray.features.featureset import open_features
 from sharelock_ray.features.manifest import Origin
 from sharelock_ray.features.writer import EncodedChunk, FeatureSetWriter
-from sharelock_ray.sources.sample import Reject, Sample, Shard
+from sharelock_ray.sources.sample import Reject, Sample, Shard, Source
 from sharelock_ray.storage import write_bytes
 
 WORDS = ["a", "red", "green", "blue", "circle", "square", "photo", "of", "the", "small", "large", ".", "in", "picture"]

@@ -13,15 +13,7 @@ import numpy as np
 
 from sharelock_ray.encoders.images import Preprocessing, decode_image
 from sharelock_ray.features.writer import EncodedChunk
-from sharelock_ray.sources.sample import Reject, Sample, Shard
-
-
-class Source(Protocol):
-    """What every reader of inputs offers."""
-
-    def shards(self) -> list[Shard]: ...
-
-    def read(self, shard: Shard) -> Iterator[Sample | Reject]: ...
+from sharelock_ray.sources.sample import Reject, Sample, Shard, Source
 
 
 class _Encoder(Protocol):

@@ -12,7 +12,6 @@ from sharelock_ray import engine
 # isort: split
 import ray
 
-from sharelock_ray.encoders.chunks import Source
 from sharelock_ray.encoders.spec import EncoderSpec
 from sharelock_ray.errors import RequestError
 from sharelock_ray.extraction.meter import Meter, combined
@@ -25,7 +24,7 @@ from sharelock_ray.features.schema import feature_set_uri
 from sharelock_ray.features.state import read_live, write_live
 from sharelock_ray.features.writer import FeatureSetWriter, StagedPart
 from sharelock_ray.progress import say
-from sharelock_ray.sources.sample import Shard
+from sharelock_ray.sources.sample import Shard, Source
 
 _SOFTWARE = ("sharelock-ray", "ray", "torch", "timm", "transformers", "pyarrow", "pillow")
 

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sharelock_ray import engine
 
@@ -23,13 +22,13 @@ import pyarrow as pa
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
-from sharelock_ray.encoders.chunks import Chunk, Source, cut, decode, encode_language, encode_vision
+from sharelock_ray.encoders.chunks import Chunk, cut, decode
 from sharelock_ray.encoders.images import Preprocessing
-from sharelock_ray.encoders.spec import EncoderSpec, LanguageSpec, VisionSpec
+from sharelock_ray.encoders.spec import EncoderSpec, VisionSpec
 from sharelock_ray.extraction.options import ExtractionOptions
 from sharelock_ray.extraction.report import ChunkReport
 from sharelock_ray.features.writer import FeatureSetWriter
-from sharelock_ray.sources.sample import Shard
+from sharelock_ray.sources.sample import Shard, Source
 
 # So that every row, a decoded chunk or a report, is a block of its own and goes on at once.
 _BLOCK_BYTES = 1
@@ -162,25 +161,17 @@ class _Encode:
     ) -> None:
         import torch
 
-        from sharelock_ray.encoders.language import LanguageEncoder
-        from sharelock_ray.encoders.vision import VisionEncoder
+        from sharelock_ray.encoders.group import load_encoders
 
-        device = "cuda" if options.num_gpus and torch.cuda.is_available() else "cpu"
-        self._specs, self._writers = encoders, writers
-        # Encoders that differ in what they read of a forward pass share it, and the model.
-        shared: dict[str, list[int]] = {}
-        for i, spec in enumerate(encoders):
-            shared.setdefault(spec.forward_key(), []).append(i)
-        self._groups: list[tuple[list[int], Any]] = []
-        for group in shared.values():
-            first, *others = (encoders[i] for i in group)
-            settings: dict[str, Any] = {"others": others, "compiled": options.compile}
-            encoder = (
-                VisionEncoder(first, device, options.image_batch_size, channels_last=options.channels_last, **settings)
-                if isinstance(first, VisionSpec)
-                else LanguageEncoder(first, device, options.token_budget, **settings)
-            )
-            self._groups.append((group, encoder))
+        self._writers = writers
+        self._groups = load_encoders(
+            encoders,
+            "cuda" if options.num_gpus and torch.cuda.is_available() else "cpu",
+            image_batch_size=options.image_batch_size,
+            token_budget=options.token_budget,
+            compiled=options.compile,
+            channels_last=options.channels_last,
+        )
         # Of two chunks at a time, one is on the device, where memory is counted on for one.
         self._device = threading.Lock()
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
@@ -190,17 +181,12 @@ class _Encode:
         chunk = work.chunk
         rejects = tokens = 0
         encode_seconds = write_seconds = 0.0
-        for group, encoder in self._groups:
-            if not set(group) & set(work.missing):
+        for group in self._groups:
+            if not set(group.members) & set(work.missing):
                 continue
-            spec = self._specs[group[0]]
             with self._device:
-                chunks = (
-                    encode_language(encoder, chunk)
-                    if isinstance(spec, LanguageSpec)
-                    else encode_vision(encoder, chunk, spec.preprocessing)
-                )
-            for i, encoded in zip(group, chunks, strict=True):
+                chunks = group.encode(chunk)
+            for i, encoded in zip(group.members, chunks, strict=True):
                 if i not in work.missing:
                     continue
                 started = time.perf_counter()

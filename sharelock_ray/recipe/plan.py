@@ -4,18 +4,22 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sharelock_ray import storage
 from sharelock_ray.config import Config
-from sharelock_ray.encoders.chunks import Chunk, Source, decode, encode_language, encode_vision
-from sharelock_ray.encoders.spec import EncoderSpec, LanguageSpec, VisionSpec
+from sharelock_ray.encoders.chunks import Chunk, decode
+from sharelock_ray.encoders.spec import EncoderSpec, VisionSpec
 from sharelock_ray.errors import RequestError
 from sharelock_ray.extraction.options import ExtractionOptions
 from sharelock_ray.features.manifest import Prediction
+from sharelock_ray.features.writer import EncodedChunk
 from sharelock_ray.progress import say
 from sharelock_ray.recipe.schema import Recipe
-from sharelock_ray.sources.sample import Reject, Sample, Shard
+from sharelock_ray.sources.sample import Reject, Sample, Shard, Source
+
+if TYPE_CHECKING:
+    from sharelock_ray.encoders.group import EncoderGroup
 
 PROBE = 200
 """Samples (issue 3, 8)."""
@@ -76,11 +80,11 @@ def estimate(recipe: Recipe, samples: int = PROBE, price: float | None = None) -
     """
     options = recipe.operations.extraction
     encoders = [encoder.resolved() for encoder in recipe.encoders]
-    loaded = [_load(encoder, options) for encoder in encoders]
+    groups = _load(encoders, options)
     splits = tuple(
-        _split(split, source, encoders, loaded, options, samples, price) for split, source in recipe.splits.items()
+        _split(split, source, encoders, groups, options, samples, price) for split, source in recipe.splits.items()
     )
-    found = Plan(device=loaded[0].device, probed=samples, price=price, splits=splits)
+    found = Plan(device=groups[0].encoder.device, probed=samples, price=price, splits=splits)
     storage.write_json(_path(recipe), found.model_dump(mode="json"))
     return found
 
@@ -107,29 +111,32 @@ def _path(recipe: Recipe) -> str:
     return storage.join(recipe.output, "plan.json")
 
 
-def _load(spec: EncoderSpec, options: ExtractionOptions) -> Any:
+def _load(encoders: Sequence[EncoderSpec], options: ExtractionOptions) -> "list[EncoderGroup]":
     import torch
 
-    from sharelock_ray.encoders.language import LanguageEncoder
-    from sharelock_ray.encoders.vision import VisionEncoder
+    from sharelock_ray.encoders.group import load_encoders
 
     if options.num_gpus and not torch.cuda.is_available():
         raise RequestError(
             "the recipe's actors want a GPU, and this machine has none: make the plan where one is, "
             "or set operations.extraction.num_gpus=0"
         )
-    device = "cuda" if options.num_gpus else "cpu"
-    say(f"plan: loads {spec.name}")
-    if isinstance(spec, VisionSpec):
-        return VisionEncoder(spec, device, options.image_batch_size)
-    return LanguageEncoder(spec, device, options.token_budget)
+    say(f"plan: loads {', '.join(encoder.name for encoder in encoders)}")
+    return load_encoders(
+        encoders,
+        "cuda" if options.num_gpus else "cpu",
+        image_batch_size=options.image_batch_size,
+        token_budget=options.token_budget,
+        compiled=options.compile,
+        channels_last=options.channels_last,
+    )
 
 
 def _split(
     split: str,
     source: Source,
     encoders: Sequence[EncoderSpec],
-    loaded: Sequence[Any],
+    groups: "Sequence[EncoderGroup]",
     options: ExtractionOptions,
     samples: int,
     price: float | None,
@@ -143,7 +150,10 @@ def _split(
     started = time.perf_counter()
     decoded = decode(probe, {spec.preprocessing for spec in encoders if isinstance(spec, VisionSpec)})
     read_each = read_seconds / inputs + (time.perf_counter() - started) / probe.size
-    plans = tuple(_encoder(spec, each, decoded, total) for spec, each in zip(encoders, loaded, strict=True))
+    for group in groups:
+        group.encode(decoded)  # The first pass also pays for what is done once.
+    encoded = {i: chunk for group in groups for i, chunk in zip(group.members, group.encode(decoded), strict=True)}
+    plans = tuple(_encoder(spec, encoded[i], decoded.size, total) for i, spec in enumerate(encoders))
     encode_each = sum(each.seconds_per_sample for each in plans)
     # An actor without a GPU reads for itself; beside one with a GPU, CPUs read ahead.
     busy = total * (encode_each if options.num_gpus else encode_each + read_each)
@@ -182,21 +192,14 @@ def _probe(source: Source, shards: Sequence[Shard], samples: int) -> tuple[Chunk
     return chunk, max(1, inputs), max(1, sum(shard.bytes for shard in chosen)), seconds
 
 
-def _encoder(spec: EncoderSpec, encoder: Any, probe: Chunk, total: int) -> EncoderPlan:
-    def encode() -> Any:
-        if isinstance(spec, LanguageSpec):
-            return encode_language(encoder, probe)
-        return encode_vision(encoder, probe, spec.preprocessing)
-
-    encode()  # The first pass also pays for what is done once.
-    (encoded,) = encode()
+def _encoder(spec: EncoderSpec, encoded: EncodedChunk, probed: int, total: int) -> EncoderPlan:
     rows = len(encoded.embeddings)
     width = encoded.embeddings.shape[1] * (2 if spec.stored_dtype == "float16" else 4)
     texts = sum(len(str(text).encode()) for name in ("key", "text") for text in encoded.columns.get(name, []))
-    share = total / probe.size
+    share = total / probed
     return EncoderPlan(
         encoder=spec.folder(),
         rows=round(rows * share),
         bytes=round((rows * width + texts) * share),
-        seconds_per_sample=encoded.seconds / probe.size,
+        seconds_per_sample=encoded.seconds / probed,
     )

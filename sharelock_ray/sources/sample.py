@@ -1,6 +1,8 @@
 """The one canonical row that every reader yields, and what becomes of an input that cannot be one."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 
 @dataclass(frozen=True)
@@ -38,3 +40,15 @@ class Reject:
     @classmethod
     def of(cls, key: str, stage: str, error: Exception) -> "Reject":
         return cls(key, stage, type(error).__name__, " ".join(str(error).split())[:500])
+
+
+class Source(Protocol):
+    """What every reader of inputs offers."""
+
+    def shards(self) -> list[Shard]:
+        """The listing, in a fixed order."""
+        ...
+
+    def read(self, shard: Shard) -> Iterator[Sample | Reject]:
+        """Everything in one shard, in a fixed order, each key once among the samples."""
+        ...

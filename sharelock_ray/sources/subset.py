@@ -2,15 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
-from sharelock_ray.sources.sample import Reject, Sample, Shard
-
-
-class _Source(Protocol):
-    def shards(self) -> list[Shard]: ...
-
-    def read(self, shard: Shard) -> Iterator[Sample | Reject]: ...
+from sharelock_ray.sources.sample import Reject, Sample, Shard, Source
 
 
 @dataclass(frozen=True)
@@ -18,7 +11,7 @@ class Subset:
     """The inputs of `source` with one of `keys`; shards keep their indices, and those without such an input are left
     out."""
 
-    source: _Source
+    source: Source
     keys: frozenset[str]
 
     def shards(self) -> list[Shard]:

@@ -52,7 +52,7 @@ def test_holds_one_model_for_encoders_that_read_it_differently(
     tmp_path: Path, specs: list[VisionSpec | LanguageSpec], chunk: Chunk
 ) -> None:
     actor, writers, report = run(tmp_path / "together", specs, chunk, missing=[0, 1, 2, 3, 4])
-    assert [group for group, _ in actor._groups] == [[0], [1, 2, 3], [4]]
+    assert [group.members for group in actor._groups] == [(0,), (1, 2, 3), (4,)]
     assert report.rejects == 5
     for i, writer in enumerate(writers):
         _, (alone,), _ = run(tmp_path / "alone", [specs[i]], chunk, missing=[0])
