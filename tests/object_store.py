@@ -6,6 +6,7 @@ The server is moto, an emulator in memory: it knows multipart uploads, condition
 import http.client
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -103,7 +104,9 @@ def seeded(seed: int, shares: Mapping[Fault, float], most: int = 4) -> Callable[
     def choose(method: str, path: str, attempt: int) -> Fault | None:
         if attempt % most == most - 1:
             return None
-        draw = random.Random(f"{seed} {method} {urlsplit(path).path} {attempt}").random()
+        # Names of buckets and uploads are never the same again.
+        request = re.sub(r"^/[^/?]*|uploadId=[^&]*", "", path)
+        draw = random.Random(f"{seed} {method} {request} {attempt}").random()
         for fault, share in shares.items():
             draw -= share
             if draw < 0:

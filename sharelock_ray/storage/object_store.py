@@ -35,7 +35,7 @@ from botocore.exceptions import (
     SSLError,
 )
 from botocore.parsers import ResponseParserError
-from fsspec.asyn import sync
+from fsspec.asyn import sync, sync_wrapper
 from s3fs import S3FileSystem
 
 from sharelock_ray.errors import RequestError, RunError, SharelockError
@@ -233,6 +233,16 @@ class ObjectStore(S3FileSystem):
 
     def _place(self) -> str:
         return str(self._s3.meta.endpoint_url if self._s3 else self.endpoint_url or "AWS")
+
+    async def _exists(self, path: str) -> bool:
+        # That of s3fs takes any failure to reach a bucket for its absence.
+        try:
+            await self._info(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    exists = sync_wrapper(_exists)
 
     async def _pipe_file(self, path: str, data: bytes, mode: str = "overwrite", **_: Any) -> None:
         """Publishes `data` at `path`; with the mode "create" only where no object is.
