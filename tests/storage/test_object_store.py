@@ -100,22 +100,12 @@ class TestReading:
         assert storage.read_bytes(uri) == copied(uri) == streamed(uri) == LARGE[:size]
         assert storage.sha256_of(uri) == storage.sha256(LARGE[:size])
 
-    @pytest.mark.parametrize(
-        "span",
-        [
-            (0, 0),
-            (5, 5),
-            (0, 1),
-            (10, PART + 20),
-            (None, 10),
-            (PART, None),
-            (len(LARGE) - 1, None),
-            (900, 2 * len(LARGE)),
-        ],
-    )
-    def test_gives_the_range_that_is_asked(self, span: tuple[int | None, int | None], uri: str, s3: Any) -> None:
+    def test_gives_the_range_that_is_asked(self, uri: str, s3: Any) -> None:
         s3.put_object(**place(uri), Body=LARGE)
-        assert storage.read_bytes(uri, *span) == LARGE[slice(*span)]
+        end = len(LARGE)
+        spans = [(0, 0), (5, 5), (0, 1), (10, PART + 20), (None, 10), (PART, None), (end - 1, None), (900, 2 * end)]
+        for span in spans:
+            assert storage.read_bytes(uri, *span) == LARGE[slice(*span)]
 
     def test_a_range_behind_the_end_is_empty(self, uri: str, s3: Any) -> None:
         s3.put_object(**place(uri), Body=SMALL)
@@ -190,8 +180,8 @@ class TestWriting:
 
     def test_has_one_winner_among_many(self, data: bytes, uri: str, chaos: ChaosProxy, s3: Any) -> None:
         chaos.choose = object_store.seeded(0, {"lost": 0.2, "slow_down": 0.2})
-        with ThreadPoolExecutor(6) as pool:
-            won = list(pool.map(lambda i: storage.create_bytes(uri, b"%d" % i + data), range(6)))
+        with ThreadPoolExecutor(4) as pool:
+            won = list(pool.map(lambda i: storage.create_bytes(uri, b"%d" % i + data), range(4)))
         assert sum(won) == 1
         assert stored(s3, uri) == b"%d" % won.index(True) + data
 
@@ -253,8 +243,13 @@ class TestWritingParts:
 
 
 def test_a_storm_is_waited_out(bucket: str, chaos: ChaosProxy) -> None:
-    ends = time.monotonic() + 1
-    chaos.choose = lambda method, path, attempt: "slow_down" if time.monotonic() < ends else None
+    began: list[float] = []
+
+    def storm(method: str, path: str, attempt: int) -> Fault | None:
+        began.append(time.monotonic())
+        return "slow_down" if time.monotonic() < began[0] + 1 else None
+
+    chaos.choose = storm
     names = [f"{i:02d}" for i in range(20)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda name: storage.write_bytes(storage.join(bucket, name), name.encode()), names))
