@@ -149,19 +149,24 @@ class TestReading:
         assert max(chaos.requests.values()) <= 3
 
 
+@pytest.mark.parametrize(
+    ("data", "fault"),
+    [*((SMALL, fault) for fault in FAULTS), *((LARGE, fault) for fault in ("slow_down", "broken", "lost"))],
+    ids=lambda value: value if isinstance(value, str) else f"{len(value)} bytes",
+)
+def test_a_write_publishes_once_through_every_fault(
+    data: bytes, fault: Fault, uri: str, chaos: ChaosProxy, s3: Any
+) -> None:
+    chaos.choose = first(fault)
+    assert storage.create_bytes(uri, data)
+    assert stored(s3, uri) == data
+    storage.write_bytes(uri, data[::-1])
+    assert stored(s3, uri) == data[::-1]
+    assert chaos.spoilt
+
+
 @pytest.mark.parametrize("data", [SMALL, LARGE], ids=["one put", "parts"])
 class TestWriting:
-    @pytest.mark.parametrize("fault", FAULTS)
-    def test_publishes_once_through_every_fault(
-        self, fault: Fault, data: bytes, uri: str, chaos: ChaosProxy, s3: Any
-    ) -> None:
-        chaos.choose = first(fault)
-        assert storage.create_bytes(uri, data)
-        assert stored(s3, uri) == data
-        storage.write_bytes(uri, data[::-1])
-        assert stored(s3, uri) == data[::-1]
-        assert chaos.spoilt
-
     def test_a_creation_whose_answer_was_lost_is_known_as_ones_own(
         self, data: bytes, uri: str, chaos: ChaosProxy, s3: Any
     ) -> None:
