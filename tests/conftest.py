@@ -1,15 +1,20 @@
-"""What several test modules share: one local Ray for the whole session, and tiny models on disk."""
+"""What several test modules share: one local Ray and one S3 server for the whole session, and tiny models on disk."""
 
 import io
+import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import object_store
 import support
 from sharelock_ray import progress, ray_environment  # noqa: F401  (before any test imports ray)
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
+from sharelock_ray.storage.object_store import ObjectStore
 
 # Small products gain nothing from more threads, and Ray's workers need the cores.
 torch.set_num_threads(1)
@@ -51,3 +56,43 @@ def said(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHARELOCK_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The endpoint of the session's S3 server."""
+    with object_store.running_server() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="session")
+def s3(s3_server: str) -> Any:
+    """A client of that server that shares nothing with the product."""
+    return object_store.client(s3_server)
+
+
+@pytest.fixture
+def s3_environment(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment of a user of that server; nothing of the machine's own."""
+    for name in [name for name in os.environ if name.startswith(("AWS_", "SHARELOCK_S3_"))]:
+        monkeypatch.delenv(name)
+    for name, value in object_store.environment(s3_server).items():
+        monkeypatch.setenv(name, value)
+    # fsspec keeps a filesystem with the credentials that it found first.
+    ObjectStore.clear_instance_cache()
+
+
+@pytest.fixture
+def bucket(s3: Any, s3_environment: None) -> str:
+    """The URI of a new bucket."""
+    name = f"bucket-{uuid.uuid4().hex}"
+    s3.create_bucket(Bucket=name)
+    return f"s3://{name}"
+
+
+@pytest.fixture
+def chaos(s3_server: str, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[object_store.ChaosProxy]:
+    """A proxy before the server, which spoils nothing yet."""
+    with object_store.ChaosProxy(s3_server).running() as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        yield proxy

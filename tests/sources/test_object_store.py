@@ -1,11 +1,8 @@
 """Sources on an object store that speaks S3, which knows neither seeking nor a range of an empty object."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import s3fs
-from moto.server import ThreadedMotoServer
 
 import support
 from sharelock_ray import storage
@@ -13,25 +10,6 @@ from sharelock_ray.sources.folders import ClassFolderSource
 from sharelock_ray.sources.sample import Sample
 from sharelock_ray.sources.table import TableSource
 from sharelock_ray.sources.webdataset import WebDatasetSource
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    with pytest.MonkeyPatch.context() as patch:
-        host, port = server.get_host_and_port()
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        storage._filesystem.cache_clear()
-        s3fs.S3FileSystem.clear_instance_cache()
-        storage.resolve("s3://bucket")[0].mkdir("bucket")
-        yield "s3://bucket"
-    storage._filesystem.cache_clear()
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
 
 
 def test_a_tar_whose_members_lie_apart_is_read_from_a_copy_that_is_gone_after(

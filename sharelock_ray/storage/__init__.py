@@ -2,7 +2,10 @@
 
 A URI is a local path, `s3://…` or anything else that fsspec knows; `package://<import name>/<path>` is a file that an
 installed Python package carries. Endpoint, credentials and region of an object store come from the environment
-(`AWS_ENDPOINT_URL`, `AWS_PROFILE`, …) or the instance profile, never from a recipe.
+(`AWS_ENDPOINT_URL`, `AWS_PROFILE`, …) or the instance profile, never from a recipe: see `object_store`.
+
+Of an object store, each function raises RequestError where the bucket, the credentials or the endpoint are wrong, and
+RunError where it still fails after all repetitions.
 """
 
 import errno
@@ -15,7 +18,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
@@ -28,8 +30,13 @@ _PACKAGE = "package://"
 _ATTEMPTS = 20
 
 
-@lru_cache(maxsize=16)
 def _filesystem(protocol: str) -> fsspec.AbstractFileSystem:
+    """The filesystem of a protocol; fsspec itself keeps one of each in a process, and none across a fork."""
+    if protocol in ("s3", "s3a"):
+        # Takes half a second to import.
+        from sharelock_ray.storage.object_store import ObjectStore
+
+        return ObjectStore.from_environment()
     # Another process may write at any time, so a remembered listing would be wrong.
     options: dict[str, Any] = {"use_listings_cache": False} if protocol != "file" else {}
     try:
@@ -117,7 +124,7 @@ def version(uri: str) -> str:
 
 
 def open_read(uri: str) -> Any:
-    """A binary stream that reads `uri` forward; the caller closes it."""
+    """A binary stream that reads `uri`; the caller closes it."""
     filesystem, path = resolve(uri)
     return filesystem.open(path, "rb")
 
@@ -187,8 +194,8 @@ def entries(folder: str) -> dict[str, int | None]:
 def write_bytes(uri: str, data: bytes) -> None:
     """Publishes `data` at `uri` whole or not at all, replacing what was there.
 
-    A local file is written beside its place, flushed to disk and renamed; an object store has no rename, but one put
-    of a whole object is atomic there.
+    A local file is written beside its place, flushed to disk and renamed; an object store has no rename, but a put, or
+    the completion of an upload in parts, is atomic there.
     """
     filesystem, path = resolve(uri)
     if is_local(uri):

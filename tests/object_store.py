@@ -1,0 +1,234 @@
+"""An S3 server for the tests, and a proxy before it that spoils what a real network and a busy store spoil.
+
+The server is moto, an emulator in memory: it knows multipart uploads, conditional puts and ranges as S3 documents them.
+"""
+
+import http.client
+import os
+import random
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import urlsplit
+
+import botocore.session
+
+Fault = str
+"""How a request is spoilt.
+
+- slow_down, error, conflict, gone, half_removed, kept: the answer is one of ANSWERS, and the store is never asked;
+- refused: the connection is closed before the request is read;
+- broken: it is closed in the middle of the request's body;
+- lost: the store has done what was asked, but the connection is closed before the answer;
+- cut: it is closed in the middle of the answer's body;
+- drip: the answer comes in small pieces, slowly.
+"""
+
+_REMOVAL = "<DeleteResult><Error><Key>x</Key><Code>{}</Code><Message>Not removed.</Message></Error></DeleteResult>"
+ANSWERS = {
+    "slow_down": (503, "<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"),
+    "error": (500, "<Error><Code>InternalError</Code><Message>Please try again.</Message></Error>"),
+    "conflict": (409, "<Error><Code>ConditionalRequestConflict</Code><Message>A conflict.</Message></Error>"),
+    "gone": (404, "<Error><Code>NoSuchUpload</Code><Message>No such upload.</Message></Error>"),
+    "half_removed": (200, _REMOVAL.format("InternalError")),
+    "kept": (200, _REMOVAL.format("AccessDenied")),
+}
+
+
+@contextmanager
+def running_server() -> Iterator[str]:
+    """The endpoint of an S3 server of its own, for the time of the block."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _await(port, server)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _await(port: int, server: subprocess.Popen[bytes]) -> None:
+    for _ in range(600):
+        with suppress(OSError):
+            socket.create_connection(("127.0.0.1", port)).close()
+            return
+        assert server.poll() is None, "the S3 server ended by itself"
+        time.sleep(0.1)
+    raise TimeoutError("the S3 server does not answer")
+
+
+def environment(endpoint: str) -> dict[str, str]:
+    """The variables by which AWS tools find that server; it believes any key."""
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "key-of-the-tests",
+        "AWS_SECRET_ACCESS_KEY": "secret-of-the-tests",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    }
+
+
+def client(endpoint: str) -> Any:
+    """Plain synchronous botocore."""
+    session = botocore.session.get_session()
+    return session.create_client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name="us-east-1",
+        aws_access_key_id="another",
+        aws_secret_access_key="another",
+    )
+
+
+def seeded(seed: int, shares: Mapping[Fault, float], most: int = 4) -> Callable[[str, str, int], Fault | None]:
+    """Faults for a share of all requests, the same for the same request in whatever order requests come.
+
+    Of `most` attempts at one request in a row, the last is left alone.
+    """
+
+    def choose(method: str, path: str, attempt: int) -> Fault | None:
+        if attempt % most == most - 1:
+            return None
+        # Names of buckets and uploads are never the same again.
+        request = re.sub(r"^/[^/?]*|uploadId=[^&]*", "", path)
+        draw = random.Random(f"{seed} {method} {request} {attempt}").random()
+        for fault, share in shares.items():
+            draw -= share
+            if draw < 0:
+                return fault
+        return None
+
+    return choose
+
+
+@dataclass
+class ChaosProxy:
+    """Passes requests on to a store, but for those that it spoils."""
+
+    target: str
+    choose: Callable[[str, str, int], Fault | None] = lambda method, path, attempt: None
+    """The fault for a request, from its method, its path with the query, and how many came before with the same."""
+    spoilt: list[tuple[str, str, Fault]] = field(default_factory=list)
+    requests: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+        self.conditional = threading.Lock()
+        self.connections: set[socket.socket] = set()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+        self._server.daemon_threads = True
+        self._server.proxy = self  # type: ignore[attr-defined]
+        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+
+    @contextmanager
+    def running(self) -> Iterator["ChaosProxy"]:
+        thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield self
+        finally:
+            self._server.shutdown()
+            self._server.server_close()
+            thread.join()
+            for connection in list(self.connections):
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+
+    def fault(self, method: str, path: str, key: str) -> Fault | None:
+        with self._lock:
+            fault = self.choose(method, path, self.requests[method, key])
+            self.requests[method, key] += 1
+            if fault:
+                self.spoilt.append((method, path, fault))
+            return fault
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def setup(self) -> None:
+        super().setup()
+        self.proxy: ChaosProxy = self.server.proxy  # type: ignore[attr-defined]
+        self.proxy.connections.add(self.connection)
+
+    def finish(self) -> None:
+        self.proxy.connections.discard(self.connection)
+        super().finish()
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+    def _pass(self) -> None:
+        # Attempts at one part of one object are counted together.
+        key = f"{self.path} {self.headers.get('Range', '')}"
+        fault = self.proxy.fault(self.command, self.path, key)
+        if fault == "refused":
+            return self._hang_up()
+        length = int(self.headers.get("Content-Length") or 0)
+        if fault == "broken":
+            self.rfile.read(length // 2)
+            return self._hang_up()
+        body = self.rfile.read(length)
+        if fault in ANSWERS:
+            return self._answer(fault)
+        # Of writers on a condition S3 lets one through; moto looks and writes in two steps.
+        with self.proxy.conditional if "If-None-Match" in self.headers else nullcontext():
+            answer, content = self._ask(body)
+        if fault == "lost":
+            return self._hang_up()
+        self.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("connection", "server", "date"):
+                self.send_header(name, value)
+        self.end_headers()
+        if fault == "cut":
+            self.wfile.write(content[: len(content) // 2])
+            return self._hang_up()
+        if fault == "drip":
+            step = max(1, len(content) // 8)
+            for at in range(0, len(content), step):
+                self.wfile.write(content[at : at + step])
+                time.sleep(0.01)
+            return None
+        self.wfile.write(content)
+        return None
+
+    def _ask(self, body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
+        target = urlsplit(self.proxy.target)
+        headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
+        with closing(http.client.HTTPConnection(target.hostname or "", target.port, timeout=60)) as connection:
+            connection.request(self.command, self.path, body, headers)
+            answer = connection.getresponse()
+            return answer, answer.read()
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass  # noqa: N815
+
+    def _hang_up(self) -> None:
+        self.close_connection = True
+        self.wfile.flush()
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    def _answer(self, fault: Fault) -> None:
+        status, text = ANSWERS[fault]
+        self.send_response(status)
+        self.send_header("Content-Type", "application/xml")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(text.encode())

@@ -1,0 +1,74 @@
+"""Repetition: transient faults are waited out within bounds, others are raised at once."""
+
+import asyncio
+
+import pytest
+
+from sharelock_ray.storage.retry import ExhaustedError, RetryPolicy
+
+QUICK = RetryPolicy(attempts=4, first_s=0.001, longest_s=0.002)
+
+
+class Failing:
+    """Fails a number of times, then returns how often it was called."""
+
+    def __init__(self, times: int, error: type[Exception] = ConnectionError) -> None:
+        self.times, self.error, self.calls = times, error, 0
+
+    async def __call__(self) -> int:
+        self.calls += 1
+        if self.calls <= self.times:
+            raise self.error(f"fault {self.calls}")
+        return self.calls
+
+
+def is_connection(error: Exception) -> bool:
+    return isinstance(error, ConnectionError)
+
+
+@pytest.mark.parametrize("faults", [0, 1, 3])
+def test_goes_on_until_it_succeeds_and_counts_the_faults(faults: int) -> None:
+    assert asyncio.run(QUICK.run(Failing(faults), is_connection)) == (faults + 1, faults)
+
+
+def test_gives_up_after_its_attempts_and_names_the_last_fault() -> None:
+    work = Failing(100)
+    with pytest.raises(ExhaustedError, match=r"^4 attempts in 0 s$") as caught:
+        asyncio.run(QUICK.run(work, is_connection))
+    assert work.calls == caught.value.attempts == 4
+    assert str(caught.value.__cause__) == "fault 4"
+
+
+def test_a_permanent_fault_is_raised_at_once() -> None:
+    work = Failing(1, KeyError)
+    with pytest.raises(KeyError):
+        asyncio.run(QUICK.run(work, is_connection))
+    assert work.calls == 1
+
+
+def test_progress_makes_an_attempt_count_as_the_first_again() -> None:
+    work = Failing(50)
+    assert asyncio.run(QUICK.run(work, is_connection, progress=lambda: work.calls // 3)) == (51, 50)
+
+
+def test_an_attempt_that_hangs_ends_with_the_time_of_the_whole() -> None:
+    policy = RetryPolicy(attempts=1000, total_s=0.05)
+    with pytest.raises(ExhaustedError) as caught:
+        asyncio.run(policy.run(lambda: asyncio.sleep(3600), is_connection))
+    assert caught.value.attempts == 1
+
+
+def test_no_pause_is_begun_that_would_outlast_the_whole() -> None:
+    policy = RetryPolicy(attempts=1000, first_s=0.02, longest_s=0.02, total_s=0.1)
+    with pytest.raises(ExhaustedError) as caught:
+        asyncio.run(policy.run(Failing(1000), is_connection))
+    assert 1 < caught.value.attempts < 1000
+
+
+def test_pauses_are_spread_from_nothing_to_a_bound_that_doubles_up_to_the_longest() -> None:
+    policy = RetryPolicy(first_s=1, longest_s=10)
+    for failed, bound in [(1, 1), (2, 2), (3, 4), (4, 8), (5, 10), (50, 10)]:
+        pauses = [policy.pause(failed) / bound for _ in range(2000)]
+        assert 0 <= min(pauses) < 0.02
+        assert 0.98 < max(pauses) <= 1
+        assert sum(pauses) / len(pauses) == pytest.approx(0.5, abs=0.05)
