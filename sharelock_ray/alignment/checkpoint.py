@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 
 from sharelock_ray import storage
 from sharelock_ray.alignment.heads import Heads
-from sharelock_ray.alignment.optimizer import Adam
+from sharelock_ray.alignment.optimizer import Optimizer
 from sharelock_ray.alignment.spec import AlignmentSpec
 from sharelock_ray.config import Config
 from sharelock_ray.encoders.spec import EncoderSpec
@@ -22,7 +22,7 @@ from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.features.manifest import Manifest
 
 CHECKPOINT = "checkpoint.json"
-_HEADS, _OPTIMIZER = "heads.", "optimizer."
+_HEADS, _OPTIMIZER, _AVERAGE = "heads.", "optimizer.", "average."
 
 
 class Side(Config):
@@ -43,10 +43,11 @@ class Position(Config):
 
     step: int
     """Optimizer steps done."""
-    best_loss: float | None = None
+    best_value: float | None = None
+    """Of what is monitored: the validation loss, or recall at 1."""
     best_step: int = 0
-    patience_loss: float | None = None
-    """Validation loss that the next gain is measured from."""
+    patience_value: float | None = None
+    """Value that the next gain is measured from."""
     stale: int = 0
     """Validations in a row without a gain."""
     seconds: float = 0.0
@@ -73,17 +74,25 @@ def side_of(manifest: Manifest) -> Side:
     )
 
 
-def save_checkpoint(folder: str, checkpoint: Checkpoint, heads: Heads, optimizer: Adam | None = None) -> None:
+def save_checkpoint(
+    folder: str,
+    checkpoint: Checkpoint,
+    heads: Heads,
+    optimizer: Optimizer | None = None,
+    average: Heads | None = None,
+) -> None:
     """Publishes a checkpoint in `folder`, then removes older tensors.
 
     Those of the checkpoint that it replaces stay, for readers who are between its JSON and its tensors.
 
     Args:
-        optimizer: also saved where given, so that training can go on from here.
+        optimizer, average: also saved where given, so that training can go on from here.
     """
     tensors = {f"{_HEADS}{name}": value for name, value in heads.state_dict().items()}
     if optimizer is not None:
         tensors |= {f"{_OPTIMIZER}{name}": value for name, value in optimizer.state().items()}
+    if average is not None:
+        tensors |= {f"{_AVERAGE}{name}": value for name, value in average.state_dict().items()}
     name = f"step-{checkpoint.position.step:08d}.safetensors"
     storage.write_bytes(
         storage.join(folder, name), save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
@@ -126,11 +135,15 @@ def load_heads(folder: str, checkpoint: Checkpoint) -> Heads:
     return heads
 
 
-def restore(folder: str, checkpoint: Checkpoint, heads: Heads, optimizer: Adam) -> None:
-    """Puts `heads` and `optimizer` where they were when the checkpoint was saved."""
+def restore(
+    folder: str, checkpoint: Checkpoint, heads: Heads, optimizer: Optimizer, average: Heads | None = None
+) -> None:
+    """Puts `heads`, `optimizer` and `average` where they were when the checkpoint was saved."""
     with _loading(folder, checkpoint) as tensors:
         heads.load_state_dict(_below(tensors, _HEADS))
         optimizer.load_state(_below(tensors, _OPTIMIZER))
+        if average is not None:
+            average.load_state_dict(_below(tensors, _AVERAGE))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The trained part of a model: both projections and the logit scale."""
+"""The trained part of a model: both projections, the logit scale, and the sigmoid loss's bias."""
 
 import math
 from typing import Any
@@ -11,6 +11,8 @@ from sharelock_ray.alignment.spec import AlignmentSpec, ProjectionSpec
 
 MAX_LOGIT_SCALE = 100.0
 """CLIP's clamp (arXiv 2103.00020, section 2.5)."""
+UNDECAYED = ("log_logit_scale", "logit_bias")
+"""Parameters that weight decay leaves alone: zero is no neutral value of theirs."""
 
 
 class Heads(nn.Module):
@@ -30,11 +32,22 @@ class Heads(nn.Module):
         self.log_logit_scale = nn.Parameter(
             torch.tensor(math.log(spec.logit_scale)), requires_grad=spec.learn_logit_scale
         )
+        self.logit_bias: nn.Parameter | None
+        bias = nn.Parameter(torch.tensor(spec.logit_bias)) if spec.loss == "sigmoid" else None
+        self.register_parameter("logit_bias", bias)
 
     @property
     def logit_scale(self) -> torch.Tensor:
-        """Scalar that multiplies cosines, at most `MAX_LOGIT_SCALE`."""
-        return self.log_logit_scale.clamp(max=math.log(MAX_LOGIT_SCALE)).exp()
+        """Scalar that multiplies cosines."""
+        return self.log_logit_scale.exp()
+
+    @torch.no_grad()
+    def clamp_logit_scale(self) -> None:
+        """Brings the logit scale to `MAX_LOGIT_SCALE` where a step went beyond.
+
+        The parameter itself, as in CLIP: clamped on its way to the loss it would have no gradient to come back by.
+        """
+        self.log_logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
 
 
 def _projection(spec: ProjectionSpec, in_dim: int, out_dim: int) -> Projection:

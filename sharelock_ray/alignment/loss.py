@@ -1,92 +1,376 @@
-"""The symmetric InfoNCE loss (CLIP, arXiv 2103.00020) over the gathered global batch, with gradients in closed form.
+"""Contrastive losses over the gathered global batch, with gradients in closed form.
 
-With logits S = s X Yᵀ (N x N), r_i = logsumexp_j S_ij and c_j = logsumexp_i S_ij, the loss is
+InfoNCE (CLIP, arXiv 2103.00020). With logits S = s X Yᵀ (N x N), r_i = logsumexp_j S_ij and c_j = logsumexp_i S_ij,
 
-    L = 1/2N Σ_i (r_i + c_i - 2 S_ii),        dL/dS_ij = 1/2N (exp(S_ij - r_i) + exp(S_ij - c_j) - 2 [i = j])
+    L = 1/2N (Σ_i r_i + Σ_j c_j - 2 Σ_ij T_ij S_ij)     dL/dS_ij = 1/2N (exp(S_ij - r_i) + exp(S_ij - c_j) - 2 T_ij)
 
-Each rank holds the rows of S that belong to its own pairs, against the columns of all ranks: row statistics are local,
-column statistics are combined. The product with the other side's gathered rows is computed once, for both directions.
+where T_ij = [i = j]; or, where pairs share an id, T_ij = [id_i = id_j] / (pairs with that id): the mean over positives
+outside of the logarithm (SupCon, arXiv 2004.11362, equation 2), in both directions (UniCL, arXiv 2204.03610).
+
+Sigmoid (SigLIP, arXiv 2303.15343, section 3.2). With S = s X Yᵀ + b and T_ij = [i = j], or [id_i = id_j],
+
+    L = 1/N Σ_ij (softplus(S_ij) - T_ij S_ij)           dL/dS_ij = 1/N (sigmoid(S_ij) - T_ij)
+
+Each rank holds the rows of S that belong to its own pairs, against the columns of all ranks, and works them off by
+tiles: row statistics are local, column statistics are combined. One product gives the logits of both directions, and
+one each side's gradient. InfoNCE visits a tile twice, since its gradient needs the statistics of whole rows and
+columns: where all tiles fit the memory budget they are kept in between, else they are computed again.
 """
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 from sharelock_ray.alignment.distributed import Group, Rows, gather_rows, max_over_ranks, sum_over_ranks
 
+_TILE = {"cpu": (2048, 4096), "cuda": (8192, 8192)}
+"""Rows and columns of a tile. On a CPU 32 MiB of float32; a GPU wants few launches."""
+_PIECE = {"cpu": 64, "cuda": 8192}
+"""Rows of a tile that are worked on together between products: on a CPU they stay in the cache of a core."""
+_CPU_BUDGET = 2 << 30
+
 
 def contrastive_loss(
-    image: torch.Tensor, text: torch.Tensor, logit_scale: torch.Tensor | float, group: Group = None
+    image: torch.Tensor,
+    text: torch.Tensor,
+    logit_scale: torch.Tensor | float,
+    group: Group = None,
+    *,
+    positives: torch.Tensor | None = None,
+    memory_budget: int | None = None,
 ) -> torch.Tensor:
     """Mean symmetric InfoNCE over the global batch; pair i of the image rows belongs to row i of the text.
+
+    Half-precision features: logits, statistics and the loss are float32. On a CPU the products are too, on a GPU they
+    take the features as they are.
 
     Args:
         image: (n, D) unit vectors, this rank's rows; n may differ between ranks.
         text: (n, D) unit vectors.
         logit_scale: scalar s that multiplies the cosines (1 / temperature).
         group: process group; None is the default one, or this process alone.
+        positives: (n,) int64 ids. Rows with equal ids, on whatever rank, are positives of each other, not negatives.
+        memory_budget: bytes for logits, on each rank. Fewer than all of its logits need cost one more product. None is
+            2 GiB on a CPU, half of what is free on a GPU.
 
     Returns:
         scalar, the same on every rank. Its gradients by `image` and `text` are exact for the global loss; those of
         parameters, `logit_scale` included, are to be summed over ranks (see `alignment.distributed`).
 
     Raises:
-        ValueError: the two sides differ in shape.
+        ValueError: the two sides differ in shape or type, or there is not one id for each row.
     """
-    if image.shape != text.shape or image.dim() != 2:
-        raise ValueError(f"image {tuple(image.shape)} and text {tuple(text.shape)} must both be (n, D)")
-    scale = torch.as_tensor(logit_scale, dtype=torch.float32, device=image.device)
+    _check(image, text, positives)
+    scale = _scalar(logit_scale, image)
     # The loss is symmetric: where one side is frozen, that side's rows are gathered, and no gradient has to travel.
     if image.requires_grad and not text.requires_grad:
-        return _InfoNCE.apply(image, text, scale, group)
-    return _InfoNCE.apply(text, image, scale, group)
+        return _InfoNCE.apply(image, text, scale, positives, group, memory_budget)
+    return _InfoNCE.apply(text, image, scale, positives, group, memory_budget)
+
+
+def sigmoid_loss(
+    image: torch.Tensor,
+    text: torch.Tensor,
+    logit_scale: torch.Tensor | float,
+    logit_bias: torch.Tensor | float,
+    group: Group = None,
+    *,
+    positives: torch.Tensor | None = None,
+    memory_budget: int | None = None,
+) -> torch.Tensor:
+    """Sigmoid loss over the global batch: each of the N x N pairs is told apart on its own.
+
+    Needs one visit to each tile, so its memory is that of a tile, or `memory_budget` where that is less.
+
+    Args:
+        logit_bias: scalar b that is added to the scaled cosines.
+
+    Everything else is as for `contrastive_loss`.
+    """
+    _check(image, text, positives)
+    scale, bias = _scalar(logit_scale, image), _scalar(logit_bias, image)
+    if image.requires_grad and not text.requires_grad:
+        return _Sigmoid.apply(image, text, scale, bias, positives, group, memory_budget)
+    return _Sigmoid.apply(text, image, scale, bias, positives, group, memory_budget)
 
 
 class _InfoNCE(torch.autograd.Function):
-    """Computes the gradients with the loss, while the logits are at hand, so that no N x N matrix is kept."""
+    """Computes the gradients with the loss, while the logits are at hand, so that no N x N matrix outlives it."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, y: torch.Tensor, scale: torch.Tensor, group: Group) -> torch.Tensor:
-        rows = Rows.of(len(x), x.device, group)
-        columns = gather_rows(y, rows, group)
-        own = torch.arange(rows.count, device=x.device)
-        s = scale.to(_accumulation_type(x))
-        logits = (x.detach() @ columns.T).to(s.dtype).mul_(s)
-        diagonal = logits[own, rows.start + own].clone()
-        row_lse = logits.logsumexp(1)
-        column_max = max_over_ranks(_amax(logits), group)
-        column_lse = sum_over_ranks((logits - column_max).exp_().sum(0), group).log_() + column_max
-        own_columns = slice(rows.start, rows.start + rows.count)
-        total = (row_lse + column_lse[own_columns] - 2 * diagonal).sum()
-        loss = sum_over_ranks(total, group) / (2 * rows.total)
-        if any(ctx.needs_input_grad):
-            gradient = (logits - row_lse[:, None]).exp_()
-            gradient += (logits - column_lse).exp_()
-            gradient[own, rows.start + own] -= 2
-            gradient /= 2 * rows.total
-            by_scale = (gradient * logits).sum() / s
-            gradient = gradient.mul_(s).to(x.dtype)
-            by_x = gradient @ columns if ctx.needs_input_grad[0] else None
-            by_y = None
-            if ctx.needs_input_grad[1]:
-                by_y = sum_over_ranks(gradient.T @ x.detach(), group)[own_columns]
-            ctx.gradients = by_x, by_y, by_scale.to(scale.dtype)
-        return loss
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        scale: torch.Tensor,
+        positives: torch.Tensor | None,
+        group: Group,
+        budget: int | None,
+    ) -> torch.Tensor:
+        batch = _Batch(x, y, group)
+        targets = _Targets(batch, positives, group, mean=True)
+        needs_gradient = any(ctx.needs_input_grad)
+        logits = _Logits(batch, float(scale), budget, visits=2 if needs_gradient else 1)
+        bounded = logits.are_bounded()
+        row_lse, column_lse = _bounded_statistics(logits) if bounded else _statistics(logits)
+        column_lse = _logsumexp_over_ranks(column_lse, group)
+        local = row_lse.double().sum() + column_lse[batch.own].double().sum() - 2 * float(scale) * targets.cosines()
+        if needs_gradient:
+            gradients = _Gradients(batch, by_y=ctx.needs_input_grad[1])
+            row_weight, column_weight = (-row_lse).exp(), (-column_lse).exp()
+            for rows, columns, tile in logits.tiles():
+                for own, piece in _pieces(rows, tile):
+                    if bounded:
+                        exponential = piece if logits.kept else piece.exp_()
+                        exponential.mul_(row_weight[own, None] + column_weight[columns])
+                    else:
+                        by_column = (piece - column_lse[columns]).exp_()
+                        piece.sub_(row_lse[own, None]).exp_().add_(by_column)
+                    targets.subtract(piece, own, columns, 2)
+                gradients.add(rows, columns, tile)
+            ctx.gradients = gradients.of_mean(scale, 2 * batch.rows.total, group)
+        return (sum_over_ranks(local, group) / (2 * batch.rows.total)).to(batch.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        by_x, by_y, by_scale = ctx.gradients
-        scaled = [None if g is None else g * gradient.to(g.dtype) for g in (by_x, by_y, by_scale)]
-        return (*scaled, None)
+        return (*_times(gradient, ctx.gradients), None, None, None)
 
 
-def _accumulation_type(x: torch.Tensor) -> torch.dtype:
-    """Statistics of half-precision features are kept in float32; float64 stays float64."""
-    return torch.promote_types(x.dtype, torch.float32)
+class _Sigmoid(torch.autograd.Function):
+    """Computes the gradients with the loss, tile by tile."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        scale: torch.Tensor,
+        bias: torch.Tensor,
+        positives: torch.Tensor | None,
+        group: Group,
+        budget: int | None,
+    ) -> torch.Tensor:
+        batch = _Batch(x, y, group)
+        targets = _Targets(batch, positives, group, mean=False)
+        needs_gradient = any(ctx.needs_input_grad)
+        gradients = _Gradients(batch, by_y=ctx.needs_input_grad[1])
+        by_bias = torch.zeros((), dtype=torch.float64, device=x.device)
+        local = -float(scale) * targets.cosines() - float(bias) * targets.count()
+        logits = _Logits(batch, float(scale), budget, visits=1)
+        for rows, columns, tile in logits.tiles():
+            for own, piece in _pieces(rows, tile):
+                local += F.softplus(piece.add_(float(bias))).sum(dtype=torch.float64)
+                if needs_gradient:
+                    targets.subtract(piece.sigmoid_(), own, columns, 1)
+                    by_bias += piece.sum(dtype=torch.float64)
+            if needs_gradient:
+                gradients.add(rows, columns, tile)
+        total = batch.rows.total
+        if needs_gradient:
+            ctx.gradients = (*gradients.of_mean(scale, total, group), (by_bias / total).to(bias.dtype))
+        return (sum_over_ranks(local, group) / total).to(batch.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return (*_times(gradient, ctx.gradients), None, None, None)
 
 
-def _amax(logits: torch.Tensor) -> torch.Tensor:
-    """(N,) maximum of each column; minus infinity on a rank without rows."""
-    if len(logits):
-        return logits.amax(0)
-    return logits.new_full((logits.shape[1],), float("-inf"))
+class _Batch:
+    """One side's rows of this rank, x (n, D), and the other's of all ranks, y (N, D), as the products take them."""
+
+    def __init__(self, x: torch.Tensor, y: torch.Tensor, group: Group) -> None:
+        self.rows = Rows.of(len(x), x.device, group)
+        self.own = slice(self.rows.start, self.rows.start + self.rows.count)
+        self.given = x.dtype
+        # Of logits and all that comes of them. Rounded to bfloat16, logits spoil gradients by a hundredth.
+        self.dtype = torch.promote_types(x.dtype, torch.float32)
+        # CPUs without matrix units for bfloat16 multiply it more slowly than float32.
+        product = x.dtype if x.is_cuda else self.dtype
+        self.x, self.y = x.detach().to(product), gather_rows(y, self.rows, group).to(product)
+
+
+class _Logits:
+    """s X Yᵀ of a batch, tile by tile.
+
+    Where it will be visited twice and fits `budget` bytes, every tile has memory of its own, and the second visit finds
+    it as the first left it (`kept`). Else all tiles share the memory of one, and are computed at each visit.
+    """
+
+    def __init__(self, batch: _Batch, scale: float, budget: int | None, visits: int) -> None:
+        self._batch, self._scale = batch, scale
+        n, total = batch.rows.count, batch.rows.total
+        size = batch.dtype.itemsize
+        budget = _budget(batch.x.device) if budget is None else budget
+        self._store = visits > 1 and n * total * size <= budget
+        height, width = _TILE[batch.x.device.type]
+        while height * width * size > budget and min(height, width) > 1:
+            height, width = height // 2, width // 2
+        self._places = [
+            (slice(i, min(i + height, n)), slice(j, min(j + width, total)))
+            for i in range(0, n, height)
+            for j in range(0, total, width)
+        ]
+        elements = n * total if self._store else min(height, n) * min(width, total)
+        self._memory = torch.empty(elements, dtype=batch.dtype, device=batch.x.device)
+        self.kept = False
+
+    def zeros(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(n,) and (N,): a number for each row, and for each column."""
+        return self._memory.new_zeros(len(self._batch.x)), self._memory.new_zeros(len(self._batch.y))
+
+    def are_bounded(self) -> bool:
+        """Whether no logit is so large that a sum of exponentials, or its reciprocal, could leave the range."""
+        longest = [float(rows.norm(dim=1).amax()) if len(rows) else 0.0 for rows in (self._batch.x, self._batch.y)]
+        return abs(self._scale) * longest[0] * longest[1] < 0.7 * math.log(torch.finfo(self._batch.dtype).max)
+
+    def tiles(self) -> Iterator[tuple[slice, slice, torch.Tensor]]:
+        """(rows, columns, tile): which of this rank's rows and of all columns a tile holds. It may be written to."""
+        offset = 0
+        for rows, columns in self._places:
+            shape = rows.stop - rows.start, columns.stop - columns.start
+            tile = self._memory[offset : offset + shape[0] * shape[1]].view(shape)
+            if not self.kept:
+                _multiply(self._batch.x[rows], self._batch.y[columns].T, self._scale, tile)
+            yield rows, columns, tile
+            offset += shape[0] * shape[1] if self._store else 0
+        self.kept = self._store
+
+
+class _Targets:
+    """T of a batch; with `mean`, each row's positives share a weight of one."""
+
+    def __init__(self, batch: _Batch, positives: torch.Tensor | None, group: Group, mean: bool) -> None:
+        self._batch = batch
+        self._ids: torch.Tensor | None = None
+        if positives is not None:
+            ids = gather_rows(positives, batch.rows, group)
+            _, self._ids, counts = ids.unique(return_inverse=True, return_counts=True)
+            self._classes = len(counts)
+            self._count = counts[self._ids[batch.own]].to(batch.dtype)
+            self._weight = 1 / self._count if mean else torch.ones_like(self._count)
+
+    def cosines(self) -> torch.Tensor:
+        """Σ_ij T_ij x_i · y_j over this rank's rows, without any matrix of pairs: x_i meets the sum of its class."""
+        x, y = self._batch.x.to(self._batch.dtype), self._batch.y.to(self._batch.dtype)
+        if self._ids is None:
+            return (x * y[self._batch.own]).sum(dtype=torch.float64)
+        sums = y.new_zeros((self._classes, y.shape[1])).index_add_(0, self._ids, y)
+        own = sums[self._ids[self._batch.own]] * self._weight[:, None]
+        return (x * own).sum(dtype=torch.float64)
+
+    def count(self) -> float:
+        """Positives of this rank's rows."""
+        return self._batch.rows.count if self._ids is None else float(self._count.sum(dtype=torch.float64))
+
+    def subtract(self, piece: torch.Tensor, own: slice, columns: slice, factor: float) -> None:
+        """Takes `factor` T from the piece of rows `own` and `columns`."""
+        first = self._batch.rows.start
+        if self._ids is None:
+            piece.diagonal(first + own.start - columns.start).sub_(factor)
+            return
+        equal = self._ids[first + own.start : first + own.stop, None] == self._ids[columns]
+        piece.sub_(equal * (factor * self._weight[own, None]))
+
+
+class _Gradients:
+    """Sums G Y and, where the other side trains, Gᵀ X over the tiles of G, the derivative by the logits."""
+
+    def __init__(self, batch: _Batch, by_y: bool) -> None:
+        self._batch = batch
+        self._by_x = batch.x.new_zeros(batch.x.shape, dtype=batch.dtype)
+        self._by_y = batch.y.new_zeros(batch.y.shape, dtype=batch.dtype) if by_y else None
+
+    def add(self, rows: slice, columns: slice, tile: torch.Tensor) -> None:
+        tile = tile.to(self._batch.x.dtype)
+        _add_product(self._by_x[rows], tile, self._batch.y[columns])
+        if self._by_y is not None:
+            _add_product(self._by_y[columns], tile.T, self._batch.x[rows])
+
+    def of_mean(
+        self, scale: torch.Tensor, terms: int, group: Group
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """Gradients of the loss by this rank's rows of either side, and this rank's share of that by the scale."""
+        by_scale = (self._batch.x * self._by_x).sum(dtype=torch.float64) / terms
+        factor = float(scale) / terms
+        by_y = None
+        if self._by_y is not None:
+            by_y = sum_over_ranks(self._by_y, group)[self._batch.own].mul_(factor).to(self._batch.given)
+        return self._by_x.mul_(factor).to(self._batch.given), by_y, by_scale.to(scale.dtype)
+
+
+def _bounded_statistics(logits: _Logits) -> tuple[torch.Tensor, torch.Tensor]:
+    """(n,) and (N,) logsumexp of this rank's logits by row and by column; leaves exponentials in the tiles.
+
+    Without a maximum, so that one exponential serves both.
+    """
+    rows_sum, columns_sum = logits.zeros()
+    for rows, columns, tile in logits.tiles():
+        for own, piece in _pieces(rows, tile):
+            piece.exp_()
+            rows_sum[own] += piece.sum(1)
+            columns_sum[columns] += piece.sum(0)
+    return rows_sum.log_(), columns_sum.log_()
+
+
+def _statistics(logits: _Logits) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `_bounded_statistics`, for logits of any size; leaves them in the tiles."""
+    by_row, by_column = (zeros.fill_(-math.inf) for zeros in logits.zeros())
+    for rows, columns, tile in logits.tiles():
+        by_row[rows] = by_row[rows].logaddexp(tile.logsumexp(1))
+        by_column[columns] = by_column[columns].logaddexp(tile.logsumexp(0))
+    return by_row, by_column
+
+
+def _logsumexp_over_ranks(x: torch.Tensor, group: Group) -> torch.Tensor:
+    highest = max_over_ranks(x.clone(), group)
+    return sum_over_ranks((x - highest).exp_(), group).log_().add_(highest)
+
+
+def _pieces(rows: slice, tile: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    """(own, piece): a few rows of a tile, and which of this rank's rows they are."""
+    height = _PIECE[tile.device.type]
+    for start in range(0, len(tile), height):
+        piece = tile[start : start + height]
+        yield slice(rows.start + start, rows.start + start + len(piece)), piece
+
+
+def _multiply(a: torch.Tensor, b: torch.Tensor, factor: float, out: torch.Tensor) -> None:
+    """out = factor a b, accumulated in the type of `out`."""
+    if a.dtype == out.dtype:
+        out.addmm_(a, b, beta=0, alpha=factor)
+    else:
+        torch.mm(a, b, out_dtype=out.dtype, out=out).mul_(factor)
+
+
+def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """total += a b, accumulated in the type of `total`."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    else:
+        total.add_(torch.mm(a, b, out_dtype=total.dtype))
+
+
+def _times(gradient: torch.Tensor, values: tuple[torch.Tensor | None, ...]) -> list[torch.Tensor | None]:
+    return [None if value is None else value * gradient.to(value.dtype) for value in values]
+
+
+def _budget(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else _CPU_BUDGET
+
+
+def _scalar(value: torch.Tensor | float, like: torch.Tensor) -> torch.Tensor:
+    return torch.as_tensor(value, dtype=torch.float32, device=like.device)
+
+
+def _check(image: torch.Tensor, text: torch.Tensor, positives: torch.Tensor | None) -> None:
+    if image.shape != text.shape or image.dim() != 2 or image.dtype != text.dtype:
+        sides = [f"{tuple(side.shape)} {side.dtype}" for side in (image, text)]
+        raise ValueError(f"image {sides[0]} and text {sides[1]} must both be (n, D), of one type")
+    if positives is not None and positives.shape != image.shape[:1]:
+        raise ValueError(f"positives {tuple(positives.shape)} must be (n,), an id for each of {len(image)} rows")

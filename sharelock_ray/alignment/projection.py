@@ -1,9 +1,10 @@
 """The trained projection: an MLP whose numbers do not depend on how many workers share a batch."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,8 +13,15 @@ from torch.nn import functional as F
 from sharelock_ray.alignment.distributed import Group, Rows, SumOverRanks, world_size
 from sharelock_ray.alignment.spec import ProjectionSpec
 
+
+def _relu6(x: torch.Tensor) -> torch.Tensor:
+    # Not F.relu6, of which torch has not always had the backward pass in bfloat16.
+    return x.clamp(0, 6)
+
+
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": F.relu,
+    "relu6": _relu6,
     "gelu": F.gelu,
     "silu": F.silu,
     "tanh": torch.tanh,
@@ -26,13 +34,14 @@ _DROPOUT_BLOCK = 256
 class GlobalBatch:
     """The global batch that a forward pass in training belongs to.
 
-    `rows` is this rank's place in it; `seed` and `step` decide the dropout masks.
+    `rows` is this rank's place in it; `seed`, `step` and `side` decide the dropout masks.
     """
 
     rows: Rows
     seed: int
     step: int
     group: Group = None
+    side: str = ""
 
 
 class Projection(nn.Module):
@@ -41,65 +50,82 @@ class Projection(nn.Module):
     Args:
         in_dim: width of the frozen embedding.
         out_dim: width of the shared space; for depth 0 it must be `in_dim`.
-        depth, width, activation, norm, dropout: see `ProjectionSpec`.
+        settings: fields of `ProjectionSpec`. Depth, width and dropout are the paper's where neither they nor a preset
+            are given.
 
     Raises:
         ValueError: depth 0 between different widths, or a value that `ProjectionSpec` refuses.
     """
 
-    def __init__(
-        self,
-        in_dim: int,
-        out_dim: int,
-        depth: int = 4,
-        width: int = 4096,
-        activation: str = "relu",
-        norm: str = "batch",
-        dropout: float = 0.2,
-    ) -> None:
+    def __init__(self, in_dim: int, out_dim: int, **settings: Any) -> None:
         super().__init__()
-        self.spec = ProjectionSpec.model_validate(
-            {"depth": depth, "width": width, "activation": activation, "norm": norm, "dropout": dropout}
-        )
-        if depth == 0 and in_dim != out_dim:
+        paper = {} if settings.get("preset") else {"depth": 4, "width": 4096, "dropout": 0.2}
+        self.spec = spec = ProjectionSpec.model_validate(paper | settings)
+        if spec.depth == 0 and in_dim != out_dim:
             raise ValueError(f"a locked side of width {in_dim} cannot enter a shared space of width {out_dim}")
-        widths = [in_dim, *[width] * (depth - 1), out_dim] if depth else []
+        width = spec.width_factor * in_dim if spec.width_factor else spec.width
+        widths = [in_dim, *[width] * (spec.depth - 1), out_dim] if spec.depth else []
         self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
-        kind = {"batch": GlobalBatchNorm, "layer": nn.LayerNorm, "none": nn.Identity}[norm]
-        self.norms = nn.ModuleList(kind(width) for _ in range(depth - 1))
-        self._activation = _ACTIVATIONS[activation]
+        kind = {"batch": GlobalBatchNorm, "layer": nn.LayerNorm, "none": nn.Identity}[spec.norm]
+        self.norms = nn.ModuleList(kind(width) for _ in widths[1:-1])
+        self.input_norm = nn.LayerNorm(in_dim) if spec.input_norm and spec.depth else nn.Identity()
+        self.gates = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths[:-1]) if spec.gated)
+        self._activation = _ACTIVATIONS[spec.activation]
+        if spec.init == "xavier":
+            for linear in (*self.linears, *self.gates):
+                assert isinstance(linear, nn.Linear)
+                nn.init.xavier_uniform_(linear.weight)
+                nn.init.zeros_(linear.bias)
 
     def forward(self, x: torch.Tensor, batch: GlobalBatch | None = None) -> torch.Tensor:
-        """Projects (n, in_dim) to unit vectors (n, out_dim).
+        """Projects (n, in_dim) to unit vectors (n, out_dim), which are float32 also under autocast.
 
         Args:
             batch: in training over several workers, or for reproducible dropout: the global batch these rows are of.
         """
+        if not self.spec.depth:
+            return F.normalize(x, dim=-1)
+        # Drawn outside of the network, so that what is compiled never sees the step, which changes at every call.
+        kept = [self._kept(x, layer, batch) for layer in range(len(self.norms))]
+        projected = self._network(x, kept, batch)
+        return F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=-1)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles the network by `torch.compile`, which takes these arguments."""
+        self._network = torch.compile(self._network, *args, **kwargs)  # type: ignore[method-assign]
+
+    def _network(self, x: torch.Tensor, kept: Sequence[torch.Tensor | None], batch: GlobalBatch | None) -> torch.Tensor:
+        x = self.input_norm(x)
         for layer, norm in enumerate(self.norms):
-            x = self.linears[layer](x)
-            x = norm(x, batch) if isinstance(norm, GlobalBatchNorm) else norm(x)
-            x = self._dropout(self._activation(x), layer, batch)
-        if len(self.linears):
-            x = self.linears[-1](x)
-        return F.normalize(x, dim=-1)
+            hidden = self.linears[layer](x)
+            hidden = self._activation(norm(hidden, batch) if isinstance(norm, GlobalBatchNorm) else norm(hidden))
+            if self.spec.gated:
+                hidden = hidden * self.gates[layer](x)
+            keep = kept[layer]
+            if keep is not None:
+                hidden = hidden * keep / (1 - self.spec.dropout)
+            x = x + hidden if self.spec.residual and x.shape == hidden.shape else hidden
+        return self.linears[-1](x)
 
-    def _dropout(self, x: torch.Tensor, layer: int, batch: GlobalBatch | None) -> torch.Tensor:
-        p = self.spec.dropout
+    def _kept(self, x: torch.Tensor, layer: int, batch: GlobalBatch | None) -> torch.Tensor | None:
+        """(n, width) bool: which hidden units of a layer dropout leaves; None where it leaves all."""
+        p, linear = self.spec.dropout, self.linears[layer]
+        assert isinstance(linear, nn.Linear)
         if not self.training or not p:
-            return x
+            return None
         if batch is None:
-            return F.dropout(x, p)
-        return x * _dropout_keep(x.shape[1], layer, batch, p, x.device) / (1 - p)
+            return torch.rand((len(x), linear.out_features), device=x.device) >= p
+        return dropout_keep(linear.out_features, layer, batch, p, x.device)
 
 
-def _dropout_keep(width: int, layer: int, batch: GlobalBatch, p: float, device: torch.device) -> torch.Tensor:
-    """(rows, width) bool, drawn from (seed, step, layer, block of rows) and thus the same on any number of workers."""
+def dropout_keep(width: int, layer: int, batch: GlobalBatch, p: float, device: torch.device) -> torch.Tensor:
+    """(rows, width) bool, from (seed, step, side, layer, block of rows): the same on any number of workers."""
     start, end = batch.rows.start, batch.rows.start + batch.rows.count
     first = start // _DROPOUT_BLOCK
     generator = torch.Generator(device)
     blocks = []
     for block in range(first, -(-end // _DROPOUT_BLOCK)):
-        name = f"dropout {batch.seed} {batch.step} {layer} {block}".encode()
+        name = f"dropout {batch.seed} {batch.step} {batch.side} {layer} {block}".encode()
         generator.manual_seed(int.from_bytes(hashlib.sha256(name).digest()[:8], "big") >> 1)
         blocks.append(torch.rand((_DROPOUT_BLOCK, width), generator=generator, device=device) >= p)
     if not blocks:
@@ -112,12 +138,13 @@ class GlobalBatchNorm(nn.BatchNorm1d):
     """Batch normalisation with the statistics of the global batch (`torch.nn.SyncBatchNorm` refuses CPUs)."""
 
     def forward(self, x: torch.Tensor, batch: GlobalBatch | None = None) -> torch.Tensor:
-        """(n, width) to (n, width)."""
+        """(n, width) to (n, width), of the same type; statistics are float32 or wider."""
         if not self.training or batch is None or world_size(batch.group) == 1:
             return super().forward(x)
         total = batch.rows.total
-        mean = SumOverRanks.apply(x.sum(0), batch.group) / total
-        centred = x - mean
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        mean = SumOverRanks.apply(wide.sum(0), batch.group) / total
+        centred = wide - mean
         variance = SumOverRanks.apply(centred.square().sum(0), batch.group) / total
         with torch.no_grad():
             assert self.running_mean is not None
@@ -127,4 +154,4 @@ class GlobalBatchNorm(nn.BatchNorm1d):
             self.running_mean.lerp_(mean, momentum)
             self.running_var.lerp_(variance * (total / (total - 1)), momentum)
             self.num_batches_tracked += 1
-        return centred * torch.rsqrt(variance + self.eps) * self.weight + self.bias
+        return (centred * torch.rsqrt(variance + self.eps) * self.weight + self.bias).to(x.dtype)

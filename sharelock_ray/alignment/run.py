@@ -12,13 +12,14 @@ from sharelock_ray.features.manifest import Manifest
 
 
 class TrainingResult(Config):
-    """`training.json`: how a finished training ended. Losses are mean InfoNCE in nats."""
+    """`training.json`: how a finished training ended. Losses are in nats, of the kind that the spec says."""
 
     steps: int
     stopped_early: bool
     first_loss: float
     last_loss: float
     best_validation_loss: float
+    """At the best step, by what is monitored."""
     best_step: int
     training_pairs: int
     validation_pairs: int

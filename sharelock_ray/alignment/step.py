@@ -1,54 +1,99 @@
 """One optimizer step over the global batch, and the validation between steps."""
 
+import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 
 from sharelock_ray.alignment.batches import Batch
 from sharelock_ray.alignment.distributed import Group, Rows, gather_rows, rank, sum_over_ranks, world_size
-from sharelock_ray.alignment.heads import Heads
-from sharelock_ray.alignment.loss import contrastive_loss
-from sharelock_ray.alignment.optimizer import Adam
+from sharelock_ray.alignment.heads import UNDECAYED, Heads
+from sharelock_ray.alignment.loss import contrastive_loss, sigmoid_loss
+from sharelock_ray.alignment.optimizer import optimizer_of
 from sharelock_ray.alignment.projection import GlobalBatch
 from sharelock_ray.alignment.spec import AlignmentSpec
 
+_ROWS = 1024
+
 
 class Optimization:
-    """The heads with their optimizer. Every rank holds the same; `step` keeps it so.
+    """The heads with their optimizer and average. Every rank holds the same; `step` keeps it so.
 
     Args:
         heads: on the device they are trained on; rank 0's values are used by all.
         group: process group; None is the default one, or this process alone.
+        compiled: whether the projections are compiled by `torch.compile`.
     """
 
-    def __init__(self, heads: Heads, spec: AlignmentSpec, group: Group = None) -> None:
+    def __init__(self, heads: Heads, spec: AlignmentSpec, group: Group = None, compiled: bool = False) -> None:
         self.heads, self.spec, self.group = heads, spec, group
         trained = {name: p for name, p in heads.named_parameters() if p.requires_grad}
         self._trained = list(trained.values())
-        self.optimizer = Adam(trained, spec.weight_decay, undecayed=["log_logit_scale"])
+        self.optimizer = optimizer_of(spec, trained, UNDECAYED)
         if world_size(group) > 1:
             for tensor in heads.state_dict().values():
                 torch.distributed.broadcast(tensor, group_src=0, group=group)
+        self.average = copy.deepcopy(heads).requires_grad_(False) if spec.ema_decay else None
+        if compiled:
+            heads.vision.compile()
+            heads.language.compile()
 
-    def step(self, batch: Batch, step: int) -> dict[str, torch.Tensor]:
-        """Updates the heads by one global batch, of which `batch` is this rank's share.
+    @property
+    def evaluated(self) -> Heads:
+        """What is validated, and kept as the best: the average of the weights where there is one."""
+        return self.heads if self.average is None else self.average
+
+    def step(self, micro_batches: Iterable[Batch], step: int) -> dict[str, torch.Tensor]:
+        """Updates the heads by one global batch.
+
+        Args:
+            micro_batches: this rank's share of each of the `accumulation` parts of the batch.
+            step: from 0.
 
         Returns:
-            `loss` of the global batch and `grad_norm` before clipping: scalars, the same on every rank.
+            `loss`, the mean over micro-batches, and `grad_norm` before clipping: scalars, the same on every rank.
         """
-        rows = Rows.of(len(batch.image), batch.image.device, self.group)
-        about = GlobalBatch(rows, self.spec.seed, step, self.group)
-        heads = self.heads.train()
-        loss = contrastive_loss(
-            heads.vision(batch.image, about), heads.language(batch.text, about), heads.logit_scale, self.group
-        )
+        heads, parts = self.heads.train(), self.spec.accumulation
         heads.zero_grad()
-        loss.backward()
+        losses = []
+        for index, batch in enumerate(micro_batches):
+            image, text = self._projected(heads, batch, step * parts + index)
+            loss = self._loss(heads, image, text, batch.positives)
+            (loss / parts).backward()
+            losses.append(loss.detach())
+        if len(losses) != parts:
+            raise ValueError(f"a step takes {parts} micro-batches (`accumulation`), not {len(losses)}")
         self._sum_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self._trained, self.spec.clip_norm or math.inf)
         self.optimizer.step(learning_rate(self.spec, step))
-        return {"loss": loss.detach(), "grad_norm": norm}
+        heads.clamp_logit_scale()
+        self._follow(step)
+        return {"loss": torch.stack(losses).mean(), "grad_norm": norm}
+
+    def _loss(
+        self, heads: Heads, image: torch.Tensor, text: torch.Tensor, positives: torch.Tensor | None
+    ) -> torch.Tensor:
+        if heads.logit_bias is None:
+            return contrastive_loss(image, text, heads.logit_scale, self.group, positives=positives)
+        return sigmoid_loss(image, text, heads.logit_scale, heads.logit_bias, self.group, positives=positives)
+
+    def _projected(
+        self, heads: Heads, batch: Batch, micro_step: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(n, D) unit vectors of images and of texts; `micro_step`, in training, counts over all steps."""
+        rows = Rows.of(len(batch.image), batch.image.device, self.group)
+        projected = []
+        with torch.autocast(batch.image.device.type, torch.bfloat16, enabled=self.spec.precision == "bfloat16"):
+            for side, head, given in (("vision", heads.vision, batch.image), ("language", heads.language, batch.text)):
+                about = None
+                if micro_step is not None:
+                    about = GlobalBatch(rows, self.spec.seed, micro_step, self.group, side)
+                projected.append(head(given, about))
+        if self.spec.precision == "bfloat16" and batch.image.is_cuda:
+            # The loss's products run on tensor cores too; its logits and statistics are float32 still.
+            projected = [features.to(torch.bfloat16) for features in projected]
+        return projected[0], projected[1]
 
     def _sum_gradients(self) -> None:
         if world_size(self.group) == 1:
@@ -59,17 +104,35 @@ class Optimization:
             parameter.grad = total.view_as(parameter)
 
     @torch.no_grad()
+    def _follow(self, step: int) -> None:
+        """Moves the average towards the weights: faster at first, so that their start does not weigh for long."""
+        if self.average is None or self.spec.ema_decay is None:
+            return
+        # The rule of TensorFlow's ExponentialMovingAverage with `num_updates`.
+        share = 1 - min(self.spec.ema_decay, (1 + step) / (10 + step))
+        for own, value in zip(self.average.state_dict().values(), self.heads.state_dict().values(), strict=True):
+            if value.is_floating_point():
+                own.lerp_(value, share)
+            else:
+                own.copy_(value)
+
+    @torch.no_grad()
     def validate(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Means over `batches`: `validation_loss`, and `recall_at_1` of images among a batch's texts."""
-        heads = self.heads.eval()
+        """Means over `batches`: `validation_loss`, and `recall_at_1` of images among a batch's texts.
+
+        Where a batch has ids of positives, every text with an image's id is right for it.
+        """
+        heads = self.evaluated.eval()
         losses, hits, count = [], 0.0, 0
         for batch in batches:
-            image, text = heads.vision(batch.image), heads.language(batch.text)
-            losses.append(float(contrastive_loss(image, text, heads.logit_scale, self.group)))
+            image, text = self._projected(heads, batch)
+            losses.append(float(self._loss(heads, image, text, batch.positives)))
             rows = Rows.of(len(image), image.device, self.group)
-            nearest = (image @ gather_rows(text, rows, self.group).T).argmax(1)
-            own = rows.start + torch.arange(rows.count, device=image.device)
-            hits += float(sum_over_ranks((nearest == own).sum().double(), self.group))
+            ids = rows.start + torch.arange(rows.count, device=image.device)
+            own = ids if batch.positives is None else batch.positives
+            texts, ids = gather_rows(text, rows, self.group), gather_rows(own, rows, self.group)
+            hit = [(ids[(some @ texts.T).argmax(1)] == of).sum() for some, of in _blocks(image, own)]
+            hits += float(sum_over_ranks(torch.stack(hit).sum().double(), self.group))
             count += rows.total
         return {"validation_loss": sum(losses) / len(losses), "recall_at_1": hits / count}
 
@@ -80,8 +143,21 @@ class Optimization:
 
 
 def learning_rate(spec: AlignmentSpec, step: int) -> float:
-    """Of `step` (from 0): linear warm-up to `learning_rate`, then a cosine that would reach zero at `steps`."""
+    """Of `step` (from 0): linear warm-up to `learning_rate`, then the schedule.
+
+    The cosine would reach zero at `steps` (arXiv 1608.03983, without restarts); of `wsd`, warm-up, stable, decay (arXiv
+    2404.06395), the decay is linear, as in arXiv 2405.18392.
+    """
     if step < spec.warmup_steps:
         return spec.learning_rate * (step + 1) / spec.warmup_steps
+    if spec.schedule == "constant":
+        return spec.learning_rate
+    if spec.decay_steps is not None:
+        return spec.learning_rate * min(1.0, (spec.steps - step) / spec.decay_steps)
     progress = (step - spec.warmup_steps) / max(1, spec.steps - spec.warmup_steps)
     return spec.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _blocks(image: torch.Tensor, ids: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Some rows at a time, so that their similarities with all texts of a batch fit in memory."""
+    yield from zip(image.split(_ROWS), ids.split(_ROWS), strict=True)

@@ -59,7 +59,13 @@ class _Metrics:
 
 
 def train(
-    run: RunFolder, vision: str, language: str, spec: AlignmentSpec, device: str = "cpu", group: Group = None
+    run: RunFolder,
+    vision: str,
+    language: str,
+    spec: AlignmentSpec,
+    device: str = "cpu",
+    group: Group = None,
+    compiled: bool = False,
 ) -> None:
     """Trains, or goes on training, until `training.json` is written.
 
@@ -68,9 +74,10 @@ def train(
 
     Args:
         vision, language: URIs of feature sets of one dataset split.
+        compiled: whether the projections are compiled by `torch.compile`.
 
     Raises:
-        RequestError: the sets do not belong together, or hold too few pairs.
+        RequestError: the sets do not belong together, hold too few pairs, or lack the labels that are asked for.
         RunError: the loss is not finite any more.
     """
     pairs = join(open_features(vision), open_features(language))
@@ -83,21 +90,24 @@ def train(
     vision_side, language_side = side_of(pairs.vision.manifest), side_of(pairs.language.manifest)
     torch.manual_seed(spec.seed)
     heads = Heads(spec, vision_side.dim, language_side.dim).to(device)
-    optimization = Optimization(heads, spec, group)
+    optimization = Optimization(heads, spec, group, compiled)
     position = Position(step=0)
     metrics = _Metrics(run, optimization.is_main)
     if has_checkpoint(run.last):
         checkpoint = read_checkpoint(run.last)
-        restore(run.last, checkpoint, heads, optimization.optimizer)
+        restore(run.last, checkpoint, heads, optimization.optimizer, optimization.average)
         position = checkpoint.position
         metrics.resume(position.step)
-    batches = PairBatches(training, spec.global_batch_size, spec.seed, torch.device(device))
-    held_out = PairBatches(validation, spec.global_batch_size, spec.seed, torch.device(device))
+    batches, held_out = (
+        PairBatches(of, spec.contrast_size, spec.seed, torch.device(device), spec.positives)
+        for of in (training, validation)
+    )
     ranks = rank(group), world_size(group)
     started = time.monotonic() - position.seconds
     while position.step < spec.steps and not _is_stale(spec, position):
         step = position.step
-        taken = optimization.step(batches.batch(step, *ranks), step)
+        parts = range(step * spec.accumulation, (step + 1) * spec.accumulation)
+        taken = optimization.step((batches.batch(part, *ranks) for part in parts), step)
         position = position.model_copy(update={"step": step + 1, "seconds": time.monotonic() - started})
         if (step + 1) % _LOG_EVERY == 0 or step == 0:
             row = {name: float(value) for name, value in taken.items()}
@@ -106,7 +116,7 @@ def train(
             metrics.add({"step": step + 1, **row, "learning_rate": learning_rate(spec, step)})
         if (step + 1) % spec.evaluate_every == 0 or step + 1 == spec.steps:
             values = optimization.validate(held_out.sweep(*ranks))
-            position = _judged(position, values["validation_loss"], spec.min_delta)
+            position = _judged(position, values, spec)
             metrics.add({"step": step + 1, **values, "logit_scale": float(heads.logit_scale.detach())})
             metrics.write()
             if optimization.is_main:
@@ -114,8 +124,8 @@ def train(
                     spec=spec, vision=vision_side, language=language_side, position=position, metrics=values
                 )
                 if position.best_step == step + 1:
-                    save_checkpoint(run.best, checkpoint, heads)
-                save_checkpoint(run.last, checkpoint, heads, optimization.optimizer)
+                    save_checkpoint(run.best, checkpoint, optimization.evaluated)
+                save_checkpoint(run.last, checkpoint, heads, optimization.optimizer, optimization.average)
     if optimization.is_main:
         run.finish(_result(position, metrics.rows, pairs, len(training), len(validation), heads, spec))
 
@@ -124,13 +134,14 @@ def _is_stale(spec: AlignmentSpec, position: Position) -> bool:
     return spec.patience is not None and position.stale >= spec.patience
 
 
-def _judged(position: Position, loss: float, min_delta: float) -> Position:
-    """The lowest loss is the best; patience starts anew only at `min_delta` below where it last did."""
+def _judged(position: Position, values: dict[str, float], spec: AlignmentSpec) -> Position:
+    """The best value of what is monitored; patience starts anew only at `min_delta` beyond where it last did."""
+    value, sign = (values["recall_at_1"], -1) if spec.monitor == "recall" else (values["validation_loss"], 1)
     changes: dict[str, Any] = {"stale": position.stale + 1}
-    if position.patience_loss is None or loss < position.patience_loss - min_delta:
-        changes = {"stale": 0, "patience_loss": loss}
-    if position.best_loss is None or loss < position.best_loss:
-        changes |= {"best_loss": loss, "best_step": position.step}
+    if position.patience_value is None or sign * (value - position.patience_value) < -spec.min_delta:
+        changes = {"stale": 0, "patience_value": value}
+    if position.best_value is None or sign * (value - position.best_value) < 0:
+        changes |= {"best_value": value, "best_step": position.step}
     return position.model_copy(update=changes)
 
 
@@ -144,13 +155,13 @@ def _result(
     spec: AlignmentSpec,
 ) -> TrainingResult:
     losses = [row["loss"] for row in rows if "loss" in row]
-    assert position.best_loss is not None
+    best = next(row for row in rows if row["step"] == position.best_step and "validation_loss" in row)
     return TrainingResult(
         steps=position.step,
         stopped_early=position.step < spec.steps,
         first_loss=losses[0],
         last_loss=losses[-1],
-        best_validation_loss=position.best_loss,
+        best_validation_loss=best["validation_loss"],
         best_step=position.best_step,
         training_pairs=training,
         validation_pairs=validation,

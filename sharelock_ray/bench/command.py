@@ -103,6 +103,35 @@ def encoders(
     _show(["encoder", "rate", "peak TFLOP/s", "share of peak"], rows, result, as_json)
 
 
+@app.command()
+def loss(
+    pairs: Annotated[int, typer.Option(min=2, help="Global batch size.")] = 16384,
+    dim: Annotated[int, typer.Option(min=1, help="Width of the shared space.")] = 1024,
+    threads: Threads = 2,
+    repeats: Repeats = 5,
+    as_json: AsJson = False,
+) -> None:
+    """The contrastive loss, forward and backward, against open_clip's, the released one and one bare product."""
+    from sharelock_ray.bench import loss as bench
+
+    found = bench.compare(bench.Setting(pairs, dim, threads), repeats)
+    product = found[0]
+    theirs = {m.frozen: m for m in found if m.way == bench.OPEN_CLIP}
+    rows = [
+        [
+            m.way,
+            "" if m is product else "text" if m.frozen else "both",
+            *(bench.median_seconds(values) for values in (m.wall, m.cpu)),
+            *(f"{m.ratio(product, clock):.2f}" for clock in ("wall", "cpu")),
+            *("" if m is product else f"{m.ratio(theirs[m.frozen], clock):.2f}" for clock in ("wall", "cpu")),
+            f"{m.extra_bytes / 2**20:,.0f}",
+        ]
+        for m in found
+    ]
+    header = ["way", "trains", "wall s", "CPU s", "to product", "CPU", "to open_clip", "CPU", "extra MiB"]
+    _show(header, rows, {"pairs": pairs, "dim": dim, "ways": [asdict(m) for m in found]}, as_json)
+
+
 def _median(values: list[float]) -> str:
     return f"{statistics.median(values):,.1f}"
 

@@ -15,5 +15,7 @@ class TrainingOptions(Config):
     """Logical CPUs of a worker; also its threads where it has no GPU."""
     use_gpu: bool = False
     """One GPU for each worker."""
+    compile: bool = False
+    """Compiles the projections by `torch.compile`: half a minute at the start, and slower on CPUs."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Lost workers after which training gives up."""

@@ -71,6 +71,7 @@ def _trainer(
             "spec": spec.model_dump(mode="json"),
             "threads": max(1, int(options.num_cpus)),
             "device": "cuda" if options.use_gpu else "cpu",
+            "compiled": options.compile,
         },
         scaling_config=ScalingConfig(
             num_workers=options.num_workers,
@@ -100,6 +101,7 @@ def _worker(config: dict[str, Any]) -> SharelockError | None:
                 config["language"],
                 AlignmentSpec.model_validate(config["spec"]),
                 device=config["device"],
+                compiled=config["compiled"],
             )
     # Every worker finds the same fault; raised, it would be taken for the loss of a worker, and tried again.
     except SharelockError as error:

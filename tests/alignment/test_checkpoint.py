@@ -57,7 +57,7 @@ def take_steps(trained: Heads, optimizer: Adam, seeds: range) -> None:
 
 
 def described(step: int) -> Checkpoint:
-    position = Position(step=step, best_loss=0.1, best_step=7, patience_loss=0.2, stale=3, seconds=1.5)
+    position = Position(step=step, best_value=0.1, best_step=7, patience_value=0.2, stale=3, seconds=1.5)
     return Checkpoint(spec=SPEC, vision=VISION, language=LANGUAGE, position=position, metrics={"loss": 1 / 3})
 
 

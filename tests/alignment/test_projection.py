@@ -1,6 +1,8 @@
 """The projection is the plain network it describes, and its dropout does not depend on who holds which rows."""
 
+import copy
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -8,9 +10,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from sharelock_ray.alignment.distributed import Rows
-from sharelock_ray.alignment.projection import GlobalBatch, GlobalBatchNorm, Projection
+from sharelock_ray.alignment.projection import GlobalBatch, GlobalBatchNorm, Projection, dropout_keep
+from sharelock_ray.alignment.spec import ProjectionSpec
 
-ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
+ACTIVATIONS = {"relu": nn.ReLU, "relu6": nn.ReLU6, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
 NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm, "none": nn.Identity}
 
 
@@ -33,8 +36,10 @@ def by_hand(projection: Projection) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def in_batch(start: int, count: int, total: int = 700, seed: int = 0, step: int = 0) -> GlobalBatch:
-    return GlobalBatch(Rows(start, count, total, (start, count, total - start - count)), seed, step)
+def in_batch(
+    start: int, count: int, total: int = 700, seed: int = 0, step: int = 0, side: str = "vision"
+) -> GlobalBatch:
+    return GlobalBatch(Rows(start, count, total, (start, count, total - start - count)), seed, step, side=side)
 
 
 class TestStructure:
@@ -97,6 +102,87 @@ class TestStructure:
             Projection(12, 7, depth=0)
 
 
+class TestVariants:
+    def test_residual_layers_of_equal_width_add_their_input(self) -> None:
+        projection = Projection(12, 7, depth=4, width=9, residual=True, norm="layer", activation="gelu", dropout=0.0)
+        x = inputs()
+        hidden = F.gelu(projection.norms[0](projection.linears[0](x)))
+        for layer in (1, 2):
+            hidden = hidden + F.gelu(projection.norms[layer](projection.linears[layer](hidden)))
+        expected = F.normalize(projection.linears[3](hidden), dim=1)
+        torch.testing.assert_close(projection(x), expected)
+
+    def test_gated_layers_multiply_two_linear_maps(self) -> None:
+        projection = Projection(12, 7, depth=3, width=9, gated=True, norm="none", activation="silu", dropout=0.0)
+        hidden = x = inputs()
+        for layer in (0, 1):
+            hidden = F.silu(projection.linears[layer](hidden)) * projection.gates[layer](hidden)
+        torch.testing.assert_close(projection(x), F.normalize(projection.linears[2](hidden), dim=1))
+
+    def test_sail_is_a_norm_and_a_gated_unit_of_eight_widths(self) -> None:
+        projection = Projection(12, 7, preset="sail")
+        norm, wide, gate, out = nn.LayerNorm(12), nn.Linear(12, 96), nn.Linear(12, 96), nn.Linear(96, 7)
+        for ours, theirs in ((projection.linears[0], wide), (projection.gates[0], gate), (projection.linears[1], out)):
+            theirs.load_state_dict(ours.state_dict())
+        x = norm(5 * inputs())
+        torch.testing.assert_close(projection(5 * inputs()), F.normalize(out(F.relu6(wide(x)) * gate(x)), dim=1))
+        assert sum(p.numel() for p in projection.parameters()) == 2 * 12 + 2 * (12 * 96 + 96) + 96 * 7 + 7
+
+    def test_xavier_weights_have_the_range_of_the_formula_and_no_bias(self) -> None:
+        # Glorot and Bengio (2010), equation 16.
+        projection = Projection(300, 200, depth=2, width=500, init="xavier", gated=True)
+        for linear in (*projection.linears, *projection.gates):
+            limit = (6 / (linear.in_features + linear.out_features)) ** 0.5
+            assert 0.98 * limit < float(linear.weight.detach().abs().max()) <= limit
+            assert float(linear.bias.detach().abs().max()) == 0
+
+    @pytest.mark.parametrize(
+        "settings",
+        [{"preset": "sail"}, {"norm": "batch"}, {"norm": "layer", "activation": "gelu", "residual": True}],
+        ids=str,
+    )
+    def test_under_bfloat16_is_near_float32_and_trains(self, settings: dict[str, Any]) -> None:
+        small = {} if "preset" in settings else {"depth": 3, "width": 32}
+        projection = Projection(12, 7, **small, **settings, dropout=0.0).train()
+        target = inputs(20, 7, seed=1)
+        gradients = []
+        for enabled in (False, True):
+            projection.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                found = projection(inputs(), in_batch(0, 20, 20))
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found.detach().norm(dim=1), torch.ones(20))
+            (found * target).sum().backward()
+            gradients.append(torch.cat([p.grad.flatten() for p in projection.parameters()]))
+        assert float(F.cosine_similarity(*gradients, dim=0)) > 0.99
+
+    def test_compiled_is_the_same_network(self) -> None:
+        projection = Projection(12, 7, depth=3, width=9, dropout=0.3).train()
+        compiled = copy.deepcopy(projection)
+        # What the compiler captures is run as it is: to generate code as well takes half a minute.
+        compiled.compile(backend="eager", fullgraph=True)
+        assert compiled.state_dict().keys() == projection.state_dict().keys()
+        for step in range(12):
+            batch = in_batch(0, 20, 20, step=step)
+            torch.testing.assert_close(compiled(inputs(), batch), projection(inputs(), batch))
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"preset": "sail", "depth": 4}, "the preset sail has depth 2: leave out `depth` or `preset`"),
+            ({"preset": "cail"}, "preset"),
+        ],
+    )
+    def test_what_a_preset_is_not_is_refused(self, settings: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            ProjectionSpec.model_validate(settings)
+
+    def test_a_preset_reads_back_the_same(self) -> None:
+        spec = ProjectionSpec(preset="sail", dropout=0.1)
+        assert ProjectionSpec.model_validate(spec.model_dump(mode="json")) == spec
+        assert (spec.width_factor, spec.gated, spec.dropout) == (8, True, 0.1)
+
+
 class TestBatchNorm:
     @pytest.mark.parametrize("batch", [None, in_batch(0, 20, 20)], ids=["alone", "as a global batch"])
     def test_equals_torch_in_training_and_evaluation(self, batch: GlobalBatch | None) -> None:
@@ -130,23 +216,33 @@ class TestDropout:
         assert torch.equal(torch.rand(3), expected)
         assert torch.equal(projection(inputs(), in_batch(0, 20)), first)
 
-    @pytest.mark.parametrize("change", [{"seed": 1}, {"step": 1}, {"start": 20}, {"start": 256}], ids=str)
-    def test_changes_with_seed_step_and_row(self, projection: Projection, change: dict[str, int]) -> None:
-        settings = {"start": 0, "count": 20}
+    @pytest.mark.parametrize(
+        "change", [{"seed": 1}, {"step": 1}, {"side": "language"}, {"start": 20}, {"start": 256}], ids=str
+    )
+    def test_changes_with_seed_step_side_and_row(self, projection: Projection, change: dict[str, Any]) -> None:
+        settings: dict[str, Any] = {"start": 0, "count": 20}
         one, other = (projection(inputs(), in_batch(**s)) for s in (settings, settings | change))
         assert not torch.allclose(one, other)
 
     def test_changes_with_the_layer(self) -> None:
-        projection = Projection(8, 8, depth=3, width=8, dropout=0.5).train()
-        one, other = (projection._dropout(torch.ones(20, 8), layer, in_batch(0, 20)) for layer in (0, 1))
+        one, other = (dropout_keep(8, layer, in_batch(0, 20), 0.5, torch.device("cpu")) for layer in (0, 1))
         assert not torch.equal(one, other)
 
     def test_keeps_the_mean_and_drops_the_share(self) -> None:
-        projection = Projection(8, 8, depth=2, width=64, dropout=0.2).train()
-        dropped = projection._dropout(torch.ones(700, 64), 0, in_batch(0, 700))
-        assert set(dropped.unique().tolist()) == {0.0, 1.25}
-        assert float((dropped == 0).float().mean()) == pytest.approx(0.2, abs=0.01)
-        assert float(dropped.mean()) == pytest.approx(1, abs=0.02)
+        projection = Projection(8, 64, depth=2, width=64, dropout=0.2, norm="none").train()
+        with torch.no_grad():
+            # Hidden units of one, and an output that shows them before it is normalised.
+            projection.linears[0].weight.zero_()
+            projection.linears[0].bias.fill_(1)
+            projection.linears[1].weight.copy_(torch.eye(64))
+            projection.linears[1].bias.zero_()
+        for batch in (in_batch(0, 700), None):
+            shown: list[torch.Tensor] = []
+            projection.linears[1].register_forward_hook(lambda *args, to=shown: to.append(args[2]))
+            projection(inputs(700, 8), batch)
+            assert set(shown[0].unique().tolist()) == {0.0, 1.25}
+            assert float((shown[0] == 0).float().mean()) == pytest.approx(0.2, abs=0.01)
+            assert float(shown[0].detach().mean()) == pytest.approx(1, abs=0.02)
 
     def test_is_off_in_evaluation(self, projection: Projection) -> None:
         projection.eval()

@@ -1,6 +1,7 @@
 """Training on one process: it learns, goes on after an interruption as if there had been none, and stops in time."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,15 +9,16 @@ import torch
 
 import ranks
 import support
+from curves import CURVES, train_curves, train_on_two_and_four
 from sharelock_ray.alignment.batches import PairBatches, split_validation
 from sharelock_ray.alignment.checkpoint import load_heads, read_checkpoint
 from sharelock_ray.alignment.optimizer import Adam
 from sharelock_ray.alignment.run import RunFolder
 from sharelock_ray.alignment.spec import AlignmentSpec, ProjectionSpec
-from sharelock_ray.alignment.step import learning_rate
 from sharelock_ray.alignment.train import train
+from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.errors import RequestError, RunError
-from sharelock_ray.features.featureset import join, open_features
+from sharelock_ray.features.featureset import Pairs, join, open_features
 
 SPEC = AlignmentSpec(
     language=ProjectionSpec(depth=2, width=32, dropout=0.1),
@@ -34,14 +36,19 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     return support.write_feature_sets(tmp_path_factory.mktemp("features"), pairs=300)
 
 
-def final_weights(run: RunFolder) -> dict[str, torch.Tensor]:
-    return load_heads(run.last, read_checkpoint(run.last)).state_dict()
+def weights(checkpoint: str) -> dict[str, torch.Tensor]:
+    return load_heads(checkpoint, read_checkpoint(checkpoint)).state_dict()
 
 
-def on_rank(rank: int, world_size: int, folder: str, features: tuple[str, str], specs: list[dict]) -> int:
-    for index, spec in enumerate(specs):
-        train(RunFolder(f"{folder}/{index}"), *features, AlignmentSpec.model_validate(spec))
-    return rank
+@pytest.fixture(scope="module")
+def curves(tmp_path_factory: pytest.TempPathFactory, features: tuple[str, str]) -> Path:
+    """The folder of every curve on one, two and four workers: `<workers>/<curve>`."""
+    folder = tmp_path_factory.mktemp("curves")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SHARELOCK_CACHE", str(tmp_path_factory.mktemp("cache")))
+        train_curves(str(folder), features, 1)
+        ranks.on_ranks(4, train_on_two_and_four, str(folder), features)
+    return folder
 
 
 def test_learns_what_pairs_have_in_common(tmp_path: Path, features: tuple[str, str]) -> None:
@@ -56,9 +63,13 @@ def test_learns_what_pairs_have_in_common(tmp_path: Path, features: tuple[str, s
     assert read_checkpoint(run.best).position.step == result.best_step
 
 
-def test_goes_on_at_the_exact_step_with_the_same_losses(tmp_path: Path, features: tuple[str, str]) -> None:
+@pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.9, "accumulation": 2, "positives": "text"}], ids=str)
+def test_goes_on_at_the_exact_step_with_the_same_losses(
+    tmp_path: Path, features: tuple[str, str], changes: dict[str, Any]
+) -> None:
     whole, broken = RunFolder(str(tmp_path / "whole")), RunFolder(str(tmp_path / "broken"))
-    train(whole, *features, SPEC)
+    spec = AlignmentSpec.model_validate(SPEC.model_dump() | changes)
+    train(whole, *features, spec)
 
     class KilledError(Exception):
         pass
@@ -75,39 +86,35 @@ def test_goes_on_at_the_exact_step_with_the_same_losses(tmp_path: Path, features
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Adam, "step", dying)
         with pytest.raises(KilledError):
-            train(broken, *features, SPEC)
+            train(broken, *features, spec)
     assert read_checkpoint(broken.last).position.step == 10
     assert broken.result() is None
-    train(broken, *features, SPEC)
+    train(broken, *features, spec)
     assert broken.metrics() == whole.metrics()
-    for name, value in final_weights(whole).items():
-        assert torch.equal(final_weights(broken)[name], value)
+    for folder in ("best", "last"):
+        resumed, unbroken = (weights(getattr(run, folder)) for run in (broken, whole))
+        assert all(torch.equal(resumed[name], value) for name, value in unbroken.items())
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_any_number_of_workers_gives_the_same_curve(tmp_path: Path, features: tuple[str, str], world_size: int) -> None:
-    # Gaussian units: a ReLU at zero turns rounding into different curves.
-    norms = ["batch", "layer", "none"]
-    specs = [
-        SPEC.model_copy(
-            update={
-                "language": ProjectionSpec(depth=2, width=32, dropout=0.1, norm=norm, activation="gelu"),
-                "steps": 50,
-                "evaluate_every": 50,
-            }
-        )
-        for norm in norms
-    ]
-    for index, spec in enumerate(specs):
-        train(RunFolder(str(tmp_path / "one" / str(index))), *features, spec)
-    dumped = [spec.model_dump(mode="json") for spec in specs]
-    ranks.on_ranks(world_size, on_rank, str(tmp_path / "several"), features, dumped)
-    for index in range(len(norms)):
-        one, several = (RunFolder(str(tmp_path / name / str(index))) for name in ("one", "several"))
-        for ours, theirs in zip(several.metrics(), one.metrics(), strict=True):
-            assert ours == pytest.approx(theirs, abs=1e-4)
-        for name, value in final_weights(one).items():
-            torch.testing.assert_close(final_weights(several)[name], value, rtol=1e-3, atol=1e-4)
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("index", range(len(CURVES)), ids=map(str, CURVES))
+def test_any_number_of_workers_gives_the_same_curve(curves: Path, world_size: int, index: int) -> None:
+    one, several = (RunFolder(str(curves / str(workers) / str(index))) for workers in (1, world_size))
+    assert len(one.metrics()) == 8
+    for ours, theirs in zip(several.metrics(), one.metrics(), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-4)
+    for folder in ("best", "last"):
+        ours, theirs = (weights(getattr(run, folder)) for run in (several, one))
+        for name, value in theirs.items():
+            torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_the_best_holds_the_average_and_the_last_the_weights(curves: Path) -> None:
+    averaged, plain = (RunFolder(str(curves / "1" / index)) for index in ("1", "0"))
+    for run, differ in ((averaged, True), (plain, False)):
+        assert read_checkpoint(run.best).position.step == read_checkpoint(run.last).position.step == 50
+        best, last = weights(run.best), weights(run.last)
+        assert any(not torch.equal(best[name], last[name]) for name in best) == differ
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, features: tuple[str, str]) -> None:
@@ -120,6 +127,18 @@ def test_stops_early_without_a_gain(tmp_path: Path, features: tuple[str, str]) -
     train(run, *features, SPEC.model_copy(update={"patience": 1, "min_delta": 100.0}))
     result = run.result()
     assert (result.stopped_early, result.steps) == (True, 20)
+
+
+def test_recall_may_decide_when_to_stop_and_what_is_best(tmp_path: Path, features: tuple[str, str]) -> None:
+    run = RunFolder(str(tmp_path))
+    train(run, *features, SPEC.model_copy(update={"monitor": "recall", "patience": 2, "steps": 300, "min_delta": 0.01}))
+    result, rows = run.result(), [row for row in run.metrics() if "recall_at_1" in row]
+    recalls = [row["recall_at_1"] for row in rows]
+    best = recalls.index(max(recalls))
+    assert result.stopped_early
+    assert result.best_step == rows[best]["step"]
+    assert result.best_validation_loss == rows[best]["validation_loss"]
+    assert read_checkpoint(run.best).metrics["recall_at_1"] == max(recalls)
 
 
 def test_validation_pairs_follow_from_their_keys_alone(tmp_path: Path, features: tuple[str, str]) -> None:
@@ -145,9 +164,50 @@ def test_too_few_pairs_are_refused(tmp_path: Path) -> None:
         train(RunFolder(str(tmp_path / "run")), *few, SPEC)
 
 
-def test_learning_rate_warms_up_then_falls_to_zero() -> None:
-    rates = [learning_rate(SPEC, step) for step in range(31)]
-    assert rates[0] == pytest.approx(2e-4)
-    assert rates[5] == pytest.approx(1e-3)
-    assert rates[30] == pytest.approx(0, abs=1e-12)
-    assert rates[5:] == sorted(rates[5:], reverse=True)
+class TestPositives:
+    @pytest.fixture
+    def pairs(self, tmp_path: Path) -> Pairs:
+        """Images 0 to 5, labelled 0, 1, 2, 0, 1 and not at all; images 0 and 3 share one of their two captions."""
+        keys = [f"00000/{i}" for i in range(6)]
+        columns = {"key": keys, "label": [0, 1, 2, 0, 1, None]}
+        texts = [text for i in range(6) for text in (f"caption {i % 3 if i in (0, 3) else i}", f"another {i}")]
+        captions = {"key": sorted(2 * keys), "caption_id": [0, 1] * 6, "text": texts}
+        chunks = {
+            VisionSpec(name="v", model="none"): support.encoded("vision", keys, columns=columns),
+            LanguageSpec(name="l", model="none"): support.encoded("language", captions["key"], columns=captions),
+        }
+        sets = [support.write_parts(str(tmp_path / spec.modality), spec, [[c]]) for spec, c in chunks.items()]
+        return join(*map(open_features, sets))
+
+    def ids(self, pairs: Pairs, positives: str) -> torch.Tensor | None:
+        batches = PairBatches(pairs, 6, seed=0, device=torch.device("cpu"), positives=positives)
+        (batch,) = batches.sweep(0, 1)
+        return batch.positives
+
+    def test_of_pairs_alone_need_no_ids(self, pairs: Pairs) -> None:
+        assert self.ids(pairs, "pair") is None
+
+    def test_of_equal_texts_share_an_id(self, pairs: Pairs) -> None:
+        ids = self.ids(pairs, "text")
+        assert ids.dtype == torch.int64
+        assert ids[0] == ids[3]
+        assert len(ids.unique()) == 5
+
+    def test_of_equal_labels_share_an_id_and_an_image_without_one_is_alone(self, pairs: Pairs) -> None:
+        ids = self.ids(pairs, "label")
+        assert ids[0] == ids[3]
+        assert ids[1] == ids[4]
+        assert len(ids.unique()) == 4
+
+    def test_follow_the_caption_that_was_drawn(self, pairs: Pairs) -> None:
+        batches = PairBatches(pairs, 6, seed=0, device=torch.device("cpu"), positives="text")
+        drawn = [batches.batch(epoch, 0, 1) for epoch in range(12)]
+        assert {len(batch.positives.unique()) for batch in drawn} == {5, 6}
+
+    def test_labels_that_are_not_there_are_a_wrong_request(self, tmp_path: Path, pairs: Pairs) -> None:
+        keys = list(pairs.keys)
+        chunk = support.encoded("vision", keys, columns={"key": keys, "label": [None] * 6})
+        spec = VisionSpec(name="v", model="none")
+        unlabelled = open_features(support.write_parts(str(tmp_path / "unlabelled"), spec, [[chunk]]))
+        with pytest.raises(RequestError, match=r"`alignment\.positives` is label, but .* has no labels: use text"):
+            self.ids(join(unlabelled, pairs.language), "label")

@@ -2,15 +2,19 @@
 
 import json
 import statistics
+import sys
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from typer.testing import CliRunner
 
-from sharelock_ray.bench import captions, command, encoders, extract
+from sharelock_ray.bench import captions, command, encoders, extract, loss
 from sharelock_ray.bench.models import DECODERS
+from sharelock_ray.errors import RequestError
 
 
 class TestCaptions:
@@ -63,6 +67,41 @@ class TestEncoders:
 
     def test_decoding_has_a_rate(self) -> None:
         assert encoders.decode_rate(width=100, height=80, image_size=32, images=10) > 0
+
+
+class TestLoss:
+    @pytest.mark.parametrize("frozen", [False, True])
+    def test_all_ways_compute_the_same(self, frozen: bool) -> None:
+        generator = torch.Generator().manual_seed(0)
+        image, text = (F.normalize(torch.randn(40, 8, generator=generator), dim=1) for _ in range(2))
+        image.requires_grad_(not frozen)
+        text.requires_grad_()
+        found = []
+        for way in loss.losses().values():
+            image.grad = text.grad = None
+            value = way(image, text)
+            value.backward()
+            found.append([value.detach(), text.grad, torch.zeros(1) if frozen else image.grad])
+        for other in found[1:]:
+            torch.testing.assert_close(other, found[0], rtol=1e-4, atol=1e-6)
+
+    def test_takes_both_clocks_of_every_way_in_turn(self) -> None:
+        kinds = [(loss.PRODUCT, True), *((way, frozen) for frozen in (False, True) for way in loss.losses())]
+        taken = loss.seconds(loss.Setting(64, 8, threads=1), kinds, repeats=2)
+        assert len(taken) == 9
+        assert all(len(wall) == len(cpu) == 2 and min(*wall, *cpu) > 0 for wall, cpu in taken)
+
+    def test_kept_logits_take_their_memory_and_tiles_that_of_one(self) -> None:
+        # All logits of 6,144 pairs are 144 MiB, a tile 32 MiB.
+        setting = loss.Setting(6144, 32, threads=1)
+        stored, tiled = (loss.extra_memory(setting, way, False) / 2**20 for way in ("stored", "tiled"))
+        assert 144 <= stored < 180
+        assert 32 <= tiled < 68
+
+    def test_without_open_clip_there_is_one_line(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "open_clip", None)
+        with pytest.raises(RequestError, match="pip install open_clip_torch"):
+            loss.compare(loss.Setting(64, 8), repeats=1)
 
 
 def test_the_command_prints_one_json_object_with_the_machine() -> None:

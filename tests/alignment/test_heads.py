@@ -1,0 +1,51 @@
+"""The heads of the shipped recipes are those of the paper, and the documented script trains without Ray."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import support
+from sharelock_ray.alignment.heads import UNDECAYED, Heads
+from sharelock_ray.alignment.spec import AlignmentSpec
+from sharelock_ray.recipe.load import read_recipe
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "training.md"
+
+
+@pytest.mark.parametrize(
+    ("name", "vision_dim", "millions", "contrast"),
+    [("faithful_v1", 768, 53.52, 1024), ("faithful_v3", 1024, 54.56, 1024), ("cc3m", 1024, 54.56, 16384)],
+)
+def test_of_the_papers_recipes_have_its_parameters(name: str, vision_dim: int, millions: float, contrast: int) -> None:
+    spec = read_recipe(name).alignment
+    with torch.device("meta"):
+        heads = Heads(spec, vision_dim, 4096)
+    trained = [p.numel() for p in heads.parameters() if p.requires_grad]
+    assert sum(trained) / 1e6 == pytest.approx(millions, abs=0.006)
+    assert (spec.contrast_size, spec.global_batch_size) == (contrast, 16384)
+    assert spec.logit_scale == pytest.approx(1 / 0.07, rel=1e-3)
+
+
+@pytest.mark.parametrize("loss", ["infonce", "sigmoid"])
+def test_only_the_sigmoid_loss_has_a_bias(loss: str) -> None:
+    heads = Heads(AlignmentSpec(language={"depth": 1}, loss=loss, logit_bias=-7), 4, 4)
+    assert dict(heads.named_parameters()).keys() & {"logit_bias"} == ({"logit_bias"} if loss == "sigmoid" else set())
+    if loss == "sigmoid":
+        assert float(heads.logit_bias.detach()) == -7
+        assert set(UNDECAYED) <= dict(heads.named_parameters()).keys()
+
+
+def test_the_documented_script_trains_on_one_device_without_ray(tmp_path: Path) -> None:
+    (script,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    sets = support.write_feature_sets(tmp_path, pairs=400)
+    without_ray = f"import sys\nsys.modules['ray'] = None\n{script}"
+    done = subprocess.run([sys.executable, "-c", without_ray, *sets], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    losses = [float(loss) for loss in re.findall(r"loss (\d+\.\d+)", done.stdout)]
+    assert len(losses) == 3
+    assert losses[-1] < losses[0] - 0.5
+    assert "recall_at_1" in done.stdout

@@ -1,0 +1,42 @@
+"""Trainings whose course must not depend on the number of workers. Imports little: every process of a group does."""
+
+import torch.distributed as dist
+
+from sharelock_ray.alignment.distributed import Group
+from sharelock_ray.alignment.run import RunFolder
+from sharelock_ray.alignment.spec import AlignmentSpec
+from sharelock_ray.alignment.train import train
+
+CURVES = [
+    {"language": {"norm": "batch"}, "accumulation": 2, "positives": "text"},
+    {"language": {"norm": "layer", "residual": True, "depth": 3}, "ema_decay": 0.9, "optimizer": "adamw"},
+    {"language": {"norm": "none", "gated": True}, "loss": "sigmoid", "positives": "label"},
+]
+"""What each has beside the settings below."""
+# Gaussian units: a ReLU at zero turns rounding into different curves.
+_HEAD = {"depth": 2, "width": 16, "dropout": 0.1, "activation": "gelu"}
+_COMMON = {
+    # Makes shares of unequal size on 2 workers and on 4.
+    "global_batch_size": 62,
+    "steps": 50,
+    "warmup_steps": 5,
+    "evaluate_every": 25,
+    "validation_fraction": 0.2,
+    "learn_logit_scale": True,
+}
+
+
+def train_curves(folder: str, features: tuple[str, str], workers: int, group: Group = None) -> None:
+    """Trains every curve into `<folder>/<workers>/<curve>`."""
+    for index, curve in enumerate(CURVES):
+        spec = AlignmentSpec.model_validate(_COMMON | curve | {"language": _HEAD | curve["language"]})
+        train(RunFolder(f"{folder}/{workers}/{index}"), *features, spec, group=group)
+
+
+def train_on_two_and_four(rank: int, world_size: int, folder: str, features: tuple[str, str]) -> int:
+    """For `ranks.on_ranks`: the first two ranks in a group of their own, then all."""
+    pair = dist.new_group([0, 1])
+    if rank < 2:
+        train_curves(folder, features, 2, pair)
+    train_curves(folder, features, world_size)
+    return rank
