@@ -37,14 +37,17 @@ def extract(
             f"{_median(c.pipeline)}",
             f"{_median(c.loop)}",
             f"{c.ratio:.2f}",
+            f"{c.ratio_per_cpu:.2f}",
             f"{c.start_seconds:.1f}",
             f"{c.driver_bytes / 2**20:.0f}",
             f"{c.worker_bytes / 2**20:.0f}",
+            f"{c.spilled_bytes / 2**20:.0f}",
         ]
         for c in found
     ]
-    header = ["images", "pipeline /s", "loop /s", "ratio", "start s", "driver MiB", "worker MiB"]
-    _show(header, rows, {"comparisons": [asdict(c) | {"ratio": c.ratio} for c in found]}, as_json)
+    header = ["images", "pipeline /s", "loop /s", "ratio", "by CPU time", "start s", "driver MiB", "worker MiB"]
+    ratios = [asdict(c) | {"ratio": c.ratio, "ratio_per_cpu": c.ratio_per_cpu} for c in found]
+    _show([*header, "spilled MiB"], rows, {"comparisons": ratios}, as_json)
 
 
 @app.command(name="captions")

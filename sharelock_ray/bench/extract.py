@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -49,6 +49,11 @@ class Comparison:
     setting: Setting
     pipeline: list[float]
     loop: list[float]
+    pipeline_per_cpu: list[float]
+    loop_per_cpu: list[float]
+    """Images per second of CPU time, of all processes together: the ratio where neither side waits for a core."""
+    spilled_bytes: int
+    """Written to disk by Ray's object store, over all rounds."""
     start_seconds: float
     """From the call to the first chunk, with a Ray that runs: the start of the actors and of the model. Median."""
     driver_bytes: int
@@ -58,6 +63,10 @@ class Comparison:
     @property
     def ratio(self) -> float:
         return median_ratio(self.pipeline, self.loop)
+
+    @property
+    def ratio_per_cpu(self) -> float:
+        return median_ratio(self.pipeline_per_cpu, self.loop_per_cpu)
 
 
 def compare(setting: Setting, repeats: int) -> Comparison:
@@ -71,13 +80,15 @@ def compare(setting: Setting, repeats: int) -> Comparison:
             ProcessPoolExecutor(1, context, _begin_loop, (setting.threads,)) as loop,
         ):
             taken: list[_Taken] = []
+            looped: list[_Rates] = []
 
             def run_pipeline() -> float:
                 taken.append(pipeline.submit(_pipeline, folder, setting, spec).result())
-                return taken[-1].images_per_second
+                return taken[-1].rates.per_second
 
             def run_loop() -> float:
-                return float(loop.submit(_loop, folder, setting, spec).result())
+                looped.append(loop.submit(_loop, folder, setting, spec).result())
+                return looped[-1].per_second
 
             found = alternate({"loop": run_loop, "pipeline": run_pipeline}, repeats)
             pipeline.submit(_end_pipeline).result()
@@ -85,6 +96,9 @@ def compare(setting: Setting, repeats: int) -> Comparison:
         setting,
         found["pipeline"],
         found["loop"],
+        [t.rates.per_cpu_second for t in taken],
+        [rates.per_cpu_second for rates in looped],
+        taken[-1].spilled_bytes,
         statistics.median(t.start_seconds for t in taken),
         max(t.driver_bytes for t in taken),
         max(t.worker_bytes for t in taken),
@@ -116,8 +130,16 @@ def _begin_loop(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _loop(folder: str, setting: Setting, spec: VisionSpec) -> float:
-    """Images per second of the loop: read a tar, decode, encode by batches, keep; save once at the end."""
+@dataclass(frozen=True)
+class _Rates:
+    """Images per second by the clock, and by the CPU time of every process."""
+
+    per_second: float
+    per_cpu_second: float
+
+
+def _loop(folder: str, setting: Setting, spec: VisionSpec) -> _Rates:
+    """The loop: read a tar, decode, encode by batches, keep; save once at the end."""
     from sharelock_ray.encoders.images import decode_image
     from sharelock_ray.encoders.vision import VisionEncoder
 
@@ -132,11 +154,12 @@ def _loop(folder: str, setting: Setting, spec: VisionSpec) -> float:
     encoder = VisionEncoder(spec, batch_size=_BATCH)
     decoded, embeddings = images(), []
     warm = encoder.encode(np.stack(list(islice(decoded, _BATCH))))
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), time.process_time()
     while batch := list(islice(decoded, _BATCH)):
         embeddings.append(encoder.encode(np.stack(batch)))
     np.save(Path(folder) / "loop.npy", np.concatenate([warm, *embeddings]).astype(np.float16))
-    return (setting.images - _BATCH) / (time.perf_counter() - started)
+    images_done = setting.images - _BATCH
+    return _Rates(images_done / (time.perf_counter() - started), images_done / (time.process_time() - cpu_started))
 
 
 _stack = ExitStack()
@@ -154,10 +177,11 @@ def _end_pipeline() -> None:
 
 @dataclass(frozen=True)
 class _Taken:
-    images_per_second: float
+    rates: _Rates
     start_seconds: float
     driver_bytes: int
     worker_bytes: int
+    spilled_bytes: int
 
 
 def _pipeline(folder: str, setting: Setting, spec: VisionSpec) -> _Taken:
@@ -171,19 +195,41 @@ def _pipeline(folder: str, setting: Setting, spec: VisionSpec) -> _Taken:
     options = ExtractionOptions(
         min_actors=setting.threads, max_actors=setting.threads, num_cpus=1, image_batch_size=_BATCH, chunk_size=256
     )
-    first: list[tuple[float, int]] = []
+    news: list[tuple[float, float, int]] = []
 
     def watch(report: ChunkReport) -> None:
-        if not first:
-            first.append((time.perf_counter(), report.samples))
+        news.append((time.perf_counter(), _cpu_seconds(), report.samples))
 
     called = time.perf_counter()
     with _peak_memory() as peak:
         extract(job, options, watch)
     ended = time.perf_counter()
     shutil.rmtree(root)
-    warm_at, samples = first[0]
-    return _Taken((setting.images - samples) / (ended - warm_at), warm_at - called, peak.driver, peak.worker)
+    warm_at, cpu_warm, samples = news[0]
+    rates = _Rates(
+        (setting.images - samples) / (ended - warm_at), (setting.images - samples) / (news[-1][1] - cpu_warm)
+    )
+    return _Taken(rates, warm_at - called, peak.driver, peak.worker, _spilled_bytes())
+
+
+def _cpu_seconds() -> float:
+    """Of this process and all below it: Ray's own too."""
+    process = psutil.Process(os.getpid())
+    total = 0.0
+    for each in [process, *process.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            times = each.cpu_times()
+            total += times.user + times.system
+    return total
+
+
+def _spilled_bytes() -> int:
+    """Since Ray was started."""
+    import ray
+    from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
+    state = get_state_from_address(ray.get_runtime_context().gcs_address)
+    return int(get_memory_info_reply(state).store_stats.spilled_bytes_total)
 
 
 @dataclass

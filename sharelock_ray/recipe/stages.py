@@ -79,6 +79,8 @@ def _extract(recipe: Recipe, splits: Mapping[str, SourceSpec]) -> None:
     from sharelock_ray.extraction.extract import ExtractionJob
     from sharelock_ray.extraction.extract import extract as extract_job
 
+    for source in splits.values():
+        source.shards()  # A wrong path is said before Ray is started for it.
     with engine.connected():
         for split, source in splits.items():
             planned = predictions(recipe, split)

@@ -3,11 +3,13 @@
 import errno
 import re
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 from sharelock_ray import storage
 from sharelock_ray.errors import RequestError
 from sharelock_ray.sources.sample import Reject, Sample, Shard
 
+_PARALLEL_SIZES = 16
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"})
 # No picture needs more; reading a file whole that says it has would let one sample fill the memory.
 MAX_IMAGE_BYTES = 256 << 20
@@ -40,9 +42,15 @@ def file_shards(urls: tuple[str, ...] | str, kind: str, ending: str) -> list[Sha
             if named.setdefault(name, uri) != uri:
                 raise RequestError(f"{named[name]} and {uri} would both be called {name!r}: name them by one pattern")
     try:
-        return [Shard(index, name, uri, storage.size(uri)) for index, (name, uri) in enumerate(sorted(named.items()))]
+        # An object store takes a moment to answer for each.
+        with ThreadPoolExecutor(_PARALLEL_SIZES) as pool:
+            sizes = list(pool.map(storage.size, (uri for _, uri in sorted(named.items()))))
     except FileNotFoundError as error:
         raise RequestError(f"no such {kind}: {error.filename or error}") from None
+    return [
+        Shard(index, name, uri, size)
+        for index, ((name, uri), size) in enumerate(zip(sorted(named.items()), sizes, strict=True))
+    ]
 
 
 def _name(uri: str, pattern: str, ending: str) -> str:
