@@ -130,7 +130,7 @@ class ChaosProxy:
         self._lock = threading.Lock()
         self.conditional = threading.Lock()
         self.connections: set[socket.socket] = set()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+        self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.daemon_threads = True
         self._server.proxy = self  # type: ignore[attr-defined]
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
@@ -156,6 +156,11 @@ class ChaosProxy:
             if fault:
                 self.spoilt.append((method, path, fault))
             return fault
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Says nothing of clients that hang up: the faults have them do so."""
 
 
 class _Handler(BaseHTTPRequestHandler):
