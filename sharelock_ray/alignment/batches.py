@@ -1,6 +1,5 @@
 """Which pairs make each step's global batch: the same on any number of workers, and after any interruption."""
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -26,10 +25,7 @@ class Batch:
 
 def split_validation(pairs: Pairs, fraction: float) -> tuple[Pairs, Pairs]:
     """Training and validation pairs. A key's side follows from its hash alone, so more data never moves it."""
-    limit = int(fraction * 2**32)
-    held = np.array(
-        [int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") < limit for key in pairs.keys], bool
-    )
+    held = pairs.vision.columns["key_hash"][pairs.vision_rows] < int(fraction * 2**32)
     return pairs.select(~held), pairs.select(held)
 
 

@@ -1,13 +1,14 @@
 """Opens feature sets and joins them by key."""
 
+import hashlib
 import os
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,13 +17,19 @@ import pyarrow.parquet as pq
 
 from sharelock_ray import storage
 from sharelock_ray.errors import RequestError, RunError
-from sharelock_ray.features.manifest import Manifest, read_manifest
+from sharelock_ray.features.cache import folder_of, made_once
+from sharelock_ray.features.manifest import Manifest, Part, keys_digest, read_manifest
 from sharelock_ray.features.schema import REJECTS, part_name
+from sharelock_ray.progress import Progress
 
 if TYPE_CHECKING:
     import torch
 
 _REMEDY = "restore it, or delete the feature set and run extract again"
+_KEY_HASH = "key_hash"
+# Batches that stay in a core's cache decode a quarter faster than whole row groups, and up to twice at small pages.
+_DECODED_BYTES = 4 << 20
+_T = TypeVar("_T")
 
 
 def open_features(uri: str) -> "FeatureSet":
@@ -38,19 +45,26 @@ def open_features(uri: str) -> "FeatureSet":
 class FeatureSet:
     """A complete feature set; rows are in the order of its parts, by key within each.
 
-    `keys` is (N,) and `embeddings` (N, D): the first use decodes the Parquet parts once into a file that this and every
-    other process of the node maps into memory.
+    `keys` is (N,) and `embeddings` (N, D): the first use of either decodes the Parquet parts once, verified against the
+    manifest, into files that this and every other process of the node maps into memory (`features.cache`).
     """
 
     uri: str
     manifest: Manifest
 
     @cached_property
-    def columns(self) -> dict[str, np.ndarray]:
+    def table(self) -> pa.Table:
+        """Every column but the embedding, mapped from the node's cache; and `key_hash`, uint32.
+
+        That is the first four bytes of the SHA-256 of each key, big-endian.
+        """
+        path = made_once(self._cache / "columns.arrow", self._write_columns)
+        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+    @cached_property
+    def columns(self) -> Mapping[str, np.ndarray]:
         """Every column but the embedding, as (N,) arrays."""
-        names = [name for name in self._schema.names if name != "embedding"]
-        table = pa.concat_tables(self._read(part.index, names) for part in self.manifest.parts)
-        return {name: table[name].to_numpy() for name in names}
+        return _Columns(self.table)
 
     @property
     def keys(self) -> np.ndarray:
@@ -66,7 +80,13 @@ class FeatureSet:
         shape = (self.manifest.rows, self.manifest.dim)
         if not self.manifest.rows:
             return torch.empty(shape, dtype=dtype)
-        return torch.from_file(str(self._decoded()), shared=False, size=shape[0] * shape[1], dtype=dtype).view(shape)
+        path = made_once(self._cache / "embeddings.bin", self._write_embeddings, size=self.nbytes)
+        return torch.from_file(str(path), shared=False, size=shape[0] * shape[1], dtype=dtype).view(shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all embeddings."""
+        return self.manifest.rows * self._row_bytes
 
     @cached_property
     def rejects(self) -> pa.Table:
@@ -87,59 +107,121 @@ class FeatureSet:
         ]
         return pa.concat_tables(tables) if tables else REJECTS.empty_table()
 
-    @property
-    def _schema(self) -> pa.Schema:
-        with self._part(self.manifest.parts[0].index) as stream:
-            return pq.read_schema(stream)
-
     def part(self, index: int) -> pa.Table:
         """The rows of one part, all columns."""
         return self._read(index, None)
 
+    @property
+    def _schema(self) -> pa.Schema:
+        index = self.manifest.parts[0].index
+        with self._faults_named(index), storage.open_read(self._path(index)) as stream:
+            return pq.read_schema(stream)
+
+    @property
+    def _row_bytes(self) -> int:
+        return self.manifest.dim * np.dtype(self.manifest.dtype).itemsize
+
+    @property
+    def _cache(self) -> Path:
+        return folder_of(self.manifest)
+
+    def _path(self, part: int) -> str:
+        return storage.join(self.uri, part_name(part))
+
     def _read(self, part: int, columns: list[str] | None) -> pa.Table:
-        with self._part(part) as stream:
+        with self._faults_named(part), storage.open_read(self._path(part)) as stream:
             return pq.read_table(stream, columns=columns)
 
     @contextmanager
-    def _part(self, index: int) -> Iterator[Any]:
-        """A stream of one part's file; whatever is wrong with the file is said of that part."""
-        path = storage.join(self.uri, part_name(index))
+    def _faults_named(self, part: int) -> Iterator[None]:
+        """Whatever is wrong with a part's file is said of that part."""
         try:
-            with storage.open_read(path) as stream:
-                yield stream
+            yield
         except (OSError, pa.ArrowInvalid) as error:
             reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
-            raise RunError(f"{path} {reason}: {_REMEDY}") from None
+            raise RunError(f"{self._path(part)} {reason}: {_REMEDY}") from None
 
-    def _decoded(self) -> Path:
-        """The node's file of all embeddings, made and verified against the manifest where it is not there yet."""
-        target = cache_folder() / f"{self.manifest.digest}.bin"
-        width = self.manifest.rows * self.manifest.dim * np.dtype(self.manifest.dtype).itemsize
-        if target.exists() and target.stat().st_size == width:
-            return target
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent)
+    def _write_columns(self, target: Path) -> None:
+        """Writes `table` as an Arrow file."""
+        names = [name for name in self._schema.names if name != "embedding"]
+
+        def read(part: Part) -> pa.Table:
+            table = self._read(part.index, names)
+            keys = table["key"].to_pylist()
+            if keys_digest(list(dict.fromkeys(keys))) != part.keys_sha256:
+                raise self._not_as_made(part, "its keys differ")
+            hashes = b"".join(hashlib.sha256(key.encode()).digest()[:4] for key in keys)
+            return table.append_column(_KEY_HASH, pa.array(np.frombuffer(hashes, ">u4").astype(np.uint32)))
+
+        table = pa.concat_tables(_in_parallel(read, self.manifest.parts)).combine_chunks()
+        with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+
+    def _write_embeddings(self, target: Path) -> None:
+        """Decodes the parts side by side, each into its own place in the file."""
+        starts = np.cumsum([0, *(part.rows for part in self.manifest.parts)]) * self._row_bytes
+        with target.open("wb") as sink, Progress("features", "rows", self.manifest.rows) as progress:
+            # A disk that is too small says so at once.
+            os.posix_fallocate(sink.fileno(), 0, self.nbytes)
+
+            def decode(place: tuple[Part, int]) -> int:
+                part, offset = place
+                for rows in self._decoded(part):
+                    _write_at(sink.fileno(), rows, offset)
+                    offset += rows.nbytes
+                return part.rows
+
+            for rows in _in_parallel(decode, list(zip(self.manifest.parts, starts.tolist(), strict=False))):
+                progress.update(rows)
+
+    def _decoded(self, part: Part) -> Iterator[np.ndarray]:
+        """The embeddings of a part, flat, a few rows at a time, once its file is verified."""
+        with self._faults_named(part.index), storage.local_copy(self._path(part.index)) as path:
+            if storage.sha256_of(str(path)) != part.sha256:
+                raise self._not_as_made(part, "SHA-256 differs")
+            with pq.ParquetFile(path, memory_map=True) as file:
+                rows = max(1, _DECODED_BYTES // self._row_bytes)
+                for batch in file.iter_batches(rows, columns=["embedding"], use_threads=False):
+                    yield batch["embedding"].flatten().to_numpy(zero_copy_only=True)
+
+    def _not_as_made(self, part: Part, how: str) -> RunError:
+        return RunError(f"{self._path(part.index)} is not what its manifest says ({how}): {_REMEDY}")
+
+
+class _Columns(Mapping[str, np.ndarray]):
+    """Columns of a table as arrays, each made when it is asked for: millions of texts are seconds and gigabytes."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table
+        self._made: dict[str, np.ndarray] = {}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._made:
+            self._made[name] = self._table[name].to_numpy()
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._table.column_names)
+
+    def __len__(self) -> int:
+        return self._table.num_columns
+
+
+def _in_parallel(work: Callable[[Any], _T], items: Sequence[Any]) -> Iterator[_T]:
+    """What `work` makes of each item, in order, on all cores of this process; the first fault ends it."""
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         try:
-            with os.fdopen(handle, "wb") as stream:
-                for part in self.manifest.parts:
-                    with self._part(part.index) as source:
-                        data = source.read()
-                    if storage.sha256(data) != part.sha256:
-                        path = storage.join(self.uri, part_name(part.index))
-                        raise RunError(f"{path} is not what its manifest says (SHA-256 differs): {_REMEDY}")
-                    column = pq.read_table(pa.BufferReader(data), columns=["embedding"])["embedding"]
-                    for piece in column.chunks:
-                        stream.write(np.ascontiguousarray(piece.flatten().to_numpy(zero_copy_only=True)).data)
-            os.replace(temporary, target)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-        return target
+            yield from pool.map(work, items)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
-def cache_folder() -> Path:
-    """Where this node keeps decoded embeddings."""
-    return storage.node_cache("features")
+def _write_at(descriptor: int, rows: np.ndarray, offset: int) -> None:
+    """Writes all of `rows` at `offset` of a file that other threads write elsewhere."""
+    data = rows.data.cast("B")
+    while len(data):
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written
 
 
 @dataclass(frozen=True)
@@ -152,13 +234,17 @@ class Pairs:
 
     vision: FeatureSet
     language: FeatureSet
-    keys: np.ndarray
     vision_rows: np.ndarray
     caption_start: np.ndarray
     caption_rows: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.vision_rows)
+
+    @cached_property
+    def keys(self) -> np.ndarray:
+        """(N,) str."""
+        return self.vision.keys[self.vision_rows]
 
     @property
     def lost(self) -> dict[str, int]:
@@ -170,15 +256,18 @@ class Pairs:
 
     def select(self, mask: np.ndarray) -> "Pairs":
         """The pairs where `mask`, (N,) bool, is true."""
-        chosen = np.flatnonzero(mask)
-        rows = [self.caption_rows[self.caption_start[i] : self.caption_start[i + 1]] for i in chosen]
-        start = np.concatenate([[0], np.cumsum([len(r) for r in rows])]).astype(np.int64)
-        flat = np.concatenate(rows) if rows else np.empty(0, np.int64)
-        return Pairs(self.vision, self.language, self.keys[chosen], self.vision_rows[chosen], start, flat)
+        counts = np.diff(self.caption_start)
+        return Pairs(
+            self.vision,
+            self.language,
+            vision_rows=self.vision_rows[mask],
+            caption_start=_starts(counts[mask]),
+            caption_rows=self.caption_rows[np.repeat(mask, counts)],
+        )
 
 
 def join(vision: FeatureSet, language: FeatureSet) -> Pairs:
-    """Aligns a vision and a language set of one dataset and split by key.
+    """Aligns a vision and a language set of one dataset and split by key; the node keeps what it found.
 
     Raises:
         RequestError: the sets are not a vision and a language set of the same dataset and split.
@@ -189,16 +278,27 @@ def join(vision: FeatureSet, language: FeatureSet) -> Pairs:
     ours, theirs = ((s.manifest.dataset, s.manifest.split) for s in (vision, language))
     if ours != theirs:
         raise RequestError(f"{vision.uri} is of {'/'.join(ours)}, but {language.uri} of {'/'.join(theirs)}")
-    table: dict[str, list[Any]] = {}
-    for row, key in enumerate(language.keys):
-        table.setdefault(key, []).append(row)
-    both = [(row, key) for row, key in enumerate(vision.keys) if key in table]
-    captions = [table[key] for _, key in both]
-    return Pairs(
-        vision,
-        language,
-        keys=np.array([key for _, key in both], dtype=object),
-        vision_rows=np.array([row for row, _ in both], dtype=np.int64),
-        caption_start=np.concatenate([[0], np.cumsum([len(rows) for rows in captions])]).astype(np.int64),
-        caption_rows=np.array([row for rows in captions for row in rows], dtype=np.int64),
-    )
+
+    def write(target: Path) -> None:
+        images, starts, captions = _aligned(vision.table["key"], language.table["key"])
+        with target.open("wb") as stream:
+            np.savez(stream, vision_rows=images, caption_start=starts, caption_rows=captions)
+
+    path = made_once(folder_of(vision.manifest) / f"pairs-{language.manifest.digest[:16]}.npz", write)
+    with np.load(path, allow_pickle=False) as rows:
+        return Pairs(vision, language, **rows)
+
+
+def _aligned(vision_keys: pa.ChunkedArray, language_keys: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`vision_rows`, `caption_start` and `caption_rows` of `Pairs`."""
+    image_of = pc.index_in(language_keys, value_set=vision_keys).fill_null(-1).to_numpy().astype(np.int64)
+    captions = np.flatnonzero(image_of >= 0)
+    image_of = image_of[captions]
+    counts = np.bincount(image_of, minlength=len(vision_keys))
+    in_order = captions[np.argsort(image_of, kind="stable")]
+    return np.flatnonzero(counts), _starts(counts[counts > 0]), in_order
+
+
+def _starts(counts: np.ndarray) -> np.ndarray:
+    """Where each of consecutive runs of these lengths starts, and where the last one ends."""
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)

@@ -1,7 +1,12 @@
 """Opening feature sets, mapping their embeddings, and joining them by key."""
 
+import hashlib
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +16,9 @@ import pytest
 import support
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.errors import RequestError, RunError
-from sharelock_ray.features.featureset import FeatureSet, Pairs, cache_folder, join, open_features
+from sharelock_ray.features import featureset
+from sharelock_ray.features.cache import cache_folder, folder_of, made_once
+from sharelock_ray.features.featureset import FeatureSet, Pairs, join, open_features
 
 VISION = VisionSpec(name="made-up", model="none")
 LANGUAGE = LanguageSpec(name="made-up", model="none")
@@ -39,6 +46,11 @@ def joined(folder: Path, vision: list[list[str]], language: list[list[str]]) -> 
     return join(*map(open_features, sets))
 
 
+def cached(pattern: str) -> list[Path]:
+    """Files of that name that the node keeps, of all feature sets."""
+    return sorted(cache_folder().glob(f"*/{pattern}"))
+
+
 def part_of(feature_set: FeatureSet, index: int) -> Path:
     return Path(feature_set.uri) / f"part-{index:05d}.parquet"
 
@@ -54,13 +66,15 @@ class TestEmbeddings:
 
     def test_are_mapped_from_the_cache(self, feature_set: FeatureSet) -> None:
         embeddings = feature_set.embeddings
-        (file,) = cache_folder().iterdir()
-        assert file.stat().st_size == embeddings.numel() * 2
+        (file,) = cached("embeddings.bin")
+        assert file.stat().st_size == embeddings.numel() * 2 == feature_set.nbytes
         assert str(file) in Path("/proc/self/maps").read_text()
+        # A person who frees a disk sees what is whose.
+        assert file.parent.name.startswith("pairs-train-vision-made-up-")
 
     def test_of_two_processes_share_one_file(self, feature_set: FeatureSet) -> None:
         total = float(feature_set.embeddings.double().sum())
-        (before,) = ((path, path.stat().st_ino, path.stat().st_mtime_ns) for path in cache_folder().iterdir())
+        (before,) = ((path, path.stat().st_ino, path.stat().st_mtime_ns) for path in cached("embeddings.bin"))
         code = (
             "import sys; from sharelock_ray import open_features; "
             "print(float(open_features(sys.argv[1]).embeddings.double().sum()))"
@@ -69,7 +83,7 @@ class TestEmbeddings:
             [sys.executable, "-c", code, feature_set.uri], capture_output=True, text=True, check=True
         )
         assert float(other.stdout) == total
-        assert [(path, path.stat().st_ino, path.stat().st_mtime_ns) for path in cache_folder().iterdir()] == [before]
+        assert [(path, path.stat().st_ino, path.stat().st_mtime_ns) for path in cached("embeddings.bin")] == [before]
 
     def test_cannot_be_spoiled_by_who_writes_to_them(self, feature_set: FeatureSet) -> None:
         kept = feature_set.embeddings.clone()
@@ -80,7 +94,91 @@ class TestEmbeddings:
         parts = [[support.encoded("vision", ["a/2", "a/1"])]]
         for name in ("x", "y"):
             assert len(open_features(support.write_parts(str(tmp_path / name), VISION, parts)).embeddings) == 2
-        assert len(list(cache_folder().iterdir())) == 1
+        assert len(cached("embeddings.bin")) == 1
+
+    def test_of_many_parts_and_batches_lie_where_they_belong(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        parts = [[support.encoded("vision", [f"{p}/{i:03d}" for i in range(40 + p)], seed=p)] for p in range(9)]
+        feature_set = open_features(support.write_parts(str(tmp_path / "many"), VISION, parts))
+        monkeypatch.setattr(featureset, "_DECODED_BYTES", 7 * feature_set.manifest.dim * 2)
+        tables = [pq.read_table(part_of(feature_set, i))["embedding"] for i in range(9)]
+        assert feature_set.embeddings.tolist() == [row for table in tables for row in table.to_pylist()]
+
+
+class TestColumns:
+    def test_carry_a_hash_of_each_key(self, feature_set: FeatureSet) -> None:
+        expected = [int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") for key in feature_set.keys]
+        assert feature_set.columns["key_hash"].tolist() == expected
+
+    def test_are_read_once_for_the_node(self, feature_set: FeatureSet) -> None:
+        keys = feature_set.keys.tolist()
+        for part in (0, 1):
+            part_of(feature_set, part).unlink()
+        again = open_features(feature_set.uri)
+        assert again.keys.tolist() == keys
+        assert sorted(again.columns) == ["key", "key_hash", "label"]
+
+
+class TestCache:
+    """Each file is made by one process of the node, whole or not at all."""
+
+    def test_of_many_processes_one_makes_a_file_and_all_have_it(self, tmp_path: Path) -> None:
+        code = (
+            "import sys, time; from pathlib import Path; from sharelock_ray.features.cache import made_once\n"
+            "def make(path):\n"
+            "    path.write_bytes(b'half'); time.sleep(0.3); path.write_bytes(b'whole'); print('made')\n"
+            "print(made_once(Path(sys.argv[1]), make, 5).read_text())"
+        )
+        target = tmp_path / "set" / "file"
+        processes = [
+            subprocess.Popen([sys.executable, "-c", code, str(target)], stdout=subprocess.PIPE, text=True)
+            for _ in range(4)
+        ]
+        outputs = sorted(process.communicate()[0].split() for process in processes)
+        assert outputs == [["made", "whole"], ["whole"], ["whole"], ["whole"]]
+
+    def test_goes_on_after_the_process_that_made_a_file_was_killed(self, tmp_path: Path) -> None:
+        code = (
+            "import sys, time; from pathlib import Path; from sharelock_ray.features.cache import made_once\n"
+            "def make(path): path.write_bytes(b'ha'); print('begun', flush=True); time.sleep(60)\n"
+            "made_once(Path(sys.argv[1]), make)"
+        )
+        target = tmp_path / "set" / "file"
+        process = subprocess.Popen([sys.executable, "-c", code, str(target)], stdout=subprocess.PIPE, text=True)
+        assert process.stdout.readline() == "begun\n"
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not target.exists()
+        assert made_once(target, lambda path: path.write_bytes(b"whole")).read_bytes() == b"whole"
+
+    def test_of_a_disk_that_is_too_small_is_one_clear_line(self, feature_set: FeatureSet) -> None:
+        code = (
+            "import resource, sys; from sharelock_ray import open_features\n"
+            "from sharelock_ray.errors import RunError\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (20, 20))\n"
+            "try: open_features(sys.argv[1]).embeddings\n"
+            "except RunError as error: print(error)"
+        )
+        other = subprocess.run(
+            [sys.executable, "-c", code, feature_set.uri], capture_output=True, text=True, check=True
+        )
+        (line,) = other.stdout.splitlines()
+        assert "embeddings.bin cannot be written (File too large): free space on that disk" in line
+        assert "SHARELOCK_CACHE" in line
+        assert cached("embeddings.bin*") == [Path(f"{folder_of(feature_set.manifest)}/embeddings.bin.lock")]
+
+    def test_shows_by_its_time_when_a_set_was_last_used(self, feature_set: FeatureSet) -> None:
+        _ = feature_set.embeddings
+        folder = folder_of(feature_set.manifest)
+        os.utime(folder, (0, 0))
+        _ = open_features(feature_set.uri).embeddings
+        assert time.time() - folder.stat().st_mtime < 60
+
+    def test_that_was_removed_is_made_again(self, feature_set: FeatureSet) -> None:
+        kept = feature_set.embeddings.tolist()
+        shutil.rmtree(cache_folder())
+        assert open_features(feature_set.uri).embeddings.tolist() == kept
 
 
 class TestDamage:
@@ -91,7 +189,7 @@ class TestDamage:
         part_of(feature_set, 1).write_bytes(data)
         with pytest.raises(RunError, match=r"part-00001\.parquet is not what its manifest says"):
             _ = feature_set.embeddings
-        assert list(cache_folder().iterdir()) == []
+        assert cached("embeddings.bin") == cached("*.partial") == []
 
     def test_by_removal_of_a_part_is_an_error_that_names_it(self, feature_set: FeatureSet) -> None:
         part_of(feature_set, 1).unlink()
@@ -108,6 +206,13 @@ class TestDamage:
         with pytest.raises(RunError, match=r"part-00001\.parquet"):
             _ = feature_set.keys
 
+    def test_by_other_keys_than_the_manifest_counts_is_an_error_that_names_the_part(
+        self, feature_set: FeatureSet
+    ) -> None:
+        part_of(feature_set, 1).write_bytes(part_of(feature_set, 0).read_bytes())
+        with pytest.raises(RunError, match=r"part-00001\.parquet is not what its manifest says \(its keys differ\)"):
+            _ = feature_set.keys
+
     @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"schema_version": 1}', b"\xff"])
     def test_to_the_manifest_is_an_error_that_names_it(self, feature_set: FeatureSet, content: bytes) -> None:
         (Path(feature_set.uri) / "manifest.json").write_bytes(content)
@@ -117,7 +222,7 @@ class TestDamage:
 
     def test_to_the_cache_is_mended(self, feature_set: FeatureSet) -> None:
         kept = feature_set.embeddings.tolist()
-        (file,) = cache_folder().iterdir()
+        (file,) = cached("embeddings.bin")
         file.write_bytes(file.read_bytes()[:4])
         assert open_features(feature_set.uri).embeddings.tolist() == kept
 
@@ -160,6 +265,29 @@ class TestJoin:
         assert len(pairs) == 0
         assert pairs.caption_start.tolist() == [0]
         assert pairs.lost == {"vision": 1, "language": 1}
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_is_that_of_a_dictionary_of_keys(self, tmp_path: Path, seed: int) -> None:
+        random = np.random.default_rng(seed)
+        vision, language = ([f"k{i}" for i in random.permutation(60)[:45]] for _ in range(2))
+        language = [key for key in language for _ in range(random.integers(1, 4))]
+        cut = int(random.integers(1, 40))
+        pairs = joined(tmp_path, [vision[:cut], vision[cut:]], [language[:cut], language[cut:]])
+        rows: dict[str, list[int]] = {}
+        for row, key in enumerate(pairs.language.keys):
+            rows.setdefault(key, []).append(row)
+        both = [row for row, key in enumerate(pairs.vision.keys) if key in rows]
+        assert pairs.vision_rows.tolist() == both
+        captions = np.split(pairs.caption_rows, pairs.caption_start[1:-1])
+        assert [each.tolist() for each in captions] == [rows[pairs.vision.keys[row]] for row in both]
+
+    def test_is_found_once_for_the_node(self, tmp_path: Path) -> None:
+        pairs = joined(tmp_path, [["a", "b"]], [["b", "b"]])
+        for file in cached("columns.arrow"):
+            file.unlink()
+        shutil.rmtree(pairs.vision.uri)
+        again = join(pairs.vision, pairs.language)
+        assert [again.vision_rows.tolist(), again.caption_rows.tolist()] == [[1], [0, 1]]
 
     def test_refuses_two_sets_of_one_modality(self, feature_set: FeatureSet) -> None:
         with pytest.raises(RequestError, match="is a vision set, not a language set"):

@@ -1,0 +1,89 @@
+"""What a node keeps of feature sets beside itself: made once, then mapped by every process, run and trial of the node.
+
+    <dataset>-<split>-<modality>-<encoder>-<digest>/     one folder for each content of a set
+        embeddings.bin      (N, D) of the stored type, row after row
+        columns.arrow       every other column, and a hash of each key
+        pairs-<digest>.npz  its join with the language set of that digest
+        *.lock, *.partial   left by whoever makes, or was interrupted in making, the file of that name
+
+A folder's time is that of its last use. Nothing here is needed: what is removed is made again.
+"""
+
+import fcntl
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sharelock_ray import storage
+from sharelock_ray.errors import RunError
+from sharelock_ray.features.manifest import Manifest
+from sharelock_ray.progress import say
+
+
+def cache_folder() -> Path:
+    """Where this node keeps decoded features."""
+    return storage.node_cache("features")
+
+
+def folder_of(manifest: Manifest) -> Path:
+    """The folder of a feature set, with a name that a person recognises; sets of the same content share it."""
+    parts = (manifest.dataset, manifest.split, manifest.modality, str(manifest.encoder.get("name", "encoder")))
+    return cache_folder() / "-".join([*(re.sub(r"[^\w.-]+", "_", part) for part in parts), manifest.digest[:16]])
+
+
+def made_once(target: Path, make: Callable[[Path], None], size: int | None = None) -> Path:
+    """`target`, made by `make` where it is not there yet: by one process, while others that want it wait.
+
+    It appears whole or not at all, so what an interrupted process has left is begun anew.
+
+    Args:
+        make: writes the file that it is given the path of.
+        size: bytes that a whole file has, where they are known.
+
+    Raises:
+        RunError: the disk cannot hold it.
+    """
+    if not _is_whole(target, size):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(target):
+                if not _is_whole(target, size):
+                    _make(target, make)
+        except OSError as error:
+            raise RunError(
+                f"{target} cannot be written ({error.strerror or error}): free space on that disk, or let the "
+                f"environment variable SHARELOCK_CACHE name a folder on another one"
+            ) from None
+    os.utime(target.parent)
+    return target
+
+
+def _is_whole(target: Path, size: int | None) -> bool:
+    return target.exists() and (size is None or target.stat().st_size == size)
+
+
+def _make(target: Path, make: Callable[[Path], None]) -> None:
+    partial = target.with_name(f"{target.name}.partial")
+    try:
+        make(partial)
+        # Otherwise a node that loses its power could keep the name and lose the content.
+        with partial.open("rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(partial, target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    """Holds the node's lock on a file that is being made; the kernel frees it when this process dies."""
+    with target.with_name(f"{target.name}.lock").open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"features: waits for another process that makes {target}")
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
