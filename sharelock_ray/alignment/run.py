@@ -10,6 +10,8 @@ from sharelock_ray.config import Config
 from sharelock_ray.errors import RequestError
 from sharelock_ray.features.manifest import Manifest
 
+_FEEDING = "feeding.json"
+
 
 class TrainingResult(Config):
     """`training.json`: how a finished training ended. Losses are in nats, of the kind that the spec says."""
@@ -43,6 +45,15 @@ class RunFolder:
     def last(self) -> str:
         return storage.join(self.uri, "last")
 
+    @property
+    def tensorboard(self) -> str:
+        return storage.join(self.uri, "tensorboard")
+
+    @property
+    def non_finite(self) -> str:
+        """What a loss that was not finite came from."""
+        return storage.join(self.uri, "non-finite.json")
+
     def begin(self, spec: AlignmentSpec, vision: Manifest, language: Manifest) -> None:
         """Fixes what the run trains on.
 
@@ -63,6 +74,16 @@ class RunFolder:
                 f"{self.uri} holds a training with other settings ({', '.join(changed)}): "
                 f"choose another `output`, or delete that folder to train anew"
             )
+
+    def feeding(self) -> str | None:
+        """Where the batches of the running training come from, and why; None while that is not known."""
+        path = storage.join(self.uri, _FEEDING)
+        return str(storage.read_json(path)) if storage.exists(path) else None
+
+    def say_feeding(self, text: str | None) -> None:
+        """What `feeding` gives from now on."""
+        path = storage.join(self.uri, _FEEDING)
+        storage.remove(path) if text is None else storage.write_json(path, text)
 
     def result(self) -> TrainingResult | None:
         """How training ended; None while it has not."""

@@ -89,7 +89,7 @@ class Optimization:
                 about = None
                 if micro_step is not None:
                     about = GlobalBatch(rows, self.spec.seed, micro_step, self.group, side)
-                projected.append(head(given, about))
+                projected.append(head(given.to(heads.log_logit_scale.dtype), about))
         if self.spec.precision == "bfloat16" and batch.image.is_cuda:
             # The loss's products run on tensor cores too; its logits and statistics are float32 still.
             projected = [features.to(torch.bfloat16) for features in projected]

@@ -2,16 +2,19 @@
 
 best/  last/       checkpoints; `last` is where an interrupted training goes on
 metrics.jsonl      one JSON object a line: losses of steps and validations
+tensorboard/       the same for TensorBoard
+non-finite.json    the keys of the batch whose loss or gradient was no number, where that ended the training
 training.json      written last: the result of a finished training
 """
 
-import math
 import time
-from dataclasses import dataclass, field
+from contextlib import closing
+from itertools import islice
 from typing import Any
 
 import torch
 
+from sharelock_ray import storage
 from sharelock_ray.alignment.batches import PairBatches, split_validation
 from sharelock_ray.alignment.checkpoint import (
     Checkpoint,
@@ -23,7 +26,9 @@ from sharelock_ray.alignment.checkpoint import (
     side_of,
 )
 from sharelock_ray.alignment.distributed import Group, rank, world_size
+from sharelock_ray.alignment.feeding import RowStore
 from sharelock_ray.alignment.heads import Heads
+from sharelock_ray.alignment.metrics import Metrics
 from sharelock_ray.alignment.run import RunFolder, TrainingResult
 from sharelock_ray.alignment.spec import AlignmentSpec
 from sharelock_ray.alignment.step import Optimization, learning_rate
@@ -31,31 +36,7 @@ from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.features.featureset import Pairs, join, open_features
 
 _LOG_EVERY = 10
-_WRITE_METRICS_EVERY_S = 2.0
-
-
-@dataclass
-class _Metrics:
-    """The rows of `metrics.jsonl`; only the main rank writes them."""
-
-    run: RunFolder
-    writes: bool
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    _written_at: float = 0.0
-
-    def resume(self, step: int) -> None:
-        """Takes back the rows up to `step`; later ones come again."""
-        self.rows = [row for row in self.run.metrics() if row["step"] <= step]
-
-    def add(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-        if time.monotonic() - self._written_at > _WRITE_METRICS_EVERY_S:
-            self.write()
-
-    def write(self) -> None:
-        if self.writes:
-            self.run.write_metrics(self.rows)
-            self._written_at = time.monotonic()
+_KEYS_SHOWN = 3
 
 
 def train(
@@ -92,42 +73,98 @@ def train(
     heads = Heads(spec, vision_side.dim, language_side.dim).to(device)
     optimization = Optimization(heads, spec, group, compiled)
     position = Position(step=0)
-    metrics = _Metrics(run, optimization.is_main)
     if has_checkpoint(run.last):
         checkpoint = read_checkpoint(run.last)
         restore(run.last, checkpoint, heads, optimization.optimizer, optimization.average)
         position = checkpoint.position
-        metrics.resume(position.step)
+    store = RowStore(pairs.vision, pairs.language, torch.device(device))
     batches, held_out = (
-        PairBatches(of, spec.contrast_size, spec.seed, torch.device(device), spec.positives)
+        PairBatches(of, spec.contrast_size, spec.seed, store.device, spec.positives, store)
         for of in (training, validation)
     )
+    if optimization.is_main:
+        run.say_feeding(f"batches come from the {store.placement.kind} ({store.placement.reason})")
     ranks = rank(group), world_size(group)
     started = time.monotonic() - position.seconds
-    while position.step < spec.steps and not _is_stale(spec, position):
-        step = position.step
-        parts = range(step * spec.accumulation, (step + 1) * spec.accumulation)
-        taken = optimization.step((batches.batch(part, *ranks) for part in parts), step)
-        position = position.model_copy(update={"step": step + 1, "seconds": time.monotonic() - started})
-        if (step + 1) % _LOG_EVERY == 0 or step == 0:
-            row = {name: float(value) for name, value in taken.items()}
-            if not math.isfinite(row["loss"]):
-                raise RunError(f"the loss is {row['loss']} at step {step + 1}: lower `alignment.learning_rate`")
-            metrics.add({"step": step + 1, **row, "learning_rate": learning_rate(spec, step)})
-        if (step + 1) % spec.evaluate_every == 0 or step + 1 == spec.steps:
-            values = optimization.validate(held_out.sweep(*ranks))
-            position = _judged(position, values, spec)
-            metrics.add({"step": step + 1, **values, "logit_scale": float(heads.logit_scale.detach())})
-            metrics.write()
-            if optimization.is_main:
-                checkpoint = Checkpoint(
-                    spec=spec, vision=vision_side, language=language_side, position=position, metrics=values
+    finite = _Finite(run, batches, spec)
+    feed = batches.ahead(range(position.step * spec.accumulation, spec.steps * spec.accumulation), *ranks)
+    metrics = Metrics(run, optimization.is_main, position.step)
+    with closing(feed):
+        while position.step < spec.steps and not _is_stale(spec, position):
+            step = position.step
+            taken = optimization.step(islice(feed, spec.accumulation), step)
+            finite.watch(step, taken)
+            position = position.model_copy(update={"step": step + 1, "seconds": time.monotonic() - started})
+            logs = (step + 1) % _LOG_EVERY == 0 or step == 0
+            evaluates = (step + 1) % spec.evaluate_every == 0 or step + 1 == spec.steps
+            if logs or evaluates:
+                finite.require(optimization.is_main)
+            if logs:
+                pairs_seen = (step + 1) * spec.accumulation * batches.global_batch_size
+                values = {name: float(value) for name, value in taken.items()}
+                metrics.add(
+                    {"step": step + 1, **values, "learning_rate": learning_rate(spec, step), "pairs": pairs_seen}
                 )
-                if position.best_step == step + 1:
-                    save_checkpoint(run.best, checkpoint, optimization.evaluated)
-                save_checkpoint(run.last, checkpoint, heads, optimization.optimizer, optimization.average)
-    if optimization.is_main:
-        run.finish(_result(position, metrics.rows, pairs, len(training), len(validation), heads, spec))
+            metrics.alive()
+            if evaluates:
+                values = optimization.validate(held_out.sweep(*ranks))
+                position = _judged(position, values, spec)
+                metrics.add({"step": step + 1, **values, "logit_scale": float(heads.logit_scale.detach())})
+                metrics.publish()
+                if optimization.is_main:
+                    checkpoint = Checkpoint(
+                        spec=spec, vision=vision_side, language=language_side, position=position, metrics=values
+                    )
+                    if position.best_step == step + 1:
+                        save_checkpoint(run.best, checkpoint, optimization.evaluated)
+                    save_checkpoint(run.last, checkpoint, heads, optimization.optimizer, optimization.average)
+        if optimization.is_main:
+            run.finish(_result(position, metrics.rows, pairs, len(training), len(validation), heads, spec))
+
+
+class _Finite:
+    """Watches every step's loss and gradient, and stops a training in which one is no number any more.
+
+    On a GPU nothing waits for a step: what it gave is looked at on the GPU, and asked for when it is logged anyway.
+    """
+
+    def __init__(self, run: RunFolder, batches: PairBatches, spec: AlignmentSpec) -> None:
+        self._run, self._batches, self._spec = run, batches, spec
+        # Of the first bad step: its number, loss and gradient norm; a step of -1 where all were good.
+        self._first: torch.Tensor | None = None
+
+    def watch(self, step: int, taken: dict[str, torch.Tensor]) -> None:
+        """Notes `step` (from 0) where what it gave is not finite, and none before it was noted."""
+        values = torch.stack([taken["loss"], taken["grad_norm"]]).double()
+        if self._first is None:
+            self._first = torch.tensor([-1.0, 0, 0], dtype=values.dtype, device=values.device)
+        here = torch.cat([values.new_full((1,), step), values])
+        bad = (self._first[0] < 0) & ~values.isfinite().all()
+        self._first = torch.where(bad, here, self._first)
+
+    def require(self, is_main: bool) -> None:
+        """Raises where a step was noted.
+
+        Raises:
+            RunError: names the step, some keys of its batch, and where all of them and the last good checkpoint are.
+        """
+        assert self._first is not None
+        step, loss, norm = self._first.tolist()
+        if step < 0:
+            return
+        parts = range(int(step) * self._spec.accumulation, (int(step) + 1) * self._spec.accumulation)
+        keys = [key for part in parts for key in self._batches.keys(part)]
+        good = "none yet"
+        if has_checkpoint(self._run.last):
+            good = f"{self._run.last}, of step {read_checkpoint(self._run.last).position.step}"
+        if is_main:
+            about = {"step": int(step) + 1, "loss": str(loss), "grad_norm": str(norm), "last_good": good, "keys": keys}
+            storage.write_json(self._run.non_finite, about)
+        raise RunError(
+            f"the loss is {loss:g} and its gradient {norm:g} at step {int(step) + 1}, over "
+            f"{', '.join(keys[:_KEYS_SHOWN])}, … (all {len(keys)} keys in {self._run.non_finite}); "
+            f"last good checkpoint: {good}. Lower `alignment.learning_rate`, or look at these inputs"
+        )
 
 
 def _is_stale(spec: AlignmentSpec, position: Position) -> bool:

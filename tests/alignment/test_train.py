@@ -10,6 +10,7 @@ import torch
 import ranks
 import support
 from curves import CURVES, train_curves, train_on_two_and_four
+from sharelock_ray import storage
 from sharelock_ray.alignment.batches import PairBatches, split_validation
 from sharelock_ray.alignment.checkpoint import load_heads, read_checkpoint
 from sharelock_ray.alignment.optimizer import Adam
@@ -18,6 +19,7 @@ from sharelock_ray.alignment.spec import AlignmentSpec, ProjectionSpec
 from sharelock_ray.alignment.train import train
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.errors import RequestError, RunError
+from sharelock_ray.features.cache import folder_of
 from sharelock_ray.features.featureset import Pairs, join, open_features
 
 SPEC = AlignmentSpec(
@@ -118,8 +120,37 @@ def test_the_best_holds_the_average_and_the_last_the_weights(curves: Path) -> No
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, features: tuple[str, str]) -> None:
-    with pytest.raises(RunError, match=r"the loss is nan at step 10: lower `alignment\.learning_rate`"):
-        train(RunFolder(str(tmp_path)), *features, SPEC.model_copy(update={"learning_rate": 1e30}))
+    run = RunFolder(str(tmp_path))
+    spec = SPEC.model_copy(update={"learning_rate": 1e30})
+    with pytest.raises(
+        RunError, match=r"the loss is nan and its gradient nan at step 2, over .* last good .* none yet"
+    ):
+        train(run, *features, spec)
+    told = storage.read_json(run.non_finite)
+    batches = PairBatches(split_validation(join(*map(open_features, features)), 0.2)[0], 64, 0, torch.device("cpu"))
+    assert (told["step"], told["keys"]) == (2, batches.keys(1))
+
+
+def test_one_bad_row_is_named_with_the_step_that_met_it_and_the_checkpoint_before(
+    tmp_path: Path, features: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = PairBatches(split_validation(join(*map(open_features, features)), 0.2)[0], 64, 0, torch.device("cpu"))
+    bad = int(np.flatnonzero(join(*map(open_features, features)).keys == batches.keys(2)[5])[0])
+    # No extraction stores such a row; memory or a disk may spoil one.
+    monkeypatch.setenv("SHARELOCK_CACHE", str(tmp_path / "cache"))
+    vision = open_features(features[0])
+    _ = vision.embeddings
+    with (folder_of(vision.manifest) / "embeddings.bin").open("r+b") as stream:
+        stream.seek(bad * 24 * 4)
+        stream.write(np.float32("nan").tobytes())
+    run = RunFolder(str(tmp_path / "run"))
+    with pytest.raises(RunError, match="last, of step 2") as error:
+        train(run, *features, SPEC.model_copy(update={"evaluate_every": 1}))
+    told = storage.read_json(run.non_finite)
+    assert batches.keys(2)[5] in told["keys"]
+    assert told["step"] == 3
+    assert "nan at step 3, over" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_stops_early_without_a_gain(tmp_path: Path, features: tuple[str, str]) -> None:

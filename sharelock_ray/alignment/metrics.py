@@ -1,0 +1,109 @@
+"""What a training tells while it runs: `metrics.jsonl`, and the same for TensorBoard."""
+
+import struct
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from sharelock_ray import storage
+from sharelock_ray.alignment.run import RunFolder
+
+_WRITE_EVERY_S = 2.0
+# Whoever watches takes a file that is a minute old for that of a dead run.
+_SIGN_OF_LIFE_S = 20.0
+
+
+class Metrics:
+    """The rows of `metrics.jsonl`; only the main rank writes them.
+
+    TensorBoard's event files lie in `tensorboard/` of the run, one for each time that the training was begun or went
+    on. They grow with the rows; on an object store, where no file grows, they are put anew at each checkpoint.
+
+    Args:
+        step: where the training goes on: rows up to it are taken back, later ones come again.
+    """
+
+    def __init__(self, run: RunFolder, writes: bool, step: int) -> None:
+        self.rows = [row for row in run.metrics() if row["step"] <= step] if step else []
+        self._run, self._writes, self._written_at = run, writes, 0.0
+        self._events = _Events(run.tensorboard, step) if writes else None
+
+    def add(self, row: dict[str, Any]) -> None:
+        """A row of numbers, with its `step`."""
+        self.rows.append(row)
+        if self._events is not None:
+            self._events.add(row)
+        self._write_if_older_than(_WRITE_EVERY_S)
+
+    def alive(self) -> None:
+        """A sign of life between rows that are long in coming."""
+        if self.rows:
+            self._write_if_older_than(_SIGN_OF_LIFE_S)
+
+    def publish(self) -> None:
+        """Writes everything so far, now."""
+        self._write()
+        if self._events is not None:
+            self._events.publish()
+
+    def _write_if_older_than(self, seconds: float) -> None:
+        if time.monotonic() - self._written_at > seconds:
+            self._write()
+
+    def _write(self) -> None:
+        if self._events is not None:
+            self._run.write_metrics(self.rows)
+            self._events.append()
+            self._written_at = time.monotonic()
+
+
+class _Events:
+    """An event file of TensorBoard.
+
+    Not tensorboardX's own writer: a thread of its writes what a flush has promised, and a run on S3 would need its own
+    way there.
+    """
+
+    def __init__(self, folder: str, step: int) -> None:
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        self._uri = storage.join(folder, f"events.out.tfevents.{time.time_ns()}.sharelock")
+        self._written = 0
+        self._records = _record(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        if step:
+            # TensorBoard forgets what earlier files say from here on.
+            start = SessionLog(status=SessionLog.START)
+            self._records += _record(Event(wall_time=time.time(), step=step + 1, session_log=start))
+
+    def add(self, row: dict[str, Any]) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in row.items() if name != "step"]
+        self._records += _record(Event(wall_time=time.time(), step=row["step"], summary=Summary(value=values)))
+
+    def append(self) -> None:
+        """Lets a local file grow by what is new."""
+        if storage.is_local(self._uri):
+            path = Path(storage.resolve(self._uri)[1])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("ab") as stream:
+                stream.write(self._records[self._written :])
+            self._written = len(self._records)
+
+    def publish(self) -> None:
+        """Puts the whole file on an object store."""
+        if not storage.is_local(self._uri):
+            storage.write_bytes(self._uri, self._records)
+
+
+def _record(event: Any) -> bytes:
+    """A TFRecord: length and content, each with its masked CRC-32C."""
+    from tensorboardX.record_writer import masked_crc32c
+
+    def checked(data: bytes) -> Iterable[bytes]:
+        return data, struct.pack("<I", masked_crc32c(data))
+
+    content = event.SerializeToString()
+    return b"".join([*checked(struct.pack("<Q", len(content))), *checked(content)])
