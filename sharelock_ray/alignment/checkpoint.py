@@ -81,9 +81,11 @@ def save_checkpoint(
     optimizer: Optimizer | None = None,
     average: Heads | None = None,
 ) -> None:
-    """Publishes a checkpoint in `folder`, then removes older tensors.
+    """Publishes a checkpoint in `folder`, unless a later one is there, then removes older tensors.
 
-    Those of the checkpoint that it replaces stay, for readers who are between its JSON and its tensors.
+    Those of the checkpoint that it replaces stay, for readers who are between its JSON and its tensors. Workers whose
+    driver is gone may still run beside those that a new one has started: neither takes the other back, nor removes
+    what the other is about to publish.
 
     Args:
         optimizer, average: also saved where given, so that training can go on from here.
@@ -97,11 +99,14 @@ def save_checkpoint(
     storage.write_bytes(
         storage.join(folder, name), save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
     )
-    replaced = read_checkpoint(folder).tensors if has_checkpoint(folder) else name
+    replaced = read_checkpoint(folder) if has_checkpoint(folder) else None
+    if replaced is not None and replaced.position.step > checkpoint.position.step:
+        return
     published = checkpoint.model_copy(update={"tensors": name})
     storage.write_json(storage.join(folder, CHECKPOINT), published.model_dump(mode="json"))
     for old in storage.names(folder):
-        if old.endswith(".safetensors") and old not in (name, replaced):
+        # Names sort by step.
+        if replaced is not None and old.endswith(".safetensors") and old < replaced.tensors:
             storage.remove(storage.join(folder, old))
 
 

@@ -110,6 +110,15 @@ class RunFolder:
         storage.write_bytes(storage.join(self.uri, "metrics.jsonl"), lines.encode())
 
 
+def newest(rows: list[dict[str, Any]]) -> str:
+    """The last values in `metrics.jsonl` of what is measured at steps and at validations, for a person."""
+    values: dict[str, Any] = {}
+    for row in rows:
+        values |= row
+    shown = {"loss": "loss", "validation_loss": "validation loss", "recall_at_1": "recall@1"}
+    return ", ".join(f"{label} {values[name]:.3f}" for name, label in shown.items() if name in values)
+
+
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
     """`field: old -> new` for each leaf that differs."""
     if isinstance(old, dict) and isinstance(new, dict):

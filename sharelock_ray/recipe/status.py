@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sharelock_ray import storage
+from sharelock_ray.alignment.run import newest
 from sharelock_ray.features.state import Live, SetState, state_of
 from sharelock_ray.progress import clock
 from sharelock_ray.recipe.schema import Recipe
@@ -61,8 +62,7 @@ def _training(recipe: Recipe) -> StageStatus:
     rows = recipe.run.metrics()
     if not rows:
         return StageStatus("train", "waiting")
-    losses = [f"loss {row['loss']:.3f}" for row in rows if "loss" in row]
-    detail = ", ".join([f"step {rows[-1]['step']:,} of {recipe.alignment.steps:,}", *losses[-1:]])
+    detail = f"step {rows[-1]['step']:,} of {recipe.alignment.steps:,}, {newest(rows)}"
     running = recipe.run.metrics_age() < _SILENT_S
     return StageStatus("train", "running" if running else "stopped", detail)
 

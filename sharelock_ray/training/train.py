@@ -20,7 +20,7 @@ from ray.train.collective import broadcast_from_rank_zero
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from sharelock_ray import storage
-from sharelock_ray.alignment.run import RunFolder, TrainingResult
+from sharelock_ray.alignment.run import RunFolder, TrainingResult, newest
 from sharelock_ray.alignment.spec import AlignmentSpec
 from sharelock_ray.errors import SharelockError
 from sharelock_ray.features.featureset import open_features
@@ -45,9 +45,10 @@ def train(run: RunFolder, vision: str, language: str, spec: AlignmentSpec, optio
     if result is not None:
         return result
     with engine.connected(), engine.readable_errors("train"):
+        fewest = options.min_workers or options.num_workers
         engine.require_resources(
-            {"CPU": options.num_workers * options.num_cpus, "GPU": options.num_workers * options.use_gpu},
-            "lower operations.training.num_workers or num_cpus",
+            {"CPU": fewest * options.num_cpus, "GPU": fewest * options.use_gpu},
+            "lower operations.training.num_workers, min_workers or num_cpus",
         )
         fault = _followed(_trainer(run, vision, language, spec, options), run, spec.steps).return_value
         if fault is not None:
@@ -74,7 +75,7 @@ def _trainer(
             "compiled": options.compile,
         },
         scaling_config=ScalingConfig(
-            num_workers=options.num_workers,
+            num_workers=(options.min_workers, options.num_workers) if options.min_workers else options.num_workers,
             use_gpu=options.use_gpu,
             resources_per_worker={"CPU": options.num_cpus} | ({"GPU": 1} if options.use_gpu else {}),
         ),
@@ -141,20 +142,29 @@ def _followed(trainer: DataParallelTrainer, run: RunFolder, steps: int) -> Resul
 
     In a thread, because on the main one Ray Train would take Ctrl-C for itself.
     """
-    done = _last_step(run)
+    done = _last_step(run.metrics())
     if done:
         say(f"train: continues near step {done:,}")
+    run.say_feeding(None)
+    fed = None
     pool = ThreadPoolExecutor(1)
     training = pool.submit(trainer.fit)
     pool.shutdown(wait=False)
     with Progress("train", "steps", steps, done) as progress:
         while not wait([training], timeout=_POLL_S).done:
-            losses = [row["loss"] for row in run.metrics() if "loss" in row]
-            if losses:
-                progress.update(_last_step(run) - progress.count, f"loss {losses[-1]:.3f}")
+            if fed is None and (fed := run.feeding()) is not None:
+                say(f"train: {fed}")
+            rows = run.metrics()
+            if rows:
+                progress.update(_last_step(rows) - progress.count, _note(rows, progress.rate(time.monotonic())))
     return training.result()
 
 
-def _last_step(run: RunFolder) -> int:
-    rows = run.metrics()
+def _last_step(rows: list[dict[str, Any]]) -> int:
     return int(rows[-1]["step"]) if rows else 0
+
+
+def _note(rows: list[dict[str, Any]], steps_per_second: float) -> str:
+    pairs_per_step = [row["pairs"] / row["step"] for row in rows if "pairs" in row][-1:]
+    rates = [f"{pairs * steps_per_second:,.0f} pairs/s" for pairs in pairs_per_step if steps_per_second]
+    return ", ".join([*rates, newest(rows)])

@@ -1,6 +1,8 @@
 """Checkpoints come back as they were saved, and are replaced without a moment in which there is none."""
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -119,6 +121,45 @@ def test_whoever_reads_at_any_moment_finds_one_whole(folder: str, monkeypatch: p
     save_checkpoint(folder, described(20), heads(20))
     assert (set(seen), seen[-1]) == ({10, 20}, 20)
     assert equal(load_heads(folder, read_checkpoint(folder)), heads(20))
+
+
+def test_workers_of_a_lost_driver_never_take_the_new_ones_back(folder: str) -> None:
+    for step in (10, 20, 30):
+        save_checkpoint(folder, described(step), heads(step))
+    save_checkpoint(folder, described(15), heads(15))
+    found = read_checkpoint(folder)
+    assert found.position.step == 30
+    assert equal(load_heads(folder, found), heads(30))
+    save_checkpoint(folder, described(40), heads(40))
+    assert storage.names(folder) == ["checkpoint.json", "step-00000030.safetensors", "step-00000040.safetensors"]
+
+
+def test_of_two_drivers_at_once_are_whole_at_any_moment(tmp_path: Path) -> None:
+    folder = str(tmp_path / "last")
+    saved = {step: heads(step) for step in range(10, 210, 10)}
+    stop = threading.Event()
+    seen: list[int] = []
+
+    def read() -> None:
+        while not stop.is_set():
+            if has_checkpoint(folder):
+                found = read_checkpoint(folder)
+                assert equal(load_heads(folder, found), saved[found.position.step])
+                seen.append(found.position.step)
+
+    def save(steps: list[int]) -> None:
+        for step in steps:
+            save_checkpoint(folder, described(step), saved[step])
+
+    # One has gone on from step 100, while the other is still on its way there.
+    with ThreadPoolExecutor(3) as pool:
+        reading = pool.submit(read)
+        for saving in [pool.submit(save, list(saved)[first:]) for first in (0, 10)]:
+            saving.result()
+        stop.set()
+        reading.result()
+    assert len(seen) > 1
+    assert read_checkpoint(folder).position.step == 200
 
 
 def test_a_slow_reader_still_finds_the_tensors_of_what_it_read(folder: str) -> None:

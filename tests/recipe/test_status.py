@@ -50,6 +50,9 @@ def test_a_driver_that_tells_is_running_and_one_that_is_silent_has_stopped(recip
 def test_a_training_tells_its_step_and_loss(recipe: Recipe) -> None:
     recipe.run.write_metrics([{"step": 1, "loss": 4.0}, {"step": 10, "loss": 3.25}])
     assert (status(recipe)[2].state, status(recipe)[2].detail) == ("running", "step 10 of 20, loss 3.250")
+    validation = {"step": 10, "validation_loss": 3.5, "recall_at_1": 0.25}
+    recipe.run.write_metrics([*recipe.run.metrics(), validation])
+    assert status(recipe)[2].detail == "step 10 of 20, loss 3.250, validation loss 3.500, recall@1 0.250"
     path = Path(recipe.output) / "metrics.jsonl"
     os.utime(path, (time.time() - 100, time.time() - 100))
     assert status(recipe)[2].state == "stopped"

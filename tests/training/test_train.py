@@ -1,7 +1,10 @@
 """Training through Ray Train: the same as on one process, whatever worker dies."""
 
 import os
+import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -9,7 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+import losses
 import support
+from sharelock_ray import storage
+from sharelock_ray.alignment.checkpoint import read_checkpoint
 from sharelock_ray.alignment.run import RunFolder
 from sharelock_ray.alignment.spec import AlignmentSpec, ProjectionSpec
 from sharelock_ray.alignment.train import train as train_alone
@@ -61,6 +67,23 @@ class TestTrain:
         assert killed
         assert run.metrics() == undisturbed.metrics()
 
+    @pytest.mark.slow
+    def test_a_killed_driver_goes_on_at_the_exact_step(self, tmp_path: Path) -> None:
+        features = support.write_feature_sets(tmp_path / "features", pairs=300)
+        undisturbed, run = RunFolder(str(tmp_path / "undisturbed")), RunFolder(str(tmp_path / "run"))
+        train_alone(undisturbed, *features, losses.SPEC)
+        driver = subprocess.Popen([sys.executable, losses.__file__, "driver", str(tmp_path)])
+        losses.reached(run, 100)
+        time.sleep(random.uniform(0, 1))
+        os.kill(driver.pid, signal.SIGKILL)
+        assert driver.wait() == -signal.SIGKILL
+        killed_at = run.metrics()[-1]["step"]
+        assert run.result() is None
+        train(run, *features, losses.SPEC, TrainingOptions())
+        assert killed_at >= 100
+        assert run.metrics() == undisturbed.metrics()
+        assert storage.sha256_of(tensors(run)) == storage.sha256_of(tensors(undisturbed))
+
     def test_another_request_cannot_overwrite_a_run(self, tmp_path: Path, features: tuple[str, str]) -> None:
         run = RunFolder(str(tmp_path))
         train_alone(run, *features, SPEC)
@@ -71,6 +94,23 @@ class TestTrain:
     def test_more_workers_than_cpus_fail_at_once(self, tmp_path: Path, features: tuple[str, str]) -> None:
         with pytest.raises(RequestError, match="needs 64 CPU"):
             train(RunFolder(str(tmp_path)), *features, SPEC, TrainingOptions(num_workers=64))
+
+
+@pytest.mark.slow
+def test_a_lost_node_leaves_fewer_workers_that_continue_the_same_curve(tmp_path: Path) -> None:
+    features = support.write_feature_sets(tmp_path / "features", pairs=300)
+    alone, run = RunFolder(str(tmp_path / "alone")), RunFolder(str(tmp_path / "run"))
+    train_alone(alone, *features, losses.SPEC)
+    subprocess.run([sys.executable, losses.__file__, "nodes", str(tmp_path)], check=True, timeout=300)
+    assert [row["step"] for row in run.metrics()] == [row["step"] for row in alone.metrics()]
+    for ours, theirs in zip(run.metrics(), alone.metrics(), strict=True):
+        # Rounding, over a thousand steps.
+        assert ours == pytest.approx(theirs, abs=0.02, rel=0.05)
+
+
+def tensors(run: RunFolder) -> str:
+    """Where the weights and the optimizer's state lie that a training ended with."""
+    return storage.join(run.last, read_checkpoint(run.last).tensors)
 
 
 def kill_a_worker(run: RunFolder, killed: list[int]) -> None:

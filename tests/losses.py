@@ -1,0 +1,69 @@
+"""Trainings that lose their driver or a node, each for a process of its own: `python losses.py WHICH FOLDER`."""
+
+import os
+import sys
+import threading
+import time
+
+from sharelock_ray.alignment.run import RunFolder
+from sharelock_ray.alignment.spec import AlignmentSpec, ProjectionSpec
+from sharelock_ray.training.options import TrainingOptions
+
+SPEC = AlignmentSpec(
+    language=ProjectionSpec(depth=2, width=32, dropout=0.1, activation="gelu"),
+    global_batch_size=64,
+    steps=1500,
+    warmup_steps=5,
+    evaluate_every=50,
+    validation_fraction=0.2,
+)
+
+
+def features_of(folder: str) -> tuple[str, str]:
+    return f"{folder}/features/vision", f"{folder}/features/language"
+
+
+def reached(run: RunFolder, step: int) -> None:
+    """Returns once the training is there."""
+    while not run.metrics() or run.metrics()[-1]["step"] < step:
+        time.sleep(0.05)
+
+
+def with_a_driver(folder: str) -> None:
+    """One worker; the driver is killed from outside."""
+    from sharelock_ray.training.train import train
+
+    train(RunFolder(f"{folder}/run"), *features_of(folder), SPEC, TrainingOptions())
+
+
+def on_two_nodes(folder: str) -> None:
+    """Two workers on two nodes of one CPU, of which one is lost."""
+    # A cluster of the test's own on this machine; its nodes are started without a token.
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    from sharelock_ray import engine  # noqa: F401  (before anything imports ray)
+
+    # isort: split
+    from ray.cluster_utils import Cluster
+
+    from sharelock_ray.training.train import train
+
+    memory = 80 << 20
+    head = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": memory}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    node = cluster.add_node(num_cpus=1, object_store_memory=memory)
+    os.environ["RAY_ADDRESS"] = cluster.address
+    run = RunFolder(f"{folder}/run")
+
+    def lose() -> None:
+        reached(run, 100)
+        cluster.remove_node(node, allow_graceful=False)
+
+    threading.Thread(target=lose, daemon=True).start()
+    try:
+        train(run, *features_of(folder), SPEC, TrainingOptions(num_workers=2, min_workers=1))
+    finally:
+        cluster.shutdown()
+
+
+if __name__ == "__main__":
+    {"driver": with_a_driver, "nodes": on_two_nodes}[sys.argv[1]](sys.argv[2])
