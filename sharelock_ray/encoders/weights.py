@@ -3,10 +3,7 @@
 The hub's own client does the like for its models: one process of a node downloads a file under a lock, the others wait.
 """
 
-import fcntl
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -42,7 +39,7 @@ def local_weights(uri: str) -> Path:
     versions = [(path, storage.version(path)) for path in files.values()]
     version = storage.sha256(repr(versions).encode())[:16]
     known = cache / f"{version}.digest"
-    with _locked(cache / f"{version}.lock"):
+    with storage.locked(cache / f"{version}.lock"):
         if not known.exists() or not (cache / known.read_text()).exists():
             digest = _fetch(files, cache / f"{version}.partial")
             storage.write_bytes(str(known), digest.encode())
@@ -91,12 +88,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds the lock file `path` for the time of the block, against every other thread and process of this machine."""
-    with path.open("w") as stream:
-        # Ends with the file, and so with the process, however that ends.
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield

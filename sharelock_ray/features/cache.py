@@ -9,17 +9,14 @@
 A folder's time is that of its last use. Nothing here is needed: what is removed is made again.
 """
 
-import fcntl
 import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from sharelock_ray import storage
 from sharelock_ray.errors import RunError
 from sharelock_ray.features.manifest import Manifest
-from sharelock_ray.progress import say
 
 
 def cache_folder() -> Path:
@@ -48,7 +45,7 @@ def made_once(target: Path, make: Callable[[Path], None], size: int | None = Non
     if not _is_whole(target, size):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(target):
+            with storage.locked(target.with_name(f"{target.name}.lock")):
                 if not _is_whole(target, size):
                     _make(target, make)
         except OSError as error:
@@ -75,15 +72,3 @@ def _make(target: Path, make: Callable[[Path], None]) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-
-
-@contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    """Holds the node's lock on a file that is being made; the kernel frees it when this process dies."""
-    with target.with_name(f"{target.name}.lock").open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"features: waits for another process that makes {target}")
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        yield

@@ -9,6 +9,7 @@ RunError where it still fails after all repetitions.
 """
 
 import errno
+import fcntl
 import hashlib
 import importlib.util
 import json
@@ -93,6 +94,15 @@ def node_cache(kind: str) -> Path:
     """Where this node keeps what it need not fetch or make twice: in `SHARELOCK_CACHE`, or in the user's cache."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sharelock_ray"
     return Path(os.environ.get("SHARELOCK_CACHE", default)) / kind
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the lock file `path` for the time of the block, against every other thread and process of this machine."""
+    with path.open("w") as stream:
+        # Ends with the file, and so with the process, however that ends.
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def exists(uri: str) -> bool:

@@ -144,7 +144,11 @@ def test_of_two_drivers_at_once_are_whole_at_any_moment(tmp_path: Path) -> None:
         while not stop.is_set():
             if has_checkpoint(folder):
                 found = read_checkpoint(folder)
-                assert equal(load_heads(folder, found), saved[found.position.step])
+                try:
+                    assert equal(load_heads(folder, found), saved[found.position.step])
+                except RunError:
+                    # Here two more can be published between the reader's two reads.
+                    assert read_checkpoint(folder).position.step >= found.position.step + 20
                 seen.append(found.position.step)
 
     def save(steps: list[int]) -> None:

@@ -119,6 +119,21 @@ def test_the_best_holds_the_average_and_the_last_the_weights(curves: Path) -> No
         assert any(not torch.equal(best[name], last[name]) for name in best) == differ
 
 
+def test_goes_on_from_an_object_store(tmp_path: Path, features: tuple[str, str], bucket: str) -> None:
+    whole, broken = RunFolder(str(tmp_path)), RunFolder(f"{bucket}/run")
+    train(whole, *features, SPEC)
+    # Ends at step 20 for want of a gain, as one does that is stopped there.
+    train(broken, *features, SPEC.model_copy(update={"patience": 1, "min_delta": 100.0}))
+    storage.remove(f"{bucket}/run/training.json")
+    assert read_checkpoint(broken.last).position.step == 20
+    train(broken, *features, SPEC)
+    assert broken.metrics() == whole.metrics()
+    for checkpoint in ("best", "last"):
+        ours, theirs = (weights(f"{run.uri}/{checkpoint}") for run in (broken, whole))
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert len(storage.names(broken.tensorboard)) == 2
+
+
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, features: tuple[str, str]) -> None:
     run = RunFolder(str(tmp_path))
     spec = SPEC.model_copy(update={"learning_rate": 1e30})

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import support
+from sharelock_ray import storage
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.features import featureset
@@ -104,6 +105,15 @@ class TestEmbeddings:
         monkeypatch.setattr(featureset, "_DECODED_BYTES", 7 * feature_set.manifest.dim * 2)
         tables = [pq.read_table(part_of(feature_set, i))["embedding"] for i in range(9)]
         assert feature_set.embeddings.tolist() == [row for table in tables for row in table.to_pylist()]
+
+    def test_of_a_set_on_an_object_store_are_decoded_here(self, bucket: str) -> None:
+        parts = [[support.encoded("vision", ["a/2", "a/1"])], [support.encoded("vision", ["b/1"], seed=1)]]
+        feature_set = open_features(support.write_parts(f"{bucket}/vision", VISION, parts))
+        stored = [row for i in range(2) for row in feature_set.part(i)["embedding"].to_pylist()]
+        assert feature_set.embeddings.tolist() == stored
+        assert feature_set.keys.tolist() == ["a/1", "a/2", "b/1"]
+        storage.remove(f"{bucket}/vision/part-00001.parquet")
+        assert len(open_features(feature_set.uri).embeddings) == 3
 
 
 class TestColumns:
