@@ -77,7 +77,8 @@ def seconds(setting: Setting, kinds: list[tuple[str, bool]], repeats: int) -> li
         cpu.setdefault(name, []).append(time.process_time() - processor)
         return time.perf_counter() - wall
 
-    runs = {name: partial(timed, name, _prepared(setting, *kind)) for kind in kinds for name in [_name(*kind)]}
+    inputs = _inputs(setting)
+    runs = {_name(*kind): partial(timed, _name(*kind), _run_of(*kind, *inputs)) for kind in kinds}
     wall = alternate(runs, repeats)
     torch.set_num_threads(threads)
     return [(wall[name], cpu[name]) for name in runs]
@@ -116,20 +117,22 @@ def median_seconds(values: list[float]) -> str:
     return f"{statistics.median(values):.2f}"
 
 
-def _prepared(setting: Setting, way: str, frozen: bool) -> Callable[[], object]:
-    """Makes the inputs; returns what is measured."""
+def _inputs(setting: Setting) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     image, text = (F.normalize(torch.randn(setting.pairs, setting.dim, generator=generator), dim=1) for _ in range(2))
+    return image, text
+
+
+def _run_of(way: str, frozen: bool, image: torch.Tensor, text: torch.Tensor) -> Callable[[], object]:
+    """What is measured."""
     if way == PRODUCT:
-        out = torch.empty(setting.pairs, setting.pairs)
+        out = torch.empty(len(image), len(text))
         return lambda: torch.mm(image, text.T, out=out)
     loss = losses()[way]
-    image.requires_grad_(not frozen)
-    text.requires_grad_()
 
     def run() -> None:
-        image.grad = text.grad = None
-        loss(image, text).backward()
+        # Leaves of their own, so that no gradient stays.
+        loss(image.detach().requires_grad_(not frozen), text.detach().requires_grad_()).backward()
 
     return run
 
@@ -137,8 +140,8 @@ def _prepared(setting: Setting, way: str, frozen: bool) -> Callable[[], object]:
 def _extra_memory(setting: Setting, way: str, frozen: bool) -> int:
     torch.set_num_threads(setting.threads)
     # The first product loads and tunes the library.
-    _prepared(Setting(256, setting.dim), way, frozen)()
-    run = _prepared(setting, way, frozen)
+    _run_of(way, frozen, *_inputs(Setting(256, setting.dim)))()
+    run = _run_of(way, frozen, *_inputs(setting))
     before = psutil.Process().memory_info().rss
     run()
     return max(0, _peak_bytes() - before)
