@@ -135,6 +135,89 @@ def loss(
     _show(header, rows, {"pairs": pairs, "dim": dim, "ways": [asdict(m) for m in found]}, as_json)
 
 
+@app.command()
+def feeding(
+    pairs: Annotated[int, typer.Option(min=2, help="Pairs of the feature sets that are written for it.")] = 40_000,
+    batch_size: int = 16_384,
+    vision_dim: int = 1024,
+    language_dim: int = 768,
+    repeats: Repeats = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Feeding of batches on one core, against the released path, a file for each sample, and a bare gather of rows."""
+    from sharelock_ray.bench import feeding as bench
+
+    c = bench.compare(bench.Setting(pairs, batch_size, vision_dim, language_dim), repeats)
+    rows = [
+        ["a file for each, by DataLoader", _median(c.released), f"{1 / c.ratio_to_released:.4f}", ""],
+        ["bare gather", _median(c.gather), f"{1 / c.ratio_to_gather:.2f}", ""],
+        ["ours", _median(c.ours), "1", f"{c.ratio_to_released:,.0f}"],
+        [f"first opening of {c.opening.bytes / 1e9:.2f} GB", f"{c.opening.first:.2f} s", "", ""],
+        ["", f"{c.opening.bytes_per_cpu_second / 1e9:.2f} GB by CPU second", "", ""],
+        ["second opening", f"{c.opening.second:.3f} s", "", ""],
+    ]
+    ratios = {"to_released": c.ratio_to_released, "to_gather": c.ratio_to_gather}
+    opening = {"bytes_per_cpu_second": c.opening.bytes_per_cpu_second}
+    _show(["", "samples by CPU second", "to ours", "ours to it"], rows, {**asdict(c), **ratios, **opening}, as_json)
+
+
+@app.command()
+def train(
+    batch_size: Annotated[int, typer.Option(min=2, help="Of the step that is held against the product.")] = 2048,
+    sweep: Annotated[list[int] | None, typer.Option(help="Batch sizes to compare. Repeatable.")] = None,
+    sweep_width: Annotated[int, typer.Option(min=1, help="Width of the head in the comparisons.")] = 512,
+    workers: Annotated[int, typer.Option(min=1, help="CPU workers to compare with one.")] = 2,
+    width: Annotated[int, typer.Option(min=1, help="Of the head's hidden layers.")] = 4096,
+    depth: Annotated[int, typer.Option(min=1, help="Of the head.")] = 4,
+    vision_dim: int = 1024,
+    language_dim: int = 4096,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    threads: Threads = 2,
+    steps: Annotated[int, typer.Option(min=0, help="Also a whole training of so many steps.")] = 0,
+    pairs: Annotated[int, typer.Option(min=64, help="Random pairs that it trains on.")] = 20_000,
+    repeats: Repeats = 5,
+    as_json: AsJson = False,
+) -> None:
+    """A training step against the device's matrix product, its cost by batch and by workers, and a whole training."""
+    from sharelock_ray.bench import train as bench
+
+    setting = bench.Setting(batch_size, vision_dim, language_dim, depth, width, precision, device, threads)
+    found = bench.compare(setting, sweep or [1024, 2048, 4096, 8192], sweep_width, workers, repeats)
+    rows = [
+        [
+            what,
+            f"{m.setting.batch_size:,}",
+            f"{m.setting.width:,}",
+            f"{m.setting.workers} x {m.setting.threads}",
+            f"{statistics.median(m.seconds):.3f}",
+            f"{m.flop_per_second / 1e12:.3f}",
+            "" if m.share_of_product is None else f"{m.share_of_product:.0%}",
+        ]
+        for what, group in (("step", [found.step]), ("by batch", found.batches), ("by workers", found.workers))
+        for m in group
+    ]
+    rows.append(["seconds grow as batch to the power of", f"{found.slope:.2f}", *[""] * 5])
+    result = asdict(found) | {"slope": found.slope, "share_of_product": found.step.share_of_product}
+    if steps:
+        run = bench.whole_run(setting, pairs, steps)
+        rate, share = run.flop_per_second, run.flop_per_second / statistics.median(found.step.product)
+        rows.append(
+            [
+                f"{steps:,} steps on {pairs:,} pairs: {run.seconds:.1f} s, opened in {run.open_seconds:.1f} s",
+                f"{batch_size:,}",
+                f"{width:,}",
+                f"1 x {threads}",
+                f"{run.seconds / steps:.3f}",
+                f"{rate / 1e12:.3f}",
+                f"{share:.0%}",
+            ]
+        )
+        result |= {"run": asdict(run), "run_share_of_product": share}
+    header = ["what", "batch", "width", "workers x CPUs", "s a step", "TFLOP/s", "of the product"]
+    _show(header, rows, {"device": bench.describe(device), **result}, as_json)
+
+
 def _median(values: list[float]) -> str:
     return f"{statistics.median(values):,.1f}"
 
