@@ -259,10 +259,9 @@ class _Targets:
         """Σ_ij T_ij x_i · y_j over this rank's rows, without any matrix of pairs: x_i meets the sum of its class."""
         x, y = self._batch.x.to(self._batch.dtype), self._batch.y.to(self._batch.dtype)
         if self._ids is None:
-            return (x * y[self._batch.own]).sum(dtype=torch.float64)
+            return _dot(x, y[self._batch.own])
         sums = y.new_zeros((self._classes, y.shape[1])).index_add_(0, self._ids, y)
-        own = sums[self._ids[self._batch.own]] * self._weight[:, None]
-        return (x * own).sum(dtype=torch.float64)
+        return _dot(x, sums[self._ids[self._batch.own]] * self._weight[:, None])
 
     def count(self) -> float:
         """Positives of this rank's rows."""
@@ -296,7 +295,7 @@ class _Gradients:
         self, scale: torch.Tensor, terms: int, group: Group
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         """Gradients of the loss by this rank's rows of either side, and this rank's share of that by the scale."""
-        by_scale = (self._batch.x * self._by_x).sum(dtype=torch.float64) / terms
+        by_scale = _dot(self._batch.x, self._by_x) / terms
         factor = float(scale) / terms
         by_y = None
         if self._by_y is not None:
@@ -354,6 +353,12 @@ def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
         total.addmm_(a, b)
     else:
         total.add_(torch.mm(a, b, out_dtype=total.dtype))
+
+
+def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Sum of all products in float64; some rows at a time, since a side in float64 is twice its gradient."""
+    parts = [(x * y).sum(dtype=torch.float64) for x, y in zip(a.split(1024), b.split(1024), strict=True)]
+    return torch.stack(parts).sum()
 
 
 def _times(gradient: torch.Tensor, values: tuple[torch.Tensor | None, ...]) -> list[torch.Tensor | None]:
