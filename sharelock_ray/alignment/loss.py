@@ -356,7 +356,7 @@ def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
 
 
 def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Sum of all products in float64, some rows at a time: a side in float64 is twice the memory of its gradient."""
+    """Sum of all products in float64; some rows at a time, since a side in float64 is twice its gradient."""
     parts = [(x * y).sum(dtype=torch.float64) for x, y in zip(a.split(1024), b.split(1024), strict=True)]
     return torch.stack(parts).sum()
 
