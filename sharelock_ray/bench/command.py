@@ -173,10 +173,10 @@ def train(
     language_dim: int = 4096,
     precision: Literal["float32", "bfloat16"] = "float32",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    threads: Threads = 2,
+    threads: Threads = 1,
     steps: Annotated[int, typer.Option(min=0, help="Also a whole training of so many steps.")] = 0,
     pairs: Annotated[int, typer.Option(min=64, help="Random pairs that it trains on.")] = 20_000,
-    repeats: Repeats = 5,
+    repeats: Repeats = 3,
     as_json: AsJson = False,
 ) -> None:
     """A training step against the device's matrix product, its cost by batch and by workers, and a whole training."""

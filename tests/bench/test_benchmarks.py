@@ -4,17 +4,20 @@ import json
 import statistics
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from sharelock_ray.bench import captions, command, encoders, extract, loss
+from sharelock_ray.bench import captions, command, encoders, extract, feeding, loss, train
 from sharelock_ray.bench.models import DECODERS
 from sharelock_ray.errors import RequestError
+from sharelock_ray.features.cache import cache_folder
 
 
 class TestCaptions:
@@ -102,6 +105,52 @@ class TestLoss:
         monkeypatch.setitem(sys.modules, "open_clip", None)
         with pytest.raises(RequestError, match="pip install open_clip_torch"):
             loss.compare(loss.Setting(64, 8), repeats=1)
+
+
+class TestFeeding:
+    def test_all_ways_feed_and_both_openings_are_timed(self) -> None:
+        found = feeding.compare(feeding.Setting(pairs=600, batch_size=64, vision_dim=8, language_dim=4, files=40), 2)
+        assert [len(rates) for rates in (found.ours, found.gather, found.released)] == [2, 2, 2]
+        assert found.opening.bytes == 600 * (8 + 4) * 2
+        assert min(*found.ours, *found.gather, *found.released, found.opening.first_cpu, found.opening.second) > 0
+
+    def test_the_caller_keeps_its_own_cache(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SHARELOCK_CACHE", "kept")
+        with feeding.cache_in("/nowhere"):
+            assert str(cache_folder()).startswith("/nowhere")
+        assert str(cache_folder()).startswith("kept")
+
+
+class TestTrain:
+    SETTING = train.Setting(batch_size=64, vision_dim=8, language_dim=16, depth=3, width=32)
+
+    def test_counts_the_products_that_a_step_cannot_do_without(self) -> None:
+        take = train._step(self.SETTING)
+        with FlopCounterMode(display=False) as counter:
+            take()
+        # The counter does not see the loss's two products, which are written into memory that is used again.
+        assert counter.get_total_flops() == self.SETTING.flop - 2 * 2 * 64**2 * 8
+
+    def test_the_slope_is_the_power_of_the_batch(self) -> None:
+        batches = [train.Measured(replace(self.SETTING, batch_size=n), [3e-6 * n**1.5] * 2, []) for n in (64, 128, 512)]
+        assert train.Comparison(batches[0], batches, []).slope == pytest.approx(1.5)
+
+    def test_steps_are_held_against_the_product(self) -> None:
+        found = train.step(self.SETTING, repeats=2)
+        assert (len(found.seconds), len(found.product)) == (2, 2)
+        assert found.share_of_product > 0
+
+    @pytest.mark.slow
+    def test_workers_share_a_step(self) -> None:
+        found = train.on_workers(replace(self.SETTING, workers=2), repeats=2)
+        assert len(found.seconds) == 2
+        assert found.share_of_product is None
+
+    def test_a_whole_run_trains_as_many_steps(self) -> None:
+        run = train.whole_run(self.SETTING, pairs=400, steps=12)
+        assert (run.steps, run.pairs) == (12, 400)
+        assert run.placement.startswith("batches come from the host")
+        assert min(run.seconds, run.open_seconds) > 0
 
 
 def test_the_command_prints_one_json_object_with_the_machine() -> None:
