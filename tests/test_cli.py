@@ -133,7 +133,7 @@ class TestRuns:
             process = start("demo", str(recipe))
             wait_for(moment, process)
             process.send_signal(signal.SIGINT)
-            _, err = process.communicate(timeout=60)
+            _, err = process.communicate(timeout=180)
             assert process.returncode == 130
             assert err.splitlines()[-1] == "sharelock: interrupted: run the same command again to continue"
             assert "Traceback" not in err

@@ -111,9 +111,8 @@ def audit(recipe: Recipe) -> list[Audit]:
         for split, source in recipe.splits.items():
             inputs = [item.key for shard in source.shards() for item in source.read(shard)]
             of_split = [s for s in sets if s.manifest.split == split]
-            audits += [replace(audit_set(s, inputs), matched=_matched(s, of_split)) for s in of_split]
-    for each in audits:
-        each.require()
+            found = [audit_set(s, inputs).require() for s in of_split]
+            audits += [replace(each, matched=_matched(s, of_split)) for s, each in zip(of_split, found, strict=True)]
     record = {
         s.uri: {"digest": s.manifest.digest, "audit": asdict(found)}
         for s in sets

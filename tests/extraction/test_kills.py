@@ -99,9 +99,10 @@ import psutil
 from sharelock_ray import ray_environment
 from ray.cluster_utils import Cluster
 
-small = {"num_cpus": 1, "object_store_memory": 128 << 20, "include_dashboard": False}
-cluster = Cluster(initialize_head=True, head_node_args=small)
-nodes = [cluster.add_node(**small) for _ in range(2)]
+# Nothing runs on the head, so that every actor is on a node that can be lost.
+small = {"object_store_memory": 128 << 20, "include_dashboard": False}
+cluster = Cluster(initialize_head=True, head_node_args={**small, "num_cpus": 0})
+nodes = [cluster.add_node(**small, num_cpus=2) for _ in range(2)]
 os.environ["RAY_ADDRESS"] = cluster.address
 from sharelock_ray.extraction.extract import extract
 
