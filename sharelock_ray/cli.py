@@ -21,7 +21,8 @@ from sharelock_ray.recipe.load import read_recipe
 from sharelock_ray.recipe.plan import PROBE
 from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.recipe.status import status as run_status
-from sharelock_ray.report.summary import Summary
+from sharelock_ray.report.summary import StudySummary, Summary
+from sharelock_ray.storage import is_folder
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
@@ -176,14 +177,8 @@ def train(recipe: RecipeArgument, settings: Settings = None, as_json: AsJson = F
 
 @app.command()
 def tune(recipe: RecipeArgument, settings: Settings = None, as_json: AsJson = False, address: Address = None) -> None:
-    """Train every point of the recipe's `tuning` grid, and rank them."""
-    trials = sorted(stages.tune(_recipe(recipe, settings, address)), key=lambda t: t.result.best_validation_loss)
-    rows = [[str(t.settings), f"{t.result.best_validation_loss:.4f}", t.run] for t in trials]
-    _show(
-        _table(["settings", "validation loss", "run"], rows),
-        {"trials": [{"settings": t.settings, "run": t.run, **t.result.model_dump(mode="json")} for t in trials]},
-        as_json,
-    )
+    """Train the points of the recipe's study, and tell which choices mattered."""
+    _show_summary(stages.tune(_recipe(recipe, settings, address)), as_json)
 
 
 @app.command()
@@ -195,9 +190,16 @@ def evaluate(recipe: RecipeArgument, settings: Settings = None, as_json: AsJson 
 
 
 @app.command()
-def report(recipe: RecipeArgument, settings: Settings = None, as_json: AsJson = False) -> None:
-    """Write the run's page."""
-    _show_summary(stages.report(_recipe(recipe, settings)), as_json)
+def report(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE|STUDY", help="A recipe; or the folder of a study.")],
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the page of a run, or of a study."""
+    if is_folder(recipe):
+        _show_summary(stages.report_study(recipe), as_json)
+    else:
+        _show_summary(stages.report(_recipe(recipe, settings)), as_json)
 
 
 @app.command()
@@ -291,7 +293,7 @@ def _table(header: list[str], rows: list[list[str]]) -> Table:
     return table
 
 
-def _show_summary(summary: Summary, as_json: bool) -> None:
+def _show_summary(summary: Summary | StudySummary, as_json: bool) -> None:
     _show(summary.table(), summary.as_json(), as_json)
     if not as_json:
         print(f"report: {summary.page}")

@@ -50,6 +50,8 @@ class TestRequests:
             (["extract", "nowhere.yaml"], "no recipe at nowhere.yaml"),
             (["extract", "demo", "--set", "alignmnt.steps=1"], "did you mean `alignment`?"),
             (["train", "demo", "--set", "output=nowhere"], "does not exist: run `sharelock extract`"),
+            (["report", "."], ". holds no study: run `sharelock tune`"),
+            (["tune", "small"], "the recipe has no study: add `tuning`"),
             (["dance"], "No such command 'dance'"),
             (["extract"], "Missing argument 'RECIPE'"),
             (["classify", "x.jpg", "--labels", "a", "--model", "nowhere"], "give at least two"),

@@ -70,18 +70,18 @@ class _Events:
 
         self._uri = storage.join(folder, f"events.out.tfevents.{time.time_ns()}.sharelock")
         self._written = 0
-        self._records = _record(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._records = record(Event(wall_time=time.time(), file_version="brain.Event:2"))
         if step:
             # TensorBoard forgets what earlier files say from here on.
             start = SessionLog(status=SessionLog.START)
-            self._records += _record(Event(wall_time=time.time(), step=step + 1, session_log=start))
+            self._records += record(Event(wall_time=time.time(), step=step + 1, session_log=start))
 
     def add(self, row: dict[str, Any]) -> None:
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.proto.summary_pb2 import Summary
 
         values = [Summary.Value(tag=name, simple_value=value) for name, value in row.items() if name != "step"]
-        self._records += _record(Event(wall_time=time.time(), step=row["step"], summary=Summary(value=values)))
+        self._records += record(Event(wall_time=time.time(), step=row["step"], summary=Summary(value=values)))
 
     def append(self) -> None:
         """Lets a local file grow by what is new."""
@@ -98,7 +98,7 @@ class _Events:
             storage.write_bytes(self._uri, self._records)
 
 
-def _record(event: Any) -> bytes:
+def record(event: Any) -> bytes:
     """A TFRecord: length and content, each with its masked CRC-32C."""
     from tensorboardX.record_writer import masked_crc32c
 

@@ -218,6 +218,31 @@ def train(
     _show(header, rows, {"device": bench.describe(device), **result}, as_json)
 
 
+@app.command()
+def tune(
+    threads: Threads = 2,
+    pairs: Annotated[int, typer.Option(min=100, help="Of random features, 384 wide.")] = 10_000,
+    steps: Annotated[int, typer.Option(min=2, help="Of each training.")] = 60,
+    repeats: Repeats = 3,
+    as_json: AsJson = False,
+) -> None:
+    """A study of 36 trials on Ray Tune, against the same trainings in a plain loop with as many threads."""
+    from sharelock_ray.bench.tune import Setting, compare
+
+    found = compare(Setting(threads, pairs, steps=steps), repeats)
+    row = [
+        f"{found.setting.trials}",
+        _median(found.study),
+        _median(found.loop),
+        f"{found.ratio:.2f}",
+        f"{found.start_seconds:.1f}",
+        f"{found.processes}",
+        f"{found.feature_copies:.2f}",
+    ]
+    header = ["trials", "study /min", "loop /min", "ratio", "start s", "processes", "copies of features"]
+    _show(header, [row], {"comparisons": [asdict(found) | {"ratio": found.ratio}]}, as_json)
+
+
 def _median(values: list[float]) -> str:
     return f"{statistics.median(values):,.1f}"
 

@@ -10,7 +10,7 @@ from sharelock_ray.errors import RequestError
 from sharelock_ray.evaluation.result import Evaluation, Example, ZeroShot
 from sharelock_ray.evaluation.retrieval import retrieval
 from sharelock_ray.evaluation.zero_shot import zero_shot
-from sharelock_ray.features.featureset import Pairs
+from sharelock_ray.features.featureset import FeatureSet, Pairs
 
 _EXAMPLES = 24
 
@@ -52,29 +52,41 @@ def evaluate(
 def _classify(
     model: AlignedModel, pairs: Pairs, image: torch.Tensor, class_names: Sequence[str], templates: Sequence[str]
 ) -> tuple[ZeroShot | None, list[Example]]:
-    labels = pairs.vision.columns["label"]
-    labelled = np.flatnonzero(~np.isnan(labels.astype(np.float64)))
-    if not class_names or not len(labelled):
+    if not class_names:
         return None, []
-    truth = labels[labelled].astype(np.int64)
-    if truth.min() < 0 or truth.max() >= len(class_names):
-        raise RequestError(
-            f"labels go from {truth.min()} to {truth.max()}, but {len(class_names)} classes are named: "
-            f"check `data.classes` (line n names label n, from 0)"
-        )
-    images = image[torch.from_numpy(labelled)]
+    rows, truth = labelled(pairs.vision, len(class_names))
+    if not len(rows):
+        return None, []
+    images = image[torch.from_numpy(rows)]
     prototypes = model.prototypes(class_names, templates)
     present = np.unique(truth)
     among_all, _ = zero_shot(images, truth, prototypes, class_names)
     among_present, predicted = zero_shot(
         images, np.searchsorted(present, truth), prototypes[present], [class_names[c] for c in present]
     )
-    keys = pairs.vision.keys[labelled]
+    keys = pairs.vision.keys[rows]
     examples = [
         Example(key=keys[i], truth=class_names[truth[i]], predicted=class_names[present[predicted[i]]])
-        for i in _spread(len(labelled))
+        for i in _spread(len(rows))
     ]
     return ZeroShot(among_present=among_present, among_all=among_all), examples
+
+
+def labelled(vision: FeatureSet, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """(M,) rows of a vision set that have a label, and (M,) their labels.
+
+    Raises:
+        RequestError: a label is none of `classes`.
+    """
+    labels = vision.columns["label"]
+    rows = np.flatnonzero(~np.isnan(labels.astype(np.float64)))
+    truth = labels[rows].astype(np.int64)
+    if len(truth) and (truth.min() < 0 or truth.max() >= classes):
+        raise RequestError(
+            f"labels go from {truth.min()} to {truth.max()}, but {classes} classes are named: "
+            f"check `data.classes` (line n names label n, from 0)"
+        )
+    return rows, truth
 
 
 def _nearest_texts(pairs: Pairs, image: torch.Tensor, text: torch.Tensor) -> list[Example]:

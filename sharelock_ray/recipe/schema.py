@@ -1,6 +1,6 @@
 """The recipe's schema: the settings of every stage, put together."""
 
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Self, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,7 @@ from sharelock_ray.sources.spec import SourceSpec
 from sharelock_ray.sources.webdataset import WebDatasetSource
 from sharelock_ray.storage import Uri
 from sharelock_ray.training.options import TrainingOptions
+from sharelock_ray.tuning.options import TuningSpec
 
 
 class ShapesSpec(Config):
@@ -74,8 +75,7 @@ class Recipe(Config):
     encoders: Annotated[tuple[EncoderSpec, ...], Field(min_length=2)]
     alignment: AlignmentSpec = AlignmentSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
-    tuning: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
-    """A grid: values to try, by field, such as `alignment.language.depth: [1, 2]`."""
+    tuning: TuningSpec | None = None
     operations: Operations = Operations()
 
     @property

@@ -3,27 +3,25 @@
 Heavy libraries are imported by the stage that needs them, so that a run with nothing left to do ends at once.
 """
 
-import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, replace
 
 from sharelock_ray import storage
-from sharelock_ray.alignment.run import RunFolder, TrainingResult
-from sharelock_ray.config import content_hash
+from sharelock_ray.alignment.run import TrainingResult
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.evaluation.result import Evaluation
+from sharelock_ray.evaluation.trials import STUDY, Study
 from sharelock_ray.features.audit import Audit
 from sharelock_ray.features.audit import audit as audit_set
 from sharelock_ray.features.featureset import FeatureSet, join, open_features
 from sharelock_ray.features.manifest import is_complete, read_manifest
 from sharelock_ray.progress import clock, say
-from sharelock_ray.recipe.load import with_settings, write_recipe
+from sharelock_ray.recipe.load import write_recipe
 from sharelock_ray.recipe.plan import PROBE, Plan, estimate, predictions
 from sharelock_ray.recipe.schema import Recipe
-from sharelock_ray.report.summary import Summary
+from sharelock_ray.report.summary import StudySummary, Summary
 from sharelock_ray.sources.sample import Sample
 from sharelock_ray.sources.shapes import write_shapes
 from sharelock_ray.sources.spec import SourceSpec
@@ -136,10 +134,11 @@ def _matched(feature_set: FeatureSet, of_split: Sequence[FeatureSet]) -> int:
 def train(recipe: Recipe) -> TrainingResult:
     """The trained alignment of the recipe's encoders on the training split."""
     with _timed(recipe, "train"):
-        return _train(recipe, recipe.run)
+        return _train(recipe)
 
 
-def _train(recipe: Recipe, run: RunFolder) -> TrainingResult:
+def _train(recipe: Recipe) -> TrainingResult:
+    run = recipe.run
     vision, language = (recipe.feature_set_uri("train", encoder) for encoder in (recipe.vision, recipe.language))
     run.begin(recipe.alignment, read_manifest(vision), read_manifest(language))
     result = run.result()
@@ -154,25 +153,26 @@ def _train(recipe: Recipe, run: RunFolder) -> TrainingResult:
     return result
 
 
-@dataclass(frozen=True)
-class Trial:
-    """A training of a grid: what it changed, and how it ended."""
+def tune(recipe: Recipe) -> StudySummary:
+    """Runs the recipe's study, and writes its report (see `recipe.tune`)."""
+    from sharelock_ray.recipe import tune as study
 
-    settings: dict[str, Any]
-    run: str
-    result: TrainingResult
+    write_recipe(recipe)
+    started = time.monotonic()
+    found = study.tune(recipe)
+    finished = sum(trial.state == "finished" for trial in found.trials)
+    say(f"tune: {finished:,} of {len(found.trials):,} trials finished, in {clock(time.monotonic() - started)}")
+    return report_study(recipe.output)
 
 
-def tune(recipe: Recipe) -> list[Trial]:
-    """Trains every point of the recipe's grid, each in a run folder of its own, on the same features."""
-    if not recipe.tuning:
-        raise RequestError("the recipe has no grid: add `tuning`, such as `tuning: {alignment.language.depth: [1, 2]}`")
-    trials = []
-    for values in itertools.product(*recipe.tuning.values()):
-        settings = dict(zip(recipe.tuning, values, strict=True))
-        run = RunFolder(storage.join(recipe.output, "trials", content_hash(settings)))
-        trials.append(Trial(settings, run.uri, _train(with_settings(recipe, settings), run)))
-    return trials
+def report_study(folder: str) -> StudySummary:
+    """Writes `study.html`, `study.csv` and `study.parquet` from what `tune` left in a folder."""
+    path = storage.join(folder, STUDY)
+    if not storage.exists(path):
+        raise RequestError(f"{folder} holds no study: run `sharelock tune`")
+    from sharelock_ray.report.study import write_study
+
+    return write_study(Study.model_validate(storage.read_json(path)), folder)
 
 
 def evaluate(recipe: Recipe) -> Evaluation:

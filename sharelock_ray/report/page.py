@@ -11,6 +11,7 @@ from PIL import Image
 
 from sharelock_ray import storage
 from sharelock_ray.encoders.images import upright
+from sharelock_ray.report.plots import as_svg
 from sharelock_ray.report.summary import Summary
 
 _THUMBNAIL = 128
@@ -44,9 +45,7 @@ def _curves(metrics: Sequence[Mapping[str, Any]]) -> str:
     axes.set(xlabel="optimizer step", ylabel="contrastive loss (nats)")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue().partition("<svg")[1] + buffer.getvalue().partition("<svg")[2]
+    return as_svg(figure)
 
 
 def _thumbnail(data: bytes) -> str:

@@ -1,6 +1,6 @@
 """What a run came to, as one object and as the table that ends a demo."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.table import Table
@@ -8,7 +8,10 @@ from rich.table import Table
 from sharelock_ray.alignment.run import TrainingResult
 from sharelock_ray.evaluation.result import Evaluation
 from sharelock_ray.evaluation.statistics import Estimate
+from sharelock_ray.evaluation.trials import Interval, Point
 from sharelock_ray.features.manifest import Manifest
+
+_SHOWN_POINTS = 20
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,61 @@ class Summary:
             "evaluation": self.evaluation.model_dump(mode="json", exclude={"examples"}),
             "seconds": self.seconds,
         }
+
+
+@dataclass(frozen=True)
+class StudySummary:
+    """What a study came to: its ranked points, and in words what they are worth."""
+
+    title: str
+    page: str
+    objective: str
+    states: dict[str, int]
+    """Trials by how they ended."""
+    points: tuple[Point, ...]
+    verdict: str
+
+    def table(self) -> Table:
+        """For a terminal: the best points first."""
+        others = ("recall_at_1", "zero_shot", "validation_loss", "parameters", "seconds")
+        shown = [self.objective, *(name for name in others if name != self.objective)]
+        shown = [name for name in shown if self.points and name in self.points[0].values]
+        table = Table("point", "seeds", *shown, title=self.title, title_justify="left", caption=self.verdict)
+        for point in self.points[:_SHOWN_POINTS]:
+            settings = ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in point.point.items())
+            table.add_row(settings, str(point.seeds), *(interval_text(point.values.get(name), name) for name in shown))
+        return table
+
+    def as_json(self) -> dict[str, Any]:
+        """For a program."""
+        return {
+            "report": self.page,
+            "objective": self.objective,
+            "states": self.states,
+            "verdict": self.verdict,
+            "points": [
+                {
+                    "point": point.point,
+                    "seeds": point.seeds,
+                    "values": {name: asdict(interval) for name, interval in point.values.items()},
+                    "runs": list(point.runs),
+                }
+                for point in self.points
+            ],
+        }
+
+
+def interval_text(interval: Interval | None, objective: str) -> str:
+    """A value of an objective with its interval, as people read it."""
+    if interval is None:
+        return ""
+    if objective in ("parameters", "seconds"):
+        return f"{interval.value:,.0f}" if objective == "parameters" else f"{interval.value:,.1f}"
+    shown = "{:.1%}" if objective in ("recall_at_1", "zero_shot") else "{:.4f}"
+    text = shown.format(interval.value)
+    if interval.low is None or interval.high is None:
+        return text
+    return f"{text} ({shown.format(interval.low)} to {shown.format(interval.high)})"
 
 
 def _accuracy(value: Estimate, chance: float) -> str:

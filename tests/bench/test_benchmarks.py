@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from sharelock_ray.bench import captions, command, encoders, extract, feeding, loss, train
+from sharelock_ray.bench import captions, command, encoders, extract, feeding, loss, train, tune
 from sharelock_ray.bench.models import DECODERS
 from sharelock_ray.errors import RequestError
 from sharelock_ray.features.cache import cache_folder
@@ -53,6 +53,16 @@ class TestExtract:
         found = extract.compare(extract.Setting(600, 1, image_size=64, per_tar=300, width=80, height=60), repeats=1)
         assert min(*found.loop, *found.pipeline, found.start_seconds) > 0
         assert min(found.driver_bytes, found.worker_bytes) > 50 << 20
+
+
+class TestTune:
+    @pytest.mark.slow
+    def test_both_sides_train_every_trial_over_one_copy_of_the_features(self) -> None:
+        small = tune.Setting(2, pairs=2000, dim=64, steps=30, depths=(2,), widths=(16, 32))
+        found = tune.compare(small, repeats=1)
+        assert small.trials == 6
+        assert min(*found.loop, *found.study, found.start_seconds) > 0
+        assert found.feature_copies <= 1.05
 
 
 class TestEncoders:

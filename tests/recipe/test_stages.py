@@ -122,11 +122,3 @@ class TestAlone:
         part.write_bytes(part.read_bytes()[:-1] + b"x")
         with pytest.raises(RunError, match=r"part-00000\.parquet is not what the manifest says"):
             stages.audit(recipe)
-
-    def test_a_grid_trains_each_point_once(self, recipe: Recipe, said: io.StringIO) -> None:
-        grid = changed(recipe, tuning={"alignment.language.depth": (1, 2)})
-        trials = stages.tune(grid)
-        assert [trial.settings for trial in trials] == [{"alignment.language.depth": n} for n in (1, 2)]
-        assert trials[0].result.parameters < trials[1].result.parameters
-        assert stages.tune(grid) == trials
-        assert said.getvalue().count("already done") == 2

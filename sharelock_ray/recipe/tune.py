@@ -1,0 +1,195 @@
+"""A recipe's study: what each of its trials is, and what is left of it when it ends."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from sharelock_ray import storage
+from sharelock_ray.config import content_hash
+from sharelock_ray.errors import RequestError, RunError
+from sharelock_ray.evaluation.study import ranked
+from sharelock_ray.evaluation.trials import STUDY, Study, Trial
+from sharelock_ray.features.manifest import read_manifest
+from sharelock_ray.progress import say
+from sharelock_ray.recipe.load import with_settings
+from sharelock_ray.recipe.schema import Recipe
+from sharelock_ray.tuning.options import Range, TuningSpec
+
+WINNER = "winner.yaml"
+
+
+def tune(recipe: Recipe) -> Study:
+    """Runs what is left of the recipe's study; writes `study.json`, and the best point's recipe as `winner.yaml`.
+
+    Raises:
+        RequestError: there is no `tuning`, a point is no valid recipe, or features of one are missing.
+        RunError: no trial finished.
+    """
+    spec = _spec(recipe)
+    checked = [point_recipe(recipe, point) for point in _points_to_check(spec)]
+    prepare = _Preparation(recipe, spec)
+    sets = sorted({digest for each in checked for digest in prepare.digests(each)})
+    from sharelock_ray.tuning.study import StudyQueue
+    from sharelock_ray.tuning.tune import tune as run_trials
+
+    for each in checked:
+        _embed_prompts(recipe, each)
+    database = spec.storage or _journal(recipe)
+    searched = spec.model_dump(mode="json", include={"space", "objective"})
+    name = f"{recipe.name}-{content_hash(recipe.alignment, searched, sets)}"
+    queue = StudyQueue(name, spec, trials_folder(recipe), database, prepare)
+    trials = run_trials(queue, spec, recipe.alignment.steps, recipe.alignment.evaluate_every)
+    study = Study(
+        name=name,
+        title=recipe.name,
+        note=recipe.note,
+        axes={axis: spec.labels(axis) for axis in spec.space},
+        objective=spec.objective,
+        seeds=spec.seeds,
+        sampler=spec.sampler,
+        scheduler=spec.scheduler,
+        trials=tuple(sorted(trials, key=lambda trial: trial.run)),
+        storage=database,
+    )
+    storage.write_json(storage.join(recipe.output, STUDY), study.model_dump(mode="json"))
+    if not any(trial.state == "finished" for trial in trials):
+        raise RunError(f"none of the {len(trials)} trials finished; the first: {trials[0].state}: {trials[0].reason}")
+    _write_winner(recipe, study)
+    return study
+
+
+def trials_folder(recipe: Recipe) -> str:
+    return storage.join(recipe.output, "trials")
+
+
+def point_recipe(recipe: Recipe, point: dict[str, Any]) -> Recipe:
+    """The recipe of one point, on the features of the study.
+
+    Raises:
+        RequestError: the point is no valid recipe, or names no encoder of it.
+    """
+    changes = _spec(recipe).changes(point)
+    chosen = {modality: changes.pop(modality) for modality in ("vision", "language") if modality in changes}
+    changed = with_settings(recipe, changes)
+    for modality, name in chosen.items():
+        names = [encoder.name for encoder in changed.encoders if encoder.modality == modality]
+        if name not in names:
+            raise RequestError(f"`tuning.space.{modality}` names {name}, but `encoders` has {', '.join(names)}")
+    kept = tuple(e for e in changed.encoders if chosen.get(e.modality, e.name) == e.name)
+    return changed.model_copy(update={"encoders": kept})
+
+
+def _spec(recipe: Recipe) -> TuningSpec:
+    if recipe.tuning is None:
+        raise RequestError(
+            "the recipe has no study: add `tuning`, such as `tuning: {space: {alignment.language.depth: [1, 2]}}`"
+        )
+    return recipe.tuning
+
+
+def _points_to_check(spec: TuningSpec) -> Iterator[dict[str, Any]]:
+    """Every point of a grid; of other spaces, points that have each value of each axis once."""
+    if spec.sampler == "grid":
+        yield from spec.points()
+        return
+    values = {
+        name: (axis.low, axis.high) if isinstance(axis, Range) else spec.labels(name) or ()
+        for name, axis in spec.space.items()
+    }
+    base = {name: choices[0] for name, choices in values.items()}
+    yield base
+    for name, choices in values.items():
+        for label in choices[1:]:
+            yield base | {name: label}
+
+
+class _Preparation:
+    """Makes the job of a point and a seed; its folder is named by everything that decides its result."""
+
+    def __init__(self, recipe: Recipe, spec: TuningSpec) -> None:
+        self._recipe, self._tuning = recipe, spec
+        self._digests: dict[str, str] = {}
+
+    def __call__(self, point: dict[str, Any], seed: int) -> Any:
+        from sharelock_ray.tuning.trial import TrialJob
+
+        recipe = point_recipe(self._recipe, point)
+        spec = recipe.alignment.model_copy(update={"seed": seed})
+        vision, language = (recipe.feature_set_uri("train", encoder) for encoder in (recipe.vision, recipe.language))
+        test = prompts = None
+        if _has_classes(recipe):
+            test, prompts = recipe.feature_set_uri("test", recipe.vision), prompts_path(self._recipe, recipe)
+        name = content_hash(spec, self.digests(recipe), prompts and prompts.rpartition("/")[2])
+        trial = Trial(
+            point=point,
+            seed=seed,
+            run=storage.join(trials_folder(self._recipe), name),
+            state="running",
+            gpus=self._tuning.gpus_per_trial,
+        )
+        return TrialJob(
+            trial=trial,
+            vision=vision,
+            language=language,
+            spec=spec,
+            device="cuda" if self._tuning.gpus_per_trial else "cpu",
+            threads=max(1, int(self._tuning.cpus_per_trial)),
+            test=test,
+            prompts=prompts,
+        )
+
+    def digests(self, recipe: Recipe) -> list[str]:
+        """What the feature sets of a point hold.
+
+        Raises:
+            RequestError: one is missing.
+        """
+        uris = [recipe.feature_set_uri("train", encoder) for encoder in (recipe.vision, recipe.language)]
+        if _has_classes(recipe):
+            uris.append(recipe.feature_set_uri("test", recipe.vision))
+        for uri in uris:
+            if uri not in self._digests:
+                self._digests[uri] = read_manifest(uri).digest
+        return [self._digests[uri] for uri in uris]
+
+
+def _has_classes(recipe: Recipe) -> bool:
+    """Whether trials can be scored on zero-shot classification."""
+    named = "test" in recipe.splits and recipe.class_names() is not None
+    if not named and "zero_shot" in _spec(recipe).objective:
+        raise RequestError("the objective zero_shot wants images with class names: give `data.test` and `data.classes`")
+    return named
+
+
+def prompts_path(study: Recipe, recipe: Recipe) -> str:
+    """Where the embedded prompts of a point's language encoder lie, once for the whole study."""
+    texts = content_hash(recipe.class_names(), recipe.evaluation.templates)
+    folder = recipe.language.resolved().folder()
+    return storage.join(study.output, "prompts", f"{folder}-{texts}.safetensors")
+
+
+def _embed_prompts(study: Recipe, recipe: Recipe) -> None:
+    names = recipe.class_names() if _has_classes(recipe) else None
+    if names is None or storage.exists(prompts_path(study, recipe)):
+        return
+    from sharelock_ray.tuning.tune import embed_prompts
+
+    prompts = [[template.format(name) for template in recipe.evaluation.templates] for name in names]
+    say(f"tune: embeds the prompts of {len(names):,} classes by {recipe.language.name}")
+    options = recipe.operations.extraction
+    embed_prompts(prompts_path(study, recipe), recipe.language.resolved(), prompts, options.num_cpus, options.num_gpus)
+
+
+def _journal(recipe: Recipe) -> str:
+    """The file of the Optuna study: beside the trials, unless they are on an object store, where no file grows."""
+    folder = recipe.output if storage.is_local(recipe.output) else storage.absolute(f"runs/{recipe.name}")
+    return storage.join(folder, "optuna.journal")
+
+
+def _write_winner(recipe: Recipe, study: Study) -> None:
+    best = ranked(study.trials, study.objective[0])[0]
+    # In the same output, where its features are.
+    winner = with_settings(point_recipe(recipe, best.point), {"alignment.seed": study.seeds[0], "tuning": None})
+    content = yaml.safe_dump(winner.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    storage.write_bytes(storage.join(recipe.output, WINNER), content.encode())

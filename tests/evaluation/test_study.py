@@ -1,0 +1,205 @@
+"""What a study says, against naive formulas and scipy."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from sharelock_ray.evaluation.study import (
+    heat_map,
+    inside_spread,
+    main_effects,
+    pareto,
+    ranked,
+    t_interval,
+    variance_shares,
+)
+from sharelock_ray.evaluation.trials import Trial
+
+AXES = {"depth": (2, 4, 6), "width": (32, 64), "activation": ("relu", "gelu")}
+SEEDS = (0, 1, 2)
+
+
+def trial(point: dict[str, object], seed: int, value: float, state: str = "finished") -> Trial:
+    values = {"recall_at_1": value, "parameters": 10.0}
+    return Trial(point=point, seed=seed, run=f"runs/{point}-{seed}", state=state, values=values)
+
+
+def grid(effect, axes=AXES, seeds=SEEDS) -> list[Trial]:
+    """A trial for each point and seed; `effect(point, seed)` is its recall."""
+    points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    return [trial(point, seed, effect(point, seed)) for point in points for seed in seeds]
+
+
+def noisy(point: dict[str, object], seed: int) -> float:
+    generator = np.random.default_rng([seed, int(point["depth"]), int(point["width"]), len(str(point["activation"]))])
+    crossed = 0.2 * (point["depth"] == 4) * (point["width"] == 64)
+    return 0.1 * int(point["depth"]) + 0.002 * int(point["width"]) + crossed + generator.normal(0, 0.05)
+
+
+class TestIntervals:
+    def test_are_those_of_students_t(self) -> None:
+        values = [0.3, 0.5, 0.4, 0.45]
+        found = t_interval(values)
+        expected = stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=stats.sem(values))
+        assert (found.low, found.high) == pytest.approx(expected)
+
+    def test_of_one_value_are_not_known(self) -> None:
+        found = t_interval([0.5])
+        assert (found.value, found.low, found.high) == (0.5, None, None)
+        assert found.overlaps(t_interval([0.1, 0.9])) is None
+
+    def test_cover_the_truth_as_often_as_they_say(self) -> None:
+        generator = np.random.default_rng(0)
+        intervals = [t_interval(generator.normal(1, 2, 3)) for _ in range(2000)]
+        assert np.mean([i.low <= 1 <= i.high for i in intervals]) == pytest.approx(0.95, abs=0.015)
+
+
+class TestRanking:
+    def test_is_by_the_mean_over_seeds(self) -> None:
+        points = ranked(grid(lambda p, s: 0.01 * p["depth"] + 0.1 * s), "recall_at_1")
+        assert [point.point["depth"] for point in points] == [6] * 4 + [4] * 4 + [2] * 4
+        assert points[0].values["recall_at_1"].value == pytest.approx(0.16)
+        assert points[0].seeds == 3
+
+    def test_lower_is_better_where_it_is(self) -> None:
+        losses = [
+            Trial(point={"depth": d}, seed=0, run="", state="finished", values={"validation_loss": d})
+            for d in (3, 1, 2)
+        ]
+        assert [point.point["depth"] for point in ranked(losses, "validation_loss")] == [1, 2, 3]
+
+    def test_a_point_with_a_lost_seed_is_not_the_best_by_luck(self) -> None:
+        trials = [trial({"depth": 2}, 0, 0.9), trial({"depth": 2}, 1, 0.0, "diverged")]
+        trials += [trial({"depth": 4}, seed, 0.5) for seed in (0, 1)]
+        assert [point.point["depth"] for point in ranked(trials, "recall_at_1")] == [4, 2]
+
+    def test_says_which_points_the_seeds_do_not_tell_apart(self) -> None:
+        values = {2: [0.50, 0.52, 0.54], 4: [0.51, 0.53, 0.58], 6: [0.10, 0.11, 0.12]}
+        trials = [trial({"depth": d}, seed, v) for d, of in values.items() for seed, v in enumerate(of)]
+        points = ranked(trials, "recall_at_1")
+        assert [point.point["depth"] for point in inside_spread(points, "recall_at_1")] == [2]
+
+    def test_says_nothing_of_a_single_seed(self) -> None:
+        assert inside_spread(ranked(grid(noisy, seeds=(0,)), "recall_at_1"), "recall_at_1") is None
+
+
+class TestMainEffects:
+    def test_are_marginal_means_with_intervals_over_seeds(self) -> None:
+        trials = grid(noisy)
+        depth = main_effects(trials, AXES, "recall_at_1")[0]
+        assert (depth.axis, depth.basis) == ("depth", "seeds")
+        for level, value in zip(depth.levels, AXES["depth"], strict=True):
+            by_seed = [
+                np.mean([t.values["recall_at_1"] for t in trials if t.point["depth"] == value and t.seed == seed])
+                for seed in SEEDS
+            ]
+            assert level.trials == 12
+            assert level.mean == t_interval(by_seed)
+        assert depth.span == pytest.approx(depth.levels[-1].mean.value - depth.levels[0].mean.value)
+
+    def test_of_an_incomplete_grid_have_intervals_over_trials(self) -> None:
+        trials = grid(noisy)[:-1]
+        (depth, *_) = main_effects(trials, AXES, "recall_at_1")
+        values = [t.values["recall_at_1"] for t in trials if t.point["depth"] == 2]
+        assert depth.basis == "trials"
+        assert depth.levels[0].mean.value == pytest.approx(np.mean(values))
+        assert min(values) <= depth.levels[0].mean.low < depth.levels[0].mean.high <= max(values)
+
+    def test_cut_a_range_into_levels_of_equally_many_trials(self) -> None:
+        trials = [trial({"rate": rate}, 0, rate) for rate in np.geomspace(1e-4, 1e-2, 9).tolist()]
+        (rate,) = main_effects(trials, {"rate": None}, "recall_at_1")
+        assert [level.trials for level in rate.levels] == [3, 3, 3]
+        assert rate.levels[0].label == "0.0001 to 0.000316"
+
+    def test_tell_true_from_one(self) -> None:
+        trials = [trial({"learn": value}, 0, float(value)) for value in (True, False)]
+        (learn,) = main_effects(trials, {"learn": (True, False, 1)}, "recall_at_1")
+        assert [level.label for level in learn.levels] == ["True", "False"]
+
+
+class TestVariance:
+    def test_one_factor_gives_the_f_test_of_scipy(self) -> None:
+        axes = {"depth": (2, 4, 6)}
+        trials = grid(lambda p, s: noisy({"width": 0, "activation": ""} | p, s), axes)
+        groups = [[t.values["recall_at_1"] for t in trials if t.point["depth"] == d] for d in axes["depth"]]
+        (depth, rest) = variance_shares(trials, axes, "recall_at_1")
+        assert depth.p == pytest.approx(stats.f_oneway(*groups).pvalue)
+        assert depth.share + rest.share == pytest.approx(1)
+
+    def test_shares_are_those_of_a_regression_on_dummy_variables(self) -> None:
+        trials = grid(noisy)
+        y = np.array([t.values["recall_at_1"] for t in trials])
+
+        def dummies(axis: str) -> np.ndarray:
+            return np.array([[t.point[axis] == value for value in AXES[axis]] for t in trials], float)
+
+        def explained(*columns: np.ndarray) -> float:
+            x = np.concatenate([np.ones((len(y), 1)), *columns], axis=1)
+            left = y - x @ np.linalg.lstsq(x, y, rcond=None)[0]
+            return 1 - (left @ left) / ((y - y.mean()) @ (y - y.mean()))
+
+        shares = {each.axes: each.share for each in variance_shares(trials, AXES, "recall_at_1")}
+        for axis in AXES:
+            assert shares[(axis,)] == pytest.approx(explained(dummies(axis)))
+        for one, other in itertools.combinations(AXES, 2):
+            crossed = np.einsum("ni,nj->nij", dummies(one), dummies(other)).reshape(len(y), -1)
+            both = explained(crossed) - explained(dummies(one)) - explained(dummies(other))
+            assert shares[(one, other)] == pytest.approx(both, abs=1e-12)
+        assert sum(shares.values()) == pytest.approx(1)
+
+    def test_noise_alone_is_called_noise(self) -> None:
+        trials = grid(lambda p, s: np.random.default_rng([s, *str(p).encode()]).normal())
+        assert all(each.p > 0.01 for each in variance_shares(trials, AXES, "recall_at_1") if each.axes)
+
+    def test_an_interaction_shows_as_one(self) -> None:
+        crossed = grid(
+            lambda p, s: float((p["depth"] == 2) == (p["width"] == 32)) + 0.001 * s,
+            {"depth": (2, 4), "width": (32, 64)},
+        )
+        (first, *_) = variance_shares(crossed, {"depth": (2, 4), "width": (32, 64)}, "recall_at_1")
+        assert first.axes == ("depth", "width")
+        assert first.share > 0.99
+
+    @pytest.mark.parametrize("trials", [grid(noisy)[1:], [], grid(lambda p, s: 0.5)])
+    def test_is_not_known_without_the_whole_grid_or_without_variance(self, trials: list[Trial]) -> None:
+        assert variance_shares(trials, AXES, "recall_at_1") is None
+
+    def test_is_not_known_over_a_range(self) -> None:
+        assert variance_shares([trial({"rate": 0.1}, 0, 1.0)], {"rate": None}, "recall_at_1") is None
+
+    def test_of_one_seed_has_no_test_of_noise(self) -> None:
+        shares = variance_shares(grid(noisy, seeds=(0,)), AXES, "recall_at_1")
+        assert all(each.p is None for each in shares)
+
+
+class TestPareto:
+    @pytest.mark.parametrize("seed", range(20))
+    def test_is_what_comparing_every_pair_finds(self, seed: int) -> None:
+        # Few distinct values, so that ties and equal pairs occur.
+        pairs = np.random.default_rng(seed).integers(0, 6, (30, 2)).astype(float)
+        quality, cost = pairs.T
+        beaten = [
+            any(
+                quality[j] >= quality[i] and cost[j] <= cost[i] and (quality[j] > quality[i] or cost[j] < cost[i])
+                for j in range(len(pairs))
+            )
+            for i in range(len(pairs))
+        ]
+        found = pareto([tuple(pair) for pair in pairs], "higher", "lower")
+        assert sorted(found) == np.flatnonzero(~np.array(beaten)).tolist()
+        assert cost[found].tolist() == sorted(cost[found])
+
+    def test_of_nothing_is_nothing(self) -> None:
+        assert pareto([], "lower", "lower") == []
+
+
+def test_a_heat_map_is_a_mean_of_each_cell_and_empty_where_there_is_none() -> None:
+    trials = [t for t in grid(noisy) if t.point != {"depth": 2, "width": 32, "activation": "relu"}]
+    trials = [t for t in trials if (t.point["depth"], t.point["width"]) != (6, 64)]
+    found = heat_map(trials, ("depth", AXES["depth"]), ("width", AXES["width"]), "recall_at_1")
+    cell = [t.values["recall_at_1"] for t in trials if (t.point["depth"], t.point["width"]) == (4, 64)]
+    assert found[1, 1] == pytest.approx(np.mean(cell))
+    assert np.isnan(found[2, 1])
+    assert np.isfinite(found).sum() == 5

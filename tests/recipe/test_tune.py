@@ -1,0 +1,149 @@
+"""A recipe's study, from `sharelock tune` to its page: refused in time, scored alike, whole after a kill."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+
+import support
+from sharelock_ray.errors import RequestError, RunError
+from sharelock_ray.evaluation.trials import Study, Trial
+from sharelock_ray.recipe import stages
+from sharelock_ray.recipe.load import read_recipe
+from sharelock_ray.recipe.schema import Recipe
+from sharelock_ray.recipe.tune import point_recipe
+from sharelock_ray.tuning.options import TuningSpec
+from sharelock_ray.tuning.study import open_storage
+
+DEPTHS = {"alignment.language.depth": [1, 2]}
+STARTED_ALONE = {"RAY_ADDRESS", "RAY_AUTH_TOKEN"}
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory: pytest.TempPathFactory, models: Path, local_ray: None) -> Path:
+    """A recipe file whose features are there."""
+    path = support.write_recipe(tmp_path_factory.mktemp("run") / "tiny.yaml", models)
+    stages.extract(read_recipe(str(path)))
+    return path
+
+
+def study_of(path: Path, **tuning: object) -> Recipe:
+    return read_recipe(str(path), [f"tuning={json.dumps({'space': DEPTHS} | tuning)}"])
+
+
+def trial_files(recipe: Recipe) -> list[Trial]:
+    return [Trial.model_validate_json(path.read_text()) for path in Path(recipe.output).glob("trials/*/trial.json")]
+
+
+class TestRefusals:
+    def test_a_recipe_without_a_study(self, extracted: Path) -> None:
+        with pytest.raises(RequestError, match="the recipe has no study: add `tuning`"):
+            stages.tune(read_recipe(str(extracted)))
+
+    def test_a_point_that_is_no_valid_recipe_before_anything_runs(self, extracted: Path) -> None:
+        recipe = study_of(extracted, space={"alignment.language.depth": [1, 99]})
+        with pytest.raises(RequestError, match=r"`alignment\.language\.depth`: .*less than or equal to 16"):
+            stages.tune(recipe)
+        assert not (Path(recipe.output) / "trials").exists()
+
+    def test_an_encoder_that_the_recipe_has_not(self, extracted: Path) -> None:
+        with pytest.raises(RequestError, match=r"`tuning\.space\.language` names gpt, but `encoders` has tiny-decoder"):
+            stages.tune(study_of(extracted, space={"language": ["tiny-decoder", "gpt"]}))
+
+    def test_features_that_are_not_extracted(self, extracted: Path) -> None:
+        space = {"encoders.1.pooling": ["last", "mean"]}
+        with pytest.raises(RequestError, match=r"tiny-decoder-\w{8} does not exist: run `sharelock extract`"):
+            stages.tune(study_of(extracted, space=space))
+
+    def test_zero_shot_without_classes(self, tmp_path: Path, models: Path) -> None:
+        data = {"dataset": "mine", "train": {"urls": "nowhere/*.tar"}}
+        path = support.write_recipe(tmp_path / "tiny.yaml", models, data=data)
+        with pytest.raises(RequestError, match="zero_shot wants images with class names"):
+            stages.tune(study_of(path, objective="zero_shot"))
+
+    def test_a_folder_without_a_study(self, tmp_path: Path) -> None:
+        with pytest.raises(RequestError, match="holds no study: run `sharelock tune`"):
+            stages.report_study(str(tmp_path))
+
+
+def test_a_point_may_choose_among_encoders_and_set_fields(extracted: Path, models: Path) -> None:
+    encoders = read_recipe(str(extracted)).encoders
+    other = support.tiny_language(models, "encoder")
+    both = {"alignment.vision": {"depth": 1, "width": 8}, "alignment.dim": 8}
+    recipe = read_recipe(str(extracted)).model_copy(
+        update={
+            "encoders": (*encoders, other),
+            "tuning": TuningSpec(space={"language": ["tiny-decoder", "tiny-encoder"], "direction": {"both": both}}),
+        }
+    )
+    chosen = point_recipe(recipe, {"language": "tiny-encoder", "direction": "both"})
+    assert chosen.language == other
+    assert (chosen.alignment.vision.depth, chosen.alignment.dim) == (1, 8)
+
+
+def test_a_killed_study_goes_on_and_ends_in_a_page(extracted: Path, said: io.StringIO) -> None:
+    asked = {"seeds": [0, 1], "objective": "zero_shot"}
+    longer = ["alignment.steps=200", "alignment.evaluate_every=10"]
+    recipe = read_recipe(str(extracted), [f"tuning={json.dumps({'space': DEPTHS} | asked)}", *longer])
+    first = kill_in_the_middle(extracted, [f"tuning={json.dumps({'space': DEPTHS} | asked)}", *longer], recipe)
+    kept = {path: path.stat().st_mtime_ns for path in Path(recipe.output).glob("trials/*/training.json")}
+    summary = stages.tune(recipe)
+    assert f"tune: {len(first)} of 4 trials are there already" in said.getvalue()
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    trials = trial_files(recipe)
+    assert [trial.state for trial in trials] == ["finished"] * 4
+    # The same questions to every trial.
+    assert all(0 <= trial.values["zero_shot"] <= 1 and 0 <= trial.values["recall_at_1"] <= 1 for trial in trials)
+    study = Study.model_validate_json((Path(recipe.output) / "study.json").read_text())
+    twins = optuna.load_study(study_name=study.name, storage=open_storage(study.storage)).trials
+    assert [twin.state.name for twin in twins] == ["COMPLETE"] * 4
+    assert sorted(twin.value for twin in twins) == sorted(trial.values["zero_shot"] for trial in trials)
+    # The page, the table and the winner are of the same trials.
+    assert Path(summary.page).name == "study.html"
+    rows = list(csv.DictReader((Path(recipe.output) / "study.csv").open()))
+    assert {row["run"] for row in rows} == {trial.run for trial in trials}
+    winner = read_recipe(str(Path(recipe.output) / "winner.yaml"))
+    assert winner.tuning is None
+    assert winner.alignment.language.depth == summary.points[0].point["alignment.language.depth"]
+    # It trains on the features that are there.
+    assert winner.feature_set_uri("train", winner.language) == recipe.feature_set_uri("train", recipe.language)
+    assert stages.tune(recipe) == summary
+
+
+def test_a_study_of_which_nothing_finished_is_one_line(extracted: Path) -> None:
+    recipe = study_of(extracted, space={"alignment.learning_rate": [1e30]})
+    with pytest.raises(RunError, match=r"none of the 1 trials finished; the first: diverged: the loss is"):
+        stages.tune(recipe)
+
+
+def kill_in_the_middle(path: Path, settings: list[str], recipe: Recipe) -> list[Trial]:
+    """`sharelock tune` in a process of its own, until one trial is finished and another has a checkpoint.
+
+    Returns:
+        the finished ones.
+    """
+    env = {name: value for name, value in os.environ.items() if name not in STARTED_ALONE}
+    arguments = [argument for setting in settings for argument in ("--set", setting)]
+    command = [sys.executable, "-c", "from sharelock_ray.cli import main; main()", "tune", str(path), *arguments]
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    deadline = time.monotonic() + 300
+
+    def in_the_middle() -> bool:
+        running = [trial for trial in trial_files(recipe) if trial.state == "running"]
+        begun = [trial for trial in running if (Path(trial.run) / "last" / "checkpoint.json").exists()]
+        return bool(begun) and len(trial_files(recipe)) > len(running)
+
+    while not in_the_middle():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    return [trial for trial in trial_files(recipe) if trial.state == "finished"]
