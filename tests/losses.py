@@ -40,6 +40,8 @@ def on_two_nodes(folder: str) -> None:
     """Two workers on two nodes of one CPU, of which one is lost."""
     # A cluster of the test's own on this machine; its nodes are started without a token.
     os.environ["RAY_AUTH_MODE"] = "disabled"
+    # Right after the loss Ray Train still counts on the lost node, and would wait a minute for it.
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "10"
     from sharelock_ray import engine  # noqa: F401  (before anything imports ray)
 
     # isort: split
