@@ -81,7 +81,7 @@ def save_checkpoint(
     optimizer: Optimizer | None = None,
     average: Heads | None = None,
 ) -> None:
-    """Publishes a checkpoint in `folder`, unless a later one is there, then removes older tensors.
+    """Publishes a checkpoint in `folder`, unless that step or a later one is there, then removes older tensors.
 
     Those of the checkpoint that it replaces stay, for readers who are between its JSON and its tensors. Workers whose
     driver is gone may still run beside those that a new one has started: neither takes the other back, nor removes
@@ -100,7 +100,7 @@ def save_checkpoint(
         storage.join(folder, name), save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
     )
     replaced = read_checkpoint(folder) if has_checkpoint(folder) else None
-    if replaced is not None and replaced.position.step > checkpoint.position.step:
+    if replaced is not None and replaced.position.step >= checkpoint.position.step:
         return
     published = checkpoint.model_copy(update={"tensors": name})
     storage.write_json(storage.join(folder, CHECKPOINT), published.model_dump(mode="json"))
