@@ -5,9 +5,10 @@ from, they read from the run's own `last` checkpoint, so a lost worker and a kil
 """
 
 import socket
+import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +16,7 @@ from sharelock_ray import engine
 
 # isort: split
 import ray
-from ray.train import FailureConfig, Result, RunConfig, ScalingConfig, get_context
+from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
@@ -50,7 +51,9 @@ def train(run: RunFolder, vision: str, language: str, spec: AlignmentSpec, optio
             {"CPU": fewest * options.num_cpus, "GPU": fewest * options.use_gpu},
             "lower operations.training.num_workers, min_workers or num_cpus",
         )
-        fault = _followed(_trainer(run, vision, language, spec, options), run, spec.steps).return_value
+        trainer = _trainer(run, vision, language, spec, options)
+        with _progress(run, spec.steps):
+            fault = trainer.fit().return_value
         if fault is not None:
             raise fault
     result = run.result()
@@ -59,11 +62,18 @@ def train(run: RunFolder, vision: str, language: str, spec: AlignmentSpec, optio
     return result
 
 
-def _trainer(
-    run: RunFolder, vision: str, language: str, spec: AlignmentSpec, options: TrainingOptions
-) -> DataParallelTrainer:
-    # Not Ray's TorchTrainer: it imports torch in the driver and in its controller too, 0.3 GB each for nothing.
-    return DataParallelTrainer(
+class _Trainer(DataParallelTrainer):
+    """Ray Train's, but Ctrl-C stays what it is everywhere: Ray's own answer to it is to exit with 0.
+
+    Not Ray's TorchTrainer: it imports torch in the driver and in its controller too, 0.3 GB each for nothing.
+    """
+
+    def _register_sigint_handler(self, controller: object) -> None:
+        pass
+
+
+def _trainer(run: RunFolder, vision: str, language: str, spec: AlignmentSpec, options: TrainingOptions) -> _Trainer:
+    return _Trainer(
         _worker,
         train_loop_config={
             "run": run.uri,
@@ -137,27 +147,33 @@ def _ray_folder(run: RunFolder) -> str:
     return storage.absolute(storage.join(run.uri, "ray"))
 
 
-def _followed(trainer: DataParallelTrainer, run: RunFolder, steps: int) -> Result:
-    """Runs the trainer, and shows how far it is from the metrics that its workers write.
-
-    In a thread, because on the main one Ray Train would take Ctrl-C for itself.
-    """
+@contextmanager
+def _progress(run: RunFolder, steps: int) -> Iterator[None]:
+    """Shows for the time of the block how far the run is, from what its workers write into its folder."""
     done = _last_step(run.metrics())
     if done:
         say(f"train: continues near step {done:,}")
     run.say_feeding(None)
+    ended = threading.Event()
+    # This is what is in a thread, not Ray: one that waits in `ray.get` crashes the process as Ray is shut down.
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(_follow, run, steps, done, ended)
+        try:
+            yield
+        finally:
+            ended.set()
+        following.result()
+
+
+def _follow(run: RunFolder, steps: int, done: int, ended: threading.Event) -> None:
     fed = None
-    pool = ThreadPoolExecutor(1)
-    training = pool.submit(trainer.fit)
-    pool.shutdown(wait=False)
     with Progress("train", "steps", steps, done) as progress:
-        while not wait([training], timeout=_POLL_S).done:
+        while not ended.wait(_POLL_S):
             if fed is None and (fed := run.feeding()) is not None:
                 say(f"train: {fed}")
             rows = run.metrics()
             if rows:
                 progress.update(_last_step(rows) - progress.count, _note(rows, progress.rate(time.monotonic())))
-    return training.result()
 
 
 def _last_step(rows: list[dict[str, Any]]) -> int:
