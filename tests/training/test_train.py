@@ -56,7 +56,7 @@ class TestTrain:
 
     @pytest.mark.slow
     def test_a_killed_worker_changes_nothing(self, tmp_path: Path, features: tuple[str, str]) -> None:
-        spec = SPEC.model_copy(update={"steps": 1000, "evaluate_every": 100})
+        spec = SPEC.model_copy(update={"steps": 400, "evaluate_every": 50})
         undisturbed, run = RunFolder(str(tmp_path / "undisturbed")), RunFolder(str(tmp_path / "run"))
         train(undisturbed, *features, spec, TWO)
         killed: list[int] = []
@@ -104,8 +104,8 @@ def test_a_lost_node_leaves_fewer_workers_that_continue_the_same_curve(tmp_path:
     subprocess.run([sys.executable, losses.__file__, "nodes", str(tmp_path)], check=True, timeout=300)
     assert [row["step"] for row in run.metrics()] == [row["step"] for row in alone.metrics()]
     for ours, theirs in zip(run.metrics(), alone.metrics(), strict=True):
-        # Rounding, over a thousand steps.
-        assert ours == pytest.approx(theirs, abs=0.02, rel=0.05)
+        # Rounding, over hundreds of steps.
+        assert ours == pytest.approx(theirs, abs=2e-3, rel=5e-3)
 
 
 def tensors(run: RunFolder) -> str:
@@ -117,7 +117,7 @@ def kill_a_worker(run: RunFolder, killed: list[int]) -> None:
     """SIGKILL to one training worker once the first checkpoint is there."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        if run.metrics() and run.metrics()[-1]["step"] >= 200:
+        if run.metrics() and run.metrics()[-1]["step"] >= 60:
             for process in psutil.process_iter(["cmdline"]):
                 if "RayTrainWorker" in " ".join(process.info["cmdline"] or []):
                     killed.append(process.pid)
