@@ -97,7 +97,9 @@ class TestRuns:
         assert {each["label"] for each in ranked} == {"red circle", "blue square"}
         assert ranked[0]["probability"] >= ranked[1]["probability"]
 
-    def test_killed_in_extraction_and_in_training_a_run_ends_as_if_undisturbed(self, tmp_path: Path, models: Path) -> None:
+    def test_killed_in_extraction_and_in_training_a_run_ends_as_if_undisturbed(
+        self, tmp_path: Path, models: Path
+    ) -> None:
         whole, broken = (support.write_recipe(tmp_path / name / "tiny.yaml", models) for name in ("whole", "broken"))
         code, _, err = sharelock("demo", str(whole))
         assert code == 0, err

@@ -41,24 +41,27 @@ class Throughput:
         return statistics.median(self.per_second) * self.flop_per_unit / self.peak_flop
 
 
-def vision(model: str, image_size: int, dtype: DType, device: str, batch_size: int, repeats: int) -> Throughput:
+def vision(model: str, image_size: int, dtype: DType, device: str, batch_size: int | None, repeats: int) -> Throughput:
     """Images per second of a timm model with random weights, from uint8 pixels in memory to float32 embeddings."""
     with tempfile.TemporaryDirectory(prefix="sharelock-bench-") as folder:
         encoder = VisionEncoder(random_vision(Path(folder), model, image_size, dtype=dtype), device, batch_size)
-    shape = (4 * batch_size, image_size, image_size, 3)
+    shape = (4 * encoder.batch_size, image_size, image_size, 3)
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     flop = _flop(lambda: encoder.encode(pixels[:1]))
     rates = _rates(lambda: encoder.encode(pixels), len(pixels), repeats)
     return Throughput(f"{model} at {image_size}, {dtype}", "images", rates, flop, peak(device, dtype))
 
 
-def language(shape: str, dtype: DType, device: str, token_budget: int, mean_tokens: int, repeats: int) -> Throughput:
+def language(
+    shape: str, dtype: DType, device: str, token_budget: int | None, mean_tokens: int, repeats: int
+) -> Throughput:
     """Tokens per second of a Llama with random weights, from captions of mixed length to embeddings."""
-    texts = captions.captions(captions.Setting(captions=16 * token_budget // mean_tokens, mean_tokens=mean_tokens))
     with tempfile.TemporaryDirectory(prefix="sharelock-bench-") as folder:
         write_decoder(Path(folder), DECODERS[shape], getattr(torch, dtype))
         spec = LanguageSpec(name="bench", model=folder, pooling="last", dtype=dtype, max_length=512)
         encoder = LanguageEncoder(spec, device, token_budget)
+    count = 16 * encoder.token_budget // mean_tokens
+    texts = captions.captions(captions.Setting(captions=count, mean_tokens=mean_tokens))
     text = " ".join(["w1"] * mean_tokens)
     flop = _flop(lambda: encoder.encode([text])) / mean_tokens
     before = encoder.counts.tokens

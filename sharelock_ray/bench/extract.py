@@ -151,7 +151,7 @@ def _loop(folder: str, setting: Setting, spec: VisionSpec) -> _Rates:
                     assert stream is not None
                     yield decode_image(stream.read(), spec.preprocessing)
 
-    encoder = VisionEncoder(spec, batch_size=_BATCH)
+    encoder = VisionEncoder(spec)
     decoded, embeddings = images(), []
     warm = encoder.encode(np.stack(list(islice(decoded, _BATCH))))
     started, cpu_started = time.perf_counter(), time.process_time()
@@ -192,9 +192,7 @@ def _pipeline(folder: str, setting: Setting, spec: VisionSpec) -> _Taken:
 
     root = str(Path(folder) / "features")
     job = ExtractionJob(root, "bench", "train", WebDatasetSource(urls=f"{folder}/*.tar"), (spec,))
-    options = ExtractionOptions(
-        min_actors=setting.threads, max_actors=setting.threads, num_cpus=1, image_batch_size=_BATCH, chunk_size=256
-    )
+    options = ExtractionOptions(min_actors=setting.threads, max_actors=setting.threads, num_cpus=1, chunk_size=256)
     news: list[tuple[float, float, int]] = []
 
     def watch(report: ChunkReport) -> None:

@@ -49,6 +49,10 @@ def write_decoder(folder: Path, sizes: dict[str, int], dtype: Any = None) -> Non
     """A Llama of random weights with a tokenizer of whole words."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
+    from transformers.utils import logging
+
+    # Also of whoever loads it.
+    logging.disable_progress_bar()
 
     vocabulary = {word: i for i, word in enumerate(["[UNK]", *(f"w{i}" for i in range(WORDS))])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))

@@ -28,8 +28,8 @@ def load_encoders(
     specs: Sequence[EncoderSpec],
     device: str,
     *,
-    image_batch_size: int,
-    token_budget: int,
+    image_batch_size: int | None,
+    token_budget: int | None,
     compiled: bool,
     channels_last: bool,
 ) -> list[EncoderGroup]:

@@ -19,6 +19,8 @@ from sharelock_ray.encoders.weights import local_weights
 from sharelock_ray.errors import RequestError
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+# Images of a forward pass. On a CPU more than a few leave its caches: `sharelock bench encoders`.
+_PER_PASS = {"cpu": 16, "cuda": 128}
 
 
 class VisionEncoder:
@@ -27,8 +29,8 @@ class VisionEncoder:
     Args:
         spec: what to load and how to prepare its input.
         device: where the model runs.
-        batch_size: images of one forward pass; changes the speed, not the embeddings beyond rounding. Halved for good
-            where the device's memory does not suffice.
+        batch_size: images of one forward pass, None for what suits the device; changes the speed, not the embeddings
+            beyond rounding. Halved for good where the device's memory does not suffice.
         others: more encoders of the same `forward_key`, read from the same forward passes.
         compiled: through `torch.compile`, which takes its time on the first batches.
         channels_last: convolutions on NHWC memory, which many GPUs do faster.
@@ -41,7 +43,7 @@ class VisionEncoder:
         self,
         spec: VisionSpec,
         device: str = "cpu",
-        batch_size: int = 64,
+        batch_size: int | None = None,
         *,
         others: Sequence[VisionSpec] = (),
         compiled: bool = False,
@@ -51,7 +53,7 @@ class VisionEncoder:
         self.specs = [self.spec, *(other.resolved() for other in others)]
         self._device = torch.device(device)
         self._dtype = getattr(torch, spec.dtype)
-        self._passes = Passes(self._device, batch_size)
+        self._passes = Passes(self._device, batch_size or _PER_PASS[self._device.type])
         self._model = _load(self.spec).eval().requires_grad_(False).to(self._device, self._dtype)
         if channels_last:
             self._model.to(memory_format=torch.channels_last)

@@ -18,10 +18,11 @@ class ExtractionOptions(Config):
     """GPUs of an actor; a fraction shares one."""
     chunk_size: Annotated[int, Field(ge=1)] = 512
     """Samples of a staged chunk: what a kill can lose, and the pool that captions are sorted in."""
-    image_batch_size: Annotated[int, Field(ge=1)] = 64
-    """Images of one forward pass; halved, as the token budget is, where a device has not the memory."""
-    token_budget: Annotated[int, Field(ge=1)] = 1024
-    """Padded tokens of one forward pass of a language model."""
+    image_batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Images of one forward pass, null for what suits the device; halved, as the token budget is, where its
+    memory does not suffice."""
+    token_budget: Annotated[int, Field(ge=1)] | None = None
+    """Padded tokens of one forward pass of a language model, null for what suits the device."""
     compile: bool = False
     """Encoders through `torch.compile`: pays on long runs."""
     channels_last: bool = False
