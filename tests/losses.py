@@ -1,9 +1,15 @@
-"""Trainings that lose their driver or a node, each for a process of its own: `python losses.py WHICH FOLDER`."""
+"""Trainings and studies that lose their driver or a node, each for a process of its own.
+
+python losses.py WHICH FOLDER
+"""
 
 import os
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from sharelock_ray.alignment.run import RunFolder
 from sharelock_ray.alignment.spec import AlignmentSpec, ProjectionSpec
@@ -38,6 +44,32 @@ def with_a_driver(folder: str) -> None:
 
 def on_two_nodes(folder: str) -> None:
     """Two workers on two nodes of one CPU, of which one is lost."""
+    run = RunFolder(f"{folder}/run")
+    with a_node_lost(lambda: reached(run, 100)):
+        from sharelock_ray.training.train import train
+
+        train(run, *features_of(folder), SPEC, TrainingOptions(num_workers=2, min_workers=1))
+
+
+def study_on_two_nodes(folder: str) -> None:
+    """Two trials at a time on two nodes of one CPU, of which one is lost when both have a checkpoint."""
+    from sharelock_ray.recipe.load import read_recipe
+
+    recipe = read_recipe(f"{folder}/study.yaml")
+
+    def both_are_under_way() -> None:
+        while len(list(Path(recipe.output).glob("trials/*/last/checkpoint.json"))) < 2:
+            time.sleep(0.05)
+
+    with a_node_lost(both_are_under_way):
+        from sharelock_ray.recipe import stages
+
+        stages.tune(recipe)
+
+
+@contextmanager
+def a_node_lost(moment: Callable[[], None]) -> Iterator[None]:
+    """A cluster of two nodes of one CPU for the time of the block; one of them is lost once `moment` returns."""
     # A cluster of the test's own on this machine; its nodes are started without a token.
     os.environ["RAY_AUTH_MODE"] = "disabled"
     # Right after the loss Ray Train still counts on the lost node, and would wait a minute for it.
@@ -47,25 +79,22 @@ def on_two_nodes(folder: str) -> None:
     # isort: split
     from ray.cluster_utils import Cluster
 
-    from sharelock_ray.training.train import train
-
     memory = 80 << 20
     head = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": memory}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     node = cluster.add_node(num_cpus=1, object_store_memory=memory)
     os.environ["RAY_ADDRESS"] = cluster.address
-    run = RunFolder(f"{folder}/run")
 
     def lose() -> None:
-        reached(run, 100)
+        moment()
         cluster.remove_node(node, allow_graceful=False)
 
     threading.Thread(target=lose, daemon=True).start()
     try:
-        train(run, *features_of(folder), SPEC, TrainingOptions(num_workers=2, min_workers=1))
+        yield
     finally:
         cluster.shutdown()
 
 
 if __name__ == "__main__":
-    {"driver": with_a_driver, "nodes": on_two_nodes}[sys.argv[1]](sys.argv[2])
+    {"driver": with_a_driver, "nodes": on_two_nodes, "study": study_on_two_nodes}[sys.argv[1]](sys.argv[2])

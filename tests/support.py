@@ -35,6 +35,7 @@ from sharelock_ray.features.audit import audit
 from sharelock_ray.features.featureset import open_features
 from sharelock_ray.features.manifest import Origin
 from sharelock_ray.features.writer import EncodedChunk, FeatureSetWriter
+from sharelock_ray.recipe.load import read_recipe
 from sharelock_ray.sources.sample import Reject, Sample, Shard, Source
 from sharelock_ray.storage import write_bytes
 
@@ -197,6 +198,36 @@ def write_recipe(path: Path, models: Path, **changes: object) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(content))
     return path
+
+
+def write_study(path: Path, output: str, **alignment: object) -> str:
+    """A recipe of four small trials, with its features in `output`; its path."""
+    known = {"image_size": 8, "resize": 8, "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3}
+    content = {
+        "name": "study",
+        "output": output,
+        "data": {"dataset": "pairs", "train": {"urls": "nowhere/*.tar"}},
+        "encoders": [
+            {"modality": "vision", "name": "signal", "model": "none", **known},
+            {"modality": "language", "name": "signal", "model": "none"},
+        ],
+        "alignment": {
+            "language": {"depth": 2, "width": 16},
+            "global_batch_size": 32,
+            "steps": 20,
+            "evaluate_every": 10,
+        }
+        | alignment,
+        "tuning": {"space": {"alignment.language.depth": [1, 2]}, "seeds": [0, 1]},
+    }
+    path.write_text(yaml.safe_dump(content))
+    recipe = read_recipe(str(path))
+    keys = [f"00000/{i:06d}" for i in range(200)]
+    signal = np.random.default_rng(0).normal(size=(200, 8)).astype(np.float16)
+    for encoder in recipe.encoders:
+        chunk = encoded(encoder.modality, keys, embeddings=signal)
+        write_parts(recipe.feature_set_uri("train", encoder), encoder, [[chunk]])
+    return str(path)
 
 
 def encoded(modality: str, keys: list[str], dim: int = 4, seed: int = 0, **changes: object) -> EncodedChunk:

@@ -160,7 +160,8 @@ def _scheduler(spec: TuningSpec, steps: int, evaluate_every: int) -> TrialSchedu
     grace = max(evaluate_every, steps // 9)
     if spec.scheduler == "asha":
         return AsyncHyperBandScheduler(time_attr=_STEP, max_t=steps + 1, grace_period=grace, reduction_factor=3)
-    return MedianStoppingRule(time_attr=_STEP, grace_period=grace, min_samples_required=3)
+    # Never put aside for others until there are samples: what a trial did since its checkpoint would be done twice.
+    return MedianStoppingRule(time_attr=_STEP, grace_period=grace, min_samples_required=3, min_time_slice=math.inf)
 
 
 class _Here:

@@ -12,7 +12,10 @@ from pathlib import Path
 import optuna
 import pytest
 
+import losses
 import support
+from sharelock_ray.alignment.run import RunFolder
+from sharelock_ray.alignment.train import train as train_alone
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.evaluation.trials import Study, Trial
 from sharelock_ray.recipe import stages
@@ -115,6 +118,21 @@ def test_a_killed_study_goes_on_and_ends_in_a_page(extracted: Path, said: io.Str
     # It trains on the features that are there.
     assert winner.feature_set_uri("train", winner.language) == recipe.feature_set_uri("train", recipe.language)
     assert stages.tune(recipe) == summary
+
+
+@pytest.mark.slow
+def test_a_lost_node_costs_no_trial(tmp_path: Path) -> None:
+    path = support.write_study(tmp_path / "study.yaml", str(tmp_path / "run"), steps=300)
+    subprocess.run([sys.executable, losses.__file__, "study", str(tmp_path)], check=True, timeout=240)
+    recipe = read_recipe(path)
+    trials = trial_files(recipe)
+    assert [trial.state for trial in trials] == ["finished"] * 4
+    for trial in trials:
+        alone = RunFolder(str(tmp_path / "alone" / Path(trial.run).name))
+        spec = point_recipe(recipe, trial.point).alignment.model_copy(update={"seed": trial.seed})
+        uris = [recipe.feature_set_uri("train", encoder) for encoder in (recipe.vision, recipe.language)]
+        train_alone(alone, *uris, spec)
+        assert RunFolder(trial.run).metrics() == alone.metrics()
 
 
 def test_a_study_of_which_nothing_finished_is_one_line(extracted: Path) -> None:

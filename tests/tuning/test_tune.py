@@ -118,6 +118,28 @@ class TestTune:
         assert all(trial.point["learning_rate"] < 1e-6 and trial.steps < SPEC.steps for trial in pruned)
         assert not any((Path(trial.run) / "training.json").exists() for trial in pruned)
 
+    @pytest.mark.parametrize(("sampler", "scheduler"), [("random", "median"), ("tpe", "none")])
+    def test_other_samplers_try_as_many_points_as_asked(
+        self, tmp_path: Path, features: tuple[str, str], sampler: str, scheduler: str
+    ) -> None:
+        asked = {
+            "space": {
+                "learning_rate": {"low": 1e-5, "high": 1e-2, "log": True},
+                "case": {"relu": {"language": {"activation": "relu"}}, "gelu": {"language": {"activation": "gelu"}}},
+            },
+            "sampler": sampler,
+            "scheduler": scheduler,
+            "trials": 5,
+            "objective": ["recall_at_1", "parameters"] if scheduler == "none" else ["recall_at_1"],
+        }
+        trials = run(tmp_path, features, **asked)
+        assert len({trial.run for trial in trials}) == 5
+        assert {trial.state for trial in trials} <= {"finished", "pruned"}
+        assert [trial.state for trial in trials].count("finished") >= 3
+        assert all(1e-5 <= trial.point["learning_rate"] <= 1e-2 for trial in trials)
+        # Again, it asks the sampler for nothing more.
+        assert {trial.run for trial in run(tmp_path, features, **asked)} == {trial.run for trial in trials}
+
     def test_more_than_there_is_fails_at_once(self, tmp_path: Path, features: tuple[str, str]) -> None:
         with pytest.raises(RequestError, match=r"needs 64 CPU.*lower tuning\.cpus_per_trial"):
             run(tmp_path, features, space={"learning_rate": [1e-3]}, cpus_per_trial=64)

@@ -1,0 +1,82 @@
+"""Training and studies with everything in a bucket: the same numbers as on a disk, also after a kill."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import object_store
+import support
+from sharelock_ray import storage
+from sharelock_ray.alignment.run import RunFolder
+from sharelock_ray.alignment.train import train as train_alone
+from sharelock_ray.evaluation.trials import Study
+from sharelock_ray.recipe.load import read_recipe
+from sharelock_ray.recipe.schema import Recipe
+
+pytestmark = pytest.mark.slow
+
+STARTED_ALONE = {"RAY_ADDRESS", "RAY_AUTH_TOKEN"}
+
+
+def start(verb: str, path: str, endpoint: str) -> subprocess.Popen[str]:
+    """The command, with a Ray of its own whose workers inherit the environment."""
+    env = {name: value for name, value in os.environ.items() if name not in STARTED_ALONE}
+    command = [sys.executable, "-c", "from sharelock_ray.cli import main; main()", verb, path]
+    return subprocess.Popen(
+        command, env=env | object_store.environment(endpoint), stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def trained_alone(recipe: Recipe, folder: Path, **changes: object) -> RunFolder:
+    """The same training in this process, on a local disk."""
+    run = RunFolder(str(folder))
+    uris = [recipe.feature_set_uri("train", encoder) for encoder in (recipe.vision, recipe.language)]
+    train_alone(run, *uris, recipe.alignment.model_copy(update=changes))
+    return run
+
+
+def test_a_killed_training_goes_on_from_its_checkpoint_in_the_bucket(
+    s3_server: str, bucket: str, tmp_path: Path
+) -> None:
+    path = support.write_study(tmp_path / "study.yaml", storage.join(bucket, "run"), steps=300, evaluate_every=25)
+    recipe = read_recipe(path)
+    run = RunFolder(recipe.output)
+    driver = start("train", path, s3_server)
+    while not run.metrics() or run.metrics()[-1]["step"] < 50:
+        assert driver.poll() is None, driver.communicate()[1]
+        time.sleep(0.05)
+    driver.send_signal(signal.SIGKILL)
+    driver.communicate()
+    assert run.result() is None
+    again = start("train", path, s3_server)
+    _, said = again.communicate()
+    assert again.returncode == 0, said
+    assert "train: continues near step" in said
+    assert run.metrics() == trained_alone(recipe, tmp_path / "alone").metrics()
+    # Of Ray's own records nothing is left.
+    assert "ray" not in storage.names(run.uri)
+
+
+def test_a_study_in_a_bucket_is_that_of_a_disk(
+    s3_server: str, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = support.write_study(tmp_path / "study.yaml", storage.join(bucket, "run"))
+    # The journal of Optuna, a file that grows, lies in `runs/` instead.
+    monkeypatch.chdir(tmp_path)
+    process = start("tune", path, s3_server)
+    _, said = process.communicate()
+    assert process.returncode == 0, said
+    recipe = read_recipe(path)
+    study = Study.model_validate_json(storage.read_bytes(storage.join(recipe.output, "study.json")))
+    assert [trial.state for trial in study.trials] == ["finished"] * 4
+    assert Path(study.storage).is_relative_to(tmp_path / "runs")
+    assert {"study.html", "study.csv", "study.parquet", "winner.yaml"} <= set(storage.names(recipe.output))
+    trial = study.trials[0]
+    depth = recipe.alignment.language.model_copy(update={"depth": trial.point["alignment.language.depth"]})
+    alone = trained_alone(recipe, tmp_path / "alone", language=depth, seed=trial.seed)
+    assert RunFolder(trial.run).metrics() == alone.metrics()
