@@ -18,12 +18,12 @@ class Nvml:
         self.millijoules = millijoules
         self.asked: list[bytes] = []
 
-    def nvmlDeviceGetHandleByUUID(self, name: bytes, handle: Any) -> int:
+    def nvmlDeviceGetHandleByUUID(self, name: bytes, handle: Any) -> int:  # noqa: N802 (a C name)
         self.asked.append(name)
         handle._obj.value = 1
         return 0
 
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle: Any, total: Any) -> int:
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: Any, total: Any) -> int:  # noqa: N802
         if self.millijoules is None:
             return NOT_SUPPORTED
         total._obj.value = self.millijoules
