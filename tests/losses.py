@@ -18,7 +18,7 @@ from sharelock_ray.training.options import TrainingOptions
 SPEC = AlignmentSpec(
     language=ProjectionSpec(depth=2, width=32, dropout=0.1, activation="gelu"),
     global_batch_size=64,
-    steps=500,
+    steps=300,
     warmup_steps=5,
     evaluate_every=50,
     validation_fraction=0.2,

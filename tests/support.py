@@ -3,6 +3,8 @@
 import io
 import os
 import signal
+import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,6 +38,7 @@ from sharelock_ray.features.featureset import open_features
 from sharelock_ray.features.manifest import Origin
 from sharelock_ray.features.writer import EncodedChunk, FeatureSetWriter
 from sharelock_ray.recipe.load import read_recipe
+from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.sources.sample import Reject, Sample, Shard, Source
 from sharelock_ray.storage import write_bytes
 
@@ -221,13 +224,34 @@ def write_study(path: Path, output: str, **alignment: object) -> str:
         "tuning": {"space": {"alignment.language.depth": [1, 2]}, "seeds": [0, 1]},
     }
     path.write_text(yaml.safe_dump(content))
-    recipe = read_recipe(str(path))
+    write_features_of(read_recipe(str(path)))
+    return str(path)
+
+
+def write_features_of(recipe: Recipe) -> None:
+    """What its encoders might have given: 200 pairs that share a random signal of 8 numbers."""
     keys = [f"00000/{i:06d}" for i in range(200)]
     signal = np.random.default_rng(0).normal(size=(200, 8)).astype(np.float16)
     for encoder in recipe.encoders:
         chunk = encoded(encoder.modality, keys, embeddings=signal)
         write_parts(recipe.feature_set_uri("train", encoder), encoder, [[chunk]])
-    return str(path)
+
+
+def alone() -> dict[str, str]:
+    """The environment without what the session's Ray put there: what starts in it has a Ray of its own."""
+    return {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
+
+
+def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """The `sharelock` command as a person runs it, in a process and a session of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", "from sharelock_ray.cli import main; main()", *arguments],
+        env=alone() | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def encoded(modality: str, keys: list[str], dim: int = 4, seed: int = 0, **changes: object) -> EncodedChunk:

@@ -1,7 +1,6 @@
 """The command as a person runs it, in a process of its own: exit codes, clean output, interruption and continuation."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,19 +14,9 @@ import pytest
 import support
 from sharelock_ray.features.manifest import read_manifest
 
-STARTED_ALONE = {"RAY_ADDRESS", "RAY_AUTH_TOKEN"}
-
-
-def start(*arguments: str) -> subprocess.Popen[str]:
-    env = {name: value for name, value in os.environ.items() if name not in STARTED_ALONE}
-    command = [sys.executable, "-c", "from sharelock_ray.cli import main; main()", *arguments]
-    return subprocess.Popen(
-        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-
 
 def sharelock(*arguments: str) -> tuple[int, str, str]:
-    process = start(*arguments)
+    process = support.start(*arguments)
     out, err = process.communicate()
     return process.returncode, out, err
 
@@ -67,8 +56,7 @@ class TestRequests:
     def test_reading_a_request_costs_neither_ray_nor_torch_nor_touches_rays_environment(self) -> None:
         code = "import os, sys, sharelock_ray.cli\n"
         code += "print({'ray', 'torch'} & set(sys.modules), 'RAY_AUTH_TOKEN' in os.environ)"
-        env = {name: value for name, value in os.environ.items() if name not in STARTED_ALONE}
-        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-c", code], env=support.alone(), capture_output=True, text=True)
         assert done.stdout == "set() False\n", done.stderr
 
     def test_no_cluster_at_an_address_is_one_line(self, recipe: Path) -> None:
@@ -78,19 +66,26 @@ class TestRequests:
         assert "Traceback" not in err
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Path:
+    """The folder of a run, verb after verb."""
+    recipe = support.write_recipe(tmp_path_factory.mktemp("undisturbed") / "tiny.yaml", models)
+    for verb in ("extract", "audit", "train", "evaluate", "report"):
+        code, out, err = sharelock(verb, str(recipe), "--json")
+        assert code == 0, err
+        assert "Traceback" not in err
+        assert not [line for line in err.splitlines() if "ray" in line.lower().replace("sharelock_ray", "")]
+        result = json.loads(out.splitlines()[-1])
+    assert result["evaluation"]["zero_shot"]["among_present"]["candidates"] == 16
+    return recipe.parent / "run"
+
+
 @pytest.mark.slow
 class TestRuns:
-    def test_verbs_work_one_after_another(self, recipe: Path, tmp_path: Path) -> None:
-        for verb in ("extract", "audit", "train", "evaluate", "report"):
-            code, out, err = sharelock(verb, str(recipe), "--json")
-            assert code == 0, err
-            assert "Traceback" not in err
-            assert not [line for line in err.splitlines() if "ray" in line.lower().replace("sharelock_ray", "")]
-            result = json.loads(out.splitlines()[-1])
-        assert result["evaluation"]["zero_shot"]["among_present"]["candidates"] == 16
+    def test_verbs_work_one_after_another_and_end_in_a_model(self, undisturbed: Path, tmp_path: Path) -> None:
         image = tmp_path / "image.jpg"
         image.write_bytes(support.jpeg())
-        arguments = ["--labels", "red circle, blue square", "--model", str(tmp_path / "run" / "best")]
+        arguments = ["--labels", "red circle, blue square", "--model", str(undisturbed / "best")]
         code, out, _ = sharelock("classify", str(image), *arguments, "--json")
         ranked = json.loads(out)["labels"]
         assert code == 0
@@ -98,29 +93,28 @@ class TestRuns:
         assert ranked[0]["probability"] >= ranked[1]["probability"]
 
     def test_killed_in_extraction_and_in_training_a_run_ends_as_if_undisturbed(
-        self, tmp_path: Path, models: Path
+        self, recipe: Path, tmp_path: Path, undisturbed: Path
     ) -> None:
-        whole, broken = (support.write_recipe(tmp_path / name / "tiny.yaml", models) for name in ("whole", "broken"))
-        code, _, err = sharelock("demo", str(whole))
-        assert code == 0, err
-        run = tmp_path / "broken" / "run"
+        run = tmp_path / "run"
         moments: list[Callable[[], bool]] = [
             lambda: any(run.rglob("staging/0000*/*.arrow")),
             lambda: (run / "last" / "checkpoint.json").exists(),
         ]
         for moment in moments:
-            kill_when(moment, start("demo", str(broken)))
-        code, _, err = sharelock("demo", str(broken))
+            kill_when(moment, support.start("demo", str(recipe)))
+        code, _, err = sharelock("demo", str(recipe))
         assert code == 0, err
-        for part in (tmp_path / "whole").rglob("*.parquet"):
-            twin = tmp_path / "broken" / part.relative_to(tmp_path / "whole")
+        parts = list(undisturbed.rglob("*.parquet"))
+        assert parts
+        for part in parts:
+            twin = run / part.relative_to(undisturbed)
             if part.parent.name == "rejects":
                 ours, theirs = (pq.read_table(path).drop_columns("source") for path in (twin, part))
                 assert ours == theirs
             else:
                 assert twin.read_bytes() == part.read_bytes()
         for name in ("metrics.jsonl", "evaluation.json"):
-            ours, theirs = (json_lines(tmp_path / folder / "run" / name) for folder in ("broken", "whole"))
+            ours, theirs = (json_lines(folder / name) for folder in (run, undisturbed))
             assert ours == theirs
         for manifest in run.rglob("manifest.json"):
             assert not (manifest.parent / "staging").exists()
@@ -132,7 +126,7 @@ class TestRuns:
             lambda: (tmp_path / "run" / "ray").exists(),
         ]
         for moment in moments:
-            process = start("demo", str(recipe))
+            process = support.start("demo", str(recipe))
             wait_for(moment, process)
             process.send_signal(signal.SIGINT)
             _, err = process.communicate(timeout=180)

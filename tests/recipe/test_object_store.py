@@ -1,9 +1,6 @@
 """Training and studies with everything in a bucket: the same numbers as on a disk, also after a kill."""
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,17 +17,6 @@ from sharelock_ray.recipe.schema import Recipe
 
 pytestmark = pytest.mark.slow
 
-STARTED_ALONE = {"RAY_ADDRESS", "RAY_AUTH_TOKEN"}
-
-
-def start(verb: str, path: str, endpoint: str) -> subprocess.Popen[str]:
-    """The command, with a Ray of its own whose workers inherit the environment."""
-    env = {name: value for name, value in os.environ.items() if name not in STARTED_ALONE}
-    command = [sys.executable, "-c", "from sharelock_ray.cli import main; main()", verb, path]
-    return subprocess.Popen(
-        command, env=env | object_store.environment(endpoint), stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-
 
 def trained_alone(recipe: Recipe, folder: Path, **changes: object) -> RunFolder:
     """The same training in this process, on a local disk."""
@@ -46,14 +32,14 @@ def test_a_killed_training_goes_on_from_its_checkpoint_in_the_bucket(
     path = support.write_study(tmp_path / "study.yaml", storage.join(bucket, "run"), steps=300, evaluate_every=25)
     recipe = read_recipe(path)
     run = RunFolder(recipe.output)
-    driver = start("train", path, s3_server)
+    driver = support.start("train", path, **object_store.environment(s3_server))
     while not run.metrics() or run.metrics()[-1]["step"] < 50:
         assert driver.poll() is None, driver.communicate()[1]
         time.sleep(0.05)
     driver.send_signal(signal.SIGKILL)
     driver.communicate()
     assert run.result() is None
-    again = start("train", path, s3_server)
+    again = support.start("train", path, **object_store.environment(s3_server))
     _, said = again.communicate()
     assert again.returncode == 0, said
     assert "train: continues near step" in said
@@ -68,7 +54,7 @@ def test_a_study_in_a_bucket_is_that_of_a_disk(
     path = support.write_study(tmp_path / "study.yaml", storage.join(bucket, "run"))
     # The journal of Optuna, a file that grows, lies in `runs/` instead.
     monkeypatch.chdir(tmp_path)
-    process = start("tune", path, s3_server)
+    process = support.start("tune", path, **object_store.environment(s3_server))
     _, said = process.communicate()
     assert process.returncode == 0, said
     recipe = read_recipe(path)

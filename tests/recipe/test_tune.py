@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import subprocess
 import sys
 import time
@@ -26,7 +25,6 @@ from sharelock_ray.tuning.options import TuningSpec
 from sharelock_ray.tuning.study import open_storage
 
 DEPTHS = {"alignment.language.depth": [1, 2]}
-STARTED_ALONE = {"RAY_ADDRESS", "RAY_AUTH_TOKEN"}
 
 
 @pytest.fixture(scope="module")
@@ -147,10 +145,8 @@ def kill_in_the_middle(path: Path, settings: list[str], recipe: Recipe) -> list[
     Returns:
         the finished ones.
     """
-    env = {name: value for name, value in os.environ.items() if name not in STARTED_ALONE}
     arguments = [argument for setting in settings for argument in ("--set", setting)]
-    command = [sys.executable, "-c", "from sharelock_ray.cli import main; main()", "tune", str(path), *arguments]
-    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    process = support.start("tune", str(path), *arguments)
     deadline = time.monotonic() + 300
 
     def in_the_middle() -> bool:

@@ -140,14 +140,6 @@ class TestTune:
         # Again, it asks the sampler for nothing more.
         assert {trial.run for trial in run(tmp_path, features, **asked)} == {trial.run for trial in trials}
 
-    def test_small_trials_share_a_cpu(self, tmp_path: Path, features: tuple[str, str]) -> None:
-        before = {process.pid for process in trial_processes()}
-        asked = {"space": {"learning_rate": [1e-3, 2e-3, 3e-3, 4e-3]}, "cpus_per_trial": 0.5}
-        trials = run(tmp_path, features, **asked)
-        assert [trial.state for trial in trials] == ["finished"] * 4
-        # Twice as many processes as the two CPUs of this Ray.
-        assert len({process.pid for process in trial_processes()} - before) == 4
-
     def test_more_than_there_is_fails_at_once(self, tmp_path: Path, features: tuple[str, str]) -> None:
         with pytest.raises(RequestError, match=r"needs 64 CPU.*lower tuning\.cpus_per_trial"):
             run(tmp_path, features, space={"learning_rate": [1e-3]}, cpus_per_trial=64)
