@@ -31,6 +31,8 @@ from transformers import (
     T5Model,
 )
 
+from sharelock_ray.alignment.run import RunFolder
+from sharelock_ray.alignment.train import train
 from sharelock_ray.encoders.chunks import cut
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.features.audit import audit
@@ -235,6 +237,14 @@ def write_features_of(recipe: Recipe) -> None:
     for encoder in recipe.encoders:
         chunk = encoded(encoder.modality, keys, embeddings=signal)
         write_parts(recipe.feature_set_uri("train", encoder), encoder, [[chunk]])
+
+
+def trained_alone(recipe: Recipe, folder: Path, seed: int = 0) -> RunFolder:
+    """Its training in this process, on a local disk."""
+    run = RunFolder(str(folder))
+    uris = [recipe.feature_set_uri("train", encoder) for encoder in (recipe.vision, recipe.language)]
+    train(run, *uris, recipe.alignment.model_copy(update={"seed": seed}))
+    return run
 
 
 def alone() -> dict[str, str]:

@@ -21,7 +21,7 @@ from sharelock_ray.errors import RequestError
 _NORMS = ("norm", "final_norm", "final_layer_norm", "ln_f", "norm_f", "final_layernorm", "decoder.final_layer_norm")
 
 # Padded tokens of a forward pass. On a CPU the states of more leave its caches: `sharelock bench captions`.
-_PER_PASS = {"cpu": 384, "cuda": 8192}
+_CPU_TOKENS, _GPU_TOKENS = 384, 8192
 
 
 @dataclass
@@ -67,7 +67,8 @@ class LanguageEncoder:
         self.specs = [spec, *others]
         self.counts = TokenCounts()
         self._device = torch.device(device)
-        self._passes = Passes(self._device, token_budget or _PER_PASS[self._device.type])
+        suited = _CPU_TOKENS if self._device.type == "cpu" else _GPU_TOKENS
+        self._passes = Passes(self._device, token_budget or suited)
         source = str(local_weights(spec.model)) if spec.is_local else spec.model
         options = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
         try:

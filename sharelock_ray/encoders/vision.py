@@ -20,7 +20,7 @@ from sharelock_ray.errors import RequestError
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 # Images of a forward pass. On a CPU more than a few leave its caches: `sharelock bench encoders`.
-_PER_PASS = {"cpu": 16, "cuda": 128}
+_CPU_IMAGES, _GPU_IMAGES = 16, 128
 
 
 class VisionEncoder:
@@ -53,7 +53,8 @@ class VisionEncoder:
         self.specs = [self.spec, *(other.resolved() for other in others)]
         self._device = torch.device(device)
         self._dtype = getattr(torch, spec.dtype)
-        self._passes = Passes(self._device, batch_size or _PER_PASS[self._device.type])
+        suited = _CPU_IMAGES if self._device.type == "cpu" else _GPU_IMAGES
+        self._passes = Passes(self._device, batch_size or suited)
         self._model = _load(self.spec).eval().requires_grad_(False).to(self._device, self._dtype)
         if channels_last:
             self._model.to(memory_format=torch.channels_last)

@@ -43,16 +43,8 @@ def test_the_shipped_ablation_runs_as_a_job_and_the_dashboard_lists_it(local_hea
     settings = [f"{field}={json.dumps(value)}" for field, value in (SMALL | {"output": str(tmp_path / "run")}).items()]
     support.write_features_of(read_recipe(RECIPE, settings))
     command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", local_head.address]
-    command += [
-        "--runtime-env",
-        "cluster/runtime_env.yaml",
-        "--",
-        "python",
-        "jobs/tune.py",
-        "--config",
-        RECIPE,
-        "--json",
-    ]
+    command += ["--runtime-env", "cluster/runtime_env.yaml", "--", "python", "jobs/tune.py"]
+    command += ["--config", RECIPE, "--json"]
     command += [argument for setting in settings for argument in ("--set", setting)]
     done = subprocess.run(command, cwd=_ROOT, env=local_head.env, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

@@ -1,9 +1,6 @@
 """Extraction from an object store into it: the same feature sets, byte for byte, as on a local disk."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +57,10 @@ def run(endpoint: str, bucket: str, tars: Path, models: Path, tmp_path: Path) ->
         data={"dataset": "pairs", "train": {"urls": storage.join(bucket, "data", "*.tar")}},
         operations={"extraction": {"chunk_size": CHUNK}},
     )
-    command = [sys.executable, "-c", "from sharelock_ray.cli import main; main()", "extract", str(recipe), "--json"]
-    done = subprocess.run(
-        command, env=os.environ | object_store.environment(endpoint), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return [open_features(found["uri"]) for found in json.loads(done.stdout.splitlines()[-1])["features"]]
+    process = support.start("extract", str(recipe), "--json", **object_store.environment(endpoint))
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    return [open_features(found["uri"]) for found in json.loads(out.splitlines()[-1])["features"]]
 
 
 def check(found: list[FeatureSet], expected: list[FeatureSet], bucket: str, s3: Any) -> None:

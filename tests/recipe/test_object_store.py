@@ -10,20 +10,11 @@ import object_store
 import support
 from sharelock_ray import storage
 from sharelock_ray.alignment.run import RunFolder
-from sharelock_ray.alignment.train import train as train_alone
 from sharelock_ray.evaluation.trials import Study
 from sharelock_ray.recipe.load import read_recipe
-from sharelock_ray.recipe.schema import Recipe
+from sharelock_ray.recipe.tune import point_recipe
 
 pytestmark = pytest.mark.slow
-
-
-def trained_alone(recipe: Recipe, folder: Path, **changes: object) -> RunFolder:
-    """The same training in this process, on a local disk."""
-    run = RunFolder(str(folder))
-    uris = [recipe.feature_set_uri("train", encoder) for encoder in (recipe.vision, recipe.language)]
-    train_alone(run, *uris, recipe.alignment.model_copy(update=changes))
-    return run
 
 
 def test_a_killed_training_goes_on_from_its_checkpoint_in_the_bucket(
@@ -43,7 +34,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint_in_the_bucket(
     _, said = again.communicate()
     assert again.returncode == 0, said
     assert "train: continues near step" in said
-    assert run.metrics() == trained_alone(recipe, tmp_path / "alone").metrics()
+    assert run.metrics() == support.trained_alone(recipe, tmp_path / "alone").metrics()
     # Of Ray's own records nothing is left.
     assert "ray" not in storage.names(run.uri)
 
@@ -63,6 +54,5 @@ def test_a_study_in_a_bucket_is_that_of_a_disk(
     assert Path(study.storage).is_relative_to(tmp_path / "runs")
     assert {"study.html", "study.csv", "study.parquet", "winner.yaml"} <= set(storage.names(recipe.output))
     trial = study.trials[0]
-    depth = recipe.alignment.language.model_copy(update={"depth": trial.point["alignment.language.depth"]})
-    alone = trained_alone(recipe, tmp_path / "alone", language=depth, seed=trial.seed)
+    alone = support.trained_alone(point_recipe(recipe, trial.point), tmp_path / "alone", trial.seed)
     assert RunFolder(trial.run).metrics() == alone.metrics()

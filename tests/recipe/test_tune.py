@@ -14,7 +14,6 @@ import pytest
 import losses
 import support
 from sharelock_ray.alignment.run import RunFolder
-from sharelock_ray.alignment.train import train as train_alone
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.evaluation.trials import Study, Trial
 from sharelock_ray.recipe import stages
@@ -126,10 +125,8 @@ def test_a_lost_node_costs_no_trial(tmp_path: Path) -> None:
     trials = trial_files(recipe)
     assert [trial.state for trial in trials] == ["finished"] * 4
     for trial in trials:
-        alone = RunFolder(str(tmp_path / "alone" / Path(trial.run).name))
-        spec = point_recipe(recipe, trial.point).alignment.model_copy(update={"seed": trial.seed})
-        uris = [recipe.feature_set_uri("train", encoder) for encoder in (recipe.vision, recipe.language)]
-        train_alone(alone, *uris, spec)
+        folder = tmp_path / "alone" / Path(trial.run).name
+        alone = support.trained_alone(point_recipe(recipe, trial.point), folder, trial.seed)
         assert RunFolder(trial.run).metrics() == alone.metrics()
 
 
