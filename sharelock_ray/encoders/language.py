@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
+from sharelock_ray.encoders.last_layer import only_last_tokens
 from sharelock_ray.encoders.norms import FinalNorm, find_norm
 from sharelock_ray.encoders.passes import Encoded, Passes, Tensors
 from sharelock_ray.encoders.provenance import device_name, hub_commit
@@ -80,8 +81,12 @@ class LanguageEncoder:
         # T5 and its like: the encoder alone gives the embedding.
         model = model.get_encoder() if model.config.is_encoder_decoder else model
         self._dim = int(model.config.hidden_size)
-        self._require(int(model.config.num_hidden_layers))
+        layers = int(model.config.num_hidden_layers)
+        self._require(layers)
         self._norm = None if all(each.final_norm for each in self.specs) else _final_norm(model, spec)
+        ends = [each for each in self.specs if each.layer in (None, -1, layers)]
+        only_last = all(each.pooling == "last" for each in ends)
+        self._last_tokens = only_last_tokens(model, layers) if only_last else None
         # Nothing is generated, so the keys and values of the layers are of no use after the pass.
         model.config.use_cache = False
         model = model.eval().requires_grad_(False).to(self._device)
@@ -197,6 +202,8 @@ class LanguageEncoder:
         return padded, torch.arange(width) < lengths[:, None]
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
+        if self._last_tokens is not None:
+            self._last_tokens.positions = mask.sum(1) - 1
         output = self._model(
             input_ids=ids,
             attention_mask=mask.long(),

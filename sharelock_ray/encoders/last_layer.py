@@ -1,0 +1,42 @@
+"""The last layer of a transformer, for those who read one token of it."""
+
+from typing import Any
+
+import torch
+
+
+class LastTokens(torch.nn.Module):
+    """An MLP that is computed for the last token of each text alone: what no one reads stays zero.
+
+    After the last attention tokens do not meet again, so the last token's state is what the whole MLP would give. It
+    is up to 4/5 of a layer's work, hence a fifth of a model of 4 layers and a fortieth of one of 32.
+
+    Args:
+        mlp: of the last layer, from (N, T, D) to the same, alone or first in a tuple (as mixtures of experts do).
+    """
+
+    positions: torch.Tensor
+    """(N,) of the last token of each text, set before a forward pass."""
+
+    def __init__(self, mlp: torch.nn.Module) -> None:
+        super().__init__()
+        self._mlp = mlp
+
+    def forward(self, states: torch.Tensor) -> Any:
+        rows = torch.arange(len(states), device=states.device)
+        found = self._mlp(states[rows, self.positions][:, None])
+        first, *others = found if isinstance(found, tuple) else (found,)
+        spread = torch.zeros_like(states, dtype=first.dtype)
+        spread[rows, self.positions] = first[:, 0]
+        return (spread, *others) if isinstance(found, tuple) else spread
+
+
+def only_last_tokens(model: torch.nn.Module, layers: int) -> LastTokens | None:
+    """Puts `LastTokens` into a transformers model of so many layers; None where the last one's MLP is not found."""
+    stacks = [each for each in model.modules() if isinstance(each, torch.nn.ModuleList) and len(each) == layers]
+    layer = stacks[-1][-1] if stacks else None
+    mlp = getattr(layer, "mlp", None)
+    if layer is None or not isinstance(mlp, torch.nn.Module):
+        return None
+    layer.mlp = last = LastTokens(mlp)
+    return last
