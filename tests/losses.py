@@ -23,23 +23,24 @@ SPEC = AlignmentSpec(
     evaluate_every=50,
     validation_fraction=0.2,
 )
+# Under way for some seconds, of which one may be met.
+LONG = SPEC.model_copy(update={"steps": 1000, "evaluate_every": 100})
 
 
 def features_of(folder: str) -> tuple[str, str]:
     return f"{folder}/features/vision", f"{folder}/features/language"
 
 
-def reached(run: RunFolder, step: int) -> None:
-    """Returns once the training is there."""
-    while not run.metrics() or run.metrics()[-1]["step"] < step:
-        time.sleep(0.05)
+def reached(run: RunFolder, step: int) -> bool:
+    """Whether the training is there."""
+    return any(row["step"] >= step for row in run.metrics())
 
 
 def with_a_driver(folder: str) -> None:
     """One worker; the driver is killed from outside."""
     from sharelock_ray.training.train import train
 
-    train(RunFolder(f"{folder}/run"), *features_of(folder), SPEC, TrainingOptions())
+    train(RunFolder(f"{folder}/run"), *features_of(folder), LONG, TrainingOptions())
 
 
 def on_two_nodes(folder: str) -> None:
@@ -57,9 +58,8 @@ def study_on_two_nodes(folder: str) -> None:
 
     recipe = read_recipe(f"{folder}/study.yaml")
 
-    def both_are_under_way() -> None:
-        while len(list(Path(recipe.output).glob("trials/*/last/checkpoint.json"))) < 2:
-            time.sleep(0.05)
+    def both_are_under_way() -> bool:
+        return len(list(Path(recipe.output).glob("trials/*/last/checkpoint.json"))) == 2
 
     with a_node_lost(both_are_under_way):
         from sharelock_ray.recipe import stages
@@ -68,8 +68,8 @@ def study_on_two_nodes(folder: str) -> None:
 
 
 @contextmanager
-def a_node_lost(moment: Callable[[], None]) -> Iterator[None]:
-    """A cluster of two nodes of one CPU for the time of the block; one of them is lost once `moment` returns."""
+def a_node_lost(moment: Callable[[], bool]) -> Iterator[None]:
+    """A cluster of two nodes of one CPU for the time of the block; one of them is lost once `moment` holds."""
     # A cluster of the test's own on this machine; its nodes are started without a token.
     os.environ["RAY_AUTH_MODE"] = "disabled"
     # Right after the loss Ray Train still counts on the lost node, and would wait a minute for it.
@@ -86,7 +86,8 @@ def a_node_lost(moment: Callable[[], None]) -> Iterator[None]:
     os.environ["RAY_ADDRESS"] = cluster.address
 
     def lose() -> None:
-        moment()
+        while not moment():
+            time.sleep(0.05)
         cluster.remove_node(node, allow_graceful=False)
 
     threading.Thread(target=lose, daemon=True).start()

@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -198,7 +199,7 @@ def write_recipe(path: Path, models: Path, **changes: object) -> Path:
             "evaluate_every": 5,
             "validation_fraction": 0.2,
         },
-        "operations": {"extraction": {"chunk_size": 32}, "training": {"num_workers": 2}},
+        "operations": {"extraction": {"chunk_size": 32}},
     } | changes
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(content))
@@ -261,7 +262,24 @@ def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell's background jobs, and what these start, would ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
+
+
+def wait_for(moment: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Returns once `moment` holds, while the process runs."""
+    deadline = time.monotonic() + 300
+    while not moment():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def kill(driver: subprocess.Popen[str]) -> None:
+    """SIGKILL to a driver; its Ray dies with it, a little later."""
+    driver.kill()
+    driver.communicate()
 
 
 def encoded(modality: str, keys: list[str], dim: int = 4, seed: int = 0, **changes: object) -> EncodedChunk:

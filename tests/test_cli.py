@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,16 +91,20 @@ class TestRuns:
         assert {each["label"] for each in ranked} == {"red circle", "blue square"}
         assert ranked[0]["probability"] >= ranked[1]["probability"]
 
-    def test_killed_in_extraction_and_in_training_a_run_ends_as_if_undisturbed(
+    def test_killed_and_interrupted_a_run_ends_as_if_undisturbed(
         self, recipe: Path, tmp_path: Path, undisturbed: Path
     ) -> None:
         run = tmp_path / "run"
-        moments: list[Callable[[], bool]] = [
-            lambda: any(run.rglob("staging/0000*/*.arrow")),
-            lambda: (run / "last" / "checkpoint.json").exists(),
+        moments: list[tuple[Callable[[subprocess.Popen[str]], None], Callable[[], bool]]] = [
+            (support.kill, lambda: any(run.rglob("staging/0000*/*.arrow"))),
+            (interrupt, lambda: any(run.rglob("manifest.json"))),
+            (interrupt, lambda: (run / "ray").exists()),
+            (support.kill, lambda: (run / "last" / "checkpoint.json").exists()),
         ]
-        for moment in moments:
-            kill_when(moment, support.start("demo", str(recipe)))
+        for stop, moment in moments:
+            process = support.start("demo", str(recipe))
+            support.wait_for(moment, process)
+            stop(process)
         code, _, err = sharelock("demo", str(recipe))
         assert code == 0, err
         parts = list(undisturbed.rglob("*.parquet"))
@@ -120,33 +123,14 @@ class TestRuns:
             assert not (manifest.parent / "staging").exists()
             read_manifest(str(manifest.parent))
 
-    def test_ctrl_c_ends_cleanly(self, recipe: Path, tmp_path: Path) -> None:
-        moments: list[Callable[[], bool]] = [
-            lambda: any((tmp_path / "run").rglob("staging/begun.json")),
-            lambda: (tmp_path / "run" / "ray").exists(),
-        ]
-        for moment in moments:
-            process = support.start("demo", str(recipe))
-            wait_for(moment, process)
-            process.send_signal(signal.SIGINT)
-            _, err = process.communicate(timeout=180)
-            assert process.returncode == 130
-            assert err.splitlines()[-1] == "sharelock: interrupted: run the same command again to continue"
-            assert "Traceback" not in err
 
-
-def wait_for(moment: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while not moment() and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def kill_when(moment: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    """SIGKILL to the driver; its Ray dies with it."""
-    wait_for(moment, process)
-    process.kill()
-    process.communicate()
+def interrupt(process: subprocess.Popen[str]) -> None:
+    """Ctrl-C, after which the command ends cleanly."""
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=180)
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "sharelock: interrupted: run the same command again to continue"
+    assert "Traceback" not in err
 
 
 def json_lines(path: Path) -> list[object]:

@@ -1,11 +1,10 @@
 """Training and studies with everything in a bucket: the same numbers as on a disk, also after a kill."""
 
-import signal
-import time
 from pathlib import Path
 
 import pytest
 
+import losses
 import object_store
 import support
 from sharelock_ray import storage
@@ -20,15 +19,12 @@ pytestmark = pytest.mark.slow
 def test_a_killed_training_goes_on_from_its_checkpoint_in_the_bucket(
     s3_server: str, bucket: str, tmp_path: Path
 ) -> None:
-    path = support.write_study(tmp_path / "study.yaml", storage.join(bucket, "run"), steps=300, evaluate_every=25)
+    path = support.write_study(tmp_path / "study.yaml", storage.join(bucket, "run"), steps=1000, evaluate_every=100)
     recipe = read_recipe(path)
     run = RunFolder(recipe.output)
     driver = support.start("train", path, **object_store.environment(s3_server))
-    while not run.metrics() or run.metrics()[-1]["step"] < 50:
-        assert driver.poll() is None, driver.communicate()[1]
-        time.sleep(0.05)
-    driver.send_signal(signal.SIGKILL)
-    driver.communicate()
+    support.wait_for(lambda: losses.reached(run, 100), driver)
+    support.kill(driver)
     assert run.result() is None
     again = support.start("train", path, **object_store.environment(s3_server))
     _, said = again.communicate()

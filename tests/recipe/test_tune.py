@@ -3,9 +3,9 @@
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import optuna
@@ -95,7 +95,10 @@ def test_a_killed_study_goes_on_and_ends_in_a_page(extracted: Path, said: io.Str
     first = kill_in_the_middle(extracted, [f"tuning={json.dumps({'space': DEPTHS} | asked)}", *longer], recipe)
     kept = {path: path.stat().st_mtime_ns for path in Path(recipe.output).glob("trials/*/training.json")}
     summary = stages.tune(recipe)
-    assert f"tune: {len(first)} of 4 trials are there already" in said.getvalue()
+    there = re.search(r"tune: (\d) of 4 trials are there already", said.getvalue())
+    # A trial that was in its last steps may have ended after its driver.
+    assert there is not None
+    assert int(there[1]) >= len(first) >= 1
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     trials = trial_files(recipe)
     assert [trial.state for trial in trials] == ["finished"] * 4
@@ -144,17 +147,12 @@ def kill_in_the_middle(path: Path, settings: list[str], recipe: Recipe) -> list[
     """
     arguments = [argument for setting in settings for argument in ("--set", setting)]
     process = support.start("tune", str(path), *arguments)
-    deadline = time.monotonic() + 300
 
     def in_the_middle() -> bool:
         running = [trial for trial in trial_files(recipe) if trial.state == "running"]
         begun = [trial for trial in running if (Path(trial.run) / "last" / "checkpoint.json").exists()]
         return bool(begun) and len(trial_files(recipe)) > len(running)
 
-    while not in_the_middle():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.kill()
-    process.communicate()
+    support.wait_for(in_the_middle, process)
+    support.kill(process)
     return [trial for trial in trial_files(recipe) if trial.state == "finished"]

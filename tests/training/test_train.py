@@ -26,9 +26,9 @@ from sharelock_ray.training.train import train
 SPEC = AlignmentSpec(
     language=ProjectionSpec(depth=2, width=32, dropout=0.1, activation="gelu"),
     global_batch_size=64,
-    steps=40,
+    steps=400,
     warmup_steps=5,
-    evaluate_every=10,
+    evaluate_every=50,
     validation_fraction=0.2,
 )
 TWO = TrainingOptions(num_workers=2)
@@ -39,57 +39,63 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     return support.write_feature_sets(tmp_path_factory.mktemp("features"), pairs=300)
 
 
+@pytest.fixture(scope="module")
+def of_two_workers(tmp_path_factory: pytest.TempPathFactory, features: tuple[str, str], local_ray: None) -> RunFolder:
+    run = RunFolder(str(tmp_path_factory.mktemp("trained") / "run"))
+    assert train(run, *features, SPEC, TWO) == run.result()
+    return run
+
+
 @pytest.mark.usefixtures("local_ray")
 class TestTrain:
-    def test_two_workers_give_the_curve_of_one_process(self, tmp_path: Path, features: tuple[str, str]) -> None:
-        alone, run = RunFolder(str(tmp_path / "alone")), RunFolder(str(tmp_path / "run"))
+    def test_two_workers_give_the_curve_of_one_process(
+        self, tmp_path: Path, features: tuple[str, str], of_two_workers: RunFolder
+    ) -> None:
+        alone = RunFolder(str(tmp_path))
         train_alone(alone, *features, SPEC)
-        result = train(run, *features, SPEC, TWO)
-        for ours, theirs in zip(run.metrics(), alone.metrics(), strict=True):
-            assert ours == pytest.approx(theirs, abs=1e-4)
-        assert result == run.result()
+        for ours, theirs in zip(of_two_workers.metrics(), alone.metrics(), strict=True):
+            # Rounding grows with the steps.
+            tolerance = {"abs": 1e-4} if ours["step"] <= 50 else {"abs": 2e-3, "rel": 5e-3}
+            assert ours == pytest.approx(theirs, **tolerance)
+
+    def test_a_finished_run_is_left_alone(self, features: tuple[str, str], of_two_workers: RunFolder) -> None:
+        folder = Path(of_two_workers.uri)
         # Ray's own records are gone; what is left is the run's.
-        assert not (tmp_path / "run" / "ray").exists()
-        before = (tmp_path / "run" / "last" / "checkpoint.json").stat().st_mtime_ns
-        assert train(run, *features, SPEC, TWO) == result
-        assert (tmp_path / "run" / "last" / "checkpoint.json").stat().st_mtime_ns == before
+        assert not (folder / "ray").exists()
+        before = (folder / "last" / "checkpoint.json").stat().st_mtime_ns
+        assert train(of_two_workers, *features, SPEC, TWO) == of_two_workers.result()
+        assert (folder / "last" / "checkpoint.json").stat().st_mtime_ns == before
 
     @pytest.mark.slow
-    def test_a_killed_worker_changes_nothing(self, tmp_path: Path, features: tuple[str, str]) -> None:
-        spec = SPEC.model_copy(update={"steps": 400, "evaluate_every": 50})
-        undisturbed, run = RunFolder(str(tmp_path / "undisturbed")), RunFolder(str(tmp_path / "run"))
-        train(undisturbed, *features, spec, TWO)
+    def test_a_killed_worker_changes_nothing(
+        self, tmp_path: Path, features: tuple[str, str], of_two_workers: RunFolder
+    ) -> None:
+        run = RunFolder(str(tmp_path))
         killed: list[int] = []
         killer = threading.Thread(target=kill_a_worker, args=(run, killed))
         killer.start()
-        train(run, *features, spec, TWO)
+        train(run, *features, SPEC, TWO)
         killer.join()
         assert killed
-        assert run.metrics() == undisturbed.metrics()
+        assert run.metrics() == of_two_workers.metrics()
 
     @pytest.mark.slow
     def test_a_killed_driver_goes_on_at_the_exact_step(self, tmp_path: Path) -> None:
         features = support.write_feature_sets(tmp_path / "features", pairs=300)
         undisturbed, run = RunFolder(str(tmp_path / "undisturbed")), RunFolder(str(tmp_path / "run"))
-        train_alone(undisturbed, *features, losses.SPEC)
+        train_alone(undisturbed, *features, losses.LONG)
         driver = subprocess.Popen([sys.executable, losses.__file__, "driver", str(tmp_path)])
-        losses.reached(run, 100)
-        time.sleep(random.uniform(0, 1))
-        os.kill(driver.pid, signal.SIGKILL)
-        assert driver.wait() == -signal.SIGKILL
-        killed_at = run.metrics()[-1]["step"]
+        support.wait_for(lambda: losses.reached(run, 100), driver)
+        time.sleep(random.uniform(0, 0.3))
+        support.kill(driver)
         assert run.result() is None
-        train(run, *features, losses.SPEC, TrainingOptions())
-        assert killed_at >= 100
+        train(run, *features, losses.LONG, TrainingOptions())
         assert run.metrics() == undisturbed.metrics()
         assert storage.sha256_of(tensors(run)) == storage.sha256_of(tensors(undisturbed))
 
-    def test_another_request_cannot_overwrite_a_run(self, tmp_path: Path, features: tuple[str, str]) -> None:
-        run = RunFolder(str(tmp_path))
-        train_alone(run, *features, SPEC)
-        train(run, *features, SPEC, TWO)
+    def test_another_request_cannot_overwrite_a_run(self, features: tuple[str, str], of_two_workers: RunFolder) -> None:
         with pytest.raises(RequestError, match=r"learning_rate: 0\.001 there, 0\.1 now"):
-            train(run, *features, SPEC.model_copy(update={"learning_rate": 0.1}), TWO)
+            train(of_two_workers, *features, SPEC.model_copy(update={"learning_rate": 0.1}), TWO)
 
     def test_more_workers_than_cpus_fail_at_once(self, tmp_path: Path, features: tuple[str, str]) -> None:
         with pytest.raises(RequestError, match="needs 64 CPU"):
