@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from sharelock_ray.encoders.last_layer import only_last_tokens
 from sharelock_ray.encoders.norms import FinalNorm, find_norm
-from sharelock_ray.encoders.passes import Encoded, Passes, Tensors
+from sharelock_ray.encoders.passes import Encoded, Passes, Tensors, suited
 from sharelock_ray.encoders.provenance import device_name, hub_commit
 from sharelock_ray.encoders.spec import LanguageSpec
 from sharelock_ray.encoders.weights import local_weights
@@ -68,8 +68,7 @@ class LanguageEncoder:
         self.specs = [spec, *others]
         self.counts = TokenCounts()
         self._device = torch.device(device)
-        suited = _CPU_TOKENS if self._device.type == "cpu" else _GPU_TOKENS
-        self._passes = Passes(self._device, token_budget or suited)
+        self._passes = Passes(self._device, token_budget or suited(self._device, _CPU_TOKENS, _GPU_TOKENS))
         source = str(local_weights(spec.model)) if spec.is_local else spec.model
         options = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
         try:
@@ -203,7 +202,7 @@ class LanguageEncoder:
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
         if self._last_tokens is not None:
-            self._last_tokens.positions = mask.sum(1) - 1
+            self._last_tokens.positions = _last(mask)
         output = self._model(
             input_ids=ids,
             attention_mask=mask.long(),
@@ -240,11 +239,16 @@ def pool(states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor
     if pooling == "first":
         return states[:, 0]
     if pooling == "last":
-        return states[torch.arange(len(states), device=states.device), mask.sum(1) - 1]
+        return states[torch.arange(len(states), device=states.device), _last(mask)]
     if pooling == "max":
         return states.masked_fill(~mask[:, :, None], float("-inf")).amax(1)
     weights = mask[:, :, None].float()
     return ((states.float() * weights).sum(1) / weights.sum(1)).to(states.dtype)
+
+
+def _last(mask: torch.Tensor) -> torch.Tensor:
+    """(N,) position of the last token of each right-padded text, from `mask` as `pool` takes it."""
+    return mask.sum(1) - 1
 
 
 def token_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:

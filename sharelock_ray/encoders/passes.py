@@ -35,6 +35,11 @@ class Encoded:
         return self.embeddings[0]
 
 
+def suited(device: torch.device, cpu: int, gpu: int) -> int:
+    """The limit of a forward pass where none is asked for: `gpu` on whatever is no CPU."""
+    return cpu if device.type == "cpu" else gpu
+
+
 class Passes:
     """The forward passes of one model on one device.
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from sharelock_ray.encoders.images import crop_image, upright
 from sharelock_ray.encoders.norms import FinalNorm, find_norm
-from sharelock_ray.encoders.passes import Encoded, Passes, Tensors
+from sharelock_ray.encoders.passes import Encoded, Passes, Tensors, suited
 from sharelock_ray.encoders.provenance import device_name, hub_commit
 from sharelock_ray.encoders.spec import VisionSpec
 from sharelock_ray.encoders.weights import local_weights
@@ -53,8 +53,7 @@ class VisionEncoder:
         self.specs = [self.spec, *(other.resolved() for other in others)]
         self._device = torch.device(device)
         self._dtype = getattr(torch, spec.dtype)
-        suited = _CPU_IMAGES if self._device.type == "cpu" else _GPU_IMAGES
-        self._passes = Passes(self._device, batch_size or suited)
+        self._passes = Passes(self._device, batch_size or suited(self._device, _CPU_IMAGES, _GPU_IMAGES))
         self._model = _load(self.spec).eval().requires_grad_(False).to(self._device, self._dtype)
         if channels_last:
             self._model.to(memory_format=torch.channels_last)
