@@ -11,8 +11,9 @@ CURVES = [
     {"language": {"norm": "batch"}, "accumulation": 2, "positives": "text"},
     {"language": {"norm": "layer", "residual": True, "depth": 3}, "ema_decay": 0.9, "optimizer": "adamw"},
     {"language": {"norm": "none", "gated": True}, "loss": "sigmoid", "positives": "label"},
+    {"language": {"norm": "layer"}, "order": "parts"},
 ]
-"""What each has beside the settings below."""
+"""What each has beside the settings below; what can be streamed from storage is."""
 # Gaussian units: a ReLU at zero turns rounding into different curves.
 _HEAD = {"depth": 2, "width": 16, "dropout": 0.1, "activation": "gelu"}
 _COMMON = {
@@ -30,7 +31,8 @@ def train_curves(folder: str, features: tuple[str, str], workers: int, group: Gr
     """Trains every curve into `<folder>/<workers>/<curve>`."""
     for index, curve in enumerate(CURVES):
         spec = AlignmentSpec.model_validate(_COMMON | curve | {"language": _HEAD | curve["language"]})
-        train(RunFolder(f"{folder}/{workers}/{index}"), *features, spec, group=group)
+        run = RunFolder(f"{folder}/{workers}/{index}")
+        train(run, *features, spec, group=group, streams=spec.order == "parts")
 
 
 def train_on_two_and_four(rank: int, world_size: int, folder: str, features: tuple[str, str]) -> int:

@@ -1,6 +1,7 @@
 """Small data and tiny models that the tests make for themselves."""
 
 import io
+import itertools
 import os
 import signal
 import subprocess
@@ -159,8 +160,10 @@ def _tokenizer(kind: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", eos_token="[SEP]", **pad)
 
 
-def write_feature_sets(folder: Path, pairs: int, dims: tuple[int, int] = (24, 16)) -> tuple[str, str]:
-    """A vision and a language set of `pairs` pairs that share a random signal; the URIs of both.
+def write_feature_sets(
+    folder: Path, pairs: int, dims: tuple[int, int] = (24, 16), parts: tuple[int, int] = (1, 1)
+) -> tuple[str, str]:
+    """A vision and a language set of `pairs` pairs that share a random signal, in so many parts; the URIs of both.
 
     The first pairs are the same however many there are.
     """
@@ -175,10 +178,15 @@ def write_feature_sets(folder: Path, pairs: int, dims: tuple[int, int] = (24, 16
         "vision": {"key": keys, "label": [i % 3 for i in range(pairs)]},
         "language": {"key": keys, "caption_id": [0] * pairs, "text": [f"text {i}" for i in range(pairs)]},
     }
-    return tuple(
-        write_parts(str(folder / spec.modality), spec, [[EncodedChunk(columns[spec.modality], values)]])
-        for spec, values in ((vision, embeddings[0]), (language, embeddings[1]))
-    )
+    uris = []
+    for spec, values, count in zip((vision, language), embeddings, parts, strict=True):
+        bounds = [pairs * part // count for part in range(count + 1)]
+        chunks = [
+            EncodedChunk({name: of[a:b] for name, of in columns[spec.modality].items()}, values[a:b])
+            for a, b in itertools.pairwise(bounds)
+        ]
+        uris.append(write_parts(str(folder / spec.modality), spec, [[chunk] for chunk in chunks]))
+    return tuple(uris)
 
 
 def write_recipe(path: Path, models: Path, **changes: object) -> Path:

@@ -74,6 +74,9 @@ class AlignmentSpec(Config):
     accumulation: Annotated[int, Field(ge=1)] = 1
     """Micro-batches of a step. Contrast and batch norm are within each, and their losses are averaged: with 16, a batch
     of 16,384 has 1,023 negatives a pair, as in the released code."""
+    order: Literal["global", "parts"] = "global"
+    """Of the pairs in an epoch: any may follow any other; or a batch is of 16 parts of the vision set at a time, in
+    random order, so that features which no node can hold are streamed from storage."""
     steps: Annotated[int, Field(ge=1)] = 5000
     optimizer: Literal["adam", "adamw", "lion"] = "adam"
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3

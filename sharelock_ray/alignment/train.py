@@ -26,12 +26,13 @@ from sharelock_ray.alignment.checkpoint import (
     side_of,
 )
 from sharelock_ray.alignment.distributed import Group, rank, world_size
-from sharelock_ray.alignment.feeding import RowStore
+from sharelock_ray.alignment.feeding import MappedRows, Placement, RowStore, placement
 from sharelock_ray.alignment.heads import Heads
 from sharelock_ray.alignment.metrics import Metrics
 from sharelock_ray.alignment.run import RunFolder, TrainingResult
 from sharelock_ray.alignment.spec import AlignmentSpec
 from sharelock_ray.alignment.step import Optimization, learning_rate
+from sharelock_ray.alignment.streaming import Reader, StreamedRows, read_here
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.features.featureset import Pairs, join, open_features
 
@@ -47,6 +48,8 @@ def train(
     device: str = "cpu",
     group: Group = None,
     compiled: bool = False,
+    streams: bool = False,
+    read: Reader = read_here,
 ) -> None:
     """Trains, or goes on training, until `training.json` is written.
 
@@ -56,10 +59,13 @@ def train(
     Args:
         vision, language: URIs of feature sets of one dataset split.
         compiled: whether the projections are compiled by `torch.compile`.
+        streams: whether rows are read from storage even where the node could hold them.
+        read: how they are then read.
 
     Raises:
-        RequestError: the sets do not belong together, hold too few pairs, or lack the labels that are asked for.
-        RunError: the loss is not finite any more.
+        RequestError: the sets do not belong together, hold too few pairs, lack the labels that are asked for, or
+            cannot be streamed in the spec's order.
+        RunError: the loss is not finite any more, or the node cannot hold the features and they cannot be streamed.
     """
     pairs = join(open_features(vision), open_features(language))
     training, validation = split_validation(pairs, spec.validation_fraction)
@@ -77,9 +83,9 @@ def train(
         checkpoint = read_checkpoint(run.last)
         restore(run.last, checkpoint, heads, optimization.optimizer, optimization.average)
         position = checkpoint.position
-    store = RowStore(pairs.vision, pairs.language, torch.device(device))
+    store = _store(pairs, torch.device(device), spec, streams, read)
     batches, held_out = (
-        PairBatches(of, spec.contrast_size, spec.seed, store.device, spec.positives, store)
+        PairBatches(of, spec.contrast_size, spec.seed, store.device, spec.positives, spec.order, store)
         for of in (training, validation)
     )
     if optimization.is_main:
@@ -120,6 +126,22 @@ def train(
                     save_checkpoint(run.last, checkpoint, heads, optimization.optimizer, optimization.average)
         if optimization.is_main:
             run.finish(_result(position, metrics.rows, pairs, len(training), len(validation), heads, spec))
+
+
+def _store(pairs: Pairs, device: torch.device, spec: AlignmentSpec, streams: bool, read: Reader) -> RowStore:
+    sets = pairs.vision, pairs.language
+    where = Placement("storage", "as asked") if streams else placement(*sets, device)
+    if where.kind != "storage":
+        return MappedRows(*sets, device, where)
+    if spec.order == "parts":
+        return StreamedRows(*sets, device, where, read)
+    remedy = "set `alignment.order: parts`, with which features are streamed from storage"
+    if streams:
+        raise RequestError(f"features cannot be streamed in the order `{spec.order}`: {remedy}")
+    raise RunError(
+        f"{where.reason}: free space there, let the environment variable SHARELOCK_CACHE name a "
+        f"folder on another disk, or {remedy}"
+    )
 
 
 class _Finite:

@@ -162,6 +162,28 @@ def feeding(
 
 
 @app.command()
+def streaming(
+    pairs: Annotated[int, typer.Option(min=2, help="Pairs of the feature sets that are written for it.")] = 163_840,
+    batch_size: int = 16_384,
+    vision_dim: int = 1024,
+    language_dim: int = 4096,
+    repeats: Repeats = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Features that are not in memory: rows here and there from the disk, against parts streamed from storage."""
+    from sharelock_ray.bench import streaming as bench
+
+    c = bench.compare(bench.Setting(pairs, batch_size, vision_dim, language_dim), repeats)
+    rows = [
+        ["any pair after any other: rows from the disk", _median(c.disk), "1"],
+        ["by parts: decoded by this process", _median(c.here), f"{c.ratio_here:.2f}"],
+        ["by parts: decoded by tasks", _median(c.tasks), f"{c.ratio_tasks:.2f}"],
+    ]
+    ratios = {"ratio_here": c.ratio_here, "ratio_tasks": c.ratio_tasks}
+    _show(["order", "pairs /s", "ratio"], rows, {**asdict(c), **ratios}, as_json)
+
+
+@app.command()
 def train(
     batch_size: Annotated[int, typer.Option(min=2, help="Of the step that is held against the product.")] = 2048,
     sweep: Annotated[list[int] | None, typer.Option(help="Batch sizes to compare. Repeatable.")] = None,

@@ -17,10 +17,8 @@ from dataclasses import dataclass
 from sharelock_ray import engine
 
 # isort: split
-import numpy as np
 import pyarrow as pa
-import ray.data
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy
 
 from sharelock_ray.encoders.chunks import Chunk, cut, decode
 from sharelock_ray.encoders.images import Preprocessing
@@ -28,11 +26,8 @@ from sharelock_ray.encoders.spec import EncoderSpec, VisionSpec
 from sharelock_ray.extraction.options import ExtractionOptions
 from sharelock_ray.extraction.report import ChunkReport
 from sharelock_ray.features.writer import FeatureSetWriter
+from sharelock_ray.ray_data import packed, stream_of, unpacked
 from sharelock_ray.sources.sample import Shard, Source
-
-# So that every row, a decoded chunk or a report, is a block of its own and goes on at once.
-_BLOCK_BYTES = 1
-_NO_PROGRESS_S = 300
 
 
 @dataclass(frozen=True)
@@ -55,17 +50,12 @@ def encoded_chunks(
     Raises:
         RequestError: the smallest pool of actors needs more than Ray has.
     """
-    context = DataContext.get_current()
-    context.execution_no_progress_timeout_s = _NO_PROGRESS_S
-    context.print_on_execution_start = False
-    context.target_max_block_size = _BLOCK_BYTES
     actors = min(options.max_actors, len(tasks))
     engine.require_resources(
         {"CPU": options.min_actors * options.num_cpus + 1, "GPU": options.min_actors * options.num_gpus},
         "lower operations.extraction.min_actors, num_cpus or num_gpus (one CPU must stay free to read)",
     )
-    stream = ray.data.from_items([{"task": pickle.dumps(task)} for task in tasks], override_num_blocks=len(tasks))
-    stream = stream.map_batches(
+    stream = stream_of(tasks).map_batches(
         _read,
         fn_args=(source, encoders, writers, options.chunk_size),
         batch_size=1,
@@ -102,7 +92,7 @@ def _read(
     What it yields follows from the task alone, as Ray wants it of a task that it may repeat. A chunk that a first
     attempt had staged comes without pixels.
     """
-    task: ReadTask = pickle.loads(table["task"][0].as_py())
+    task: ReadTask = unpacked(table)
     part = task.shard.index
     # Also what other drivers on the same folder have done by now.
     staged = {i: writers[i].staged_part(part) for i, done in enumerate(task.done) if done is not None}
@@ -113,7 +103,7 @@ def _read(
         if wanted:
             decoded = decode(chunk, _preprocessings([encoders[i] for i in missing]))
             seconds = time.perf_counter() - started
-            yield _pack(_Work(decoded, wanted, missing, seconds), columns=len(_preprocessings(encoders)))
+            yield packed(_Work(decoded, wanted, missing, seconds), arrays=len(_preprocessings(encoders)))
         started = time.perf_counter()
 
 
@@ -130,27 +120,6 @@ class _Work:
 def _preprocessings(encoders: Sequence[EncoderSpec]) -> list[Preprocessing]:
     """The ways in which images are made into pixels for these encoders, each once."""
     return list(dict.fromkeys(spec.preprocessing for spec in encoders if isinstance(spec, VisionSpec)))
-
-
-def _pack(work: _Work, columns: int) -> pa.Table:
-    """One row that holds `work`; pixels are not copied, but in columns of their own, up to `columns` of them."""
-    buffers: list[pickle.PickleBuffer] = []
-    head = pickle.dumps(work, protocol=5, buffer_callback=buffers.append)
-    contents = [head, *buffers, *[b""] * (columns - len(buffers))]
-    return pa.table({f"work{i}": _binary(content) for i, content in enumerate(contents)})
-
-
-def _binary(content: object) -> pa.LargeBinaryArray:
-    values = pa.py_buffer(content)
-    ends = pa.py_buffer(np.array([0, values.size], np.int64))
-    return pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, values])
-
-
-def _unpack(table: pa.Table) -> _Work:
-    """What `_pack` was given; the pixels lie where the table does, and cannot be written."""
-    head, *buffers = (column[0].as_buffer() for column in table.columns)
-    work: _Work = pickle.loads(head, buffers=buffers)
-    return work
 
 
 class _Encode:
@@ -177,7 +146,7 @@ class _Encode:
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        work = _unpack(table)
+        work: _Work = unpacked(table)
         chunk = work.chunk
         rejects = tokens = 0
         encode_seconds = write_seconds = 0.0

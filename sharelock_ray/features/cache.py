@@ -11,6 +11,7 @@ A folder's time is that of its last use. Nothing here is needed: what is removed
 
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,14 @@ from sharelock_ray.features.manifest import Manifest
 def cache_folder() -> Path:
     """Where this node keeps decoded features."""
     return storage.node_cache("features")
+
+
+def room() -> int:
+    """Bytes that are free on the disk of the cache."""
+    folder = cache_folder()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 
 def folder_of(manifest: Manifest) -> Path:
@@ -42,11 +51,11 @@ def made_once(target: Path, make: Callable[[Path], None], size: int | None = Non
     Raises:
         RunError: the disk cannot hold it.
     """
-    if not _is_whole(target, size):
+    if not is_whole(target, size):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with storage.locked(target.with_name(f"{target.name}.lock")):
-                if not _is_whole(target, size):
+                if not is_whole(target, size):
                     _make(target, make)
         except OSError as error:
             raise RunError(
@@ -57,7 +66,8 @@ def made_once(target: Path, make: Callable[[Path], None], size: int | None = Non
     return target
 
 
-def _is_whole(target: Path, size: int | None) -> bool:
+def is_whole(target: Path, size: int | None) -> bool:
+    """Whether a file is there, of so many bytes where they are known."""
     return target.exists() and (size is None or target.stat().st_size == size)
 
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from sharelock_ray import storage
 from sharelock_ray.errors import RequestError, RunError
-from sharelock_ray.features.cache import folder_of, made_once
+from sharelock_ray.features.cache import folder_of, is_whole, made_once
 from sharelock_ray.features.manifest import Manifest, Part, keys_digest, read_manifest
 from sharelock_ray.features.schema import REJECTS, part_name
 from sharelock_ray.progress import Progress
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _REMEDY = "restore it, or delete the feature set and run extract again"
 _KEY_HASH = "key_hash"
+_EMBEDDINGS = "embeddings.bin"
 # Batches that stay in a core's cache decode a quarter faster than whole row groups, and up to twice at small pages.
 _DECODED_BYTES = 4 << 20
 _T = TypeVar("_T")
@@ -80,13 +81,27 @@ class FeatureSet:
         shape = (self.manifest.rows, self.manifest.dim)
         if not self.manifest.rows:
             return torch.empty(shape, dtype=dtype)
-        path = made_once(self._cache / "embeddings.bin", self._write_embeddings, size=self.nbytes)
+        path = made_once(self._cache / _EMBEDDINGS, self._write_embeddings, size=self.nbytes)
         return torch.from_file(str(path), shared=False, size=shape[0] * shape[1], dtype=dtype).view(shape)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all embeddings."""
         return self.manifest.rows * self._row_bytes
+
+    @property
+    def unmade_nbytes(self) -> int:
+        """Bytes that the first use of `embeddings` writes on this node: none where another process has done it."""
+        return 0 if is_whole(self._cache / _EMBEDDINGS, self.nbytes) else self.nbytes
+
+    @cached_property
+    def part_starts(self) -> np.ndarray:
+        """(P + 1,) row at which each part starts, and the number of rows."""
+        return _starts(np.array([part.rows for part in self.manifest.parts], np.int64))
+
+    def part_of(self, rows: np.ndarray) -> np.ndarray:
+        """(n,) place of the part among the manifest's that each of n rows lies in."""
+        return np.searchsorted(self.part_starts, rows, side="right") - 1
 
     @cached_property
     def rejects(self) -> pa.Table:
@@ -110,6 +125,24 @@ class FeatureSet:
     def part(self, index: int) -> pa.Table:
         """The rows of one part, all columns."""
         return self._read(index, None)
+
+    def part_embeddings(self, part: int, rows: np.ndarray) -> np.ndarray:
+        """(n, D) of the stored type, for n rows of the part at this place among the manifest's; read from storage.
+
+        Args:
+            rows: (n,) ascending, counted within the part.
+
+        Raises:
+            RunError: the part is not what its manifest says.
+        """
+        found = np.empty((len(rows), self.manifest.dim), self.manifest.dtype)
+        start = 0
+        for flat in self._decoded(self.manifest.parts[part]):
+            decoded = flat.reshape(-1, self.manifest.dim)
+            first, last = np.searchsorted(rows, [start, start + len(decoded)])
+            np.take(decoded, rows[first:last] - start, axis=0, out=found[first:last])
+            start += len(decoded)
+        return found
 
     @property
     def _schema(self) -> pa.Schema:
@@ -159,7 +192,7 @@ class FeatureSet:
 
     def _write_embeddings(self, target: Path) -> None:
         """Decodes the parts side by side, each into its own place in the file."""
-        starts = np.cumsum([0, *(part.rows for part in self.manifest.parts)]) * self._row_bytes
+        starts = self.part_starts[:-1] * self._row_bytes
         with target.open("wb") as sink, Progress("features", "rows", self.manifest.rows) as progress:
             # A disk that is too small says so at once.
             os.posix_fallocate(sink.fileno(), 0, self.nbytes)
@@ -171,7 +204,7 @@ class FeatureSet:
                     offset += rows.nbytes
                 return part.rows
 
-            for rows in _in_parallel(decode, list(zip(self.manifest.parts, starts.tolist(), strict=False))):
+            for rows in _in_parallel(decode, list(zip(self.manifest.parts, starts.tolist(), strict=True))):
                 progress.update(rows)
 
     def _decoded(self, part: Part) -> Iterator[np.ndarray]:

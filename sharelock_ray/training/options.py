@@ -17,6 +17,9 @@ class TrainingOptions(Config):
     """Logical CPUs of a worker; also its threads where it has no GPU."""
     use_gpu: bool = False
     """One GPU for each worker."""
+    stream: bool = False
+    """Streams the features from storage even where the node could hold them, as on one with a slow disk. Wants
+    `alignment.order: parts`."""
     compile: bool = False
     """Compiles the projections by `torch.compile`: half a minute at the start, and slower on CPUs."""
     max_failures: Annotated[int, Field(ge=0)] = 3

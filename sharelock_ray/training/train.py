@@ -47,9 +47,11 @@ def train(run: RunFolder, vision: str, language: str, spec: AlignmentSpec, optio
         return result
     with engine.connected(), engine.readable_errors("train"):
         fewest = options.min_workers or options.num_workers
+        may_stream = spec.order == "parts"
         engine.require_resources(
-            {"CPU": fewest * options.num_cpus, "GPU": fewest * options.use_gpu},
-            "lower operations.training.num_workers, min_workers or num_cpus",
+            {"CPU": fewest * options.num_cpus + may_stream, "GPU": fewest * options.use_gpu},
+            "lower operations.training.num_workers, min_workers or num_cpus"
+            + " (with alignment.order parts, one CPU must stay free to read)" * may_stream,
         )
         trainer = _trainer(run, vision, language, spec, options)
         with _progress(run, spec.steps):
@@ -83,6 +85,7 @@ def _trainer(run: RunFolder, vision: str, language: str, spec: AlignmentSpec, op
             "threads": max(1, int(options.num_cpus)),
             "device": "cuda" if options.use_gpu else "cpu",
             "compiled": options.compile,
+            "streams": options.stream,
         },
         scaling_config=ScalingConfig(
             num_workers=(options.min_workers, options.num_workers) if options.min_workers else options.num_workers,
@@ -102,6 +105,7 @@ def _worker(config: dict[str, Any]) -> SharelockError | None:
     import torch
 
     from sharelock_ray.alignment.train import train as train_on_rank
+    from sharelock_ray.training.streaming import read_by_tasks
 
     torch.set_num_threads(config["threads"])
     try:
@@ -113,6 +117,8 @@ def _worker(config: dict[str, Any]) -> SharelockError | None:
                 AlignmentSpec.model_validate(config["spec"]),
                 device=config["device"],
                 compiled=config["compiled"],
+                streams=config["streams"],
+                read=read_by_tasks,
             )
     # Every worker finds the same fault; raised, it would be taken for the loss of a worker, and tried again.
     except SharelockError as error:

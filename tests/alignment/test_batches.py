@@ -1,6 +1,7 @@
 """Batches: which pairs are in them, on any number of workers, and that gathering ahead changes nothing."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,6 +83,46 @@ def test_a_sweep_shows_every_pair_once_with_its_first_caption(pairs: Pairs) -> N
         assert torch.equal(torch.cat(images), pairs.vision.embeddings[torch.from_numpy(pairs.vision_rows)])
         first = torch.from_numpy(pairs.caption_rows[pairs.caption_start[:-1]])
         assert torch.equal(torch.cat(texts), pairs.language.embeddings[first])
+
+
+class TestOrderByParts:
+    """40 parts of 20 images, their captions in 7."""
+
+    @pytest.fixture
+    def pairs(self, tmp_path: Path) -> Pairs:
+        uris = support.write_feature_sets(tmp_path, pairs=800, parts=(40, 7))
+        return join(*map(open_features, uris))
+
+    def rows(self, batches: PairBatches, epoch: int) -> np.ndarray:
+        """(steps, batch) numbers of the pairs of an epoch, which their keys end with."""
+        steps = range(epoch * batches.steps_per_epoch, (epoch + 1) * batches.steps_per_epoch)
+        return np.array([[int(key[-6:]) for key in batches.keys(step)] for step in steps])
+
+    @pytest.mark.parametrize(("size", "steps"), [(80, 10), (50, 16), (7, 114), (800, 1)])
+    def test_an_epoch_shows_every_pair_at_most_once(self, pairs: Pairs, size: int, steps: int) -> None:
+        batches = PairBatches(pairs, size, seed=0, device=CPU, order="parts")
+        rows = self.rows(batches, 3)
+        assert rows.shape == (steps, size)
+        assert len(np.unique(rows)) == rows.size
+
+    def test_a_batch_is_of_few_parts_and_equally_of_each_stream(self, pairs: Pairs) -> None:
+        batches = PairBatches(pairs, 80, seed=0, device=CPU, order="parts")
+        for rows in self.rows(batches, 0):
+            parts = rows // 20
+            # A stream has five pairs in each batch, of one part or of two.
+            assert len(np.unique(parts)) <= 32
+            assert all(len(np.unique(of_stream)) <= 2 for of_stream in parts.reshape(16, 5))
+
+    def test_parts_and_pairs_within_them_are_shuffled_anew_in_each_epoch(self, pairs: Pairs) -> None:
+        first, second, again, other = (
+            self.rows(PairBatches(pairs, 80, seed, CPU, order="parts"), epoch)
+            for seed, epoch in ((0, 0), (0, 1), (0, 0), (1, 0))
+        )
+        assert np.array_equal(first, again)
+        for rows in (second, other):
+            assert not np.array_equal(first // 20, rows // 20)
+        for rows in (first, second, other):
+            assert (np.diff(rows.T.reshape(16, 5 * 10)) != 1).mean() > 0.8
 
 
 def test_draw_every_caption_in_time_and_the_same_one_from_the_same_seed(pairs: Pairs) -> None:

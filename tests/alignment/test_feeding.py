@@ -10,29 +10,50 @@ import torch
 
 import support
 from sharelock_ray.alignment import feeding
-from sharelock_ray.alignment.feeding import Placement, RowStore, ahead, placement
-from sharelock_ray.features.featureset import open_features
+from sharelock_ray.alignment.feeding import MappedRows, Placement, ahead, placement
+from sharelock_ray.features.featureset import FeatureSet, open_features
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def sets(tmp_path: Path) -> list[FeatureSet]:
+    return [open_features(uri) for uri in support.write_feature_sets(tmp_path, pairs=60)]
 
 
 @pytest.mark.parametrize(("share", "kind"), [(0.1, "host"), (10.0, "disk")])
-def test_features_lie_in_memory_where_they_fit(share: float, kind: str) -> None:
-    needed = int(share * psutil.virtual_memory().available)
-    found = placement(needed, torch.device("cpu"))
-    assert found.kind == kind
-    assert found.reason.startswith(f"{needed / 1e9:,.1f} GB of features, ")
+def test_features_lie_in_memory_where_they_fit(
+    sets: list[FeatureSet], monkeypatch: pytest.MonkeyPatch, share: float, kind: str
+) -> None:
+    needed = sum(of.nbytes for of in sets)
+    memory = psutil.virtual_memory()._replace(available=int(needed / share))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    assert placement(*sets, CPU) == Placement(
+        kind, f"0.0 GB of features, {memory.available / 1e9:,.1f} GB of memory available"
+    )
+
+
+def test_features_stay_in_storage_where_the_disk_has_no_room_unless_they_are_on_it(
+    sets: list[FeatureSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = sum(of.nbytes for of in sets)
+    monkeypatch.setattr(feeding, "room", lambda: needed - 1)
+    found = placement(*sets, CPU)
+    assert found.kind == "storage"
+    assert found.reason.startswith("0.0 GB of features, 0.0 GB free for them in ")
+    # The smaller half is there now, so that the rest has room.
+    assert sets[1].embeddings.shape == (60, 16)
+    assert placement(*sets, CPU).kind == "host"
 
 
 @pytest.mark.parametrize("rows", [1, 31, 100])
-def test_many_readers_of_a_disk_gather_what_one_of_memory_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
-) -> None:
-    sets = [open_features(uri) for uri in support.write_feature_sets(tmp_path, pairs=60)]
+def test_many_readers_of_a_disk_gather_what_one_of_memory_does(sets: list[FeatureSet], rows: int) -> None:
     chosen = tuple(np.random.default_rng(i).integers(0, 60, rows) for i in range(2))
-    monkeypatch.setattr(feeding, "placement", lambda needed, device: Placement("disk", "as the test wants it"))
-    store = RowStore(*sets, torch.device("cpu"))
-    found = store.gather(chosen, store.buffers(rows))
-    for of, features, own in zip(found, sets, chosen, strict=True):
-        assert torch.equal(of, features.embeddings[own])
+    store = MappedRows(*sets, CPU, Placement("disk", "as the test wants it"))
+    ((of_rows, found),) = store.feed([[chosen]], at_most=100)
+    assert of_rows is chosen
+    for values, features, own in zip(found, sets, chosen, strict=True):
+        assert torch.equal(values, features.embeddings[own])
 
 
 def test_the_next_is_made_while_one_is_used() -> None:
@@ -42,7 +63,7 @@ def test_the_next_is_made_while_one_is_used() -> None:
         begun.append(i)
         return i
 
-    work = ahead(lambda i=i: make(i) for i in range(4))
+    work = ahead(make(i) for i in range(4))
     assert next(work) == 0
     deadline = time.monotonic() + 10
     while begun != [0, 1] and time.monotonic() < deadline:

@@ -11,6 +11,7 @@ import ranks
 import support
 from curves import CURVES, train_curves, train_on_two_and_four
 from sharelock_ray import storage
+from sharelock_ray.alignment import feeding
 from sharelock_ray.alignment.batches import PairBatches, split_validation
 from sharelock_ray.alignment.checkpoint import load_heads, read_checkpoint
 from sharelock_ray.alignment.optimizer import Adam
@@ -35,7 +36,7 @@ SPEC = AlignmentSpec(
 
 @pytest.fixture(scope="module")
 def features(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    return support.write_feature_sets(tmp_path_factory.mktemp("features"), pairs=300)
+    return support.write_feature_sets(tmp_path_factory.mktemp("features"), pairs=300, parts=(20, 7))
 
 
 def weights(checkpoint: str) -> dict[str, torch.Tensor]:
@@ -65,12 +66,17 @@ def test_learns_what_pairs_have_in_common(tmp_path: Path, features: tuple[str, s
     assert read_checkpoint(run.best).position.step == result.best_step
 
 
-@pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.9, "accumulation": 2, "positives": "text"}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"ema_decay": 0.9, "accumulation": 2, "positives": "text"}, {"order": "parts", "positives": "label"}],
+    ids=str,
+)
 def test_goes_on_at_the_exact_step_with_the_same_losses(
     tmp_path: Path, features: tuple[str, str], changes: dict[str, Any]
 ) -> None:
     whole, broken = RunFolder(str(tmp_path / "whole")), RunFolder(str(tmp_path / "broken"))
     spec = AlignmentSpec.model_validate(SPEC.model_dump() | changes)
+    streams = spec.order == "parts"
     train(whole, *features, spec)
 
     class KilledError(Exception):
@@ -88,10 +94,10 @@ def test_goes_on_at_the_exact_step_with_the_same_losses(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Adam, "step", dying)
         with pytest.raises(KilledError):
-            train(broken, *features, spec)
+            train(broken, *features, spec, streams=streams)
     assert read_checkpoint(broken.last).position.step == 10
     assert broken.result() is None
-    train(broken, *features, spec)
+    train(broken, *features, spec, streams=streams)
     assert broken.metrics() == whole.metrics()
     for folder in ("best", "last"):
         resumed, unbroken = (weights(getattr(run, folder)) for run in (broken, whole))
@@ -202,6 +208,28 @@ def test_an_epoch_shows_every_pair_at_most_once(features: tuple[str, str]) -> No
     for images in epochs:
         assert len(np.unique(images, axis=0)) == 256
     assert not np.array_equal(*epochs)
+
+
+class TestFeaturesThatNoNodeCanHold:
+    @pytest.fixture(autouse=True)
+    def _full_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SHARELOCK_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(feeding, "room", lambda: 1000)
+
+    def test_are_streamed_in_the_order_that_allows_it(self, tmp_path: Path, features: tuple[str, str]) -> None:
+        run = RunFolder(str(tmp_path / "run"))
+        train(run, *features, SPEC.model_copy(update={"order": "parts"}))
+        assert run.feeding().startswith("batches come from the storage (0.0 GB of features, 0.0 GB free for them in ")
+        assert not list((tmp_path / "cache").rglob("embeddings.bin"))
+
+    def test_are_one_clear_line_in_another_order(self, tmp_path: Path, features: tuple[str, str]) -> None:
+        with pytest.raises(RunError, match=r"free space there, .*SHARELOCK_CACHE.*, or set `alignment\.order: parts`"):
+            train(RunFolder(str(tmp_path / "run")), *features, SPEC)
+
+
+def test_only_an_order_by_parts_can_be_streamed(tmp_path: Path, features: tuple[str, str]) -> None:
+    with pytest.raises(RequestError, match=r"cannot be streamed in the order `global`: set `alignment\.order: parts`"):
+        train(RunFolder(str(tmp_path)), *features, SPEC, streams=True)
 
 
 def test_too_few_pairs_are_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from sharelock_ray.bench import captions, command, encoders, extract, feeding, loss, train, tune
+from sharelock_ray.bench import captions, command, encoders, extract, feeding, loss, streaming, train, tune
 from sharelock_ray.bench.models import DECODERS
 from sharelock_ray.errors import RequestError
 from sharelock_ray.features.cache import cache_folder
@@ -131,6 +131,13 @@ class TestFeeding:
         with feeding.cache_in("/nowhere"):
             assert str(cache_folder()).startswith("/nowhere")
         assert str(cache_folder()).startswith("kept")
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_streaming_feeds_an_epoch_in_each_way() -> None:
+    found = streaming.compare(streaming.Setting(pairs=600, batch_size=64, vision_dim=8, language_dim=4), repeats=1)
+    assert [len(rates) for rates in (found.disk, found.here, found.tasks)] == [1, 1, 1]
+    assert min(*found.disk, *found.here, *found.tasks) > 0
 
 
 class TestTrain:

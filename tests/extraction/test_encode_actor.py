@@ -10,8 +10,9 @@ import support
 from sharelock_ray.encoders.chunks import Chunk, cut, decode
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.extraction.options import ExtractionOptions
-from sharelock_ray.extraction.stream import ChunkReport, _Encode, _pack, _Work
+from sharelock_ray.extraction.stream import ChunkReport, _Encode, _Work
 from sharelock_ray.features.writer import FeatureSetWriter
+from sharelock_ray.ray_data import packed
 from sharelock_ray.sources.webdataset import WebDatasetSource
 
 
@@ -37,7 +38,7 @@ def run(
 ) -> tuple[_Encode, list[FeatureSetWriter], ChunkReport]:
     writers = [FeatureSetWriter(str(folder / spec.name), spec.modality, spec.stored_dtype) for spec in specs]
     actor = _Encode(specs, writers, ExtractionOptions())
-    table = actor(_pack(_Work(chunk, list(range(len(specs))), missing, 0.0), columns=1))
+    table = actor(packed(_Work(chunk, list(range(len(specs))), missing, 0.0), arrays=1))
     return actor, writers, pickle.loads(table["report"][0].as_py())
 
 

@@ -191,14 +191,35 @@ class TestCache:
         assert open_features(feature_set.uri).embeddings.tolist() == kept
 
 
+class TestPartEmbeddings:
+    def test_are_rows_of_the_part_that_are_read_from_storage(self, feature_set: FeatureSet) -> None:
+        found = [feature_set.part_embeddings(1, np.array(rows, np.int64)) for rows in ([0, 2], [], [0, 1, 2])]
+        assert cached("embeddings.bin") == []
+        assert feature_set.part_starts.tolist() == [0, 2, 5]
+        for values, rows in zip(found, ([2, 4], [], [2, 3, 4]), strict=True):
+            assert values.dtype == np.float16
+            assert values.tolist() == feature_set.embeddings[rows].tolist()
+
+    def test_of_a_large_part_are_decoded_a_few_rows_at_a_time(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        keys = [f"{i:03d}" for i in range(100)]
+        uri = support.write_parts(str(tmp_path), VISION, [[support.encoded("vision", keys)]])
+        # Three rows of four numbers.
+        monkeypatch.setattr(featureset, "_DECODED_BYTES", 24)
+        rows = np.array([0, 2, 3, 50, 99])
+        assert open_features(uri).part_embeddings(0, rows).tolist() == open_features(uri).embeddings[rows].tolist()
+
+
 class TestDamage:
     @pytest.mark.parametrize("offset", [10, -10])
     def test_to_a_byte_of_a_part_is_an_error_that_names_it(self, feature_set: FeatureSet, offset: int) -> None:
         data = bytearray(part_of(feature_set, 1).read_bytes())
         data[offset] ^= 1
         part_of(feature_set, 1).write_bytes(data)
-        with pytest.raises(RunError, match=r"part-00001\.parquet is not what its manifest says"):
-            _ = feature_set.embeddings
+        for read in (lambda: feature_set.embeddings, lambda: feature_set.part_embeddings(1, np.array([0]))):
+            with pytest.raises(RunError, match=r"part-00001\.parquet is not what its manifest says"):
+                read()
         assert cached("embeddings.bin") == cached("*.partial") == []
 
     def test_by_removal_of_a_part_is_an_error_that_names_it(self, feature_set: FeatureSet) -> None:

@@ -1,0 +1,59 @@
+"""Streams of Python objects through Ray Data: each is a block of one row, so that it goes on at once."""
+
+import pickle
+from collections.abc import Sequence
+from typing import Any
+
+from sharelock_ray import engine as engine
+
+# isort: split
+import numpy as np
+import pyarrow as pa
+import ray.data
+from ray.data import DataContext
+
+# So that whatever a function yields is a block of its own.
+_BLOCK_BYTES = 1
+_NO_PROGRESS_S = 300
+
+
+def stream_of(objects: Sequence[object], in_order: bool = False) -> ray.data.Dataset:
+    """A stream of these; a function that is mapped over it, with a `batch_size` of 1, is given a table of one.
+
+    Args:
+        in_order: whether what is made of them comes in their order.
+    """
+    context = DataContext.get_current()
+    context.execution_no_progress_timeout_s = _NO_PROGRESS_S
+    context.print_on_execution_start = False
+    context.target_max_block_size = _BLOCK_BYTES
+    context.execution_options.preserve_order = in_order
+    return ray.data.from_items([{"object": pickle.dumps(each)} for each in objects], override_num_blocks=len(objects))
+
+
+def packed(content: object, arrays: int) -> pa.Table:
+    """One row that holds `content`; its NumPy arrays are not copied, but in columns of their own, up to so many."""
+    buffers: list[pickle.PickleBuffer] = []
+    head = pickle.dumps(content, protocol=5, buffer_callback=buffers.append)
+    contents = [head, *buffers, *[b""] * (arrays - len(buffers))]
+    return pa.table({f"object{i}": _binary(each) for i, each in enumerate(contents)})
+
+
+def unpacked(table: pa.Table) -> Any:
+    """The object in a table of one row; its arrays lie where the table does, and cannot be written."""
+    head, *buffers = map(_content, table.columns)
+    return pickle.loads(head, buffers=buffers)
+
+
+def _binary(content: object) -> pa.LargeBinaryArray:
+    values = pa.py_buffer(content)
+    ends = pa.py_buffer(np.array([0, values.size], np.int64))
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, values])
+
+
+def _content(column: pa.ChunkedArray) -> pa.Buffer:
+    # Not `column[0].as_buffer()`, which copies.
+    array = column.chunk(0).cast(pa.large_binary())
+    _, ends, values = array.buffers()
+    start, end = np.frombuffer(ends, np.int64)[array.offset : array.offset + 2]
+    return values.slice(start, end - start)

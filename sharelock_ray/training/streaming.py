@@ -1,0 +1,40 @@
+"""Features of a training that are read by tasks all over the cluster, ahead of the worker that wants them."""
+
+from collections.abc import Iterator, Sequence
+
+from sharelock_ray import engine
+
+# isort: split
+import numpy as np
+import pyarrow as pa
+
+from sharelock_ray.alignment.streaming import Piece
+from sharelock_ray.features.featureset import FeatureSet
+from sharelock_ray.ray_data import packed, stream_of, unpacked
+
+# Pieces that have come and wait; what is still being read is as much as Ray's store has room for.
+_AHEAD = 4
+
+
+def read_by_tasks(sets: tuple[FeatureSet, FeatureSet], pieces: Sequence[Piece]) -> Iterator[np.ndarray]:
+    """The embeddings (n, D) of each of the pieces, in their order; an `alignment.streaming.Reader`.
+
+    Each task reads, verifies and decodes a part on one CPU, wherever the cluster has one, and sends the wanted rows.
+
+    Raises:
+        RunError: a part is not what its manifest says, or Ray has no CPU to read on.
+    """
+    if not pieces:
+        return
+    stream = stream_of(pieces, in_order=True).map_batches(
+        _read, fn_args=(sets,), batch_size=1, batch_format="pyarrow", num_cpus=1
+    )
+    with engine.readable_errors("streaming of features"):
+        for table in stream.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=_AHEAD):
+            # A copy, so that Ray's store, which may be small, has room for what follows.
+            yield np.array(unpacked(table))
+
+
+def _read(table: pa.Table, sets: tuple[FeatureSet, FeatureSet]) -> pa.Table:
+    piece: Piece = unpacked(table)
+    return packed(sets[piece.side].part_embeddings(piece.part, piece.rows), arrays=1)

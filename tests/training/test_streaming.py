@@ -1,0 +1,64 @@
+"""Training on features that Ray Data streams from storage."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import support
+from sharelock_ray.alignment.run import RunFolder
+from sharelock_ray.alignment.spec import AlignmentSpec, ProjectionSpec
+from sharelock_ray.alignment.streaming import Piece, read_here
+from sharelock_ray.alignment.train import train as train_alone
+from sharelock_ray.errors import RequestError, RunError
+from sharelock_ray.features.featureset import open_features
+from sharelock_ray.training.options import TrainingOptions
+from sharelock_ray.training.streaming import read_by_tasks
+from sharelock_ray.training.train import train
+
+SPEC = AlignmentSpec(
+    language=ProjectionSpec(depth=2, width=32, dropout=0.1, activation="gelu"),
+    global_batch_size=64,
+    order="parts",
+    # Two epochs.
+    steps=10,
+    warmup_steps=5,
+    validation_fraction=0.2,
+)
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    return support.write_feature_sets(tmp_path_factory.mktemp("features"), pairs=600, parts=(12, 5))
+
+
+@pytest.mark.usefixtures("local_ray")
+class TestStreamed:
+    def test_gives_the_curve_of_one_process_that_maps_its_features(
+        self, tmp_path: Path, features: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run, alone = RunFolder(str(tmp_path / "run")), RunFolder(str(tmp_path / "alone"))
+        train(run, *features, SPEC, TrainingOptions(stream=True))
+        assert run.feeding() == "batches come from the storage (as asked)"
+        train_alone(alone, *features, SPEC)
+        assert alone.feeding().startswith("batches come from the host")
+        assert run.metrics() == alone.metrics()
+
+    def test_pieces_come_in_their_order(self, features: tuple[str, str]) -> None:
+        sets = tuple(map(open_features, features))
+        pieces = [Piece(side, part, np.arange(part, 9)) for part in (4, 0, 3) for side in (1, 0)]
+        for ours, theirs in zip(read_by_tasks(sets, pieces), read_here(sets, pieces), strict=True):
+            assert ours.dtype == theirs.dtype
+            assert np.array_equal(ours, theirs)
+        assert list(read_by_tasks(sets, [])) == []
+
+    def test_a_damaged_part_is_one_clear_line(self, tmp_path: Path) -> None:
+        uris = support.write_feature_sets(tmp_path, pairs=60, parts=(2, 1))
+        (tmp_path / "vision" / "part-00001.parquet").write_bytes(b"")
+        pieces = [Piece(0, part, np.arange(5)) for part in (0, 1)]
+        with pytest.raises(RunError, match=r"^\S+part-00001\.parquet is not what its manifest says"):
+            list(read_by_tasks(tuple(map(open_features, uris)), pieces))
+
+    def test_wants_a_free_cpu_to_read(self, tmp_path: Path, features: tuple[str, str]) -> None:
+        with pytest.raises(RequestError, match=r"needs 65 CPU.*one CPU must stay free to read"):
+            train(RunFolder(str(tmp_path)), *features, SPEC, TrainingOptions(num_workers=64))
