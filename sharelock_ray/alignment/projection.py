@@ -86,52 +86,61 @@ class Projection(nn.Module):
         if not self.spec.depth:
             return F.normalize(x, dim=-1)
         # Drawn outside of the network, so that what is compiled never sees the step, which changes at every call.
-        kept = [self._kept(x, layer, batch) for layer in range(len(self.norms))]
-        projected = self._network(x, kept, batch)
+        dropout = [self._dropout(x, layer, batch) for layer in range(len(self.norms))]
+        projected = self._network(x, dropout, batch)
         return F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=-1)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compiles the network by `torch.compile`, which takes these arguments."""
         self._network = torch.compile(self._network, *args, **kwargs)  # type: ignore[method-assign]
 
-    def _network(self, x: torch.Tensor, kept: Sequence[torch.Tensor | None], batch: GlobalBatch | None) -> torch.Tensor:
+    def _network(
+        self, x: torch.Tensor, dropout: Sequence[torch.Tensor | None], batch: GlobalBatch | None
+    ) -> torch.Tensor:
         x = self.input_norm(x)
         for layer, norm in enumerate(self.norms):
             hidden = self.linears[layer](x)
             hidden = self._activation(norm(hidden, batch) if isinstance(norm, GlobalBatchNorm) else norm(hidden))
             if self.spec.gated:
                 hidden = hidden * self.gates[layer](x)
-            keep = kept[layer]
-            if keep is not None:
-                hidden = hidden * keep / (1 - self.spec.dropout)
+            scales = dropout[layer]
+            if scales is not None:
+                hidden = (hidden * scales).to(hidden.dtype)
             x = x + hidden if self.spec.residual and x.shape == hidden.shape else hidden
         return self.linears[-1](x)
 
-    def _kept(self, x: torch.Tensor, layer: int, batch: GlobalBatch | None) -> torch.Tensor | None:
-        """(n, width) bool: which hidden units of a layer dropout leaves; None where it leaves all."""
+    def _dropout(self, x: torch.Tensor, layer: int, batch: GlobalBatch | None) -> torch.Tensor | None:
+        """(n, width) float32 that a layer's hidden units are multiplied by; None where dropout leaves all."""
         p, linear = self.spec.dropout, self.linears[layer]
         assert isinstance(linear, nn.Linear)
         if not self.training or not p:
             return None
         if batch is None:
-            return torch.rand((len(x), linear.out_features), device=x.device) >= p
-        return dropout_keep(linear.out_features, layer, batch, p, x.device)
+            return _scales(torch.rand((len(x), linear.out_features), device=x.device), p)
+        return dropout_scales(linear.out_features, layer, batch, p, x.device)
 
 
-def dropout_keep(width: int, layer: int, batch: GlobalBatch, p: float, device: torch.device) -> torch.Tensor:
-    """(rows, width) bool, from (seed, step, side, layer, block of rows): the same on any number of workers."""
+def dropout_scales(width: int, layer: int, batch: GlobalBatch, p: float, device: torch.device) -> torch.Tensor:
+    """(rows, width) float32: 0 for what is dropped, 1 / (1 - p) for what is kept.
+
+    From (seed, step, side, layer, block of rows): the same on any number of workers.
+    """
     start, end = batch.rows.start, batch.rows.start + batch.rows.count
-    first = start // _DROPOUT_BLOCK
+    scales = torch.empty((batch.rows.count, width), device=device)
     generator = torch.Generator(device)
-    blocks = []
-    for block in range(first, -(-end // _DROPOUT_BLOCK)):
+    for block in range(start // _DROPOUT_BLOCK, -(-end // _DROPOUT_BLOCK)):
         name = f"dropout {batch.seed} {batch.step} {batch.side} {layer} {block}".encode()
         generator.manual_seed(int.from_bytes(hashlib.sha256(name).digest()[:8], "big") >> 1)
-        blocks.append(torch.rand((_DROPOUT_BLOCK, width), generator=generator, device=device) >= p)
-    if not blocks:
-        return torch.empty((0, width), dtype=torch.bool, device=device)
-    offset = start - first * _DROPOUT_BLOCK
-    return torch.cat(blocks)[offset : offset + batch.rows.count]
+        drawn = _scales(torch.rand((_DROPOUT_BLOCK, width), generator=generator, device=device), p)
+        first = block * _DROPOUT_BLOCK
+        mine = slice(max(start - first, 0), min(end - first, _DROPOUT_BLOCK))
+        scales[first + mine.start - start : first + mine.stop - start] = drawn[mine]
+    return scales
+
+
+def _scales(drawn: torch.Tensor, p: float) -> torch.Tensor:
+    """In place, of numbers drawn evenly from 0 to 1."""
+    return drawn.ge_(p).mul_(1 / (1 - p))
 
 
 class GlobalBatchNorm(nn.BatchNorm1d):

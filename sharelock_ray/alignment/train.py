@@ -28,6 +28,7 @@ from sharelock_ray.alignment.checkpoint import (
 from sharelock_ray.alignment.distributed import Group, rank, world_size
 from sharelock_ray.alignment.feeding import MappedRows, Placement, RowStore, placement
 from sharelock_ray.alignment.heads import Heads
+from sharelock_ray.alignment.memory import keep_freed_memory
 from sharelock_ray.alignment.metrics import Metrics
 from sharelock_ray.alignment.run import RunFolder, TrainingResult
 from sharelock_ray.alignment.spec import AlignmentSpec
@@ -75,6 +76,8 @@ def train(
             f"give more data or another `alignment.validation_fraction`"
         )
     vision_side, language_side = side_of(pairs.vision.manifest), side_of(pairs.language.manifest)
+    if torch.device(device).type == "cpu":
+        keep_freed_memory()
     torch.manual_seed(spec.seed)
     heads = Heads(spec, vision_side.dim, language_side.dim).to(device)
     optimization = Optimization(heads, spec, group, compiled)

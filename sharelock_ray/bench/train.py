@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from sharelock_ray.alignment.batches import Batch
 from sharelock_ray.alignment.heads import Heads
+from sharelock_ray.alignment.memory import keep_freed_memory
 from sharelock_ray.alignment.run import RunFolder
 from sharelock_ray.alignment.spec import AlignmentSpec, ProjectionSpec
 from sharelock_ray.alignment.step import Optimization
@@ -179,6 +180,8 @@ def whole_run(setting: Setting, pairs: int, steps: int) -> Run:
 
 
 def _step(setting: Setting, rank: int = 0) -> Callable[[], object]:
+    if setting.device == "cpu":
+        keep_freed_memory()
     torch.manual_seed(0)
     heads = Heads(setting.spec, setting.vision_dim, setting.language_dim).to(setting.device)
     optimization = Optimization(heads, setting.spec)

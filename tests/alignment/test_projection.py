@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sharelock_ray.alignment.distributed import Rows
-from sharelock_ray.alignment.projection import GlobalBatch, GlobalBatchNorm, Projection, dropout_keep
+from sharelock_ray.alignment.projection import GlobalBatch, GlobalBatchNorm, Projection, dropout_scales
 from sharelock_ray.alignment.spec import ProjectionSpec
 
 ACTIVATIONS = {"relu": nn.ReLU, "relu6": nn.ReLU6, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
@@ -225,7 +225,7 @@ class TestDropout:
         assert not torch.allclose(one, other)
 
     def test_changes_with_the_layer(self) -> None:
-        one, other = (dropout_keep(8, layer, in_batch(0, 20), 0.5, torch.device("cpu")) for layer in (0, 1))
+        one, other = (dropout_scales(8, layer, in_batch(0, 20), 0.5, torch.device("cpu")) for layer in (0, 1))
         assert not torch.equal(one, other)
 
     def test_keeps_the_mean_and_drops_the_share(self) -> None:
