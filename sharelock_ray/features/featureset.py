@@ -53,6 +53,10 @@ class FeatureSet:
     uri: str
     manifest: Manifest
 
+    def __reduce__(self) -> tuple[type["FeatureSet"], tuple[str, Manifest]]:
+        # What was mapped here is mapped anew by a process that it is sent to, if it is wanted there at all.
+        return FeatureSet, (self.uri, self.manifest)
+
     @cached_property
     def table(self) -> pa.Table:
         """Every column but the embedding, mapped from the node's cache; and `key_hash`, uint32.

@@ -12,7 +12,8 @@ from sharelock_ray.alignment.streaming import Piece
 from sharelock_ray.features.featureset import FeatureSet
 from sharelock_ray.ray_data import packed, stream_of, unpacked
 
-# Pieces that have come and wait; what is still being read is as much as Ray's store has room for.
+# Ray's store may be no larger than a few parts.
+_BLOCK_BYTES = 8 << 20
 _AHEAD = 4
 
 
@@ -30,11 +31,21 @@ def read_by_tasks(sets: tuple[FeatureSet, FeatureSet], pieces: Sequence[Piece]) 
         _read, fn_args=(sets,), batch_size=1, batch_format="pyarrow", num_cpus=1
     )
     with engine.readable_errors("streaming of features"):
-        for table in stream.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=_AHEAD):
-            # A copy, so that Ray's store, which may be small, has room for what follows.
-            yield np.array(unpacked(table))
+        blocks = map(unpacked, stream.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=_AHEAD))
+        for piece in pieces:
+            # A copy, so that Ray's store has room for what follows.
+            found = np.empty((len(piece.rows), sets[piece.side].manifest.dim), sets[piece.side].manifest.dtype)
+            start = 0
+            while start < len(found):
+                block = next(blocks)
+                found[start : start + len(block)] = block
+                start += len(block)
+            yield found
 
 
-def _read(table: pa.Table, sets: tuple[FeatureSet, FeatureSet]) -> pa.Table:
+def _read(table: pa.Table, sets: tuple[FeatureSet, FeatureSet]) -> Iterator[pa.Table]:
     piece: Piece = unpacked(table)
-    return packed(sets[piece.side].part_embeddings(piece.part, piece.rows), arrays=1)
+    found = sets[piece.side].part_embeddings(piece.part, piece.rows)
+    rows = max(1, _BLOCK_BYTES * len(found) // found.nbytes)
+    for start in range(0, len(found), rows):
+        yield packed(found[start : start + rows], arrays=1)

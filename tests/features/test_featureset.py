@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -189,6 +190,15 @@ class TestCache:
         kept = feature_set.embeddings.tolist()
         shutil.rmtree(cache_folder())
         assert open_features(feature_set.uri).embeddings.tolist() == kept
+
+
+def test_travels_to_another_process_without_what_is_mapped_here(feature_set: FeatureSet) -> None:
+    before = pickle.dumps(feature_set)
+    used = (feature_set.embeddings, feature_set.keys)
+    assert pickle.dumps(feature_set) == before
+    other = pickle.loads(before)
+    assert (other.uri, other.manifest) == (feature_set.uri, feature_set.manifest)
+    assert other.keys.tolist() == used[1].tolist()
 
 
 class TestPartEmbeddings:

@@ -52,6 +52,12 @@ class TestStreamed:
             assert np.array_equal(ours, theirs)
         assert list(read_by_tasks(sets, [])) == []
 
+    def test_a_large_piece_comes_in_blocks(self, tmp_path: Path) -> None:
+        # Of 12.8 MB.
+        sets = tuple(map(open_features, support.write_feature_sets(tmp_path, pairs=50, dims=(64_000, 8))))
+        (found,) = read_by_tasks(sets, [Piece(0, 0, np.arange(50))])
+        assert np.array_equal(found, sets[0].embeddings)
+
     def test_a_damaged_part_is_one_clear_line(self, tmp_path: Path) -> None:
         uris = support.write_feature_sets(tmp_path, pairs=60, parts=(2, 1))
         (tmp_path / "vision" / "part-00001.parquet").write_bytes(b"")
