@@ -116,9 +116,10 @@ def readable_errors(stage: str) -> Iterator[None]:
     """Turns what Ray raises into the error that a worker meant, or into one line; the whole of it goes to the log."""
     try:
         yield
-    except SharelockError:
-        raise
     except Exception as error:
+        # Ray makes one of a worker's own error too, whose text is the whole traceback.
+        if isinstance(error, SharelockError) and not isinstance(error, RayError):
+            raise
         traceback.print_exc()
         name, message = _root(error)
         if name in (RequestError.__name__, RunError.__name__):
