@@ -17,14 +17,15 @@ _BLOCK_BYTES = 1
 _NO_PROGRESS_S = 300
 
 
-def stream_of(objects: Sequence[object], in_order: bool = False) -> ray.data.Dataset:
+def stream_of(objects: Sequence[object], in_order: bool = False, may_rest: bool = False) -> ray.data.Dataset:
     """A stream of these; a function that is mapped over it, with a `batch_size` of 1, is given a table of one.
 
     Args:
         in_order: whether what is made of them comes in their order.
+        may_rest: whether whoever takes from it may take nothing for long; else that is an error after five minutes.
     """
     context = DataContext.get_current()
-    context.execution_no_progress_timeout_s = _NO_PROGRESS_S
+    context.execution_no_progress_timeout_s = -1 if may_rest else _NO_PROGRESS_S
     context.print_on_execution_start = False
     context.target_max_block_size = _BLOCK_BYTES
     context.execution_options.preserve_order = in_order

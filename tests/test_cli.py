@@ -100,11 +100,13 @@ class TestRuns:
             (interrupt, lambda: any(run.rglob("manifest.json"))),
             (interrupt, lambda: (run / "ray").exists()),
             (support.kill, lambda: (run / "last" / "checkpoint.json").exists()),
+            (support.kill, lambda: (run / "training.json").exists()),
         ]
         for stop, moment in moments:
             process = support.start("demo", str(recipe))
             support.wait_for(moment, process)
             stop(process)
+        assert not (run / "evaluation.json").exists()
         code, _, err = sharelock("demo", str(recipe))
         assert code == 0, err
         parts = list(undisturbed.rglob("*.parquet"))

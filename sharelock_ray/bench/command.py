@@ -219,7 +219,8 @@ def train(
         for what, group in (("step", [found.step]), ("by batch", found.batches), ("by workers", found.workers))
         for m in group
     ]
-    rows.append(["seconds grow as batch to the power of", f"{found.slope:.2f}", *[""] * 5])
+    if found.slope is not None:
+        rows.append(["seconds grow as batch to the power of", f"{found.slope:.2f}", *[""] * 5])
     result = asdict(found) | {"slope": found.slope, "share_of_product": found.step.share_of_product}
     if steps:
         run = bench.whole_run(setting, pairs, steps)

@@ -128,8 +128,10 @@ class Comparison:
     workers: list[Measured]
 
     @property
-    def slope(self) -> float:
-        """Exponent k of seconds = c batch^k, by least squares of the logarithms."""
+    def slope(self) -> float | None:
+        """Exponent k of seconds = c batch^k, by least squares of the logarithms; None of one batch size."""
+        if len(self.batches) < 2:
+            return None
         x = [math.log(measured.setting.batch_size) for measured in self.batches]
         y = [math.log(statistics.median(measured.seconds)) for measured in self.batches]
         return statistics.linear_regression(x, y).slope

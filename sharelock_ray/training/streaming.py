@@ -7,14 +7,19 @@ from sharelock_ray import engine
 # isort: split
 import numpy as np
 import pyarrow as pa
+import ray
+from ray.exceptions import GetTimeoutError
 
 from sharelock_ray.alignment.streaming import Piece
+from sharelock_ray.errors import RunError
 from sharelock_ray.features.featureset import FeatureSet
 from sharelock_ray.ray_data import packed, stream_of, unpacked
 
 # Ray's store may be no larger than a few parts.
 _BLOCK_BYTES = 8 << 20
 _AHEAD = 4
+# A cluster may have to start a node first.
+_PATIENCE_S = 600
 
 
 def read_by_tasks(sets: tuple[FeatureSet, FeatureSet], pieces: Sequence[Piece]) -> Iterator[np.ndarray]:
@@ -27,7 +32,9 @@ def read_by_tasks(sets: tuple[FeatureSet, FeatureSet], pieces: Sequence[Piece]) 
     """
     if not pieces:
         return
-    stream = stream_of(pieces, in_order=True).map_batches(
+    _require_free_cpu()
+    # A validation, which reads by itself, or a slow step may come in between.
+    stream = stream_of(pieces, in_order=True, may_rest=True).map_batches(
         _read, fn_args=(sets,), batch_size=1, batch_format="pyarrow", num_cpus=1
     )
     with engine.readable_errors("streaming of features"):
@@ -41,6 +48,24 @@ def read_by_tasks(sets: tuple[FeatureSet, FeatureSet], pieces: Sequence[Piece]) 
                 found[start : start + len(block)] = block
                 start += len(block)
             yield found
+
+
+def _require_free_cpu() -> None:
+    """Raises where nothing can be read; Ray Data itself would wait in silence."""
+    free = _nothing.remote()
+    try:
+        ray.get(free, timeout=_PATIENCE_S)
+    except GetTimeoutError:
+        ray.cancel(free)
+        raise RunError(
+            f"no CPU was free for {_PATIENCE_S} s to read features on: "
+            f"add a node, or lower operations.training.num_workers or num_cpus"
+        ) from None
+
+
+@ray.remote(num_cpus=1)
+def _nothing() -> None:
+    pass
 
 
 def _read(table: pa.Table, sets: tuple[FeatureSet, FeatureSet]) -> Iterator[pa.Table]:

@@ -153,6 +153,7 @@ class TestTrain:
     def test_the_slope_is_the_power_of_the_batch(self) -> None:
         batches = [train.Measured(replace(self.SETTING, batch_size=n), [3e-6 * n**1.5] * 2, []) for n in (64, 128, 512)]
         assert train.Comparison(batches[0], batches, []).slope == pytest.approx(1.5)
+        assert train.Comparison(batches[0], batches[:1], []).slope is None
 
     def test_steps_are_held_against_the_product(self) -> None:
         found = train.step(self.SETTING, repeats=2)

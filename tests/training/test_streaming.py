@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
+from sharelock_ray import engine  # noqa: F401  (before anything imports ray)
+
+# isort: split
 import numpy as np
 import pytest
+import ray
 
 import support
 from sharelock_ray.alignment.run import RunFolder
@@ -12,6 +16,7 @@ from sharelock_ray.alignment.streaming import Piece, read_here
 from sharelock_ray.alignment.train import train as train_alone
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.features.featureset import open_features
+from sharelock_ray.training import streaming
 from sharelock_ray.training.options import TrainingOptions
 from sharelock_ray.training.streaming import read_by_tasks
 from sharelock_ray.training.train import train
@@ -30,6 +35,11 @@ SPEC = AlignmentSpec(
 @pytest.fixture(scope="module")
 def features(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     return support.write_feature_sets(tmp_path_factory.mktemp("features"), pairs=600, parts=(12, 5))
+
+
+@ray.remote
+class Busy:
+    """Holds CPUs."""
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -64,6 +74,18 @@ class TestStreamed:
         pieces = [Piece(0, part, np.arange(5)) for part in (0, 1)]
         with pytest.raises(RunError, match=r"^\S+part-00001\.parquet is not what its manifest says"):
             list(read_by_tasks(tuple(map(open_features, uris)), pieces))
+
+    def test_does_not_wait_for_ever_where_no_cpu_is_free(
+        self, features: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sets = tuple(map(open_features, features))
+        monkeypatch.setattr(streaming, "_PATIENCE_S", 1)
+        busy = Busy.options(num_cpus=ray.cluster_resources()["CPU"]).remote()
+        ray.get(busy.__ray_ready__.remote())
+        with pytest.raises(RunError, match=r"^no CPU was free for 1 s to read features on: add a node, or lower "):
+            list(read_by_tasks(sets, [Piece(0, 0, np.arange(5))]))
+        ray.kill(busy)
+        assert len(list(read_by_tasks(sets, [Piece(0, 0, np.arange(5))]))) == 1
 
     def test_wants_a_free_cpu_to_read(self, tmp_path: Path, features: tuple[str, str]) -> None:
         with pytest.raises(RequestError, match=r"needs 65 CPU.*one CPU must stay free to read"):
