@@ -51,11 +51,11 @@ def made_once(target: Path, make: Callable[[Path], None], size: int | None = Non
     Raises:
         RunError: the disk cannot hold it.
     """
-    if not is_whole(target, size):
+    if not _is_whole(target, size):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with storage.locked(target.with_name(f"{target.name}.lock")):
-                if not is_whole(target, size):
+                if not _is_whole(target, size):
                     _make(target, make)
         except OSError as error:
             raise RunError(
@@ -66,13 +66,22 @@ def made_once(target: Path, make: Callable[[Path], None], size: int | None = Non
     return target
 
 
-def is_whole(target: Path, size: int | None) -> bool:
-    """Whether a file is there, of so many bytes where they are known."""
+def unmade(target: Path, size: int) -> int:
+    """Bytes of the disk that `made_once` has yet to take for a file of this size, whichever process makes it."""
+    if _is_whole(target, size):
+        return 0
+    try:
+        return size - min(size, _partial(target).stat().st_size)
+    except FileNotFoundError:
+        return 0 if _is_whole(target, size) else size
+
+
+def _is_whole(target: Path, size: int | None) -> bool:
     return target.exists() and (size is None or target.stat().st_size == size)
 
 
 def _make(target: Path, make: Callable[[Path], None]) -> None:
-    partial = target.with_name(f"{target.name}.partial")
+    partial = _partial(target)
     try:
         make(partial)
         # Otherwise a node that loses its power could keep the name and lose the content.
@@ -82,3 +91,7 @@ def _make(target: Path, make: Callable[[Path], None]) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def _partial(target: Path) -> Path:
+    return target.with_name(f"{target.name}.partial")

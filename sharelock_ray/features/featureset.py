@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from sharelock_ray import storage
 from sharelock_ray.errors import RequestError, RunError
-from sharelock_ray.features.cache import folder_of, is_whole, made_once
+from sharelock_ray.features.cache import folder_of, made_once, unmade
 from sharelock_ray.features.manifest import Manifest, Part, keys_digest, read_manifest
 from sharelock_ray.features.schema import REJECTS, part_name
 from sharelock_ray.progress import Progress
@@ -95,8 +95,8 @@ class FeatureSet:
 
     @property
     def unmade_nbytes(self) -> int:
-        """Bytes that the first use of `embeddings` writes on this node: none where another process has done it."""
-        return 0 if is_whole(self._cache / _EMBEDDINGS, self.nbytes) else self.nbytes
+        """Bytes of this node's disk that the first use of `embeddings` takes: none where another process has."""
+        return unmade(self._cache / _EMBEDDINGS, self.nbytes)
 
     @cached_property
     def part_starts(self) -> np.ndarray:

@@ -179,6 +179,18 @@ class TestCache:
         assert "SHARELOCK_CACHE" in line
         assert cached("embeddings.bin*") == [Path(f"{folder_of(feature_set.manifest)}/embeddings.bin.lock")]
 
+    def test_knows_what_it_has_yet_to_take_of_the_disk(self, feature_set: FeatureSet) -> None:
+        assert feature_set.unmade_nbytes == feature_set.nbytes == 5 * 4 * 2
+        partial = folder_of(feature_set.manifest) / "embeddings.bin.partial"
+        partial.parent.mkdir(parents=True)
+        # As another process leaves it, which has reserved the space of the whole file or some.
+        for taken in (10, 40):
+            partial.write_bytes(bytes(taken))
+            assert feature_set.unmade_nbytes == 40 - taken
+        _ = feature_set.embeddings
+        assert not partial.exists()
+        assert feature_set.unmade_nbytes == 0
+
     def test_shows_by_its_time_when_a_set_was_last_used(self, feature_set: FeatureSet) -> None:
         _ = feature_set.embeddings
         folder = folder_of(feature_set.manifest)
