@@ -50,6 +50,32 @@ def extract(
     _show([*header, "spilled MiB"], rows, {"comparisons": ratios}, as_json)
 
 
+@app.command(name="decode")
+def decode_(
+    image_size: Annotated[int, typer.Option(min=1, help="Pixels a side of what the encoder is given.")] = 224,
+    repeats: Repeats = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Reading and decoding of JPEGs on one core, and how many cores an encoder of 1,000 images a second needs."""
+    from sharelock_ray.bench.decode import Setting, compare
+
+    sizes = [(341, 256, 512), (500, 375, 512), (1024, 768, 128), (4000, 3000, 16)]
+    found = [compare(Setting(width, height, count, image_size), repeats) for width, height, count in sizes]
+    rows = [
+        [
+            f"{c.setting.width:,} x {c.setting.height:,}",
+            f"{c.bytes / 1000:,.0f}",
+            _median(c.ours),
+            _median(c.full_scale),
+            f"{c.ratio:.2f}",
+            f"{1000 / statistics.median(c.ours):.1f}",
+        ]
+        for c in found
+    ]
+    header = ["JPEG", "KB", "images by CPU second", "at full scale", "ratio", "cores for 1,000 images/s"]
+    _show(header, rows, {"comparisons": [asdict(c) | {"ratio": c.ratio} for c in found]}, as_json)
+
+
 @app.command(name="captions")
 def captions_(repeats: Repeats = 5, threads: Threads = 1, as_json: AsJson = False) -> None:
     """Captions through a small decoder: sorted and by token budget, against batches of 32 and one by one."""

@@ -109,7 +109,7 @@ def write_tars(folder: Path, setting: Setting) -> None:
     """Tars of JPEGs with the detail of a photograph, roughly: smooth colours under noise."""
     generator = np.random.default_rng(0)
     files = []
-    for _ in range(_DISTINCT):
+    for _ in range(min(_DISTINCT, setting.images)):
         coarse = Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8))
         smooth = np.asarray(coarse.resize((setting.width, setting.height), Image.Resampling.BICUBIC), np.int16)
         noisy = smooth + generator.normal(0, 8, smooth.shape).astype(np.int16)

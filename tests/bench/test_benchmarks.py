@@ -14,10 +14,18 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from sharelock_ray.bench import captions, command, encoders, extract, feeding, loss, streaming, train, tune
+from sharelock_ray.bench import captions, command, decode, encoders, extract, feeding, loss, streaming, train, tune
 from sharelock_ray.bench.models import DECODERS
 from sharelock_ray.errors import RequestError
 from sharelock_ray.features.cache import cache_folder
+
+
+def test_decode_reads_every_image_in_both_ways() -> None:
+    found = decode.compare(decode.Setting(width=160, height=120, images=5, image_size=32), repeats=2)
+    assert found.bytes > 1000
+    assert [len(rates) for rates in (found.ours, found.full_scale)] == [2, 2]
+    assert min(*found.ours, *found.full_scale) > 0
+    assert found.setting.preprocessing.resize == 36
 
 
 class TestCaptions:

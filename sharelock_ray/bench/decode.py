@@ -1,0 +1,91 @@
+"""Reading and decoding of images, as tasks do for an actor with a GPU: how many cores it takes so that none waits."""
+
+import io
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from sharelock_ray.bench.extract import Setting as Tars
+from sharelock_ray.bench.extract import write_tars
+from sharelock_ray.bench.measure import alternate, median_ratio
+from sharelock_ray.encoders.chunks import cut, decode
+from sharelock_ray.encoders.images import Preprocessing, crop_image, upright
+from sharelock_ray.sources.webdataset import WebDatasetSource
+
+_CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured: `images` JPEGs of `width` x `height` in a tar, made into squares of `image_size`."""
+
+    width: int
+    height: int
+    images: int
+    image_size: int = 224
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """With the usual eighth around the crop, as the paper's 256 around 224."""
+        return Preprocessing(image_size=self.image_size, resize=self.image_size * 8 // 7, interpolation="bilinear")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Images per second of CPU time, of each round."""
+
+    setting: Setting
+    bytes: int
+    """Of a JPEG, on average."""
+    ours: list[float]
+    """Chunks of a shard, read and decoded as extraction does."""
+    full_scale: list[float]
+    """The plainest loop over the same tar: every pixel of the file is decoded before it is resized."""
+
+    @property
+    def ratio(self) -> float:
+        return median_ratio(self.ours, self.full_scale)
+
+
+def compare(setting: Setting, repeats: int) -> Comparison:
+    """Writes the tar into a temporary folder and reads it in both ways in turn."""
+    with tempfile.TemporaryDirectory(prefix="sharelock-bench-") as folder:
+        write_tars(Path(folder), Tars(setting.images, 1, width=setting.width, height=setting.height))
+        source = WebDatasetSource(urls=f"{folder}/*.tar")
+        preprocessing = setting.preprocessing
+
+        def ours() -> int:
+            chunks = (
+                decode(chunk, [preprocessing]) for shard in source.shards() for chunk in cut(source, shard, _CHUNK)
+            )
+            return sum(len(chunk.pixels[preprocessing].images) for chunk in chunks)
+
+        def full_scale() -> int:
+            count = 0
+            for path in sorted(Path(folder).glob("*.tar")):
+                with tarfile.open(path) as tar:
+                    for member in tar:
+                        stream = tar.extractfile(member)
+                        assert stream is not None
+                        with Image.open(io.BytesIO(stream.read())) as image:
+                            crop_image(upright(image), preprocessing)
+                        count += 1
+            return count
+
+        name = f"{setting.width} x {setting.height}"
+        found = alternate(
+            {f"{name}, ours": lambda: _rate(ours), f"{name}, full scale": lambda: _rate(full_scale)}, repeats
+        )
+        size = sum(path.stat().st_size for path in Path(folder).glob("*.tar")) // setting.images
+        return Comparison(setting, size, *found.values())
+
+
+def _rate(work: Callable[[], int]) -> float:
+    started = time.process_time()
+    images = work()
+    return images / (time.process_time() - started)
