@@ -78,6 +78,12 @@ class Recipe(Config):
     tuning: TuningSpec | None = None
     operations: Operations = Operations()
 
+    @model_validator(mode="after")
+    def _streams_in_order(self) -> Self:
+        if self.operations.training.stream and self.alignment.order != "parts":
+            raise ValueError("`operations.training.stream` wants `alignment.order: parts`: set that too")
+        return self
+
     @property
     def vision(self) -> VisionSpec:
         """The one vision encoder."""

@@ -98,6 +98,13 @@ def test_a_mistake_gets_one_line_that_names_the_field(path: str, override: str, 
     assert "\n" not in str(error.value)
 
 
+def test_only_an_order_by_parts_can_be_streamed(path: str) -> None:
+    stream = "operations.training.stream=true"
+    with pytest.raises(RequestError, match=r"`operations\.training\.stream` wants `alignment\.order: parts`"):
+        read_recipe(path, [stream])
+    assert read_recipe(path, [stream, "alignment.order=parts"]).operations.training.stream
+
+
 def test_a_missing_field_is_named(tmp_path: Path, models: Path) -> None:
     path = support.write_recipe(tmp_path / "tiny.yaml", models)
     content = yaml.safe_load(path.read_text())
