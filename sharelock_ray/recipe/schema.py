@@ -69,6 +69,8 @@ class Recipe(Config):
     name: str
     output: Uri
     """Folder of the run: features, checkpoints, results and report. A local path or a URI."""
+    features_of: Uri | None = None
+    """Output of another run, whose features and built-in data this one uses; without it, they are in its own."""
     note: str = ""
     """Shown in the report: what a reader must know about this run."""
     data: DataSpec
@@ -101,11 +103,11 @@ class Recipe(Config):
     @property
     def data_folder(self) -> str:
         """Where the built-in data is written."""
-        return storage.join(self.output, "data")
+        return storage.join(self.features_of or self.output, "data")
 
     @property
     def features_folder(self) -> str:
-        return storage.join(self.output, "features")
+        return storage.join(self.features_of or self.output, "features")
 
     def feature_set_uri(self, split: str, encoder: EncoderSpec) -> str:
         """The feature set of one encoder over one split."""

@@ -189,7 +189,9 @@ def _journal(recipe: Recipe) -> str:
 
 def _write_winner(recipe: Recipe, study: Study) -> None:
     best = ranked(study.trials, study.objective[0])[0]
-    # In the same output, where its features are.
-    winner = with_settings(point_recipe(recipe, best.point), {"alignment.seed": study.seeds[0], "tuning": None})
+    # In a folder of its own: the study's output may hold another training.
+    own = {"output": storage.join(recipe.output, "winner"), "features_of": recipe.features_of or recipe.output}
+    settings = {"alignment.seed": study.seeds[0], "tuning": None, **own}
+    winner = with_settings(point_recipe(recipe, best.point), settings)
     content = yaml.safe_dump(winner.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     storage.write_bytes(storage.join(recipe.output, WINNER), content.encode())

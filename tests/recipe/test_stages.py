@@ -67,6 +67,27 @@ class TestDemo:
         assert set(evaluation.retrieval.image_to_text) == {1, 5, 10}
 
 
+class TestFeaturesOfAnotherRun:
+    def test_are_used_as_they_are(self, recipe: Recipe, tmp_path: Path, said: io.StringIO) -> None:
+        kept = {p: p.stat().st_mtime_ns for p in Path(recipe.output).rglob("*") if p.is_file()}
+        alignment = recipe.alignment.model_copy(update={"seed": 7})
+        other = changed(recipe, output=str(tmp_path / "other"), features_of=recipe.output, alignment=alignment)
+        summary = stages.demo(other)
+        lines = said.getvalue().splitlines()
+        assert [line for line in lines if line.startswith("extract")] == [
+            "extract train: already done",
+            "extract test: already done",
+        ]
+        assert summary.evaluation.zero_shot is not None
+        assert summary.training != stages.report(recipe).training
+        assert {"recipe.yaml", "audit.json", "training.json", "report.html"} <= {
+            p.name for p in (tmp_path / "other").iterdir()
+        }
+        assert not {"features", "data"} & {p.name for p in (tmp_path / "other").iterdir()}
+        kept.pop(Path(recipe.output) / "report.html")
+        assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
 class TestAlone:
     def test_training_wants_features(self, recipe: Recipe, tmp_path: Path) -> None:
         with pytest.raises(RequestError, match="does not exist: run `sharelock extract`"):

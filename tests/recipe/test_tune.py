@@ -115,7 +115,8 @@ def test_a_killed_study_goes_on_and_ends_in_a_page(extracted: Path, said: io.Str
     winner = read_recipe(str(Path(recipe.output) / "winner.yaml"))
     assert winner.tuning is None
     assert winner.alignment.language.depth == summary.points[0].point["alignment.language.depth"]
-    # It trains on the features that are there.
+    # It trains on the features that are there, in a folder where no other training is.
+    assert winner.output == f"{recipe.output}/winner"
     assert winner.feature_set_uri("train", winner.language) == recipe.feature_set_uri("train", recipe.language)
     assert stages.tune(recipe) == summary
 
