@@ -141,6 +141,8 @@ def _train(recipe: Recipe) -> TrainingResult:
     run = recipe.run
     vision, language = (recipe.feature_set_uri("train", encoder) for encoder in (recipe.vision, recipe.language))
     run.begin(recipe.alignment, read_manifest(vision), read_manifest(language))
+    # Not before: a request that does not fit must leave the recipe of the training that is there.
+    write_recipe(recipe)
     result = run.result()
     if result is not None:
         say(f"train: already done ({run.uri})")

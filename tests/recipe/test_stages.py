@@ -87,6 +87,15 @@ class TestFeaturesOfAnotherRun:
         kept.pop(Path(recipe.output) / "report.html")
         assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
+    def test_leave_the_recipe_of_what_is_trained_on_them(self, recipe: Recipe, tmp_path: Path) -> None:
+        alignment = recipe.alignment.model_copy(update={"seed": 8, "steps": 2})
+        other = changed(recipe, output=str(tmp_path), features_of=recipe.output, alignment=alignment)
+        stages.train(other)
+        assert read_recipe(str(tmp_path / "recipe.yaml")) == other
+        with pytest.raises(RequestError, match="steps: 2 there, 3 now"):
+            stages.train(changed(other, alignment=alignment.model_copy(update={"steps": 3})))
+        assert read_recipe(str(tmp_path / "recipe.yaml")) == other
+
 
 class TestAlone:
     def test_training_wants_features(self, recipe: Recipe, tmp_path: Path) -> None:
