@@ -15,6 +15,9 @@ from ray.data import DataContext
 # So that whatever a function yields is a block of its own.
 _BLOCK_BYTES = 1
 _NO_PROGRESS_S = 300
+# How many blocks a task may be ahead of whoever takes them, before it waits on its CPU: Ray's own number, and no limit.
+_BLOCKS_AHEAD = DataContext.get_current()._max_num_blocks_in_streaming_gen_buffer
+_ANY_NUMBER = 1 << 20
 
 
 def stream_of(objects: Sequence[object], in_order: bool = False, may_rest: bool = False) -> ray.data.Dataset:
@@ -22,10 +25,12 @@ def stream_of(objects: Sequence[object], in_order: bool = False, may_rest: bool 
 
     Args:
         in_order: whether what is made of them comes in their order.
-        may_rest: whether whoever takes from it may take nothing for long; else that is an error after five minutes.
+        may_rest: whether whoever takes from it may take nothing for long. Then tasks end without, and leave their CPUs
+            to others; else that is an error after five minutes.
     """
     context = DataContext.get_current()
     context.execution_no_progress_timeout_s = -1 if may_rest else _NO_PROGRESS_S
+    context._max_num_blocks_in_streaming_gen_buffer = _ANY_NUMBER if may_rest else _BLOCKS_AHEAD
     context.print_on_execution_start = False
     context.target_max_block_size = _BLOCK_BYTES
     context.execution_options.preserve_order = in_order

@@ -33,7 +33,7 @@ def read_by_tasks(sets: tuple[FeatureSet, FeatureSet], pieces: Sequence[Piece]) 
     if not pieces:
         return
     _require_free_cpu()
-    # A validation, which reads by itself, or a slow step may come in between.
+    # In between may come a validation, which reads by itself, or a step that waits for another worker, which does.
     stream = stream_of(pieces, in_order=True, may_rest=True).map_batches(
         _read, fn_args=(sets,), batch_size=1, batch_format="pyarrow", num_cpus=1
     )

@@ -79,13 +79,33 @@ class TestStreamed:
         self, features: tuple[str, str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         sets = tuple(map(open_features, features))
+        usual = streaming._PATIENCE_S
         monkeypatch.setattr(streaming, "_PATIENCE_S", 1)
         busy = Busy.options(num_cpus=ray.cluster_resources()["CPU"]).remote()
         ray.get(busy.__ray_ready__.remote())
         with pytest.raises(RunError, match=r"^no CPU was free for 1 s to read features on: add a node, or lower "):
             list(read_by_tasks(sets, [Piece(0, 0, np.arange(5))]))
         ray.kill(busy)
+        monkeypatch.setattr(streaming, "_PATIENCE_S", usual)
         assert len(list(read_by_tasks(sets, [Piece(0, 0, np.arange(5))]))) == 1
+
+    def test_a_stream_that_rests_leaves_the_cpu_to_another(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Four parts of 60 MB: more than Ray's store takes in.
+        uris = support.write_feature_sets(tmp_path, pairs=120, dims=(500_000, 8), parts=(4, 1))
+        sets = tuple(map(open_features, uris))
+        pieces = [Piece(0, part, np.arange(30)) for part in range(4)]
+        monkeypatch.setattr(streaming, "_PATIENCE_S", 60)
+        busy = Busy.options(num_cpus=ray.cluster_resources()["CPU"] - 1).remote()
+        ray.get(busy.__ray_ready__.remote())
+        first = read_by_tasks(sets, pieces)
+        found = [next(first)]
+        other = list(read_by_tasks(sets, pieces[:2]))
+        found += list(first)
+        ray.kill(busy)
+        assert (len(found), len(other)) == (4, 2)
+        assert all(np.array_equal(ours, theirs) for ours, theirs in zip(found, other, strict=False))
 
     def test_wants_a_free_cpu_to_read(self, tmp_path: Path, features: tuple[str, str]) -> None:
         with pytest.raises(RequestError, match=r"needs 65 CPU.*one CPU must stay free to read"):
