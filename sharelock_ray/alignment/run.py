@@ -68,7 +68,10 @@ class RunFolder:
         if not storage.exists(path):
             storage.write_json(path, asked)
             return
-        changed = _differences(storage.read_json(path), asked)
+        known = storage.read_json(path)
+        # A setting that the run's version did not know yet had what is its default now.
+        known["alignment"] = AlignmentSpec().model_dump(mode="json") | known["alignment"]
+        changed = _differences(known, asked)
         if changed:
             raise RequestError(
                 f"{self.uri} holds a training with other settings ({', '.join(changed)}): "

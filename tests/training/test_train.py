@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,6 +95,19 @@ class TestTrain:
     def test_another_request_cannot_overwrite_a_run(self, features: tuple[str, str], of_two_workers: RunFolder) -> None:
         with pytest.raises(RequestError, match=r"learning_rate: 0\.001 there, 0\.1 now"):
             train(of_two_workers, *features, SPEC.model_copy(update={"learning_rate": 0.1}), TWO)
+
+    def test_a_run_of_a_version_with_fewer_settings_is_left_alone_too(
+        self, tmp_path: Path, features: tuple[str, str], of_two_workers: RunFolder
+    ) -> None:
+        run = RunFolder(str(tmp_path / "run"))
+        shutil.copytree(of_two_workers.uri, run.uri)
+        request = tmp_path / "run" / "training-request.json"
+        asked = storage.read_json(str(request))
+        del asked["alignment"]["order"]
+        storage.write_json(str(request), asked)
+        assert train(run, *features, SPEC, TWO) == of_two_workers.result()
+        with pytest.raises(RequestError, match="order: global there, parts now"):
+            train(run, *features, SPEC.model_copy(update={"order": "parts"}), TWO)
 
     def test_more_workers_than_cpus_fail_at_once(self, tmp_path: Path, features: tuple[str, str]) -> None:
         with pytest.raises(RequestError, match="needs 64 CPU"):
