@@ -1,18 +1,16 @@
 """Reading and decoding of images, as tasks do for an actor with a GPU: how many cores it takes so that none waits."""
 
 import io
-import tarfile
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
 from sharelock_ray.bench.extract import Setting as Tars
-from sharelock_ray.bench.extract import write_tars
-from sharelock_ray.bench.measure import alternate, median_ratio
+from sharelock_ray.bench.extract import tar_files, write_tars
+from sharelock_ray.bench.measure import alternate, median_ratio, rate_by_cpu
 from sharelock_ray.encoders.chunks import cut, decode
 from sharelock_ray.encoders.images import Preprocessing, crop_image, upright
 from sharelock_ray.sources.webdataset import WebDatasetSource
@@ -67,25 +65,14 @@ def compare(setting: Setting, repeats: int) -> Comparison:
 
         def full_scale() -> int:
             count = 0
-            for path in sorted(Path(folder).glob("*.tar")):
-                with tarfile.open(path) as tar:
-                    for member in tar:
-                        stream = tar.extractfile(member)
-                        assert stream is not None
-                        with Image.open(io.BytesIO(stream.read())) as image:
-                            crop_image(upright(image), preprocessing)
-                        count += 1
+            for data in tar_files(Path(folder)):
+                with Image.open(io.BytesIO(data)) as image:
+                    crop_image(upright(image), preprocessing)
+                count += 1
             return count
 
         name = f"{setting.width} x {setting.height}"
-        found = alternate(
-            {f"{name}, ours": lambda: _rate(ours), f"{name}, full scale": lambda: _rate(full_scale)}, repeats
-        )
+        runs = {f"{name}, ours": ours, f"{name}, full scale": full_scale}
+        found = alternate({name: partial(rate_by_cpu, work) for name, work in runs.items()}, repeats)
         size = sum(path.stat().st_size for path in Path(folder).glob("*.tar")) // setting.images
         return Comparison(setting, size, *found.values())
-
-
-def _rate(work: Callable[[], int]) -> float:
-    started = time.process_time()
-    images = work()
-    return images / (time.process_time() - started)

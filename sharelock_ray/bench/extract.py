@@ -124,6 +124,16 @@ def write_tars(folder: Path, setting: Setting) -> None:
                 tar.addfile(info, io.BytesIO(files[i % _DISTINCT]))
 
 
+def tar_files(folder: Path) -> Iterator[bytes]:
+    """The files in the tars of a folder, by the plainest loop."""
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                stream = tar.extractfile(member)
+                assert stream is not None
+                yield stream.read()
+
+
 def _begin_loop(threads: int) -> None:
     import torch
 
@@ -143,16 +153,9 @@ def _loop(folder: str, setting: Setting, spec: VisionSpec) -> _Rates:
     from sharelock_ray.encoders.images import decode_image
     from sharelock_ray.encoders.vision import VisionEncoder
 
-    def images() -> Iterator[np.ndarray]:
-        for path in sorted(Path(folder).glob("*.tar")):
-            with tarfile.open(path) as tar:
-                for member in tar:
-                    stream = tar.extractfile(member)
-                    assert stream is not None
-                    yield decode_image(stream.read(), spec.preprocessing)
-
     encoder = VisionEncoder(spec)
-    decoded, embeddings = images(), []
+    decoded = (decode_image(data, spec.preprocessing) for data in tar_files(Path(folder)))
+    embeddings = []
     warm = encoder.encode(np.stack(list(islice(decoded, _BATCH))))
     started, cpu_started = time.perf_counter(), time.process_time()
     while batch := list(islice(decoded, _BATCH)):

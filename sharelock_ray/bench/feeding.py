@@ -4,7 +4,7 @@ import itertools
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from sharelock_ray.alignment.batches import PairBatches
-from sharelock_ray.bench.measure import alternate, median_ratio
+from sharelock_ray.bench.measure import alternate, median_ratio, rate_by_cpu
 from sharelock_ray.bench.synthetic import write_pairs
 from sharelock_ray.features.featureset import Pairs, join, open_features
 
@@ -84,9 +84,9 @@ def compare(setting: Setting, repeats: int) -> Comparison:
         gather = _Gather(pairs, batches.global_batch_size)
         with closing(batches.ahead(itertools.count(), 0, 1)) as ours:
             runs = {
-                "released": lambda: _rate(released.feed),
-                "gather": lambda: _rate(gather.feed),
-                "ours": lambda: _rate(lambda: sum(len(batch.image) for batch in itertools.islice(ours, _STEPS))),
+                "released": lambda: rate_by_cpu(released.feed),
+                "gather": lambda: rate_by_cpu(gather.feed),
+                "ours": lambda: rate_by_cpu(lambda: sum(len(batch.image) for batch in itertools.islice(ours, _STEPS))),
             }
             # What is not measured: reading the files from the disk, and touching new memory, for the first time.
             for feed in runs.values():
@@ -109,13 +109,6 @@ def _opened(uris: tuple[str, str]) -> tuple[Pairs, Opening]:
     opened()
     second = time.perf_counter() - started
     return pairs, Opening(pairs.vision.nbytes + pairs.language.nbytes, first, first_cpu, second)
-
-
-def _rate(feed: Callable[[], int]) -> float:
-    """Samples that `feed` says it gave, by second of CPU time."""
-    started = time.process_time()
-    samples = feed()
-    return samples / (time.process_time() - started)
 
 
 class _Gather:

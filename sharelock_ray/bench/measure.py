@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import statistics
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -40,6 +41,13 @@ def alternate(runs: Mapping[str, Callable[[], float]], repeats: int) -> dict[str
             found[name].append(run())
             say(f"bench: {name}, {repeat} of {repeats}: {found[name][-1]:,.4g}")
     return found
+
+
+def rate_by_cpu(work: Callable[[], int]) -> float:
+    """What `work` says that it did, by second of this process's CPU time."""
+    started = time.process_time()
+    done = work()
+    return done / (time.process_time() - started)
 
 
 def median_ratio(ours: list[float], theirs: list[float]) -> float:

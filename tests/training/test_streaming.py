@@ -45,7 +45,7 @@ class Busy:
 @pytest.mark.usefixtures("local_ray")
 class TestStreamed:
     def test_gives_the_curve_of_one_process_that_maps_its_features(
-        self, tmp_path: Path, features: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+        self, tmp_path: Path, features: tuple[str, str]
     ) -> None:
         run, alone = RunFolder(str(tmp_path / "run")), RunFolder(str(tmp_path / "alone"))
         train(run, *features, SPEC, TrainingOptions(stream=True))
