@@ -31,6 +31,7 @@ _TILE = {"cpu": (2048, 4096), "cuda": (8192, 8192)}
 """Rows and columns of a tile. On a CPU 32 MiB of float32; a GPU wants few launches."""
 _PIECE = {"cpu": 64, "cuda": 8192}
 """Rows of a tile that are worked on together between products: on a CPU they stay in the cache of a core."""
+_DOT_ROWS = {"cpu": 1024, "cuda": 16384}
 _CPU_BUDGET = 2 << 30
 
 
@@ -114,11 +115,11 @@ class _InfoNCE(torch.autograd.Function):
         batch = _Batch(x, y, group)
         targets = _Targets(batch, positives, group, mean=True)
         needs_gradient = any(ctx.needs_input_grad)
-        logits = _Logits(batch, float(scale), budget, visits=2 if needs_gradient else 1)
-        bounded = logits.are_bounded()
+        factor, bounded = _bounded(batch, scale)
+        logits = _Logits(batch, factor, budget, visits=2 if needs_gradient else 1)
         row_lse, column_lse = _bounded_statistics(logits) if bounded else _statistics(logits)
         column_lse = _logsumexp_over_ranks(column_lse, group)
-        local = row_lse.double().sum() + column_lse[batch.own].double().sum() - 2 * float(scale) * targets.cosines()
+        local = row_lse.double().sum() + column_lse[batch.own].double().sum() - 2 * factor * targets.cosines()
         if needs_gradient:
             gradients = _Gradients(batch, by_y=ctx.needs_input_grad[1])
             row_weight, column_weight = (-row_lse).exp(), (-column_lse).exp()
@@ -132,7 +133,7 @@ class _InfoNCE(torch.autograd.Function):
                         piece.sub_(row_lse[own, None]).exp_().add_(by_column)
                     targets.subtract(piece, own, columns, 2)
                 gradients.add(rows, columns, tile)
-            ctx.gradients = gradients.of_mean(scale, 2 * batch.rows.total, group)
+            ctx.gradients = gradients.of_mean(factor, 2 * batch.rows.total, group)
         return (sum_over_ranks(local, group) / (2 * batch.rows.total)).to(batch.dtype)
 
     @staticmethod
@@ -160,11 +161,12 @@ class _Sigmoid(torch.autograd.Function):
         needs_gradient = any(ctx.needs_input_grad)
         gradients = _Gradients(batch, by_y=ctx.needs_input_grad[1])
         by_bias = torch.zeros((), dtype=torch.float64, device=x.device)
-        local = -float(scale) * targets.cosines() - float(bias) * targets.count()
-        logits = _Logits(batch, float(scale), budget, visits=1)
+        factor, offset = torch.stack([scale, bias]).tolist()
+        local = -factor * targets.cosines() - offset * targets.count()
+        logits = _Logits(batch, factor, budget, visits=1)
         for rows, columns, tile in logits.tiles():
             for own, piece in _pieces(rows, tile):
-                local += F.softplus(piece.add_(float(bias))).sum(dtype=torch.float64)
+                local += F.softplus(piece.add_(offset)).sum(dtype=torch.float64)
                 if needs_gradient:
                     targets.subtract(piece.sigmoid_(), own, columns, 1)
                     by_bias += piece.sum(dtype=torch.float64)
@@ -172,7 +174,7 @@ class _Sigmoid(torch.autograd.Function):
                 gradients.add(rows, columns, tile)
         total = batch.rows.total
         if needs_gradient:
-            ctx.gradients = (*gradients.of_mean(scale, total, group), (by_bias / total).to(bias.dtype))
+            ctx.gradients = (*gradients.of_mean(factor, total, group), (by_bias / total).to(bias.dtype))
         return (sum_over_ranks(local, group) / total).to(batch.dtype)
 
     @staticmethod
@@ -223,11 +225,6 @@ class _Logits:
     def zeros(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(n,) and (N,): a number for each row, and for each column."""
         return self._memory.new_zeros(len(self._batch.x)), self._memory.new_zeros(len(self._batch.y))
-
-    def are_bounded(self) -> bool:
-        """Whether no logit is so large that a sum of exponentials, or its reciprocal, could leave the range."""
-        longest = [float(rows.norm(dim=1).amax()) if len(rows) else 0.0 for rows in (self._batch.x, self._batch.y)]
-        return abs(self._scale) * longest[0] * longest[1] < 0.7 * math.log(torch.finfo(self._batch.dtype).max)
 
     def tiles(self) -> Iterator[tuple[slice, slice, torch.Tensor]]:
         """(rows, columns, tile): which of this rank's rows and of all columns a tile holds. It may be written to."""
@@ -291,16 +288,22 @@ class _Gradients:
         if self._by_y is not None:
             _add_product(self._by_y[columns], tile.T, self._batch.x[rows])
 
-    def of_mean(
-        self, scale: torch.Tensor, terms: int, group: Group
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    def of_mean(self, scale: float, terms: int, group: Group) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         """Gradients of the loss by this rank's rows of either side, and this rank's share of that by the scale."""
-        by_scale = _dot(self._batch.x, self._by_x) / terms
-        factor = float(scale) / terms
+        by_scale = (_dot(self._batch.x, self._by_x) / terms).float()
+        factor = scale / terms
         by_y = None
         if self._by_y is not None:
             by_y = sum_over_ranks(self._by_y, group)[self._batch.own].mul_(factor).to(self._batch.given)
-        return self._by_x.mul_(factor).to(self._batch.given), by_y, by_scale.to(scale.dtype)
+        return self._by_x.mul_(factor).to(self._batch.given), by_y, by_scale
+
+
+def _bounded(batch: _Batch, scale: torch.Tensor) -> tuple[float, bool]:
+    """The scale, and whether no logit is so large that a sum of exponentials, or its reciprocal, leaves the range."""
+    longest = [torch.cat([side.norm(dim=1), side.new_zeros(1)]).amax() for side in (batch.x, batch.y)]
+    # Together, since a GPU's work waits while they are asked for.
+    factor, x, y = torch.stack([scale, *longest]).tolist()
+    return factor, abs(factor) * x * y < 0.7 * math.log(torch.finfo(batch.dtype).max)
 
 
 def _bounded_statistics(logits: _Logits) -> tuple[torch.Tensor, torch.Tensor]:
@@ -344,7 +347,7 @@ def _multiply(a: torch.Tensor, b: torch.Tensor, factor: float, out: torch.Tensor
     if a.dtype == out.dtype:
         out.addmm_(a, b, beta=0, alpha=factor)
     else:
-        torch.mm(a, b, out_dtype=out.dtype, out=out).mul_(factor)
+        torch.addmm(out, a, b, out_dtype=out.dtype, beta=0, alpha=factor, out=out)
 
 
 def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
@@ -352,12 +355,13 @@ def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
     if a.dtype == total.dtype:
         total.addmm_(a, b)
     else:
-        total.add_(torch.mm(a, b, out_dtype=total.dtype))
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
 
 
 def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Sum of all products in float64; some rows at a time, since a side in float64 is twice its gradient."""
-    parts = [(x * y).sum(dtype=torch.float64) for x, y in zip(a.split(1024), b.split(1024), strict=True)]
+    rows = _DOT_ROWS[a.device.type]
+    parts = [(x * y).sum(dtype=torch.float64) for x, y in zip(a.split(rows), b.split(rows), strict=True)]
     return torch.stack(parts).sum()
 
 

@@ -2,9 +2,10 @@
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -19,18 +20,30 @@ _SIGMA = 0.42
 
 @dataclass(frozen=True)
 class Setting:
-    """`captions` texts of log-normal lengths, for a small random Llama decoder in float32 on `threads` CPUs."""
+    """`captions` texts of log-normal lengths."""
 
     captions: int
     mean_tokens: int
-    threads: int = 1
     repeated: float = 0.0
     """Share of captions that repeat another."""
 
 
 @dataclass(frozen=True)
+class Decoder:
+    """A Llama of random weights in one of the shapes of `bench.models`, and what it runs on."""
+
+    shape: str = "small"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "cpu"
+    threads: int = 1
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """Captions per second of CPU time of each round: on one thread that is what a quiet machine's clock would show."""
+    """Captions per second of each round: of the clock on a GPU, of CPU time on a CPU.
+
+    On one thread the latter is what a quiet machine's clock would show.
+    """
 
     setting: Setting
     ours: list[float]
@@ -50,49 +63,56 @@ class Comparison:
         return median_ratio(self.ours, self.single)
 
 
-def compare(setting: Setting, repeats: int) -> Comparison:
-    """Encodes the same captions in the three ways in turn, in this process."""
+def compare(decoder: Decoder, settings: Sequence[Setting], repeats: int) -> list[Comparison]:
+    """Encodes the same captions of each setting in the three ways in turn, in this process."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 
     from sharelock_ray.encoders.language import LanguageEncoder
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(setting.threads)
-    texts = captions(setting)
+    torch.set_num_threads(decoder.threads)
+    dtype = getattr(torch, decoder.dtype)
     with tempfile.TemporaryDirectory(prefix="sharelock-bench-") as folder:
-        write_decoder(Path(folder), DECODERS["small"])
-        encoder = LanguageEncoder(LanguageSpec(name="bench", model=folder, pooling="last", max_length=512))
+        write_decoder(Path(folder), DECODERS[decoder.shape], dtype, decoder.device)
+        spec = LanguageSpec(name="bench", model=folder, pooling="last", dtype=decoder.dtype, max_length=512)
+        encoder = LanguageEncoder(spec, decoder.device)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModel.from_pretrained(folder).eval()
+        model = AutoModel.from_pretrained(folder, dtype=dtype).eval().to(decoder.device)
     tokenizer.pad_token, tokenizer.padding_side = "[UNK]", "left"
 
-    def plain(size: int) -> np.ndarray:
+    def plain(texts: list[str], size: int) -> np.ndarray:
         with torch.inference_mode():
             found = []
             for start in range(0, len(texts), size):
-                tokens = tokenizer(texts[start : start + size], padding=True, return_tensors="pt")
+                tokens = tokenizer(texts[start : start + size], padding=True, return_tensors="pt").to(decoder.device)
                 found.append(model(**tokens).last_hidden_state[:, -1])
-            return torch.cat(found).numpy()
+            return torch.cat(found).float().cpu().numpy()
 
-    ways: dict[str, Callable[[], np.ndarray]] = {
-        "sorted, by token budget": lambda: encoder.encode(texts),
-        f"batches of {_BATCH}": lambda: plain(_BATCH),
-        "one by one": lambda: plain(1),
-    }
-    ours, alone = ways["sorted, by token budget"](), ways["one by one"]()
-    found = alternate({name: _rate(way, len(texts)) for name, way in ways.items()}, repeats)
+    def measured(setting: Setting) -> Comparison:
+        texts = captions(setting)
+        ways: dict[str, Callable[[], np.ndarray]] = {
+            "sorted, by token budget": lambda: encoder.encode(texts),
+            f"batches of {_BATCH}": lambda: plain(texts, _BATCH),
+            "one by one": lambda: plain(texts, 1),
+        }
+        ours, alone = ways["sorted, by token budget"](), ways["one by one"]()
+        clock = time.process_time if decoder.device == "cpu" else time.perf_counter
+        found = alternate({name: _rate(way, len(texts), clock) for name, way in ways.items()}, repeats)
+        cosine = (ours * alone).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(alone, axis=1)
+        sorted_, in_batches, singly = found.values()
+        return Comparison(setting, sorted_, in_batches, singly, float((1 - cosine).max()))
+
+    found = [measured(setting) for setting in settings]
     torch.set_num_threads(threads)
-    cosine = (ours * alone).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(alone, axis=1)
-    sorted_, in_batches, singly = found.values()
-    return Comparison(setting, sorted_, in_batches, singly, float((1 - cosine).max()))
+    return found
 
 
-def _rate(way: Callable[[], object], count: int) -> Callable[[], float]:
+def _rate(way: Callable[[], object], count: int, clock: Callable[[], float]) -> Callable[[], float]:
     def run() -> float:
-        started = time.process_time()
+        started = clock()
         way()
-        return count / (time.process_time() - started)
+        return count / (clock() - started)
 
     return run
 

@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal
 
 import typer
@@ -15,6 +15,9 @@ app = typer.Typer(help="Measure what is claimed, as ratios within one run.", no_
 
 Repeats = Annotated[int, typer.Option(min=1, help="Rounds; medians are over them.")]
 Threads = Annotated[int, typer.Option(min=1, help="CPUs of either side.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+DType = Literal["float32", "bfloat16", "float16"]
+Shape = Annotated[str, typer.Option(help="A shape of Llama: small or llama-3-8b; its weights are random.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Make the last line of output one JSON object.")]
 
 
@@ -24,13 +27,17 @@ def extract(
     threads: Threads = 1,
     model: Annotated[str, typer.Option(help="A timm model; its weights are random.")] = "test_vit",
     image_size: int = 160,
+    size: Annotated[tuple[int, int], typer.Option(help="Width and height of the JPEGs.")] = (400, 300),
+    device: Device = "cpu",
+    dtype: DType = "float32",
     repeats: Repeats = 5,
     as_json: AsJson = False,
 ) -> None:
     """Extraction of images, tars to Parquet, against a plain PyTorch loop over the same tars."""
     from sharelock_ray.bench.extract import Setting, compare
 
-    found = [compare(Setting(count, threads, model, image_size), repeats) for count in images or [2000, 20000]]
+    setting = Setting(0, threads, model, image_size, dtype, device, width=size[0], height=size[1])
+    found = [compare(replace(setting, images=count), repeats) for count in images or [2000, 20000]]
     rows = [
         [
             f"{c.setting.images:,}",
@@ -77,12 +84,19 @@ def decode_(
 
 
 @app.command(name="captions")
-def captions_(repeats: Repeats = 5, threads: Threads = 1, as_json: AsJson = False) -> None:
-    """Captions through a small decoder: sorted and by token budget, against batches of 32 and one by one."""
-    from sharelock_ray.bench.captions import Setting, compare
+def captions_(
+    device: Device = "cpu",
+    language: Shape = "small",
+    dtype: DType = "float32",
+    repeats: Repeats = 5,
+    threads: Threads = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Captions through a decoder: sorted and by token budget, against batches of 32 and one by one."""
+    from sharelock_ray.bench.captions import Decoder, Setting, compare
 
-    settings = [Setting(512, 12, threads), Setting(160, 47, threads), Setting(512, 12, threads, repeated=0.3)]
-    found = [compare(setting, repeats) for setting in settings]
+    settings = [Setting(512, 12), Setting(160, 47), Setting(512, 12, repeated=0.3)]
+    found = compare(Decoder(language, dtype, device, threads), settings, repeats)
     rows = [
         [
             f"{c.setting.mean_tokens}",
@@ -101,13 +115,13 @@ def captions_(repeats: Repeats = 5, threads: Threads = 1, as_json: AsJson = Fals
 
 @app.command()
 def encoders(
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Device = "cpu",
     vision: Annotated[str, typer.Option(help="A timm model; its weights are random.")] = "vit_tiny_patch16_224",
     image_size: int = 224,
     image_batch_size: int | None = None,
-    language: Annotated[str, typer.Option(help="A shape: small or llama-3-8b.")] = "small",
+    language: Shape = "small",
     token_budget: int | None = None,
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    dtype: DType = "float32",
     repeats: Repeats = 5,
     as_json: AsJson = False,
 ) -> None:
@@ -115,7 +129,7 @@ def encoders(
     from sharelock_ray.bench import encoders as bench
 
     found = [bench.vision(vision, image_size, dtype, device, image_batch_size, repeats)]
-    found += [bench.language(language, dtype, device, token_budget, tokens, repeats) for tokens in (12, 47)]
+    found += bench.language(language, dtype, device, token_budget, (12, 47), repeats)
     decode = bench.decode_rate(image_size=image_size)
     rows = [
         [
@@ -220,7 +234,9 @@ def train(
     vision_dim: int = 1024,
     language_dim: int = 4096,
     precision: Literal["float32", "bfloat16"] = "float32",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    accumulation: Annotated[int, typer.Option(min=1, help="Micro-batches of a step.")] = 1,
+    compiled: Annotated[bool, typer.Option("--compile", help="The head by torch.compile.")] = False,
+    device: Device = "cpu",
     threads: Threads = 1,
     steps: Annotated[int, typer.Option(min=0, help="Also a whole training of so many steps.")] = 0,
     pairs: Annotated[int, typer.Option(min=64, help="Random pairs that it trains on.")] = 20_000,
@@ -230,7 +246,18 @@ def train(
     """A training step against the device's matrix product, its cost by batch and by workers, and a whole training."""
     from sharelock_ray.bench import train as bench
 
-    setting = bench.Setting(batch_size, vision_dim, language_dim, depth, width, precision, device, threads)
+    setting = bench.Setting(
+        batch_size,
+        vision_dim,
+        language_dim,
+        depth,
+        width,
+        precision,
+        device,
+        threads,
+        accumulation=accumulation,
+        compiled=compiled,
+    )
     found = bench.compare(setting, sweep or [1024, 2048, 4096, 8192], sweep_width, workers, repeats)
     rows = [
         [

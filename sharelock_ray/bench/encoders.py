@@ -4,7 +4,7 @@ import io
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -53,21 +53,25 @@ def vision(model: str, image_size: int, dtype: DType, device: str, batch_size: i
 
 
 def language(
-    shape: str, dtype: DType, device: str, token_budget: int | None, mean_tokens: int, repeats: int
-) -> Throughput:
-    """Tokens per second of a Llama with random weights, from captions of mixed length to embeddings."""
+    shape: str, dtype: DType, device: str, token_budget: int | None, mean_tokens: Sequence[int], repeats: int
+) -> list[Throughput]:
+    """Tokens per second of a Llama with random weights, from captions of each mean length to embeddings."""
     with tempfile.TemporaryDirectory(prefix="sharelock-bench-") as folder:
-        write_decoder(Path(folder), DECODERS[shape], getattr(torch, dtype))
+        write_decoder(Path(folder), DECODERS[shape], getattr(torch, dtype), device)
         spec = LanguageSpec(name="bench", model=folder, pooling="last", dtype=dtype, max_length=512)
         encoder = LanguageEncoder(spec, device, token_budget)
-    count = 16 * encoder.token_budget // mean_tokens
-    texts = captions.captions(captions.Setting(captions=count, mean_tokens=mean_tokens))
-    text = " ".join(["w1"] * mean_tokens)
-    flop = _flop(lambda: encoder.encode([text])) / mean_tokens
-    before = encoder.counts.tokens
-    encoder.encode(texts)
-    rates = _rates(lambda: encoder.encode(texts), encoder.counts.tokens - before, repeats)
-    return Throughput(f"{shape} shape, {mean_tokens} tokens, {dtype}", "tokens", rates, flop, peak(device, dtype))
+
+    def throughput(mean: int) -> Throughput:
+        count = 16 * encoder.token_budget // mean
+        texts = captions.captions(captions.Setting(captions=count, mean_tokens=mean))
+        text = " ".join(["w1"] * mean)
+        flop = _flop(lambda: encoder.encode([text])) / mean
+        before = encoder.counts.tokens
+        encoder.encode(texts)
+        rates = _rates(lambda: encoder.encode(texts), encoder.counts.tokens - before, repeats)
+        return Throughput(f"{shape} shape, {mean} tokens, {dtype}", "tokens", rates, flop, peak(device, dtype))
+
+    return [throughput(mean) for mean in mean_tokens]
 
 
 def decode_rate(width: int = 500, height: int = 375, image_size: int = 224, images: int = 200) -> float:

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import psutil
@@ -31,12 +31,17 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured: `images` in tars of `per_tar`, through a timm model with random weights on `threads` CPUs."""
+    """What is measured: `images` in tars of `per_tar`, through a timm model with random weights.
+
+    On a CPU with `threads` of them; on a GPU the pipeline also decodes on every CPU there is.
+    """
 
     images: int
     threads: int
     model: str = "test_vit"
     image_size: int = 160
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "cpu"
     per_tar: int = 1000
     width: int = 400
     height: int = 300
@@ -73,7 +78,7 @@ def compare(setting: Setting, repeats: int) -> Comparison:
     """Runs both in turn, each in a process of its own, over the same tars in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="sharelock-bench-") as folder:
         write_tars(Path(folder), setting)
-        spec = random_vision(Path(folder), setting.model, setting.image_size)
+        spec = random_vision(Path(folder), setting.model, setting.image_size, dtype=setting.dtype)
         context = multiprocessing.get_context("spawn")
         with (
             ProcessPoolExecutor(1, context, _begin_pipeline) as pipeline,
@@ -153,7 +158,7 @@ def _loop(folder: str, setting: Setting, spec: VisionSpec) -> _Rates:
     from sharelock_ray.encoders.images import decode_image
     from sharelock_ray.encoders.vision import VisionEncoder
 
-    encoder = VisionEncoder(spec)
+    encoder = VisionEncoder(spec, setting.device)
     decoded = (decode_image(data, spec.preprocessing) for data in tar_files(Path(folder)))
     embeddings = []
     warm = encoder.encode(np.stack(list(islice(decoded, _BATCH))))
@@ -195,7 +200,9 @@ def _pipeline(folder: str, setting: Setting, spec: VisionSpec) -> _Taken:
 
     root = str(Path(folder) / "features")
     job = ExtractionJob(root, "bench", "train", WebDatasetSource(urls=f"{folder}/*.tar"), (spec,))
-    options = ExtractionOptions(min_actors=setting.threads, max_actors=setting.threads, num_cpus=1, chunk_size=256)
+    options = ExtractionOptions(min_actors=setting.threads, max_actors=setting.threads, chunk_size=256)
+    if setting.device == "cuda":
+        options = ExtractionOptions(num_gpus=1, chunk_size=1024)
     news: list[tuple[float, float, int]] = []
 
     def watch(report: ChunkReport) -> None:

@@ -17,9 +17,13 @@ _VERSIONS = ("torch", "transformers", "timm", "ray", "pyarrow", "pillow")
 
 def machine() -> str:
     """The machine and the versions, in one line for a table's caption."""
+    import torch
+
     memory = psutil.virtual_memory().total / 2**30
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _VERSIONS)
-    return f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB, Python {platform.python_version()}, {versions}"
+    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
+    cpu = f"{_processor()}, {os.cpu_count()} cores"
+    return f"{gpu}{cpu}, {memory:.0f} GiB, Python {platform.python_version()}, {versions}"
 
 
 def _processor() -> str:

@@ -45,10 +45,11 @@ def random_vision(folder: Path, model: str, image_size: int, **changes: Any) -> 
     return spec.resolved()
 
 
-def write_decoder(folder: Path, sizes: dict[str, int], dtype: Any = None) -> None:
-    """A Llama of random weights with a tokenizer of whole words."""
+def write_decoder(folder: Path, sizes: dict[str, int], dtype: Any = None, device: str = "cpu") -> None:
+    """A Llama of random weights, which are drawn on `device`, with a tokenizer of whole words."""
+    import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
+    from transformers import AutoModel, LlamaConfig, PreTrainedTokenizerFast
     from transformers.utils import logging
 
     # Also of whoever loads it.
@@ -57,5 +58,6 @@ def write_decoder(folder: Path, sizes: dict[str, int], dtype: Any = None) -> Non
     vocabulary = {word: i for i, word in enumerate(["[UNK]", *(f"w{i}" for i in range(WORDS))])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    LlamaModel(LlamaConfig(vocab_size=len(vocabulary), **sizes)).to(dtype).save_pretrained(folder)
+    with torch.device(device):
+        AutoModel.from_config(LlamaConfig(vocab_size=len(vocabulary), **sizes), dtype=dtype).save_pretrained(folder)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]").save_pretrained(folder)

@@ -44,11 +44,19 @@ class Setting:
     threads: int = 1
     """CPUs of each worker."""
     workers: int = 1
+    accumulation: int = 1
+    """Micro-batches of a step, each contrasted within itself; of one worker."""
+    compiled: bool = False
 
     @property
     def spec(self) -> AlignmentSpec:
         head = ProjectionSpec(depth=self.depth, width=self.width, dropout=0.2)
-        return AlignmentSpec(language=head, global_batch_size=self.batch_size, precision=self.precision)
+        return AlignmentSpec(
+            language=head,
+            global_batch_size=self.batch_size,
+            accumulation=self.accumulation,
+            precision=self.precision,
+        )
 
     @property
     def flop(self) -> float:
@@ -60,7 +68,7 @@ class Setting:
         widths = [self.language_dim, *[self.width] * (self.depth - 1), self.vision_dim]
         layers = [2 * a * b for a, b in itertools.pairwise(widths)]
         head = self.batch_size * (3 * sum(layers) - layers[0])
-        return head + 2 * 2 * self.batch_size**2 * self.vision_dim
+        return head + 2 * 2 * self.batch_size * self.spec.contrast_size * self.vision_dim
 
 
 @dataclass(frozen=True)
@@ -139,7 +147,7 @@ class Comparison:
 
 def compare(setting: Setting, batches: Sequence[int], width: int, workers: int, repeats: int) -> Comparison:
     """Measures all of it; the comparisons by batch and by workers have a head of `width`."""
-    smaller = replace(setting, width=width)
+    smaller = replace(setting, width=width, accumulation=1)
     counts = range(1, workers + 1) if setting.device == "cpu" else []
     return Comparison(
         step(setting, repeats),
@@ -174,7 +182,7 @@ def whole_run(setting: Setting, pairs: int, steps: int) -> Run:
         spec = setting.spec.model_copy(update={"steps": steps, "evaluate_every": max(1, steps // 10)})
         run = RunFolder(str(Path(folder) / "run"))
         started = time.perf_counter()
-        train(run, *uris, spec, setting.device)
+        train(run, *uris, spec, setting.device, compiled=setting.compiled)
         wall = time.perf_counter() - started
         result = run.result()
         assert result is not None
@@ -186,11 +194,12 @@ def _step(setting: Setting, rank: int = 0) -> Callable[[], object]:
         keep_freed_memory()
     torch.manual_seed(0)
     heads = Heads(setting.spec, setting.vision_dim, setting.language_dim).to(setting.device)
-    optimization = Optimization(heads, setting.spec)
-    rows = setting.batch_size * (rank + 1) // setting.workers - setting.batch_size * rank // setting.workers
+    optimization = Optimization(heads, setting.spec, compiled=setting.compiled)
+    size = setting.spec.contrast_size
+    rows = size * (rank + 1) // setting.workers - size * rank // setting.workers
     sides = (torch.randn(rows, dim).half().to(setting.device) for dim in (setting.vision_dim, setting.language_dim))
     batch = Batch(*sides)
-    return lambda: optimization.step([batch], 0)
+    return lambda: optimization.step([batch] * setting.accumulation, 0)
 
 
 def _product(setting: Setting) -> Callable[[], object]:

@@ -126,7 +126,9 @@ class VisionEncoder:
     def _forward(self, pixels: torch.Tensor) -> list[torch.Tensor]:
         # Channels are last in memory already, whatever the model prefers.
         images = ((pixels.permute(0, 3, 1, 2).float() - self._mean) / self._std).to(self._dtype)
-        features = self._features(images)
+        # Else convolutions in float32 would be rounded to 10 bits on a GPU.
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            features = self._features(images)
         return [self._read(features, spec, norm) for spec, norm in zip(self.specs, self._norms, strict=True)]
 
     def _read(self, features: torch.Tensor, spec: VisionSpec, norm: FinalNorm | None) -> torch.Tensor:

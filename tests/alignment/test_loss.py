@@ -234,12 +234,18 @@ def test_what_does_not_fit_together_is_refused(of, image, text, ids, message: st
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "error"),
+    # A GPU's products take derivatives by logits in bfloat16: beside what storing the gradients so costs, little more.
+    [(torch.float64, 1e-6), (torch.float32, 1e-5), (torch.bfloat16, 4e-3)],
+    ids=str,
+)
 @pytest.mark.parametrize("scale", [14.28, 100.0])
-def test_a_gpu_gives_what_a_cpu_gives(dtype: torch.dtype, scale: float) -> None:
+def test_a_gpu_gives_what_a_cpu_gives(dtype: torch.dtype, error: float, scale: float) -> None:
     case = Case((PAIRS,), dtype=dtype, scale=scale)
     given = {name: x.detach().cuda().requires_grad_() for name, x in inputs(case).items()}
     found = value_and_gradients(case.loss(**given), given)
     expected = expected_of(case, naive)
     for name in ("loss", "image", "text"):
-        torch.testing.assert_close(found[name].cpu().double(), expected[name], **TOLERANCE[dtype])
+        difference = found[name].cpu().double() - expected[name]
+        assert difference.norm() <= error * expected[name].norm()

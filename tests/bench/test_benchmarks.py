@@ -41,7 +41,7 @@ class TestCaptions:
         assert len(set(texts)) == 300
 
     def test_all_ways_encode_the_same(self) -> None:
-        found = captions.compare(captions.Setting(8, 6), repeats=1)
+        found = captions.compare(captions.Decoder(), [captions.Setting(8, 6)], repeats=1)[0]
         assert found.max_cosine_distance < 1e-5
         assert [len(rates) for rates in (found.ours, found.batches, found.single)] == [1, 1, 1]
 
@@ -75,7 +75,7 @@ class TestTune:
 
 class TestEncoders:
     def test_count_the_arithmetic_of_a_decoder(self) -> None:
-        found = encoders.language("small", "float32", "cpu", token_budget=64, mean_tokens=12, repeats=1)
+        found, _ = encoders.language("small", "float32", "cpu", token_budget=64, mean_tokens=[12, 20], repeats=1)
         sizes = DECODERS["small"]
         attention, mlp = 4 * sizes["hidden_size"] ** 2, 3 * sizes["hidden_size"] * sizes["intermediate_size"]
         # The last layer's MLP is for one token of the 12.
