@@ -80,10 +80,11 @@ class TestEncoders:
         spec = vision_spec.model_copy(update={"image_size": size, "resize": size})
         pixels = np.random.default_rng(0).integers(0, 256, (1024, size, size, 3), dtype=np.uint8)
         encoder = VisionEncoder(spec, "cuda", 1024)
-        found = encoder.encode(pixels)
-        assert encoder.batch_reductions > 0
+        encoded = encoder.encode_each(pixels)
+        assert encoded.batch_reductions > 0
         assert encoder.batch_size < 1024
-        np.testing.assert_allclose(found, VisionEncoder(spec, "cuda", 16).encode(pixels), rtol=1e-3, atol=1e-4)
+        alone = VisionEncoder(spec, "cuda", 16).encode(pixels)
+        np.testing.assert_allclose(encoded.only(), alone, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("cuts", [(2048,), (1, 4095, 4097)], ids=str)

@@ -18,6 +18,7 @@ Threads = Annotated[int, typer.Option(min=1, help="CPUs of either side.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 DType = Literal["float32", "bfloat16", "float16"]
 Shape = Annotated[str, typer.Option(help="A shape of Llama: small or llama-3-8b; its weights are random.")]
+Compiled = Annotated[bool, typer.Option("--compile", help="Through torch.compile.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Make the last line of output one JSON object.")]
 
 
@@ -122,14 +123,15 @@ def encoders(
     language: Shape = "small",
     token_budget: int | None = None,
     dtype: DType = "float32",
+    compiled: Compiled = False,
     repeats: Repeats = 5,
     as_json: AsJson = False,
 ) -> None:
     """Each encoder alone on a device, against the rate of the device's own matrix product."""
     from sharelock_ray.bench import encoders as bench
 
-    found = [bench.vision(vision, image_size, dtype, device, image_batch_size, repeats)]
-    found += bench.language(language, dtype, device, token_budget, (12, 47), repeats)
+    found = [bench.vision(vision, image_size, dtype, device, image_batch_size, compiled, repeats)]
+    found += bench.language(language, dtype, device, token_budget, (12, 47), compiled, repeats)
     decode = bench.decode_rate(image_size=image_size)
     rows = [
         [
@@ -235,7 +237,7 @@ def train(
     language_dim: int = 4096,
     precision: Literal["float32", "bfloat16"] = "float32",
     accumulation: Annotated[int, typer.Option(min=1, help="Micro-batches of a step.")] = 1,
-    compiled: Annotated[bool, typer.Option("--compile", help="The head by torch.compile.")] = False,
+    compiled: Compiled = False,
     device: Device = "cpu",
     threads: Threads = 1,
     steps: Annotated[int, typer.Option(min=0, help="Also a whole training of so many steps.")] = 0,

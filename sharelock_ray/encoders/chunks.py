@@ -3,7 +3,6 @@
 Chunks are cut from the input by position, so a chunk that is encoded again after a kill is the same batch again.
 """
 
-import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
@@ -22,26 +21,20 @@ class _Encoder(Protocol):
     @property
     def device(self) -> str: ...
 
-    @property
-    def batch_reductions(self) -> int: ...
-
 
 class _Vision(_Encoder, Protocol):
     def encode_each(self, pixels: np.ndarray) -> "_Encoded": ...
 
 
 class _Language(_Encoder, Protocol):
-    counts: "_Counts"
-
     def encode_each(self, texts: Sequence[str]) -> "_Encoded": ...
 
 
 class _Encoded(Protocol):
     embeddings: list[np.ndarray]
     too_large: list[int]
-
-
-class _Counts(Protocol):
+    seconds: float
+    batch_reductions: int
     tokens: int
     truncated: int
 
@@ -117,7 +110,6 @@ def encode_vision(encoder: _Vision, chunk: Chunk, preprocessing: Preprocessing) 
     """Rows and rejects of a decoded chunk, of each of the vision encoders that share the forward pass."""
     pixels = chunk.pixels[preprocessing]
     samples = [chunk.samples[row] for row in pixels.rows]
-    started, reductions = time.perf_counter(), encoder.batch_reductions
     encoded = encoder.encode_each(pixels.images)
     too_large = [_too_large(samples[row].key, "the image") for row in encoded.too_large]
     return _chunks(
@@ -125,8 +117,6 @@ def encode_vision(encoder: _Vision, chunk: Chunk, preprocessing: Preprocessing) 
         encoded,
         columns={"key": [s.key for s in samples], "label": [s.label for s in samples]},
         rejects=[*chunk.rejects, *pixels.rejects, *too_large],
-        seconds=time.perf_counter() - started,
-        batch_reductions=encoder.batch_reductions - reductions,
     )
 
 
@@ -141,8 +131,6 @@ def encode_language(encoder: _Language, chunk: Chunk) -> list[EncodedChunk]:
         if not sample.captions
     ]
     captions = [(s.key, i, text) for s in chunk.samples for i, text in enumerate(s.captions)]
-    started, reductions = time.perf_counter(), encoder.batch_reductions
-    tokens, truncated = encoder.counts.tokens, encoder.counts.truncated
     encoded = encoder.encode_each([text for _, _, text in captions])
     too_large = [_too_large(captions[row][0], f"caption {captions[row][1]}") for row in encoded.too_large]
     return _chunks(
@@ -154,10 +142,6 @@ def encode_language(encoder: _Language, chunk: Chunk) -> list[EncodedChunk]:
             "text": [text for _, _, text in captions],
         },
         rejects=[*chunk.rejects, *without, *too_large],
-        seconds=time.perf_counter() - started,
-        batch_reductions=encoder.batch_reductions - reductions,
-        tokens=encoder.counts.tokens - tokens,
-        truncated=encoder.counts.truncated - truncated,
     )
 
 
@@ -167,12 +151,8 @@ def _chunks(
     *,
     columns: dict[str, list[object]],
     rejects: list[Reject],
-    seconds: float,
-    batch_reductions: int,
-    tokens: int = 0,
-    truncated: int = 0,
 ) -> list[EncodedChunk]:
-    """A chunk for each reading of `encoded`, without the rows that were too large; they share its `seconds`."""
+    """A chunk for each reading of `encoded`, without the rows that were too large; they share its seconds."""
     kept = np.ones(len(columns["key"]), bool)
     kept[encoded.too_large] = False
     rows = np.flatnonzero(kept).tolist()
@@ -181,10 +161,10 @@ def _chunks(
             columns={name: [values[row] for row in rows] for name, values in columns.items()},
             embeddings=embeddings[kept],
             rejects=rejects,
-            seconds=seconds / len(encoded.embeddings),
-            tokens=tokens,
-            truncated=truncated,
-            batch_reductions=batch_reductions,
+            seconds=encoded.seconds / len(encoded.embeddings),
+            tokens=encoded.tokens,
+            truncated=encoded.truncated,
+            batch_reductions=encoded.batch_reductions,
             device=encoder.device,
             revision=encoder.revision,
         )

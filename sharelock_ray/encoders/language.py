@@ -1,8 +1,9 @@
 """Frozen language encoders, through transformers."""
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -10,9 +11,9 @@ from safetensors import SafetensorError
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
-from sharelock_ray.encoders.last_layer import only_last_tokens
+from sharelock_ray.encoders.last_layer import layers_of, only_last_tokens
 from sharelock_ray.encoders.norms import FinalNorm, find_norm
-from sharelock_ray.encoders.passes import Encoded, Passes, Tensors, suited
+from sharelock_ray.encoders.passes import Arrays, Encoded, Passes, suited
 from sharelock_ray.encoders.provenance import device_name, hub_commit
 from sharelock_ray.encoders.spec import LanguageSpec
 from sharelock_ray.encoders.weights import local_weights
@@ -21,18 +22,9 @@ from sharelock_ray.errors import RequestError
 # What families of models call the norm after their last layer; the second half are of decoders before Llama.
 _NORMS = ("norm", "final_norm", "final_layer_norm", "ln_f", "norm_f", "final_layernorm", "decoder.final_layer_norm")
 
-# Padded tokens of a forward pass. On a CPU the states of more leave its caches: `sharelock bench captions`.
-_CPU_TOKENS, _GPU_TOKENS = 384, 8192
-
-
-@dataclass
-class TokenCounts:
-    """What the encoder has read so far."""
-
-    texts: int = 0
-    unique: int = 0
-    tokens: int = 0
-    truncated: int = 0
+# Padded tokens of a forward pass. On a CPU the states of more leave its caches: `sharelock bench captions`. On a GPU
+# more are no faster, and captions of more different lengths come together: `sharelock bench encoders`.
+_CPU_TOKENS, _GPU_TOKENS = 384, 2048
 
 
 class LanguageEncoder:
@@ -66,8 +58,9 @@ class LanguageEncoder:
     ) -> None:
         self.spec = spec
         self.specs = [spec, *others]
-        self.counts = TokenCounts()
         self._device = torch.device(device)
+        # Of several threads: a tokenizer that is told to truncate must not be at work elsewhere.
+        self._tokenizing = threading.Lock()
         self._passes = Passes(self._device, token_budget or suited(self._device, _CPU_TOKENS, _GPU_TOKENS))
         source = str(local_weights(spec.model)) if spec.is_local else spec.model
         options = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
@@ -88,9 +81,12 @@ class LanguageEncoder:
         self._last_tokens = only_last_tokens(model, layers) if only_last else None
         # Nothing is generated, so the keys and values of the layers are of no use after the pass.
         model.config.use_cache = False
-        model = model.eval().requires_grad_(False).to(self._device)
-        # Widths change with every batch.
-        self._model = torch.compile(model, dynamic=True) if compiled else model
+        self._causal = _is_causal(model)
+        self._model = model.eval().requires_grad_(False).to(self._device)
+        if compiled:
+            # One layer is compiled for all of them. Widths change with every batch.
+            for part in layers_of(model, layers) or [model]:
+                part.compile(dynamic=True)
         # Hidden by the mask, so any valid id does where the model has no padding token of its own.
         self._pad_id = next(
             (i for i in (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id) if i is not None), 0
@@ -121,11 +117,6 @@ class LanguageEncoder:
         return self._passes.limit
 
     @property
-    def batch_reductions(self) -> int:
-        """How often the token budget was lowered for want of memory."""
-        return self._passes.reductions
-
-    @property
     def dim(self) -> int:
         """Width D of an embedding."""
         return self._dim
@@ -145,28 +136,32 @@ class LanguageEncoder:
     def encode_each(self, texts: Sequence[str]) -> Encoded:
         """Embeds texts, as `encode` does, for `spec` and each of `others`."""
         unique = list(dict.fromkeys(texts))
-        ids = self._tokenize(unique)
-        self.counts.texts += len(texts)
-        self.counts.unique += len(unique)
+        with self._tokenizing:
+            ids, truncated = self._tokenize(unique)
 
         def cut(rows: Sequence[int], token_budget: int) -> Iterator[list[int]]:
             for batch in token_batches([len(ids[row]) for row in rows], token_budget):
                 yield [rows[i] for i in batch]
 
-        def load(rows: list[int]) -> Tensors:
+        def load(rows: list[int]) -> Arrays:
             return self._padded([ids[row] for row in rows])
 
         found = self._passes.run(len(unique), [self._dim] * len(self.specs), cut, load, self._forward)
         row = {text: i for i, text in enumerate(unique)}
         rows = [row[text] for text in texts]
         too_large = set(found.too_large)
-        return Encoded(
-            [embeddings[rows] for embeddings in found.embeddings], [i for i, r in enumerate(rows) if r in too_large]
+        return replace(
+            found,
+            embeddings=[embeddings[rows] for embeddings in found.embeddings],
+            too_large=[i for i, r in enumerate(rows) if r in too_large],
+            tokens=sum(map(len, ids)),
+            truncated=truncated,
         )
 
-    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+    def _tokenize(self, texts: list[str]) -> tuple[list[list[int]], int]:
+        """Token ids of each text, and how many texts lost their end."""
         if not texts:
-            return []
+            return [], 0
         room = self.spec.max_length - self.spec.append_eos
         wrapped = [self._before + text + self._after for text in texts]
         ids: list[list[int]] = self._tokenizer(wrapped, verbose=False)["input_ids"]
@@ -177,9 +172,7 @@ class LanguageEncoder:
         ids = [tokens or [self._pad_id] for tokens in ids]
         if self.spec.append_eos:
             ids = [[*tokens, self._tokenizer.eos_token_id] for tokens in ids]
-        self.counts.truncated += len(long)
-        self.counts.tokens += sum(map(len, ids))
-        return ids
+        return ids, len(long)
 
     def _shortened(self, wrapped: str, length: int, room: int) -> list[int]:
         """At most `room` tokens of a wrapped text; the caption within it, `length` characters, loses its end."""
@@ -193,19 +186,21 @@ class LanguageEncoder:
         dropped = set(caption[max(0, len(caption) - excess) :])
         return [token for i, token in enumerate(encoded["input_ids"]) if i not in dropped]
 
-    def _padded(self, ids: list[list[int]]) -> Tensors:
+    def _padded(self, ids: list[list[int]]) -> Arrays:
         """(B, T) token ids, and the mask of what is no padding."""
-        lengths = torch.tensor([len(i) for i in ids])
-        width = int(lengths.max())
-        padded = torch.tensor([i + [self._pad_id] * (width - len(i)) for i in ids])
-        return padded, torch.arange(width) < lengths[:, None]
+        lengths = np.array([len(i) for i in ids])
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        padded = np.full(mask.shape, self._pad_id)
+        padded[mask] = np.concatenate(ids)
+        return padded, mask
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
         if self._last_tokens is not None:
             self._last_tokens.positions = _last(mask)
         output = self._model(
             input_ids=ids,
-            attention_mask=mask.long(),
+            # No token of a causal model sees the padding behind it. Attention without a mask is faster.
+            attention_mask=None if self._causal else mask.long(),
             output_hidden_states=any(spec.layer is not None for spec in self.specs),
         )
         states = [
@@ -224,6 +219,12 @@ def _final_norm(model: torch.nn.Module, spec: LanguageSpec) -> FinalNorm:
     if norm is None:
         raise RequestError(f"{spec.model} has no norm after its last layer: leave `final_norm` out")
     return FinalNorm(norm)
+
+
+def _is_causal(model: torch.nn.Module) -> bool:
+    """Whether no attention of a transformers model looks ahead; False where it does not say so."""
+    said = [module.is_causal for module in model.modules() if hasattr(module, "is_causal")]
+    return bool(said) and all(said)
 
 
 def pool(states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:

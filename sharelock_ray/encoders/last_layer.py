@@ -31,10 +31,16 @@ class LastTokens(torch.nn.Module):
         return (spread, *others) if isinstance(found, tuple) else spread
 
 
+def layers_of(model: torch.nn.Module, layers: int) -> torch.nn.ModuleList | None:
+    """The layers of a transformers model that has so many; None where they are not found."""
+    stacks = [each for each in model.modules() if isinstance(each, torch.nn.ModuleList) and len(each) == layers]
+    return stacks[-1] if stacks else None
+
+
 def only_last_tokens(model: torch.nn.Module, layers: int) -> LastTokens | None:
     """Puts `LastTokens` into a transformers model of so many layers; None where the last one's MLP is not found."""
-    stacks = [each for each in model.modules() if isinstance(each, torch.nn.ModuleList) and len(each) == layers]
-    layer = stacks[-1][-1] if stacks else None
+    stack = layers_of(model, layers)
+    layer = stack[-1] if stack else None
     mlp = getattr(layer, "mlp", None)
     if layer is None or not isinstance(mlp, torch.nn.Module):
         return None

@@ -1,6 +1,8 @@
 """Rows through a model in forward passes, each as large as the device has memory for."""
 
 import logging
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from sharelock_ray.errors import RunError
 
 _log = logging.getLogger(__name__)
 
+Arrays = tuple[np.ndarray, ...]
 Tensors = tuple[torch.Tensor, ...]
 
 
@@ -23,6 +26,14 @@ class Encoded:
     """Of each reading (N, D) float32, not normalised; NaN in the rows of `too_large`."""
     too_large: list[int]
     """Rows that do not fit into the device's memory even alone."""
+    seconds: float
+    """That the device was at work on it."""
+    batch_reductions: int
+    """How often passes were made smaller for want of memory."""
+    tokens: int = 0
+    """Of texts: what was read, each text once."""
+    truncated: int = 0
+    """Of texts: those that lost their end."""
 
     def only(self) -> np.ndarray:
         """The embeddings of the first reading.
@@ -40,20 +51,41 @@ def suited(device: torch.device, cpu: int, gpu: int) -> int:
     return cpu if device.type == "cpu" else gpu
 
 
+class _Turns:
+    """Of the threads of a process: one at a time sends its passes to the device, whose memory is counted on for one.
+
+    The next begins while the device is still at the last pass of the one before, so that it never waits for either.
+    """
+
+    def __init__(self) -> None:
+        self.turn = threading.Lock()
+        self._counting = threading.Lock()
+        self._counted = 0.0
+
+    def seconds_since(self, begun: float) -> float:
+        """From `begun` to now, without what was counted before."""
+        with self._counting:
+            now = time.perf_counter()
+            seconds = now - max(begun, self._counted)
+            self._counted = now
+            return seconds
+
+
+_turns = _Turns()
+
+
 class Passes:
     """The forward passes of one model on one device.
 
     A pass that runs out of memory is cut in two, and no later one is as large again.
 
     Args:
-        device: where tensors go. To a GPU they go from pinned memory, those of the next pass while this one computes.
+        device: where arrays go. To a GPU they go from pinned memory, those of the next pass while this one computes.
         limit: how much goes into one pass, in the unit of `cut` (images, or padded tokens).
     """
 
     def __init__(self, device: torch.device, limit: int) -> None:
         self.limit = limit
-        self.reductions = 0
-        """How often memory did not suffice."""
         self._device = device
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
@@ -62,7 +94,7 @@ class Passes:
         rows: int,
         dims: Sequence[int],
         cut: Callable[[Sequence[int], int], Iterable[list[int]]],
-        load: Callable[[list[int]], Tensors],
+        load: Callable[[list[int]], Arrays],
         forward: Callable[..., list[torch.Tensor]],
     ) -> Encoded:
         """Embeds `rows` inputs.
@@ -70,13 +102,32 @@ class Passes:
         Args:
             dims: width of each reading.
             cut: rows into batches of at most a limit each, or of one row.
-            load: a batch's inputs, on the CPU.
+            load: a batch's inputs.
             forward: those inputs, on the device, to each reading's (B, D).
         """
+        with _turns.turn:
+            begun = time.perf_counter()
+            done, results, too_large, reductions = self._passed(rows, cut, load, forward)
+            # Not before all are under way, since the copy waits for the device.
+            fetched = [_Fetched(torch.cat([result[i] for result in results])) for i in range(len(dims)) if results]
+        embeddings = [np.full((rows, dim), np.nan, np.float32) for dim in dims]
+        for values, of in zip(embeddings, fetched, strict=False):
+            values[done] = of.wait()
+        return Encoded(embeddings, sorted(too_large), _turns.seconds_since(begun), reductions)
+
+    def _passed(
+        self,
+        rows: int,
+        cut: Callable[[Sequence[int], int], Iterable[list[int]]],
+        load: Callable[[list[int]], Arrays],
+        forward: Callable[..., list[torch.Tensor]],
+    ) -> tuple[list[int], list[list[torch.Tensor]], list[int], int]:
+        """Rows in the order of their passes, what each pass gave, rows that are too large, and reductions."""
         pending = deque(cut(range(rows), self.limit))
         done: list[int] = []
         results: list[list[torch.Tensor]] = []
         too_large: list[int] = []
+        reductions = 0
         ahead: Tensors | None = None
         while pending:
             batch, result = pending[0], None
@@ -99,25 +150,21 @@ class Passes:
                 too_large += pending.popleft()
             else:
                 self._reduce(batch, cut)
+                reductions += 1
                 pending = deque(cut([row for each in pending for row in each], self.limit))
-        embeddings = [np.full((rows, dim), np.nan, np.float32) for dim in dims]
-        for i, values in enumerate(embeddings if results else []):
-            # Not before all are under way, since the copy waits for the device.
-            values[done] = torch.cat([result[i] for result in results]).float().cpu().numpy()
-        return Encoded(embeddings, sorted(too_large))
+        return done, results, too_large, reductions
 
     def _reduce(self, batch: list[int], cut: Callable[[Sequence[int], int], Iterable[list[int]]]) -> None:
         """Halves the limit until it cuts `batch`."""
         while len(list(cut(batch, self.limit))) == 1:
             self.limit //= 2
-        self.reductions += 1
         _log.warning("out of memory on %s: at most %d in a forward pass from now on", self._device, self.limit)
 
-    def _copy(self, tensors: Tensors) -> Tensors:
+    def _copy(self, arrays: Arrays) -> Tensors:
         if self._copies is None:
-            return tuple(tensor.to(self._device) for tensor in tensors)
+            return tuple(torch.tensor(array) for array in arrays)
         with torch.cuda.stream(self._copies):
-            return tuple(tensor.pin_memory().to(self._device, non_blocking=True) for tensor in tensors)
+            return tuple(_pinned(array).to(self._device, non_blocking=True) for array in arrays)
 
     def _copied(self, tensors: Tensors) -> Tensors:
         """The same tensors, which the device's next work now waits for."""
@@ -128,3 +175,28 @@ class Passes:
                 # Their memory is of the other stream, which must not reuse it before this one has read it.
                 tensor.record_stream(stream)
         return tensors
+
+
+def _pinned(array: np.ndarray) -> torch.Tensor:
+    like = torch.from_numpy(np.empty(0, array.dtype))
+    pinned = torch.empty(array.shape, dtype=like.dtype, pin_memory=True)
+    np.copyto(pinned.numpy(), array)
+    return pinned
+
+
+class _Fetched:
+    """A tensor's values on their way from the device to memory, as float32."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        values = values.float()
+        self._arrived = torch.cuda.Event() if values.is_cuda else None
+        self._host = values
+        if self._arrived is not None:
+            self._host = torch.empty(values.shape, pin_memory=True)
+            self._host.copy_(values, non_blocking=True)
+            self._arrived.record()
+
+    def wait(self) -> np.ndarray:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._host.numpy()

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from sharelock_ray.encoders.images import crop_image, upright
 from sharelock_ray.encoders.norms import FinalNorm, find_norm
-from sharelock_ray.encoders.passes import Encoded, Passes, Tensors, suited
+from sharelock_ray.encoders.passes import Arrays, Encoded, Passes, suited
 from sharelock_ray.encoders.provenance import device_name, hub_commit
 from sharelock_ray.encoders.spec import VisionSpec
 from sharelock_ray.encoders.weights import local_weights
@@ -87,8 +87,8 @@ class VisionEncoder:
     def encode_each(self, pixels: np.ndarray) -> Encoded:
         """Embeds decoded images, as `encode` does, for `spec` and each of `others`."""
 
-        def load(rows: list[int]) -> Tensors:
-            return (torch.tensor(pixels[rows[0] : rows[-1] + 1]),)
+        def load(rows: list[int]) -> Arrays:
+            return (pixels[rows[0] : rows[-1] + 1],)
 
         return self._passes.run(len(pixels), [self._dim(spec) for spec in self.specs], _cut, load, self._forward)
 
@@ -107,11 +107,6 @@ class VisionEncoder:
     def batch_size(self) -> int:
         """Images of one forward pass, now."""
         return self._passes.limit
-
-    @property
-    def batch_reductions(self) -> int:
-        """How often the batch size was lowered for want of memory."""
-        return self._passes.reductions
 
     @property
     def dim(self) -> int:

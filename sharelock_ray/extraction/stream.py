@@ -9,7 +9,6 @@ is on the device.
 import os
 import pickle
 import socket
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -141,8 +140,6 @@ class _Encode:
             compiled=options.compile,
             channels_last=options.channels_last,
         )
-        # Of two chunks at a time, one is on the device, where memory is counted on for one.
-        self._device = threading.Lock()
         self._worker = f"{socket.gethostname()}:{os.getpid()}"
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -153,9 +150,7 @@ class _Encode:
         for group in self._groups:
             if not set(group.members) & set(work.missing):
                 continue
-            with self._device:
-                chunks = group.encode(chunk)
-            for i, encoded in zip(group.members, chunks, strict=True):
+            for i, encoded in zip(group.members, group.encode(chunk), strict=True):
                 if i not in work.missing:
                     continue
                 started = time.perf_counter()

@@ -107,16 +107,13 @@ def test_company_and_order_change_nothing(models: Path, kind: str, pooling: str)
 
 
 def test_equal_texts_are_encoded_once(language_spec: LanguageSpec) -> None:
-    encoder = LanguageEncoder(language_spec)
-    found = encoder.encode([TEXTS[0], TEXTS[1], TEXTS[0], TEXTS[0]])
-    assert (encoder.counts.texts, encoder.counts.unique) == (4, 2)
+    encoded = LanguageEncoder(language_spec).encode_each([TEXTS[0], TEXTS[1], TEXTS[0], TEXTS[0]])
+    found = encoded.only()
     assert np.array_equal(found[0], found[2])
     assert np.array_equal(found[0], found[3])
     assert not np.allclose(found[0], found[1])
     # A start token, then a token for each word.
-    assert encoder.counts.tokens == 5 + 2
-    encoder.encode(["blue"])
-    assert (encoder.counts.texts, encoder.counts.unique, encoder.counts.tokens) == (5, 3, 9)
+    assert encoded.tokens == 5 + 2
 
 
 @pytest.mark.parametrize("kind", ["decoder", "encoder"])
@@ -182,16 +179,17 @@ class TestTruncation:
     def test_takes_from_the_text_and_never_from_the_prompt(self, models: Path) -> None:
         spec = support.tiny_language(models, prompt=PROMPT, max_length=12, append_eos=True)
         encoder = LanguageEncoder(spec)
-        found = encoder.encode(["red green blue circle square"])
+        encoded = encoder.encode_each(["red green blue circle square"])
         plain = LanguageEncoder(spec.model_copy(update={"prompt": None, "max_length": 32}))
         # [CLS], seven words of the prompt and the end leave room for three of the five.
-        np.testing.assert_allclose(found, plain.encode([PROMPT.format("red green blue")]), atol=1e-5)
-        assert encoder.counts.truncated == 1
+        np.testing.assert_allclose(encoded.only(), plain.encode([PROMPT.format("red green blue")]), atol=1e-5)
+        assert encoded.truncated == 1
 
     def test_keeps_the_start_and_is_counted(self, models: Path) -> None:
         encoder = LanguageEncoder(support.tiny_language(models, max_length=4))
-        found = encoder.encode(["a red circle .", "a red circle in the picture", "a red circle"])
-        assert (encoder.counts.truncated, encoder.counts.tokens) == (2, 12)
+        encoded = encoder.encode_each(["a red circle .", "a red circle in the picture", "a red circle"])
+        assert (encoded.truncated, encoded.tokens) == (2, 12)
+        found = encoded.only()
         np.testing.assert_allclose(found, np.stack([found[2]] * 3), atol=1e-5)
 
     def test_leaves_the_closing_token_of_an_encoder(self, models: Path) -> None:
@@ -201,14 +199,13 @@ class TestTruncation:
 
     def test_does_not_count_what_just_fits(self, models: Path) -> None:
         encoder = LanguageEncoder(support.tiny_language(models, max_length=4))
-        encoder.encode(["a red circle"])
-        assert encoder.counts.truncated == 0
+        assert encoder.encode_each(["a red circle"]).truncated == 0
 
 
 def test_no_texts_give_no_rows_of_the_right_width(language_spec: LanguageSpec) -> None:
     encoder = LanguageEncoder(language_spec)
-    assert encoder.encode([]).shape == (0, encoder.dim)
-    assert encoder.counts.texts == 0
+    encoded = encoder.encode_each([])
+    assert (encoded.only().shape, encoded.tokens) == ((0, encoder.dim), 0)
 
 
 @pytest.mark.parametrize("kind", KINDS)

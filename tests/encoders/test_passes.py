@@ -24,7 +24,7 @@ class Device:
         return [rows[:, None].float(), rows[:, None] * torch.ones(3)]
 
     def run(self, passes: Passes, rows: int) -> Encoded:
-        return passes.run(rows, [1, 3], halves, lambda batch: (torch.tensor(batch),), self.forward)
+        return passes.run(rows, [1, 3], halves, lambda batch: (np.array(batch),), self.forward)
 
 
 def halves(rows, limit):
@@ -41,7 +41,7 @@ def test_are_as_large_as_they_may_be() -> None:
     assert device.passes == [8, 8, 4]
     assert [values.shape for values in found.embeddings] == [(20, 1), (20, 3)]
     assert np.array_equal(found.only()[:, 0], np.arange(20))
-    assert (passes.limit, passes.reductions, found.too_large) == (8, 0, [])
+    assert (passes.limit, found.batch_reductions, found.too_large) == (8, 0, [])
 
 
 def test_are_halved_for_good_where_memory_does_not_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,18 +52,19 @@ def test_are_halved_for_good_where_memory_does_not_suffice(monkeypatch: pytest.M
     found = device.run(passes, 20)
     assert device.passes == [16, 8, 4, 4, 4, 4, 4]
     assert np.array_equal(found.only()[:, 0], np.arange(20))
-    assert (passes.limit, passes.reductions) == (4, 2)
+    assert (passes.limit, found.batch_reductions) == (4, 2)
     assert said == [f"out of memory on cpu: at most {limit} in a forward pass from now on" for limit in (8, 4)]
-    device.run(passes, 8)
+    assert device.run(passes, 8).batch_reductions == 0
     assert device.passes[7:] == [4, 4]
 
 
 def test_are_halved_until_they_are_smaller_than_the_one_that_failed() -> None:
     device, passes = Device(1), new(64)
-    assert np.array_equal(device.run(passes, 3).only()[:, 0], np.arange(3))
+    found = device.run(passes, 3)
+    assert np.array_equal(found.only()[:, 0], np.arange(3))
     # 32, 16, 8 and 4 would have been the same pass again.
     assert device.passes == [3, 2, 1, 1, 1]
-    assert (passes.limit, passes.reductions) == (1, 2)
+    assert (passes.limit, found.batch_reductions) == (1, 2)
 
 
 def test_of_a_row_that_does_not_fit_alone_give_nothing_and_the_others_go_on() -> None:
@@ -86,4 +87,4 @@ def test_any_other_error_is_not_taken_for_a_lack_of_memory() -> None:
         raise RuntimeError("device-side assert")
 
     with pytest.raises(RuntimeError, match="device-side assert"):
-        new(4).run(2, [1], halves, lambda batch: (torch.tensor(batch),), forward)
+        new(4).run(2, [1], halves, lambda batch: (np.array(batch),), forward)
