@@ -21,7 +21,6 @@ from ray.exceptions import RayError
 from sharelock_ray.errors import RequestError, RunError, SharelockError
 from sharelock_ray.progress import chatter_to
 
-_OBJECT_STORE_BYTES = 256 << 20
 _ANSWER_S = 10.0
 _LOG = Path(tempfile.gettempdir()) / f"sharelock-ray-{os.getpid()}.log"
 
@@ -86,7 +85,6 @@ def _start() -> None:
                 # One CPU stays free beside the pool of actors even on a single core, or reads would wait for ever.
                 num_cpus=max(2, os.cpu_count() or 1),
                 include_dashboard=False,
-                object_store_memory=_OBJECT_STORE_BYTES,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )

@@ -1,5 +1,7 @@
 """Feature sets of random embeddings, in the shapes of real ones: what is measured does not depend on what they say."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
@@ -25,7 +27,9 @@ def _write(uri: str, spec: VisionSpec | LanguageSpec, modality: str, pairs: int,
     counts = [min(_PER_PART, pairs - start) for start in range(0, pairs, _PER_PART)]
     shards = [Shard(part, f"{part:05d}", f"random/{part:05d}.tar", 0) for part in range(len(counts))]
     writer.start(shards, _PER_PART)
-    for part, count in enumerate(counts):
+
+    def write(part: int) -> None:
+        count = counts[part]
         embeddings = np.random.default_rng([dim, part]).standard_normal((count, dim), np.float32)
         columns: dict[str, list[object]] = {"key": [f"{part:05d}/{i:09d}" for i in range(count)]}
         if modality == "vision":
@@ -34,6 +38,9 @@ def _write(uri: str, spec: VisionSpec | LanguageSpec, modality: str, pairs: int,
             columns |= {"caption_id": [0] * count, "text": ["a caption"] * count}
         writer.stage(part, 0, True, shards[part].uri, EncodedChunk(columns, embeddings))
         writer.seal(part)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(write, range(len(counts))))
     origin = Origin(
         dataset="random", split="train", encoder=spec.model_dump(mode="json"), weights_sha256=None, software={}
     )
