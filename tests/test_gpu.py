@@ -24,6 +24,7 @@ from sharelock_ray.evaluation.trials import Trial
 from sharelock_ray.extraction.extract import ExtractionJob, extract
 from sharelock_ray.extraction.options import ExtractionOptions
 from sharelock_ray.features.audit import audit
+from sharelock_ray.features.featureset import open_features
 from sharelock_ray.sources.webdataset import WebDatasetSource
 from sharelock_ray.training.options import TrainingOptions
 from sharelock_ray.training.train import train
@@ -117,6 +118,16 @@ class TestTraining:
         train_alone(run, *features, SPEC, "cuda")
         assert f"from the {kind}" in str(run.feeding())
         assert near(run.metrics(), on_cpu.metrics(), 1e-3)
+
+    def test_finds_what_the_one_before_left_on_the_gpu(self, tmp_path: Path, features: tuple[str, str]) -> None:
+        residents = feeding.Residents()
+        runs = [RunFolder(str(tmp_path / name)) for name in ("first", "second")]
+        for run in runs:
+            train_alone(run, *features, SPEC, "cuda", residents=residents)
+            sets = [open_features(uri) for uri in features]
+            assert residents.missing_nbytes(*sets) == 0
+            assert residents.table(sets[0], torch.device("cuda")).is_cuda
+        assert near(runs[0].metrics(), runs[1].metrics(), 1e-6)
 
     def test_streamed_has_the_curve_of_what_is_mapped(self, tmp_path: Path, features: tuple[str, str]) -> None:
         spec = SPEC.model_copy(update={"order": "parts"})

@@ -40,14 +40,42 @@ class Placement:
     reason: str
 
 
-def placement(vision: FeatureSet, language: FeatureSet, device: torch.device) -> Placement:
-    """The fastest place that holds both sets beside the training itself, by what is free now."""
+class Residents:
+    """Feature sets on a device: kept from one training of a process to the next, a set is copied there once."""
+
+    def __init__(self) -> None:
+        self._tables: dict[str, torch.Tensor] = {}
+
+    def keep_only(self, *sets: FeatureSet) -> None:
+        """Gives the memory of all others back."""
+        wanted = {of.manifest.digest for of in sets}
+        self._tables = {digest: table for digest, table in self._tables.items() if digest in wanted}
+
+    def missing_nbytes(self, *sets: FeatureSet) -> int:
+        """Bytes that these sets would still take."""
+        return sum(of.nbytes for of in sets if of.manifest.digest not in self._tables)
+
+    def table(self, of: FeatureSet, device: torch.device) -> torch.Tensor:
+        """(N, D) embeddings on the device."""
+        if of.manifest.digest not in self._tables:
+            self._tables[of.manifest.digest] = of.embeddings.to(device)
+        return self._tables[of.manifest.digest]
+
+
+def placement(
+    vision: FeatureSet, language: FeatureSet, device: torch.device, residents: Residents | None = None
+) -> Placement:
+    """The fastest place that holds both sets beside the training itself, by what is free now.
+
+    Args:
+        residents: sets that are on the device already.
+    """
     needed, unmade, free = vision.nbytes + language.nbytes, vision.unmade_nbytes + language.unmade_nbytes, room()
     if unmade > free:
         return Placement("storage", f"{_gb(unmade)} of features, {_gb(free)} free for them in {cache_folder()}")
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
-        if needed <= _DEVICE_SHARE * free:
+        if (residents or Residents()).missing_nbytes(vision, language) <= _DEVICE_SHARE * free:
             return Placement("device", f"{_gb(needed)} of features, {_gb(free)} free on {device}")
     free = psutil.virtual_memory().available
     kind: Literal["host", "disk"] = "host" if needed <= _HOST_SHARE * free else "disk"
@@ -123,11 +151,20 @@ class RowStore(ABC):
 class MappedRows(RowStore):
     """Rows of the node's mapped files, in any order, or of their copy on the device."""
 
-    def __init__(self, vision: FeatureSet, language: FeatureSet, device: torch.device, where: Placement) -> None:
+    def __init__(
+        self,
+        vision: FeatureSet,
+        language: FeatureSet,
+        device: torch.device,
+        where: Placement,
+        residents: Residents | None = None,
+    ) -> None:
         super().__init__(vision, language, device, where)
-        self._tables = [vision.embeddings, language.embeddings]
         if where.kind == "device":
-            self._tables = [table.to(device) for table in self._tables]
+            residents = residents or Residents()
+            self._tables = [residents.table(of, device) for of in (vision, language)]
+        else:
+            self._tables = [vision.embeddings, language.embeddings]
         self._readers = None
         if where.kind == "disk":
             self._readers = ThreadPoolExecutor(_READERS)

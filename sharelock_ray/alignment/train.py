@@ -26,7 +26,7 @@ from sharelock_ray.alignment.checkpoint import (
     side_of,
 )
 from sharelock_ray.alignment.distributed import Group, rank, world_size
-from sharelock_ray.alignment.feeding import MappedRows, Placement, RowStore, placement
+from sharelock_ray.alignment.feeding import MappedRows, Placement, Residents, RowStore, placement
 from sharelock_ray.alignment.heads import Heads
 from sharelock_ray.alignment.memory import keep_freed_memory
 from sharelock_ray.alignment.metrics import Metrics
@@ -51,6 +51,7 @@ def train(
     compiled: bool = False,
     streams: bool = False,
     read: Reader = read_here,
+    residents: Residents | None = None,
 ) -> None:
     """Trains, or goes on training, until `training.json` is written.
 
@@ -62,6 +63,7 @@ def train(
         compiled: whether the projections are compiled by `torch.compile`.
         streams: whether rows are read from storage even where the node could hold them.
         read: how they are then read.
+        residents: sets that an earlier training of this process has left on the device; the next one finds this one's.
 
     Raises:
         RequestError: the sets do not belong together, hold too few pairs, lack the labels that are asked for, or
@@ -86,7 +88,7 @@ def train(
         checkpoint = read_checkpoint(run.last)
         restore(run.last, checkpoint, heads, optimization.optimizer, optimization.average)
         position = checkpoint.position
-    store = _store(pairs, torch.device(device), spec, streams, read)
+    store = _store(pairs, torch.device(device), spec, streams, read, residents or Residents())
     batches, held_out = (
         PairBatches(of, spec.contrast_size, spec.seed, store.device, spec.positives, spec.order, store)
         for of in (training, validation)
@@ -131,11 +133,14 @@ def train(
             run.finish(_result(position, metrics.rows, pairs, len(training), len(validation), heads, spec))
 
 
-def _store(pairs: Pairs, device: torch.device, spec: AlignmentSpec, streams: bool, read: Reader) -> RowStore:
+def _store(
+    pairs: Pairs, device: torch.device, spec: AlignmentSpec, streams: bool, read: Reader, residents: Residents
+) -> RowStore:
     sets = pairs.vision, pairs.language
-    where = Placement("storage", "as asked") if streams else placement(*sets, device)
+    residents.keep_only(*sets)
+    where = Placement("storage", "as asked") if streams else placement(*sets, device, residents)
     if where.kind != "storage":
-        return MappedRows(*sets, device, where)
+        return MappedRows(*sets, device, where, residents)
     if spec.order == "parts":
         return StreamedRows(*sets, device, where, read)
     remedy = "set `alignment.order: parts`, with which features are streamed from storage"

@@ -10,6 +10,7 @@ from safetensors.torch import load
 
 from sharelock_ray import storage
 from sharelock_ray.alignment.batches import split_validation
+from sharelock_ray.alignment.feeding import Residents
 from sharelock_ray.alignment.model import load_model
 from sharelock_ray.alignment.run import RunFolder
 from sharelock_ray.alignment.spec import AlignmentSpec
@@ -21,6 +22,8 @@ from sharelock_ray.evaluation.trials import Trial, write_trial
 from sharelock_ray.features.featureset import Pairs, join, open_features
 from sharelock_ray.tuning.energy import joules
 
+# A process runs trial after trial over the same sets.
+_residents = Residents()
 PROMPTS = "prompts"
 """Name of the tensor in a file of embedded prompts."""
 
@@ -83,7 +86,7 @@ def _trained(job: TrialJob, report: Callable[[list[dict[str, Any]]], None]) -> d
     run = _ReportedRun(job.trial.run, report)
     run.begin(job.spec, open_features(job.vision).manifest, open_features(job.language).manifest)
     if run.result() is None:
-        train(run, job.vision, job.language, job.spec, job.device)
+        train(run, job.vision, job.language, job.spec, job.device, residents=_residents)
     result = run.result()
     assert result is not None
     model = load_model(run.best, job.device)
@@ -110,7 +113,7 @@ class _ReportedRun(RunFolder):
         self.report(rows)
 
 
-# A process runs trial after trial over the same few sets. Their embeddings are mapped: these hold rows and keys only.
+# Their embeddings are mapped: these hold rows and keys only.
 @lru_cache(maxsize=4)
 def _validation_pairs(vision: str, language: str, fraction: float) -> Pairs:
     return split_validation(join(open_features(vision), open_features(language)), fraction)[1]

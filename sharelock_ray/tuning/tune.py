@@ -71,7 +71,7 @@ def tune(queue: StudyQueue, spec: TuningSpec, steps: int, evaluate_every: int) -
         Progress("tune", "trials", queue.total, done) as progress,
     ):
         engine.require_resources(needed, "lower tuning.cpus_per_trial or gpus_per_trial")
-        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(_waiting(spec))
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(_waiting(spec, needed))
         follower = _Follower(queue, spec, progress)
         ray_tune.Tuner(
             ray_tune.with_resources(alignment_trial, {name.lower(): amount for name, amount in needed.items()}),
@@ -95,11 +95,12 @@ def tune(queue: StudyQueue, spec: TuningSpec, steps: int, evaluate_every: int) -
     return queue.trials
 
 
-def _waiting(spec: TuningSpec) -> int:
+def _waiting(spec: TuningSpec, needed: dict[str, float]) -> int:
     """How many trials may wait for a process: all slots start at once, unless a sampler would choose too early."""
     if spec.sampler == "tpe":
         return 1
-    slots = int(ray.cluster_resources().get("CPU", 1) / spec.cpus_per_trial)
+    there = ray.cluster_resources()
+    slots = min(int(there.get(name, 1) / amount) for name, amount in needed.items() if amount)
     return max(1, min(slots, spec.max_concurrent or slots))
 
 

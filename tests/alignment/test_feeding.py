@@ -10,7 +10,7 @@ import torch
 
 import support
 from sharelock_ray.alignment import feeding
-from sharelock_ray.alignment.feeding import MappedRows, Placement, ahead, placement
+from sharelock_ray.alignment.feeding import MappedRows, Placement, Residents, ahead, placement
 from sharelock_ray.features.featureset import FeatureSet, open_features
 
 CPU = torch.device("cpu")
@@ -54,6 +54,21 @@ def test_many_readers_of_a_disk_gather_what_one_of_memory_does(sets: list[Featur
     assert of_rows is chosen
     for values, features, own in zip(found, sets, chosen, strict=True):
         assert torch.equal(values, features.embeddings[own])
+
+
+def test_sets_stay_on_the_device_until_others_are_wanted(sets: list[FeatureSet]) -> None:
+    vision, language = sets
+    residents = Residents()
+    assert residents.missing_nbytes(*sets) == vision.nbytes + language.nbytes
+    table = residents.table(vision, CPU)
+    assert torch.equal(table, vision.embeddings)
+    assert residents.missing_nbytes(*sets) == language.nbytes
+    # Whoever opens the set again finds the same memory.
+    assert residents.table(open_features(vision.uri), CPU) is table
+    residents.keep_only(vision)
+    assert residents.table(vision, CPU) is table
+    residents.keep_only(language)
+    assert residents.missing_nbytes(*sets) == vision.nbytes + language.nbytes
 
 
 def test_the_next_is_made_while_one_is_used() -> None:
