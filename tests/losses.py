@@ -22,6 +22,7 @@ SPEC = AlignmentSpec(
     warmup_steps=5,
     evaluate_every=50,
     validation_fraction=0.2,
+    order="parts",
 )
 # Under way for some seconds, of which one may be met.
 LONG = SPEC.model_copy(update={"steps": 1000, "evaluate_every": 100})
@@ -44,12 +45,12 @@ def with_a_driver(folder: str) -> None:
 
 
 def on_two_nodes(folder: str) -> None:
-    """Two workers on two nodes of one CPU, of which one is lost."""
+    """Two workers on two nodes, with a CPU on each to read what is streamed to them; one node is lost."""
     run = RunFolder(f"{folder}/run")
-    with a_node_lost(lambda: reached(run, 100)):
+    with a_node_lost(lambda: reached(run, 100), cpus=3):
         from sharelock_ray.training.train import train
 
-        train(run, *features_of(folder), SPEC, TrainingOptions(num_workers=2, min_workers=1))
+        train(run, *features_of(folder), SPEC, TrainingOptions(num_workers=2, min_workers=1, num_cpus=2, stream=True))
 
 
 def study_on_two_nodes(folder: str) -> None:
@@ -68,8 +69,8 @@ def study_on_two_nodes(folder: str) -> None:
 
 
 @contextmanager
-def a_node_lost(moment: Callable[[], bool]) -> Iterator[None]:
-    """A cluster of two nodes of one CPU for the time of the block; one of them is lost once `moment` holds."""
+def a_node_lost(moment: Callable[[], bool], cpus: int = 1) -> Iterator[None]:
+    """A cluster of two nodes of `cpus` for the time of the block; one of them is lost once `moment` holds."""
     # A cluster of the test's own on this machine; its nodes are started without a token.
     os.environ["RAY_AUTH_MODE"] = "disabled"
     # Right after the loss Ray Train still counts on the lost node, and would wait a minute for it.
@@ -80,9 +81,9 @@ def a_node_lost(moment: Callable[[], bool]) -> Iterator[None]:
     from ray.cluster_utils import Cluster
 
     memory = 80 << 20
-    head = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": memory}
+    head = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": memory}
     cluster = Cluster(initialize_head=True, head_node_args=head)
-    node = cluster.add_node(num_cpus=1, object_store_memory=memory)
+    node = cluster.add_node(num_cpus=cpus, object_store_memory=memory)
     os.environ["RAY_ADDRESS"] = cluster.address
 
     def lose() -> None:

@@ -5,7 +5,9 @@ sees the old one or the new one whole, on a disk and on an object store.
 """
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Self
 
 import torch
 from pydantic import ValidationError
@@ -74,31 +76,64 @@ def side_of(manifest: Manifest) -> Side:
     )
 
 
-def save_checkpoint(
-    folder: str,
-    checkpoint: Checkpoint,
-    heads: Heads,
-    optimizer: Optimizer | None = None,
-    average: Heads | None = None,
-) -> None:
-    """Publishes a checkpoint in `folder`, unless that step or a later one is there, then removes older tensors.
+class CheckpointWriter:
+    """Saves checkpoints in a thread, in their order, while training goes on: on a disk or an object store they take
+    seconds, in which a GPU takes hundreds of steps. As a context manager it ends when all are published.
 
-    Those of the checkpoint that it replaces stay, for readers who are between its JSON and its tensors. Workers whose
-    driver is gone may still run beside those that a new one has started: neither takes the other back, nor removes
-    what the other is about to publish.
-
-    Args:
-        optimizer, average: also saved where given, so that training can go on from here.
+    Holds a copy of what was last saved in memory.
     """
-    tensors = {f"{_HEADS}{name}": value for name, value in heads.state_dict().items()}
-    if optimizer is not None:
-        tensors |= {f"{_OPTIMIZER}{name}": value for name, value in optimizer.state().items()}
-    if average is not None:
-        tensors |= {f"{_AVERAGE}{name}": value for name, value in average.state_dict().items()}
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._pending: list[Future[None]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self._pool.shutdown()
+        if kind is None:
+            self.wait()
+
+    def save(
+        self,
+        folder: str,
+        checkpoint: Checkpoint,
+        heads: Heads,
+        optimizer: Optimizer | None = None,
+        average: Heads | None = None,
+    ) -> None:
+        """Publishes a checkpoint of what these are now, unless that step or a later one is there.
+
+        Then older tensors are removed. Those of the checkpoint that it replaces stay, for readers who are between its
+        JSON and its tensors. Workers whose driver is gone may still run beside those that a new one has started:
+        neither takes the other back, nor removes what the other is about to publish.
+
+        Args:
+            optimizer, average: also saved where given, so that training can go on from here.
+        """
+        tensors = {f"{_HEADS}{name}": value for name, value in heads.state_dict().items()}
+        if optimizer is not None:
+            tensors |= {f"{_OPTIMIZER}{name}": value for name, value in optimizer.state().items()}
+        if average is not None:
+            tensors |= {f"{_AVERAGE}{name}": value for name, value in average.state_dict().items()}
+        copies = {name: torch.empty_like(value, device="cpu").copy_(value) for name, value in tensors.items()}
+        self._pending.append(self._pool.submit(_publish, folder, checkpoint, copies))
+
+    def wait(self) -> None:
+        """Returns once all that was saved is published.
+
+        Raises:
+            OSError: storage refused one.
+        """
+        pending, self._pending = self._pending, []
+        for saved in pending:
+            saved.result()
+
+
+def _publish(folder: str, checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor]) -> None:
     name = f"step-{checkpoint.position.step:08d}.safetensors"
-    storage.write_bytes(
-        storage.join(folder, name), save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
-    )
+    storage.write_bytes(storage.join(folder, name), save({key: value.contiguous() for key, value in tensors.items()}))
     replaced = read_checkpoint(folder) if has_checkpoint(folder) else None
     if replaced is not None and replaced.position.step >= checkpoint.position.step:
         return

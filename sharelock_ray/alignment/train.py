@@ -18,11 +18,11 @@ from sharelock_ray import storage
 from sharelock_ray.alignment.batches import PairBatches, split_validation
 from sharelock_ray.alignment.checkpoint import (
     Checkpoint,
+    CheckpointWriter,
     Position,
     has_checkpoint,
     read_checkpoint,
     restore,
-    save_checkpoint,
     side_of,
 )
 from sharelock_ray.alignment.distributed import Group, rank, world_size
@@ -100,7 +100,7 @@ def train(
     finite = _Finite(run, batches, spec)
     feed = batches.ahead(range(position.step * spec.accumulation, spec.steps * spec.accumulation), *ranks)
     metrics = Metrics(run, optimization.is_main, position.step)
-    with closing(feed):
+    with closing(feed), CheckpointWriter() as checkpoints:
         while position.step < spec.steps and not _is_stale(spec, position):
             step = position.step
             taken = optimization.step(islice(feed, spec.accumulation), step)
@@ -109,7 +109,7 @@ def train(
             logs = (step + 1) % _LOG_EVERY == 0 or step == 0
             evaluates = (step + 1) % spec.evaluate_every == 0 or step + 1 == spec.steps
             if logs or evaluates:
-                finite.require(optimization.is_main)
+                finite.require(checkpoints, optimization.is_main)
             if logs:
                 pairs_seen = (step + 1) * spec.accumulation * batches.global_batch_size
                 values = {name: float(value) for name, value in taken.items()}
@@ -126,9 +126,12 @@ def train(
                     checkpoint = Checkpoint(
                         spec=spec, vision=vision_side, language=language_side, position=position, metrics=values
                     )
+                    # One copy of them in memory is enough.
+                    checkpoints.wait()
                     if position.best_step == step + 1:
-                        save_checkpoint(run.best, checkpoint, optimization.evaluated)
-                    save_checkpoint(run.last, checkpoint, heads, optimization.optimizer, optimization.average)
+                        checkpoints.save(run.best, checkpoint, optimization.evaluated)
+                    checkpoints.save(run.last, checkpoint, heads, optimization.optimizer, optimization.average)
+        checkpoints.wait()
         if optimization.is_main:
             run.finish(_result(position, metrics.rows, pairs, len(training), len(validation), heads, spec))
 
@@ -172,8 +175,8 @@ class _Finite:
         bad = (self._first[0] < 0) & ~values.isfinite().all()
         self._first = torch.where(bad, here, self._first)
 
-    def require(self, is_main: bool) -> None:
-        """Raises where a step was noted.
+    def require(self, checkpoints: CheckpointWriter, is_main: bool) -> None:
+        """Raises where a step was noted, once `checkpoints` are published.
 
         Raises:
             RunError: names the step, some keys of its batch, and where all of them and the last good checkpoint are.
@@ -182,6 +185,7 @@ class _Finite:
         step, loss, norm = self._first.tolist()
         if step < 0:
             return
+        checkpoints.wait()
         parts = range(int(step) * self._spec.accumulation, (int(step) + 1) * self._spec.accumulation)
         keys = [key for part in parts for key in self._batches.keys(part)]
         good = "none yet"

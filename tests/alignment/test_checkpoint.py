@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,13 +12,13 @@ import torch
 from sharelock_ray import storage
 from sharelock_ray.alignment.checkpoint import (
     Checkpoint,
+    CheckpointWriter,
     Position,
     Side,
     has_checkpoint,
     load_heads,
     read_checkpoint,
     restore,
-    save_checkpoint,
 )
 from sharelock_ray.alignment.heads import Heads
 from sharelock_ray.alignment.optimizer import Adam
@@ -39,6 +40,11 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     else:
         yield "memory://checkpoint-test/last"
         storage.remove("memory://checkpoint-test")
+
+
+def save_checkpoint(*checkpoint: Any) -> None:
+    with CheckpointWriter() as checkpoints:
+        checkpoints.save(*checkpoint)
 
 
 def heads(seed: int) -> Heads:
@@ -200,3 +206,34 @@ def test_damaged_tensors_are_an_error_that_names_them(folder: str, damage: str) 
         checkpoint = checkpoint.model_copy(update={"language": LANGUAGE.model_copy(update={"dim": 9})})
     with pytest.raises(RunError, match=r"step-00000010\.safetensors"):
         load_heads(folder, checkpoint)
+
+
+class TestWriter:
+    def test_saves_what_was_there_while_training_goes_on(self, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        go_on = threading.Event()
+        write = storage.write_bytes
+
+        def slow(uri: str, data: bytes) -> None:
+            assert go_on.wait(60)
+            write(uri, data)
+
+        monkeypatch.setattr(storage, "write_bytes", slow)
+        trained, expected = heads(0), heads(0).state_dict()
+        with CheckpointWriter() as checkpoints:
+            checkpoints.save(folder, described(10), trained)
+            trained.load_state_dict(heads(1).state_dict())
+            assert not has_checkpoint(folder)
+            go_on.set()
+            checkpoints.wait()
+            assert has_checkpoint(folder)
+        for name, value in load_heads(folder, read_checkpoint(folder)).state_dict().items():
+            assert torch.equal(value, expected[name])
+
+    def test_says_what_storage_refused(self, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(uri: str, data: bytes) -> None:
+            raise OSError("No space left on device")
+
+        monkeypatch.setattr(storage, "write_bytes", full)
+        with pytest.raises(OSError, match="No space left"):
+            save_checkpoint(folder, described(10), heads(0))
+        assert not has_checkpoint(folder)

@@ -67,7 +67,7 @@ def local_head() -> Iterator[Head]:
         )
     address = f"http://127.0.0.1:{dashboard}"
     try:
-        _await_version(process, address, token.read_text(), log)
+        _await_answers(process, address, agent, token.read_text(), log)
         yield Head(address=address, env=env)
     finally:
         _end(process)
@@ -83,11 +83,13 @@ def _free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in held]
 
 
-def _await_version(process: subprocess.Popen[bytes], address: str, token: str, log: Path) -> None:
+def _await_answers(process: subprocess.Popen[bytes], address: str, agent: int, token: str, log: Path) -> None:
+    """Returns once the head answers, and its agent too, which is what starts jobs."""
     request = urllib.request.Request(f"{address}/api/version", headers={"Authorization": f"Bearer {token}"})
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(request, timeout=5):
+            socket.create_connection(("127.0.0.1", agent), timeout=5).close()
             return
         time.sleep(0.5)
     raise RuntimeError(f"the Ray head did not answer at {address}:\n{log.read_text(errors='replace')[-4000:]}")

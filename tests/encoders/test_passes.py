@@ -1,6 +1,8 @@
 """Forward passes get smaller where memory does not suffice, and every row still comes out once, in its place."""
 
 import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -88,3 +90,23 @@ def test_any_other_error_is_not_taken_for_a_lack_of_memory() -> None:
 
     with pytest.raises(RuntimeError, match="device-side assert"):
         new(4).run(2, [1], halves, lambda batch: (np.array(batch),), forward)
+
+
+def test_of_two_threads_take_turns_and_their_time_is_counted_once() -> None:
+    at_once, most = 0, 0
+
+    def forward(rows: torch.Tensor) -> list[torch.Tensor]:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        time.sleep(0.01)
+        at_once -= 1
+        return [rows[:, None].float()]
+
+    begun = time.perf_counter()
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(new(2).run, 6, [1], halves, lambda batch: (np.array(batch),), forward) for _ in range(2)]
+        found = [job.result() for job in jobs]
+    assert most == 1
+    assert all(np.array_equal(each.only()[:, 0], np.arange(6)) for each in found)
+    assert 0.06 <= sum(each.seconds for each in found) <= time.perf_counter() - begun
