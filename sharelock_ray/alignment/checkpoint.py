@@ -77,10 +77,10 @@ def side_of(manifest: Manifest) -> Side:
 
 
 class CheckpointWriter:
-    """Saves checkpoints in a thread, in their order, while training goes on: on a disk or an object store they take
-    seconds, in which a GPU takes hundreds of steps. As a context manager it ends when all are published.
+    """Saves checkpoints in a thread, in their order, while training goes on.
 
-    Holds a copy of what was last saved in memory.
+    On a disk or an object store they take seconds, in which a GPU takes hundreds of steps. Until `wait`, a copy of
+    what was saved is in memory. As a context manager it ends when all are published.
     """
 
     def __init__(self) -> None:

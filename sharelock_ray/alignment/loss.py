@@ -32,6 +32,7 @@ _TILE = {"cpu": (2048, 4096), "cuda": (8192, 8192)}
 _PIECE = {"cpu": 64, "cuda": 8192}
 """Rows of a tile that are worked on together between products: on a CPU they stay in the cache of a core."""
 _DOT_ROWS = {"cpu": 1024, "cuda": 16384}
+"""Rows of two sides that are multiplied at a time for their sum."""
 _CPU_BUDGET = 2 << 30
 
 

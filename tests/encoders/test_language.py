@@ -1,5 +1,6 @@
 """The language encoder gives what transformers gives for each text alone, whatever it is batched with."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +160,28 @@ def test_encoders_that_share_a_forward_pass_give_what_each_gives_alone(models: P
     encoder = LanguageEncoder(spec, token_budget=12, others=others)
     for each, found in zip([spec, *others], encoder.encode_each([*TEXTS, TEXTS[0]]).embeddings, strict=True):
         np.testing.assert_allclose(found, LanguageEncoder(each).encode([*TEXTS, TEXTS[0]]), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("decoder", {}),
+        ("decoder", {"layer": 1}),
+        ("decoder", {"final_norm": False}),
+        ("encoder", {}),
+        ("encoder", {"layer": 1}),
+    ],
+    ids=str,
+)
+def test_compiled_it_is_the_same_model(
+    models: Path, kind: str, changes: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = support.tiny_language(models, kind, **changes)
+    # What the compiler captures is run as it is: to generate code as well takes long.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager", fullgraph=True))
+    torch.compiler.reset()
+    compiled = LanguageEncoder(spec, token_budget=24, compiled=True).encode(TEXTS)
+    np.testing.assert_allclose(compiled, LanguageEncoder(spec, token_budget=24).encode(TEXTS), atol=1e-5)
 
 
 def test_an_appended_end_is_what_last_reads(models: Path) -> None:

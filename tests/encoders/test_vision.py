@@ -1,6 +1,7 @@
 """The vision encoder gives what timm gives, whatever the batches, or says what is wrong."""
 
 import io
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,13 @@ def test_no_images_give_the_right_width_for_a_model_with_a_wider_head(models: Pa
     save_file(timm.create_model("test_mambaout", num_classes=0).state_dict(), path)
     encoder = VisionEncoder(support.tiny_vision(models, model="test_mambaout", weights=str(path)))
     assert encoder.encode(np.zeros((1, 32, 32, 3), np.uint8)).shape == (1, encoder.dim)
+
+
+def test_compiled_it_is_the_same_model(vit: VisionSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What the compiler captures is run as it is: to generate code as well takes long.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    compiled = VisionEncoder(vit, batch_size=3, compiled=True).encode(pixels(vit))
+    np.testing.assert_allclose(compiled, VisionEncoder(vit).encode(pixels(vit)), atol=1e-5)
 
 
 def test_bfloat16_stays_close(vision_spec: VisionSpec) -> None:
