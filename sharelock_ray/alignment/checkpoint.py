@@ -117,7 +117,7 @@ class CheckpointWriter:
             tensors |= {f"{_OPTIMIZER}{name}": value for name, value in optimizer.state().items()}
         if average is not None:
             tensors |= {f"{_AVERAGE}{name}": value for name, value in average.state_dict().items()}
-        copies = {name: torch.empty_like(value, device="cpu").copy_(value) for name, value in tensors.items()}
+        copies = {name: _copied(value) for name, value in tensors.items()}
         self._pending.append(self._pool.submit(_publish, folder, checkpoint, copies))
 
     def wait(self) -> None:
@@ -129,6 +129,11 @@ class CheckpointWriter:
         pending, self._pending = self._pending, []
         for saved in pending:
             saved.result()
+
+
+def _copied(value: torch.Tensor) -> torch.Tensor:
+    """In memory; of a GPU's in pinned memory, which torch uses again for the next checkpoint."""
+    return torch.empty_like(value, device="cpu", pin_memory=value.is_cuda).copy_(value)
 
 
 def _publish(folder: str, checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -72,6 +72,7 @@ class Projection(nn.Module):
         self.input_norm = nn.LayerNorm(in_dim) if spec.input_norm and spec.depth else nn.Identity()
         self.gates = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths[:-1]) if spec.gated)
         self._activation = _ACTIVATIONS[spec.activation]
+        self._compiled: Callable[..., torch.Tensor] | None = None
         if spec.init == "xavier":
             for linear in (*self.linears, *self.gates):
                 assert isinstance(linear, nn.Linear)
@@ -88,12 +89,16 @@ class Projection(nn.Module):
             return F.normalize(x, dim=-1)
         # Drawn outside of the network, so that what is compiled never sees the step, which changes at every call.
         dropout = [self._dropout(x, layer, batch) for layer in range(len(self.norms))]
-        projected = self._network(x, dropout, batch)
+        network = self._compiled if self.training and self._compiled is not None else self._network
+        projected = network(x, dropout, batch)
         return F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=-1)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compiles the network by `torch.compile`, which takes these arguments."""
-        self._network = torch.compile(self._network, *args, **kwargs)  # type: ignore[method-assign]
+        """Compiles the network by `torch.compile`, which takes these arguments, for training.
+
+        Not for evaluation, whose few passes would cost as long to compile again.
+        """
+        self._compiled = torch.compile(self._network, *args, **kwargs)
 
     def _network(
         self, x: torch.Tensor, dropout: Sequence[torch.Tensor | None], batch: GlobalBatch | None

@@ -1,6 +1,7 @@
 """The projection is the plain network it describes, and its dropout does not depend on who holds which rows."""
 
 import copy
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -165,6 +166,21 @@ class TestVariants:
         for step in range(12):
             batch = in_batch(0, 20, 20, step=step)
             torch.testing.assert_close(compiled(inputs(), batch), projection(inputs(), batch))
+        torch.testing.assert_close(compiled.eval()(inputs()), projection.eval()(inputs()))
+
+    def test_is_compiled_for_training_alone(self) -> None:
+        projection = Projection(12, 7, depth=2, width=9)
+        runs: list[int] = []
+
+        def counting(graph: torch.fx.GraphModule, examples: list[torch.Tensor]) -> Callable[..., Any]:
+            runs.append(len(runs))
+            return graph.forward
+
+        projection.compile(backend=counting)
+        projection.eval()(inputs())
+        assert not runs
+        projection.train()(inputs())
+        assert runs == [0]
 
     @pytest.mark.parametrize(
         ("settings", "message"),
