@@ -75,6 +75,16 @@ class TestEncoders:
         for on_cpu, on_gpu in (images, captions):
             np.testing.assert_allclose(on_gpu, on_cpu, rtol=1e-3, atol=1e-4)
 
+    def test_compiled_give_what_they_give_as_they_come(
+        self, vision_spec: VisionSpec, language_spec: LanguageSpec
+    ) -> None:
+        pixels = np.random.default_rng(0).integers(0, 256, (70, 32, 32, 3), dtype=np.uint8)
+        texts = [" ".join(support.WORDS[: 1 + i % 9]) for i in range(50)]
+        images = [VisionEncoder(vision_spec, "cuda", 16, compiled=each).encode(pixels) for each in (False, True)]
+        captions = [LanguageEncoder(language_spec, "cuda", 64, compiled=each).encode(texts) for each in (False, True)]
+        for plain, compiled in (images, captions):
+            np.testing.assert_allclose(compiled, plain, rtol=1e-3, atol=1e-4)
+
     @pytest.mark.usefixtures("little_memory")
     def test_halve_their_batches_where_memory_does_not_suffice(self, vision_spec: VisionSpec) -> None:
         size = 96
