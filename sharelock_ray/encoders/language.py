@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
-from sharelock_ray.encoders.last_layer import layers_of, only_last_tokens
+from sharelock_ray.encoders.last_layer import layers_of, only_one_token
 from sharelock_ray.encoders.norms import FinalNorm, find_norm
 from sharelock_ray.encoders.passes import Arrays, Encoded, Passes, suited
 from sharelock_ray.encoders.provenance import device_name, hub_commit
@@ -78,14 +78,15 @@ class LanguageEncoder:
         self._norm = None if all(each.final_norm for each in self.specs) else _final_norm(model, spec)
         ends = [each for each in self.specs if each.layer in (None, -1, layers)]
         only_last = all(each.pooling == "last" for each in ends)
-        self._last_tokens = only_last_tokens(model, layers) if only_last else None
+        stack = layers_of(model, layers)
+        self._last_token = only_one_token(stack[-1]) if stack and only_last else None
         # Nothing is generated, so the keys and values of the layers are of no use after the pass.
         model.config.use_cache = False
         self._causal = _is_causal(model)
         self._model = model.eval().requires_grad_(False).to(self._device)
         if compiled:
             # One layer is compiled for all of them. Widths change with every batch.
-            for part in layers_of(model, layers) or [model]:
+            for part in stack or [model]:
                 part.compile(dynamic=True)
         # Hidden by the mask, so any valid id does where the model has no padding token of its own.
         self._pad_id = next(
@@ -195,8 +196,8 @@ class LanguageEncoder:
         return padded, mask
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
-        if self._last_tokens is not None:
-            self._last_tokens.positions = _last(mask)
+        if self._last_token is not None:
+            self._last_token.positions = _last(mask)
         output = self._model(
             input_ids=ids,
             # No token of a causal model sees the padding behind it. Attention without a mask is faster.

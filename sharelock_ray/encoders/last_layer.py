@@ -5,18 +5,18 @@ from typing import Any
 import torch
 
 
-class LastTokens(torch.nn.Module):
-    """An MLP that is computed for the last token of each text alone: what no one reads stays zero.
+class OneToken(torch.nn.Module):
+    """An MLP that is computed for one token of each input alone: what no one reads stays zero.
 
-    After the last attention tokens do not meet again, so the last token's state is what the whole MLP would give. It
-    is up to 4/5 of a layer's work, hence a fifth of a model of 4 layers and a fortieth of one of 32.
+    After the last attention tokens do not meet again, so that token's state is what the whole MLP would give. It is
+    two thirds to 4/5 of a layer's work, hence up to a fifth of a model of 4 layers and a fortieth of one of 32.
 
     Args:
         mlp: of the last layer, from (N, T, D) to the same, alone or first in a tuple (as mixtures of experts do).
     """
 
     positions: torch.Tensor
-    """(N,) of the last token of each text, set before a forward pass."""
+    """(N,) of the token that is read of each input, set before a forward pass."""
 
     def __init__(self, mlp: torch.nn.Module) -> None:
         super().__init__()
@@ -37,12 +37,10 @@ def layers_of(model: torch.nn.Module, layers: int) -> torch.nn.ModuleList | None
     return stacks[-1] if stacks else None
 
 
-def only_last_tokens(model: torch.nn.Module, layers: int) -> LastTokens | None:
-    """Puts `LastTokens` into a transformers model of so many layers; None where the last one's MLP is not found."""
-    stack = layers_of(model, layers)
-    layer = stack[-1] if stack else None
+def only_one_token(layer: torch.nn.Module | None) -> OneToken | None:
+    """Puts `OneToken` into the last layer of a transformer; None where its MLP is not found."""
     mlp = getattr(layer, "mlp", None)
     if layer is None or not isinstance(mlp, torch.nn.Module):
         return None
-    layer.mlp = last = LastTokens(mlp)
-    return last
+    layer.mlp = one = OneToken(mlp)
+    return one

@@ -1,4 +1,4 @@
-"""The last layer computed for one token of each text, against the whole model."""
+"""The last layer computed for one token of each input, against the whole model."""
 
 import copy
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModel
 
-from sharelock_ray.encoders.last_layer import only_last_tokens
+from sharelock_ray.encoders.last_layer import layers_of, only_one_token
 
 SIZES = {
     "vocab_size": 50,
@@ -29,7 +29,7 @@ def test_the_last_token_is_that_of_the_whole_model(kind: str) -> None:
     experts = FEW_EXPERTS if kind in ("gpt_oss", "qwen3_moe") else {}
     whole = AutoModel.from_config(CONFIG_MAPPING[kind](**SIZES, **experts, head_dim=8)).eval()
     fast = copy.deepcopy(whole)
-    last = only_last_tokens(fast, 3)
+    last = only_one_token(layers_of(fast, 3)[-1])
     assert last is not None
     lengths = torch.tensor([7, 4, 1])
     ids = torch.randint(1, 50, (3, 7))
@@ -48,7 +48,7 @@ def test_it_computes_a_token_of_each_text() -> None:
     seen = []
     for layer in model.layers:
         layer.mlp.down_proj.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[:2].numel()))
-    last = only_last_tokens(model, 3)
+    last = only_one_token(model.layers[-1])
     last.positions = torch.tensor([6, 2])
     with torch.inference_mode():
         model(input_ids=torch.ones(2, 7, dtype=torch.long))
@@ -58,4 +58,4 @@ def test_it_computes_a_token_of_each_text() -> None:
 @pytest.mark.parametrize("kind", ["bert", "t5"])
 def test_layers_of_another_form_stay_whole(kind: str) -> None:
     model = AutoModel.from_config(CONFIG_MAPPING[kind](vocab_size=50, num_hidden_layers=2))
-    assert only_last_tokens(model, 2) is None
+    assert only_one_token(layers_of(model, 2)[-1]) is None

@@ -46,11 +46,11 @@ def bare(spec: VisionSpec) -> torch.nn.Module:
     return model.eval()
 
 
-def prepared(data: bytes) -> torch.Tensor:
-    """As torchvision prepares it for the tiny models: 32 pixels, bilinear, -1 to 1."""
+def prepared(data: bytes, size: int = 32) -> torch.Tensor:
+    """As torchvision prepares it for the tiny models: `size` pixels, bilinear, -1 to 1."""
     steps = [
-        transforms.Resize(32, transforms.InterpolationMode.BILINEAR),
-        transforms.CenterCrop(32),
+        transforms.Resize(size, transforms.InterpolationMode.BILINEAR),
+        transforms.CenterCrop(size),
         transforms.ToTensor(),
         transforms.Normalize((0.5,) * 3, (0.5,) * 3),
     ]
@@ -89,6 +89,28 @@ def test_pooling_is_of_the_last_layers_tokens(pooling: str, vit: VisionSpec) -> 
     encoder = VisionEncoder(vit.model_copy(update={"pooling": pooling}))
     np.testing.assert_allclose(encoder.encode(pixels(vit)), expected, rtol=1e-4, atol=1e-5)
     assert encoder.dim == expected.shape[1]
+
+
+# With layer scale; with rotary positions and registers.
+@pytest.mark.parametrize(("name", "size"), [("vit_small_patch14_dinov2", 28), ("vit_tiny_patch16_dinov3_qkvb", 32)])
+def test_where_the_class_token_is_read_the_last_mlp_has_no_other(models: Path, name: str, size: int) -> None:
+    weights = saved(models, name, img_size=size)
+    spec = support.tiny_vision(models, model=name, weights=weights, pooling="cls", image_size=size, resize=size)
+    whole = timm.create_model(name, num_classes=0, img_size=size)
+    whole.load_state_dict(load_file(weights))
+    encoder = VisionEncoder(spec)
+    tokens: list[int] = []
+    for block in encoder._model.blocks:
+        for part in block.mlp.modules():
+            if isinstance(part, torch.nn.Linear):
+                part.register_forward_pre_hook(lambda _, inputs: tokens.append(inputs[0].shape[1]))
+                break
+    with torch.inference_mode():
+        expected = whole.eval().forward_features(torch.stack([prepared(data, size) for data in FILES]))[:, 0]
+    found = encoder.encode(np.stack([decode_image(data, spec.preprocessing) for data in FILES]))
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-5)
+    assert tokens[0] > 4
+    assert tokens == [tokens[0]] * (len(tokens) - 1) + [1]
 
 
 @pytest.mark.parametrize("pooling", ["model", "cls_mean"])
