@@ -24,8 +24,8 @@ SPEC = AlignmentSpec(
     validation_fraction=0.2,
     order="parts",
 )
-# Under way for some seconds, of which one may be met.
-LONG = SPEC.model_copy(update={"steps": 1000, "evaluate_every": 100})
+# For longer than a worker outlives its driver, three seconds.
+LONG = SPEC.model_copy(update={"steps": 4000, "evaluate_every": 200, "order": "global"})
 
 
 def features_of(folder: str) -> tuple[str, str]:

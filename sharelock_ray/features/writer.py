@@ -241,18 +241,19 @@ class FeatureSetWriter:
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
             )
             storage.create_json(storage.join(self.uri, MANIFEST), manifest.model_dump(mode="json"))
-        self.clean()
+        remove_staging(self.uri)
         return read_manifest(self.uri)
-
-    def clean(self) -> None:
-        """Removes what staging has left of a complete set."""
-        storage.remove(storage.join(self.uri, "staging"))
 
     def _folder(self, part: int) -> str:
         return storage.join(self.uri, "staging", f"{part:05d}")
 
     def _record(self, part: int) -> str:
         return storage.join(self.uri, "staging", f"{part:05d}.json")
+
+
+def remove_staging(uri: str) -> None:
+    """Removes what a run that was stopped right after the manifest has left beside a complete set."""
+    storage.remove(storage.join(uri, "staging"))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from sharelock_ray.features.audit import Audit
 from sharelock_ray.features.audit import audit as audit_set
 from sharelock_ray.features.featureset import FeatureSet, join, open_features
 from sharelock_ray.features.manifest import is_complete, read_manifest
+from sharelock_ray.features.writer import remove_staging
 from sharelock_ray.progress import clock, say
 from sharelock_ray.recipe.load import write_recipe
 from sharelock_ray.recipe.plan import PROBE, Plan, estimate, predictions
@@ -63,8 +64,12 @@ def extract(recipe: Recipe) -> list[FeatureSet]:
     prepare(recipe)
     missing = {}
     for split, source in recipe.splits.items():
-        if all(is_complete(recipe.feature_set_uri(split, encoder)) for encoder in recipe.encoders):
+        uris = [recipe.feature_set_uri(split, encoder) for encoder in recipe.encoders]
+        if all(map(is_complete, uris)):
             say(f"extract {split}: already done")
+            # What is another run's is only read.
+            for uri in uris if recipe.features_of is None else []:
+                remove_staging(uri)
         else:
             missing[split] = source
     if missing:

@@ -17,7 +17,7 @@ from sharelock_ray.encoders.spec import LanguageSpec
 from sharelock_ray.features.audit import audit
 from sharelock_ray.features.featureset import open_features
 from sharelock_ray.features.manifest import Origin, is_complete
-from sharelock_ray.features.writer import EncodedChunk, FeatureSetWriter
+from sharelock_ray.features.writer import EncodedChunk, FeatureSetWriter, remove_staging
 from sharelock_ray.sources.sample import Reject, Shard
 
 SPEC = LanguageSpec(name="made-up", model="none")
@@ -38,7 +38,7 @@ def drive(uri: str, staged: Callable[[int, int], EncodedChunk] = chunk) -> None:
     """What a driver and its workers do, in one process: stage what is not there, seal what is whole, finish."""
     writer = FeatureSetWriter(uri, "language", "float16")
     if is_complete(uri):
-        writer.clean()
+        remove_staging(uri)
         return
     writer.start(SHARDS, chunk_size=4)
     for shard in SHARDS:

@@ -19,11 +19,12 @@ pytestmark = pytest.mark.slow
 def test_a_killed_training_goes_on_from_its_checkpoint_in_the_bucket(
     s3_server: str, bucket: str, tmp_path: Path
 ) -> None:
-    path = support.write_study(tmp_path / "study.yaml", storage.join(bucket, "run"), steps=1000, evaluate_every=100)
+    # For longer than a worker outlives its driver, three seconds.
+    path = support.write_study(tmp_path / "study.yaml", storage.join(bucket, "run"), steps=8000, evaluate_every=200)
     recipe = read_recipe(path)
     run = RunFolder(recipe.output)
     driver = support.start("train", path, **object_store.environment(s3_server))
-    support.wait_for(lambda: losses.reached(run, 100), driver)
+    support.wait_for(lambda: losses.reached(run, 200), driver)
     support.kill(driver)
     assert run.result() is None
     again = support.start("train", path, **object_store.environment(s3_server))
