@@ -67,23 +67,17 @@ def near(metrics: list[dict[str, Any]], others: list[dict[str, Any]], tolerance:
 
 
 class TestEncoders:
-    def test_give_what_they_give_on_a_cpu(self, vision_spec: VisionSpec, language_spec: LanguageSpec) -> None:
-        pixels = np.random.default_rng(0).integers(0, 256, (70, 32, 32, 3), dtype=np.uint8)
-        texts = [" ".join(support.WORDS[: 1 + i % 9]) for i in range(50)]
-        images = [VisionEncoder(vision_spec, device, 16).encode(pixels) for device in ("cpu", "cuda")]
-        captions = [LanguageEncoder(language_spec, device, 64).encode(texts) for device in ("cpu", "cuda")]
-        for on_cpu, on_gpu in (images, captions):
-            np.testing.assert_allclose(on_gpu, on_cpu, rtol=1e-3, atol=1e-4)
-
-    def test_compiled_give_what_they_give_as_they_come(
-        self, vision_spec: VisionSpec, language_spec: LanguageSpec
+    @pytest.mark.parametrize("compiled", [False, True])
+    def test_give_what_they_give_on_a_cpu(
+        self, vision_spec: VisionSpec, language_spec: LanguageSpec, compiled: bool
     ) -> None:
         pixels = np.random.default_rng(0).integers(0, 256, (70, 32, 32, 3), dtype=np.uint8)
         texts = [" ".join(support.WORDS[: 1 + i % 9]) for i in range(50)]
-        images = [VisionEncoder(vision_spec, "cuda", 16, compiled=each).encode(pixels) for each in (False, True)]
-        captions = [LanguageEncoder(language_spec, "cuda", 64, compiled=each).encode(texts) for each in (False, True)]
-        for plain, compiled in (images, captions):
-            np.testing.assert_allclose(compiled, plain, rtol=1e-3, atol=1e-4)
+        ways = [("cpu", False), ("cuda", compiled)]
+        images = [VisionEncoder(vision_spec, device, 16, compiled=each).encode(pixels) for device, each in ways]
+        captions = [LanguageEncoder(language_spec, device, 64, compiled=each).encode(texts) for device, each in ways]
+        for on_cpu, on_gpu in (images, captions):
+            np.testing.assert_allclose(on_gpu, on_cpu, rtol=1e-3, atol=1e-4)
 
     @pytest.mark.usefixtures("little_memory")
     def test_halve_their_batches_where_memory_does_not_suffice(self, vision_spec: VisionSpec) -> None:

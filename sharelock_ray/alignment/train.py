@@ -131,9 +131,8 @@ def train(
                     if position.best_step == step + 1:
                         checkpoints.save(run.best, checkpoint, optimization.evaluated)
                     checkpoints.save(run.last, checkpoint, heads, optimization.optimizer, optimization.average)
-        checkpoints.wait()
-        if optimization.is_main:
-            run.finish(_result(position, metrics.rows, pairs, len(training), len(validation), heads, spec))
+    if optimization.is_main:
+        run.finish(_result(position, metrics.rows, pairs, len(training), len(validation), heads, spec))
 
 
 def _store(

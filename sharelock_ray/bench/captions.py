@@ -5,11 +5,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from sharelock_ray.bench.measure import alternate, median_ratio
+from sharelock_ray.bench.measure import DType, alternate, median_ratio
 from sharelock_ray.bench.models import DECODERS, WORDS, write_decoder
 from sharelock_ray.encoders.spec import LanguageSpec
 
@@ -33,7 +32,7 @@ class Decoder:
     """A Llama of random weights in one of the shapes of `bench.models`, and what it runs on."""
 
     shape: str = "small"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: DType = "float32"
     device: str = "cpu"
     threads: int = 1
 

@@ -9,14 +9,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from sharelock_ray.bench.measure import machine
+from sharelock_ray.bench.measure import DType, machine
 
 app = typer.Typer(help="Measure what is claimed, as ratios within one run.", no_args_is_help=True)
 
 Repeats = Annotated[int, typer.Option(min=1, help="Rounds; medians are over them.")]
 Threads = Annotated[int, typer.Option(min=1, help="CPUs of either side.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
-DType = Literal["float32", "bfloat16", "float16"]
 Shape = Annotated[str, typer.Option(help="A shape of Llama: small or llama-3-8b; its weights are random.")]
 Compiled = Annotated[bool, typer.Option("--compile", help="Through torch.compile.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Make the last line of output one JSON object.")]

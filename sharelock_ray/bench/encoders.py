@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,14 +15,13 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from sharelock_ray.bench import captions
+from sharelock_ray.bench.measure import DType
 from sharelock_ray.bench.models import DECODERS, random_vision, write_decoder
 from sharelock_ray.encoders.images import decode_image
 from sharelock_ray.encoders.language import LanguageEncoder
 from sharelock_ray.encoders.provenance import device_name
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.encoders.vision import VisionEncoder
-
-DType = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)

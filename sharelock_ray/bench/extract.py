@@ -15,13 +15,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import psutil
 from PIL import Image
 
-from sharelock_ray.bench.measure import alternate, median_ratio
+from sharelock_ray.bench.measure import DType, alternate, median_ratio
 from sharelock_ray.bench.models import random_vision
 from sharelock_ray.encoders.spec import VisionSpec
 
@@ -40,7 +40,7 @@ class Setting:
     threads: int
     model: str = "test_vit"
     image_size: int = 160
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: DType = "float32"
     device: str = "cpu"
     per_tar: int = 1000
     width: int = 400

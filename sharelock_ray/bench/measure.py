@@ -7,11 +7,14 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import psutil
 
 from sharelock_ray.progress import say
 
+DType = Literal["float32", "bfloat16", "float16"]
+"""Of an encoder's forward pass."""
 _VERSIONS = ("torch", "transformers", "timm", "ray", "pyarrow", "pillow")
 
 

@@ -37,10 +37,10 @@ def layers_of(model: torch.nn.Module, layers: int) -> torch.nn.ModuleList | None
     return stacks[-1] if stacks else None
 
 
-def only_one_token(layer: torch.nn.Module | None) -> OneToken | None:
+def only_one_token(layer: torch.nn.Module) -> OneToken | None:
     """Puts `OneToken` into the last layer of a transformer; None where its MLP is not found."""
     mlp = getattr(layer, "mlp", None)
-    if layer is None or not isinstance(mlp, torch.nn.Module):
+    if not isinstance(mlp, torch.nn.Module):
         return None
     layer.mlp = one = OneToken(mlp)
     return one

@@ -8,6 +8,7 @@ from sharelock_ray import engine  # noqa: F401  (before anything imports ray)
 import numpy as np
 import pytest
 import ray
+from ray.data import DataContext, ExecutionResources
 
 import support
 from sharelock_ray.alignment.run import RunFolder
@@ -92,10 +93,12 @@ class TestStreamed:
     def test_a_stream_that_rests_leaves_the_cpu_to_another(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # Four parts of 60 MB: more than Ray's store takes in.
+        # Four parts of 60 MB: more than the store takes in, as it is made to here.
         uris = support.write_feature_sets(tmp_path, pairs=120, dims=(500_000, 8), parts=(4, 1))
         sets = tuple(map(open_features, uris))
         pieces = [Piece(0, part, np.arange(30)) for part in range(4)]
+        limits = ExecutionResources(object_store_memory=128 << 20)
+        monkeypatch.setattr(DataContext.get_current().execution_options, "resource_limits", limits)
         monkeypatch.setattr(streaming, "_PATIENCE_S", 60)
         busy = Busy.options(num_cpus=ray.cluster_resources()["CPU"] - 1).remote()
         ray.get(busy.__ray_ready__.remote())
