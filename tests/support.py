@@ -103,6 +103,7 @@ def tiny_vision(folder: Path, seed: int = 0, **changes: object) -> VisionSpec:
         "weights": str(path),
         "image_size": 32,
         "resize": 32,
+        "crop_mode": "center",
         "interpolation": "bilinear",
         "mean": (0.5, 0.5, 0.5),
         "std": (0.5, 0.5, 0.5),
@@ -216,7 +217,8 @@ def write_recipe(path: Path, models: Path, **changes: object) -> Path:
 
 def write_study(path: Path, output: str, **alignment: object) -> str:
     """A recipe of four small trials, with its features in `output`; its path."""
-    known = {"image_size": 8, "resize": 8, "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3}
+    known = {"image_size": 8, "resize": 8, "crop_mode": "center", "interpolation": "bicubic"}
+    known |= {"mean": [0.5] * 3, "std": [0.5] * 3}
     content = {
         "name": "study",
         "output": output,

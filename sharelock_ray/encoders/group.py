@@ -1,11 +1,13 @@
 """The encoders of one process: those that differ only in what they read of a forward pass share it, and the model."""
 
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sharelock_ray.encoders.chunks import Chunk, encode_language, encode_vision
 from sharelock_ray.encoders.spec import EncoderSpec, VisionSpec
+from sharelock_ray.errors import RunError
 from sharelock_ray.features.writer import EncodedChunk
 
 
@@ -37,10 +39,18 @@ def load_encoders(
 
     Raises:
         RequestError: a model cannot be loaded.
+        RunError: there is no such device.
     """
+    import torch
+
     from sharelock_ray.encoders.language import LanguageEncoder
     from sharelock_ray.encoders.vision import VisionEncoder
 
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RunError(
+            f"torch {torch.__version__} finds no GPU on {socket.gethostname()}: install a build of it for that GPU's "
+            f"driver, or set operations.extraction.num_gpus=0"
+        )
     shared: dict[str, list[int]] = {}
     for place, spec in enumerate(specs):
         shared.setdefault(spec.forward_key(), []).append(place)

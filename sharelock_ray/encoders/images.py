@@ -12,6 +12,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from sharelock_ray.config import Config
 
 Interpolation = Literal["bicubic", "bilinear", "nearest"]
+CropMode = Literal["center", "squash"]
 _INTERPOLATION = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
@@ -44,11 +45,12 @@ class PixelRangeError(ValueError):
 
 
 class Preprocessing(Config):
-    """Resize of the shorter side to `resize` pixels, then a centre crop of `image_size` pixels square."""
+    """Resize of the shorter side (to `squash`, of both) to `resize` pixels, then a centre crop, `image_size` square."""
 
     image_size: int
     resize: int
     interpolation: Interpolation
+    crop_mode: CropMode = "center"
 
 
 def decode_image(data: bytes, preprocessing: Preprocessing) -> np.ndarray:
@@ -118,7 +120,10 @@ def crop_image(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
     """
     width, height = image.size
     short, size = preprocessing.resize, preprocessing.image_size
-    resized = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+    if preprocessing.crop_mode == "squash":
+        resized = (short, short)
+    else:
+        resized = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
     if resized[0] * resized[1] > _MAX_PIXELS:
         raise ImageTooLargeError(f"{width} x {height} pixels would be resized to {resized[0]} x {resized[1]}")
     if image.size != resized:

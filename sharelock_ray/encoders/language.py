@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
-from sharelock_ray.encoders.last_layer import layers_of, only_one_token
+from sharelock_ray.encoders.last_layer import OneToken, layers_of, only_one_token
 from sharelock_ray.encoders.norms import FinalNorm, find_norm
 from sharelock_ray.encoders.passes import Arrays, Encoded, Passes, suited
 from sharelock_ray.encoders.provenance import device_name, hub_commit
@@ -25,6 +26,8 @@ _NORMS = ("norm", "final_norm", "final_layer_norm", "ln_f", "norm_f", "final_lay
 # Padded tokens of a forward pass. On a CPU the states of more leave its caches: `sharelock bench captions`. On a GPU
 # more are no faster, and captions of more different lengths come together: `sharelock bench encoders`.
 _CPU_TOKENS, _GPU_TOKENS = 384, 2048
+# Half the length of the texts that a model is tried on as it is loaded.
+_TRIED = 4
 
 
 class LanguageEncoder:
@@ -70,20 +73,20 @@ class LanguageEncoder:
                 model = AutoModel.from_pretrained(source, dtype=getattr(torch, spec.dtype), **options)
         except (OSError, ValueError, SafetensorError) as error:
             raise RequestError(f"cannot load {spec.model!r}: {str(error).splitlines()[0]}") from None
-        # T5 and its like: the encoder alone gives the embedding.
-        model = model.get_encoder() if model.config.is_encoder_decoder else model
-        self._dim = int(model.config.hidden_size)
-        layers = int(model.config.num_hidden_layers)
-        self._require(layers)
+        model = _text_tower(model)
+        layers = int(model.config.get_text_config().num_hidden_layers)
+        self._require(model, layers)
         self._norm = None if all(each.final_norm for each in self.specs) else _final_norm(model, spec)
         ends = [each for each in self.specs if each.layer in (None, -1, layers)]
         only_last = all(each.pooling == "last" for each in ends)
         stack = layers_of(model, layers)
-        self._last_token = only_one_token(stack[-1]) if stack and only_last else None
         # Nothing is generated, so the keys and values of the layers are of no use after the pass.
-        model.config.use_cache = False
-        self._causal = _is_causal(model)
+        model.config.get_text_config().use_cache = False
         self._model = model.eval().requires_grad_(False).to(self._device)
+        self._last_token: OneToken | None = None
+        states, self._causal = self._tried()
+        self._dims = [int(each.shape[2]) for each in states]
+        self._last_token = only_one_token(stack[-1]) if stack and only_last else None
         if compiled:
             # One layer is compiled for all of them. Widths change with every batch.
             for part in stack or [model]:
@@ -95,14 +98,19 @@ class LanguageEncoder:
         self.revision = None if spec.is_local else hub_commit(spec.model, "config.json", revision=spec.revision)
         """Commit of the model on the hub; None for others."""
 
-    def _require(self, layers: int) -> None:
+    def _require(self, model: torch.nn.Module, layers: int) -> None:
         """Refuses what the model or the tokenizer does not have."""
         spec = self.spec
+        positions = _positions(model)
+        if positions is not None and spec.max_length > positions:
+            raise RequestError(f"{spec.model} reads at most {positions} tokens, so `max_length` is at most that")
         for layer in (each.layer for each in self.specs):
             if layer is not None and not -layers - 1 <= layer <= layers:
                 raise RequestError(f"{spec.model} has {layers} layers, so `layer` is from {-layers - 1} to {layers}")
         if spec.append_eos and self._tokenizer.eos_token_id is None:
             raise RequestError(f"the tokenizer of {spec.model} has no end-of-sequence token to append")
+        if spec.prompt and not self._tokenizer.is_fast:
+            raise RequestError(f"the tokenizer of {spec.model} does not tell a prompt's tokens from the caption's")
         self._before, _, self._after = (spec.prompt or "{}").partition("{}")
         if spec.prompt and len(self._tokenizer(self._before + self._after)["input_ids"]) >= spec.max_length:
             raise RequestError(f"the prompt alone fills `max_length` ({spec.max_length} tokens)")
@@ -120,7 +128,7 @@ class LanguageEncoder:
     @property
     def dim(self) -> int:
         """Width D of an embedding."""
-        return self._dim
+        return self._dims[0]
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Embeds texts.
@@ -138,7 +146,7 @@ class LanguageEncoder:
         """Embeds texts, as `encode` does, for `spec` and each of `others`."""
         unique = list(dict.fromkeys(texts))
         with self._tokenizing:
-            ids, truncated = self._tokenize(unique)
+            ids, long = self._tokenize(unique)
 
         def cut(rows: Sequence[int], token_budget: int) -> Iterator[list[int]]:
             for batch in token_batches([len(ids[row]) for row in rows], token_budget):
@@ -147,7 +155,7 @@ class LanguageEncoder:
         def load(rows: list[int]) -> Arrays:
             return self._padded([ids[row] for row in rows])
 
-        found = self._passes.run(len(unique), [self._dim] * len(self.specs), cut, load, self._forward)
+        found = self._passes.run(len(unique), self._dims, cut, load, self._forward)
         row = {text: i for i, text in enumerate(unique)}
         rows = [row[text] for text in texts]
         too_large = set(found.too_large)
@@ -156,24 +164,26 @@ class LanguageEncoder:
             embeddings=[embeddings[rows] for embeddings in found.embeddings],
             too_large=[i for i, r in enumerate(rows) if r in too_large],
             tokens=sum(map(len, ids)),
-            truncated=truncated,
+            truncated=sum(r in long for r in rows),
         )
 
-    def _tokenize(self, texts: list[str]) -> tuple[list[list[int]], int]:
-        """Token ids of each text, and how many texts lost their end."""
+    def _tokenize(self, texts: list[str]) -> tuple[list[list[int]], set[int]]:
+        """Token ids of each text, and which texts lost their end."""
         if not texts:
-            return [], 0
+            return [], set()
         room = self.spec.max_length - self.spec.append_eos
         wrapped = [self._before + text + self._after for text in texts]
         ids: list[list[int]] = self._tokenizer(wrapped, verbose=False)["input_ids"]
-        long = [i for i, tokens in enumerate(ids) if len(tokens) > room]
+        long = {i for i, tokens in enumerate(ids) if len(tokens) > room}
         for i in long:
             ids[i] = self._shortened(wrapped[i], len(texts[i]), room)
         # Some tokenizers make nothing of an empty text.
         ids = [tokens or [self._pad_id] for tokens in ids]
         if self.spec.append_eos:
-            ids = [[*tokens, self._tokenizer.eos_token_id] for tokens in ids]
-        return ids, len(long)
+            # Some tokenizers do so themselves.
+            eos = self._tokenizer.eos_token_id
+            ids = [tokens if tokens[-1] == eos else [*tokens, eos] for tokens in ids]
+        return ids, long
 
     def _shortened(self, wrapped: str, length: int, room: int) -> list[int]:
         """At most `room` tokens of a wrapped text; the caption within it, `length` characters, loses its end."""
@@ -198,13 +208,18 @@ class LanguageEncoder:
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
         if self._last_token is not None:
             self._last_token.positions = _last(mask)
+        # No token of a causal model sees the padding behind it. Attention without a mask is faster.
+        states = self._states(ids, None if self._causal else mask)
+        return [pool(each, mask, spec.pooling) for each, spec in zip(states, self.specs, strict=True)]
+
+    def _states(self, ids: torch.Tensor, mask: torch.Tensor | None) -> list[torch.Tensor]:
+        """(B, T, D) hidden states that each spec reads."""
         output = self._model(
             input_ids=ids,
-            # No token of a causal model sees the padding behind it. Attention without a mask is faster.
-            attention_mask=None if self._causal else mask.long(),
+            attention_mask=None if mask is None else mask.long(),
             output_hidden_states=any(spec.layer is not None for spec in self.specs),
         )
-        states = [
+        return [
             output.hidden_states[spec.layer]
             if spec.layer is not None
             else output.last_hidden_state
@@ -212,7 +227,17 @@ class LanguageEncoder:
             else self._norm.before
             for spec in self.specs
         ]
-        return [pool(each, mask, spec.pooling) for each, spec in zip(states, self.specs, strict=True)]
+
+    @torch.inference_mode()
+    def _tried(self) -> tuple[list[torch.Tensor], bool]:
+        """Hidden states of two made-up texts, and whether no token of this model sees those behind it.
+
+        For that it is not enough that the model says so: a bidirectional one may be made of a decoder's parts.
+        """
+        half = torch.ones(1, _TRIED, dtype=torch.long, device=self._device)
+        states = self._states(torch.cat([torch.cat([half, half], 1), torch.cat([half, 2 * half], 1)]), None)
+        blind = all(torch.allclose(each[0, :_TRIED], each[1, :_TRIED], rtol=1e-3, atol=1e-3) for each in states)
+        return states, blind and _is_causal(self._model)
 
 
 def _final_norm(model: torch.nn.Module, spec: LanguageSpec) -> FinalNorm:
@@ -222,8 +247,24 @@ def _final_norm(model: torch.nn.Module, spec: LanguageSpec) -> FinalNorm:
     return FinalNorm(norm)
 
 
+def _text_tower(model: Any) -> Any:
+    """Of an encoder-decoder, such as T5, the encoder; of a model that also sees, such as Gemma 3, what reads text."""
+    return model.get_encoder() if model.config.is_encoder_decoder else getattr(model, "language_model", model)
+
+
+def _positions(model: Any) -> int | None:
+    """The longest text that a model has positions for, in tokens; None where it does not say."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is None:
+        return None
+    # RoBERTa and its like count from behind the padding token, which is in their table too.
+    tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
+    paddings = (getattr(table, "padding_idx", None) for table in tables)
+    return int(positions) - next((padding + 1 for padding in paddings if padding is not None), 0)
+
+
 def _is_causal(model: torch.nn.Module) -> bool:
-    """Whether no attention of a transformers model looks ahead; False where it does not say so."""
+    """Whether all attention of a transformers model says that it does not look ahead."""
     said = [module.is_causal for module in model.modules() if hasattr(module, "is_causal")]
     return bool(said) and all(said)
 

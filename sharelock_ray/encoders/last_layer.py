@@ -12,7 +12,8 @@ class OneToken(torch.nn.Module):
     two thirds to 4/5 of a layer's work, hence up to a fifth of a model of 4 layers and a fortieth of one of 32.
 
     Args:
-        mlp: of the last layer, from (N, T, D) to the same, alone or first in a tuple (as mixtures of experts do).
+        mlp: of the last layer, from (N, T, D) to the same, alone or first in a tuple (as mixtures of experts do). More
+            that it takes is of the same shape (as BLOOM's takes what it is added to).
     """
 
     positions: torch.Tensor
@@ -22,9 +23,9 @@ class OneToken(torch.nn.Module):
         super().__init__()
         self._mlp = mlp
 
-    def forward(self, states: torch.Tensor) -> Any:
+    def forward(self, states: torch.Tensor, *more: torch.Tensor) -> Any:
         rows = torch.arange(len(states), device=states.device)
-        found = self._mlp(states[rows, self.positions][:, None])
+        found = self._mlp(*(each[rows, self.positions][:, None] for each in (states, *more)))
         first, *others = found if isinstance(found, tuple) else (found,)
         spread = torch.zeros_like(states, dtype=first.dtype)
         spread[rows, self.positions] = first[:, 0]

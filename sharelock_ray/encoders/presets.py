@@ -69,8 +69,9 @@ def _vision_presets() -> dict[str, dict[str, Any]]:
     for depth in (50, 101):
         presets[f"resnet-{depth}"] = _vision(f"resnet{depth}.tv_in1k")
     # Vision towers without the projection into the space that CLIP shares with its text tower; resized as CLIP does.
+    # OpenAI's were trained with an approximate GELU (openai/CLIP, `clip/model.py`), which timm has under another name.
     for size, name in {"b-32": "base_patch32", "b-16": "base_patch16", "l-14": "large_patch14"}.items():
-        presets[f"clip-{size}"] = _vision(f"vit_{name}_clip_224.openai", resize=224)
+        presets[f"clip-{size}"] = _vision(f"vit_{name}_clip_quickgelu_224.openai", resize=224)
         presets[f"openclip-{size}"] = _vision(f"vit_{name}_clip_224.laion2b", resize=224)
     presets["openclip-h-14"] = _vision("vit_huge_patch14_clip_224.laion2b", resize=224)
     return presets

@@ -3,13 +3,13 @@
 Kept apart from the encoders so that reading a recipe or a manifest needs neither torch nor transformers.
 """
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from sharelock_ray import storage
 from sharelock_ray.config import Config, content_hash
-from sharelock_ray.encoders.images import Interpolation, Preprocessing
+from sharelock_ray.encoders.images import CropMode, Interpolation, Preprocessing
 from sharelock_ray.encoders.presets import expand
 from sharelock_ray.encoders.weights import weights_digest
 from sharelock_ray.errors import RequestError
@@ -71,6 +71,8 @@ class VisionSpec(_EncoderSpec):
     image_size: Annotated[int, Field(ge=8)] | None = None
     resize: Annotated[int, Field(ge=8)] | None = None
     """Shorter side before the centre crop."""
+    crop_mode: CropMode | None = None
+    """Whether that resize keeps the image's proportions (`center`) or makes it square (`squash`)."""
     interpolation: Interpolation | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
@@ -82,9 +84,9 @@ class VisionSpec(_EncoderSpec):
         """This spec with every omitted field filled in from the model's configuration.
 
         Raises:
-            RequestError: timm does not know the model.
+            RequestError: timm does not know the model, or prepares its images in a way that is not offered here.
         """
-        if None not in (self.image_size, self.resize, self.interpolation, self.mean, self.std):
+        if None not in (self.image_size, self.resize, self.crop_mode, self.interpolation, self.mean, self.std):
             return self
         # Only here, because a recipe that says everything can be read without importing torch.
         from timm.models import get_pretrained_cfg
@@ -95,11 +97,17 @@ class VisionSpec(_EncoderSpec):
             model = None
         if model is None:
             raise RequestError(f"timm knows no model {self.model!r}: see timm.list_models()")
-        size = self.image_size or model.input_size[-1]
+        _, height, width = model.input_size
+        if self.image_size is None and height != width:
+            raise RequestError(f"{self.model} is made for images of {width} x {height} pixels: give `image_size`")
+        if self.crop_mode is None and model.crop_mode not in get_args(CropMode):
+            raise RequestError(f"the crop mode {model.crop_mode!r} of {self.model} is none of ours: give `crop_mode`")
+        size = self.image_size or width
         return self.model_copy(
             update={
                 "image_size": size,
                 "resize": self.resize or int(size / model.crop_pct),
+                "crop_mode": self.crop_mode or model.crop_mode,
                 "interpolation": self.interpolation or model.interpolation,
                 "mean": self.mean or tuple(model.mean),
                 "std": self.std or tuple(model.std),
@@ -112,7 +120,13 @@ class VisionSpec(_EncoderSpec):
         assert self.image_size is not None, "an unresolved spec"
         assert self.resize is not None, "an unresolved spec"
         assert self.interpolation is not None, "an unresolved spec"
-        return Preprocessing(image_size=self.image_size, resize=self.resize, interpolation=self.interpolation)
+        assert self.crop_mode is not None, "an unresolved spec"
+        return Preprocessing(
+            image_size=self.image_size,
+            resize=self.resize,
+            interpolation=self.interpolation,
+            crop_mode=self.crop_mode,
+        )
 
     @property
     def path_field(self) -> str:

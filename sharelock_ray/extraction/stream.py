@@ -127,14 +127,12 @@ class _Encode:
     def __init__(
         self, encoders: Sequence[EncoderSpec], writers: Sequence[FeatureSetWriter], options: ExtractionOptions
     ) -> None:
-        import torch
-
         from sharelock_ray.encoders.group import load_encoders
 
         self._writers = writers
         self._groups = load_encoders(
             encoders,
-            "cuda" if options.num_gpus and torch.cuda.is_available() else "cpu",
+            "cuda" if options.num_gpus else "cpu",
             image_batch_size=options.image_batch_size,
             token_budget=options.token_budget,
             compiled=options.compile,

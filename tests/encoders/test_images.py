@@ -82,12 +82,23 @@ class TestEqualsTheEvaluationTransform:
         ours, theirs = decode_image(data, preprocessing()), as_torchvision(data, preprocessing())
         assert np.abs(ours.astype(int) - theirs).max() <= 3
 
-    @pytest.mark.parametrize("model", ["test_resnet", "vit_base_patch16_224", "vit_large_patch14_dinov2"])
-    def test_of_timm_for_a_model(self, model: str) -> None:
+    @pytest.mark.parametrize("size", [(700, 600), (300, 610)], ids=str)
+    @pytest.mark.parametrize(
+        "model",
+        [
+            "test_resnet",
+            "vit_base_patch16_224",
+            "vit_large_patch14_dinov2",
+            # Made square without regard to its proportions.
+            "convnext_base.fb_in22k_ft_in1k_384",
+            "tf_efficientnetv2_s.in21k_ft_in1k",
+        ],
+    )
+    def test_of_timm_for_a_model(self, model: str, size: tuple[int, int]) -> None:
         spec = VisionSpec(name="m", model=model).resolved()
         config = timm.get_pretrained_cfg(model).to_dict()
         transform = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=config))
-        data = file_of(picture((700, 600)))
+        data = file_of(picture(size))
         expected = transform(Image.open(io.BytesIO(data))).permute(1, 2, 0).numpy()
         ours = (decode_image(data, spec.preprocessing) / 255 - spec.mean) / spec.std
         np.testing.assert_allclose(ours, expected, atol=1e-5)

@@ -6,7 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BloomConfig,
+    BloomModel,
+    Gemma3Config,
+    Gemma3Model,
+    LlamaConfig,
+    LlamaModel,
+    OPTConfig,
+    OPTModel,
+    PreTrainedModel,
+)
 
 import support
 from sharelock_ray.encoders.language import LanguageEncoder, token_batches
@@ -24,6 +36,37 @@ CASES = [("decoder", "last"), ("decoder", "mean"), ("encoder", "mean"), ("encode
 CASES += [("decoder", "max"), ("encoder", "max")]
 KINDS = ["decoder", "gpt2", "encoder", "roberta", "t5"]
 PROMPT = "a picture of {} in the small photo"
+
+
+SIZES = {
+    "vocab_size": len(support.WORDS) + 4,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+SEES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 28}
+# Models that are put together in another way than most.
+PECULIAR = {
+    # Of a decoder's parts, but its tokens see those behind them.
+    "bidirectional": (LlamaModel, LlamaConfig(**SIZES, is_causal=False)),
+    # Its last MLP takes what it is added to as well.
+    "bloom": (BloomModel, BloomConfig(vocab_size=SIZES["vocab_size"], hidden_size=32, n_layer=2, n_head=4)),
+    # Its output is narrower than its layers, and its positions begin at 2.
+    "opt": (OPTModel, OPTConfig(**SIZES, ffn_dim=64, word_embed_proj_dim=16, do_layer_norm_before=False)),
+    # It also sees, so what is of text is a part of it and of its configuration.
+    "gemma3": (Gemma3Model, Gemma3Config(text_config=SIZES | {"head_dim": 8}, vision_config=SEES)),
+}
+
+
+def peculiar(models: Path, kind: str, **changes: object) -> LanguageSpec:
+    path = models / kind
+    if not path.exists():
+        model, config = PECULIAR[kind]
+        torch.manual_seed(0)
+        model(config).save_pretrained(path)
+        AutoTokenizer.from_pretrained(support.tiny_language(models).model).save_pretrained(path)
+    return support.tiny_language(models, name=kind, model=str(path), **changes)
 
 
 def plain(spec: LanguageSpec) -> PreTrainedModel:
@@ -53,6 +96,21 @@ def test_equals_transformers_on_one_text_at_a_time(models: Path, kind: str, pool
     found = encoder.encode(TEXTS)
     assert (found.shape, found.dtype) == ((5, encoder.dim), np.float32)
     np.testing.assert_allclose(found, alone(spec, TEXTS), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", PECULIAR)
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_of_a_peculiar_model_too(models: Path, kind: str, pooling: str) -> None:
+    spec = peculiar(models, kind, pooling=pooling)
+    encoder = LanguageEncoder(spec, token_budget=100_000)
+    found, expected = encoder.encode(TEXTS), alone(spec, TEXTS)
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+    assert expected.shape == (5, encoder.dim)
+
+
+def test_layers_of_one_model_may_have_several_widths(models: Path) -> None:
+    encoder = LanguageEncoder(peculiar(models, "opt"), others=[peculiar(models, "opt", layer=1)])
+    assert [each.shape[1] for each in encoder.encode_each(TEXTS).embeddings] == [16, 32]
 
 
 class TestCompany:
@@ -191,6 +249,13 @@ def test_an_appended_end_is_what_last_reads(models: Path) -> None:
     np.testing.assert_allclose(LanguageEncoder(spec).encode(TEXTS), LanguageEncoder(plain).encode(ended), atol=1e-5)
 
 
+def test_an_end_that_the_tokenizer_appends_is_not_appended_again(models: Path) -> None:
+    spec = support.tiny_language(models, "t5", pooling="last", max_length=4)
+    texts = ["red", "a red circle in the picture"]
+    ended = LanguageEncoder(spec.model_copy(update={"append_eos": True})).encode(texts)
+    np.testing.assert_allclose(ended, alone(spec, ["red", "a red"]), atol=1e-5)
+
+
 def test_a_prompt_is_put_around_each_text(models: Path) -> None:
     spec = support.tiny_language(models, prompt=PROMPT)
     plain = spec.model_copy(update={"prompt": None})
@@ -210,10 +275,11 @@ class TestTruncation:
 
     def test_keeps_the_start_and_is_counted(self, models: Path) -> None:
         encoder = LanguageEncoder(support.tiny_language(models, max_length=4))
-        encoded = encoder.encode_each(["a red circle .", "a red circle in the picture", "a red circle"])
-        assert (encoded.truncated, encoded.tokens) == (2, 12)
+        texts = ["a red circle .", "a red circle in the picture", "a red circle", "a red circle ."]
+        encoded = encoder.encode_each(texts)
+        assert (encoded.truncated, encoded.tokens) == (3, 12)  # The last is read with the first.
         found = encoded.only()
-        np.testing.assert_allclose(found, np.stack([found[2]] * 3), atol=1e-5)
+        np.testing.assert_allclose(found, np.stack([found[2]] * 4), atol=1e-5)
 
     def test_leaves_the_closing_token_of_an_encoder(self, models: Path) -> None:
         encoder = LanguageEncoder(support.tiny_language(models, "encoder", max_length=5))
@@ -258,11 +324,19 @@ def test_what_is_no_model_is_a_wrong_request(tmp_path: Path, language_spec: Lang
         ({"layer": 3}, "has 2 layers"),
         ({"layer": -4}, "has 2 layers"),
         ({"prompt": PROMPT, "max_length": 5}, "prompt alone"),
+        ({"max_length": 65}, "reads at most 64 tokens"),
+        ({"max_length": 64, "kind": "roberta"}, "reads at most 63 tokens"),
     ],
 )
 def test_what_the_model_cannot_give_is_a_wrong_request(models: Path, changes: dict, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         LanguageEncoder(support.tiny_language(models, **changes))
+
+
+@pytest.mark.parametrize(("kind", "longest"), [("gpt2", 64), ("encoder", 64), ("roberta", 63)])
+def test_the_longest_text_is_read(models: Path, kind: str, longest: int) -> None:
+    encoder = LanguageEncoder(support.tiny_language(models, kind, max_length=longest))
+    assert np.isfinite(encoder.encode(["red " * 100])).all()
 
 
 @pytest.mark.parametrize("prompt", ["no place", "{} and {}"])

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import timm
+import torch
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
@@ -36,6 +37,13 @@ def test_the_models_of_the_paper_see_224_pixels() -> None:
     sizes = {spec.name: spec.image_size for spec in VISION if "dinov3" not in spec.name}
     assert set(sizes.values()) == {224}
     assert {"dinov2-s", "dinov2-b-reg", "dinov2-g", "dino-b-16", "resnet-101", "clip-b-32", "vit-b-16"} <= sizes.keys()
+
+
+@pytest.mark.parametrize(("name", "activation"), [("clip-b-32", "QuickGELU"), ("openclip-b-32", "GELU")])
+def test_clip_has_the_activation_it_was_trained_with(name: str, activation: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(SPECS[name].model)
+    assert {type(block.mlp.act).__name__ for block in model.blocks} == {activation}
 
 
 def test_the_released_code_is_bilinear_with_the_hubs_positions() -> None:

@@ -22,6 +22,7 @@ VISION_CHANGES = [
     {"pooling": "cls"},
     {"image_size": 64},
     {"resize": 40},
+    {"crop_mode": "squash"},
     {"interpolation": "bicubic"},
     {"mean": (0.4, 0.5, 0.5)},
     {"std": (0.4, 0.5, 0.5)},
@@ -140,19 +141,27 @@ def test_a_layer_within_the_model_has_no_final_norm(models: Path) -> None:
 
 class TestResolved:
     @pytest.mark.parametrize(
-        ("model", "size", "resize", "interpolation"),
+        ("model", "size", "resize", "interpolation", "crop_mode"),
         [
-            ("test_resnet", 160, 168, "bilinear"),  # 160 / 0.95
-            ("vit_base_patch16_224", 224, 248, "bicubic"),  # 224 / 0.9
-            ("vit_large_patch14_dinov2", 518, 518, "bicubic"),
+            ("test_resnet", 160, 168, "bilinear", "center"),  # 160 / 0.95
+            ("vit_base_patch16_224", 224, 248, "bicubic", "center"),  # 224 / 0.9
+            ("vit_large_patch14_dinov2", 518, 518, "bicubic", "center"),
+            ("convnext_base.fb_in22k_ft_in1k_384", 384, 384, "bicubic", "squash"),
         ],
     )
-    def test_fills_in_what_timm_says(self, model: str, size: int, resize: int, interpolation: str) -> None:
+    def test_fills_in_what_timm_says(
+        self, model: str, size: int, resize: int, interpolation: str, crop_mode: str
+    ) -> None:
         spec = VisionSpec(name="m", model=model).resolved()
         config = timm.get_pretrained_cfg(model)
         assert (spec.image_size, spec.resize, spec.interpolation) == (size, resize, interpolation)
         assert (spec.mean, spec.std) == (config.mean, config.std)
-        assert spec.preprocessing.model_dump() == {"image_size": size, "resize": resize, "interpolation": interpolation}
+        assert spec.preprocessing.model_dump() == {
+            "image_size": size,
+            "resize": resize,
+            "interpolation": interpolation,
+            "crop_mode": crop_mode,
+        }
 
     def test_keeps_what_is_given_and_resizes_in_proportion(self) -> None:
         spec = VisionSpec(name="m", model="vit_large_patch14_dinov2", image_size=224, mean=(0.1, 0.2, 0.3)).resolved()
@@ -168,6 +177,22 @@ class TestResolved:
     def test_refuses_a_model_that_timm_does_not_know(self) -> None:
         with pytest.raises(RequestError, match="timm knows no model 'resnet_of_dreams'"):
             VisionSpec(name="m", model="resnet_of_dreams").resolved()
+
+    @pytest.mark.parametrize(
+        ("model", "message", "remedy"),
+        [
+            ("vit_base_patch16_sapiens2.fb", "made for images of 768 x 1024 pixels", {"image_size": 256}),
+            (
+                "deepseek_vit_412m.deepseek_v4_1_flash",
+                "crop mode 'border' of .* is none of ours",
+                {"crop_mode": "center"},
+            ),
+        ],
+    )
+    def test_refuses_what_is_prepared_in_another_way(self, model: str, message: str, remedy: dict) -> None:
+        with pytest.raises(RequestError, match=message):
+            VisionSpec(name="m", model=model).resolved()
+        assert VisionSpec(name="m", model=model, **remedy).resolved().crop_mode is not None
 
     def test_refuses_weights_that_timm_does_not_know(self) -> None:
         with pytest.raises(RequestError, match="no_such_tag"):

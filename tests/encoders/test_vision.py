@@ -113,6 +113,17 @@ def test_where_the_class_token_is_read_the_last_mlp_has_no_other(models: Path, n
     assert tokens == [tokens[0]] * (len(tokens) - 1) + [1]
 
 
+def test_a_model_that_reads_more_than_its_class_token_is_whole(models: Path) -> None:
+    name = "deit_tiny_distilled_patch16_224"
+    weights = saved(models, name, img_size=32)
+    whole = timm.create_model(name, num_classes=0, img_size=32)
+    whole.load_state_dict(load_file(weights))
+    with torch.inference_mode():
+        expected = whole.eval()(torch.stack([prepared(data) for data in FILES]))
+    spec = support.tiny_vision(models, model=name, weights=weights)
+    np.testing.assert_allclose(VisionEncoder(spec).encode(pixels(spec)), expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("pooling", ["model", "cls_mean"])
 def test_no_images_give_no_rows_of_the_right_width(pooling: str, vit: VisionSpec) -> None:
     encoder = VisionEncoder(vit.model_copy(update={"pooling": pooling}))
