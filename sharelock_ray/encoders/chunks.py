@@ -9,6 +9,7 @@ from itertools import count, islice
 from typing import Protocol
 
 import numpy as np
+from PIL import Image
 
 from sharelock_ray.encoders.images import Preprocessing, decode_image
 from sharelock_ray.features.writer import EncodedChunk
@@ -85,25 +86,35 @@ def cut(source: Source, shard: Shard, chunk_size: int) -> Iterator[Chunk]:
 
 
 def decode(chunk: Chunk, preprocessings: Collection[Preprocessing]) -> Chunk:
-    """The chunk with its images as pixels, once for each preprocessing, and without their files' bytes."""
-    pixels = {preprocessing: _decode(chunk, preprocessing) for preprocessing in preprocessings}
+    """The chunk with its images as pixels, for each preprocessing, and without their files' bytes."""
+    found: dict[Preprocessing, _Decoded] = {preprocessing: _Decoded() for preprocessing in preprocessings}
+    for row, sample in enumerate(chunk.samples):
+        decoded: dict[tuple[int, int], Image.Image] = {}
+        for preprocessing, of in found.items():
+            if sample.image is None:
+                of.rejects.append(Reject(sample.key, "read", "MissingImage", "the sample has no image"))
+                continue
+            try:
+                of.images.append(decode_image(sample.image, preprocessing, decoded))
+                of.rows.append(row)
+            # A decoder fails on hostile bytes in more ways than it documents; each of them is that image's reject.
+            except Exception as error:
+                of.rejects.append(Reject.of(sample.key, "decode", error))
+    pixels = {preprocessing: of.pixels(preprocessing.image_size) for preprocessing, of in found.items()}
     return replace(chunk, pixels=pixels, samples=[replace(sample, image=None) for sample in chunk.samples])
 
 
-def _decode(chunk: Chunk, preprocessing: Preprocessing) -> Pixels:
-    rows, images, rejects = [], [], []
-    for row, sample in enumerate(chunk.samples):
-        if sample.image is None:
-            rejects.append(Reject(sample.key, "read", "MissingImage", "the sample has no image"))
-            continue
-        try:
-            images.append(decode_image(sample.image, preprocessing))
-            rows.append(row)
-        # A decoder fails on hostile bytes in more ways than it documents; each of them is that image's reject.
-        except Exception as error:
-            rejects.append(Reject.of(sample.key, "decode", error))
-    size = preprocessing.image_size
-    return Pixels(rows, np.stack(images) if images else np.empty((0, size, size, 3), np.uint8), rejects)
+@dataclass(frozen=True)
+class _Decoded:
+    """Images of a chunk as they are decoded."""
+
+    rows: list[int] = field(default_factory=list)
+    images: list[np.ndarray] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+
+    def pixels(self, size: int) -> Pixels:
+        images = np.stack(self.images) if self.images else np.empty((0, size, size, 3), np.uint8)
+        return Pixels(self.rows, images, self.rejects)
 
 
 def encode_vision(encoder: _Vision, chunk: Chunk, preprocessing: Preprocessing) -> list[EncodedChunk]:

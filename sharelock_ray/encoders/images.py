@@ -51,10 +51,17 @@ class Preprocessing(Config):
     resize: int
     interpolation: Interpolation
     crop_mode: CropMode = "center"
+    reduced_scale: bool = True
+    """Whether a JPEG of more than four times `resize` is decoded at 1/2, 1/4 or 1/8 of its size."""
 
 
-def decode_image(data: bytes, preprocessing: Preprocessing) -> np.ndarray:
+def decode_image(
+    data: bytes, preprocessing: Preprocessing, decoded: dict[tuple[int, int], Image.Image] | None = None
+) -> np.ndarray:
     """Decodes, orients, resizes and crops one image file: JPEG, PNG, WebP, GIF, BMP or TIFF; the first of its frames.
+
+    Args:
+        decoded: what calls with the same `data` share, so that each scale of it is decoded once; empty at first.
 
     Returns:
         (image_size, image_size, 3) uint8, RGB.
@@ -68,9 +75,14 @@ def decode_image(data: bytes, preprocessing: Preprocessing) -> np.ndarray:
     with _opened(data) as image:
         if image.width * image.height > _MAX_PIXELS:
             raise ImageTooLargeError(f"{image.width} x {image.height} pixels are more than {_MAX_PIXELS:,}")
-        # JPEG can be decoded at 1/2, 1/4 or 1/8 scale; twice the wanted side keeps the resampled result close.
-        image.draft("RGB", (2 * preprocessing.resize, 2 * preprocessing.resize))
-        return crop_image(upright(image), preprocessing)
+        if preprocessing.reduced_scale:
+            # Twice the wanted side keeps the resampled result close.
+            image.draft("RGB", (2 * preprocessing.resize, 2 * preprocessing.resize))
+        known = {} if decoded is None else decoded
+        scale = image.size
+        if scale not in known:
+            known[scale] = upright(image)
+        return crop_image(known[scale], preprocessing)
 
 
 def _opened(data: bytes) -> Image.Image:

@@ -13,6 +13,8 @@ import torch
 from sharelock_ray.errors import RunError
 
 _log = logging.getLogger(__name__)
+# Before each further try of a single row.
+_WAITS_S = (0.5, 2.0, 8.0)
 
 Arrays = tuple[np.ndarray, ...]
 Tensors = tuple[torch.Tensor, ...]
@@ -46,6 +48,12 @@ class Encoded:
         return self.embeddings[0]
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether a device's memory did not suffice: torch, its libraries and its compiler each say so in their own way."""
+    said = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in said or "_status_alloc_failed" in said
+
+
 def suited(device: torch.device, cpu: int, gpu: int) -> int:
     """The limit of a forward pass where none is asked for: `gpu` on whatever is no CPU."""
     return cpu if device.type == "cpu" else gpu
@@ -77,7 +85,8 @@ _turns = _Turns()
 class Passes:
     """The forward passes of one model on one device.
 
-    A pass that runs out of memory is cut in two, and no later one is as large again.
+    A pass that runs out of memory is cut in two, and no later one is as large again. One of a single row is tried again
+    for a while, since the memory may be a neighbour's on the same device.
 
     Args:
         device: where arrays go. To a GPU they go from pinned memory, those of the next pass while this one computes.
@@ -129,24 +138,30 @@ class Passes:
         too_large: list[int] = []
         reductions = 0
         ahead: Tensors | None = None
+        waits = list(_WAITS_S)
         while pending:
             batch, result = pending[0], None
             try:
                 inputs = self._copied(ahead or self._copy(load(batch)))
                 ahead = self._copy(load(pending[1])) if self._copies and len(pending) > 1 else None
                 result = forward(*inputs)
-            except torch.OutOfMemoryError:
+            except Exception as error:
+                if not _is_out_of_memory(error):
+                    raise
                 # The memory is free only once this block, which holds the failed pass by its traceback, has ended.
                 ahead = None
             inputs = ()
             if result is not None:
+                waits = list(_WAITS_S)
                 done += pending.popleft()
                 # A token out of a batch is a view that would keep all tokens in memory.
                 results.append([values.contiguous() for values in result])
                 continue
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
-            if len(batch) == 1:
+            if len(batch) == 1 and waits:
+                time.sleep(waits.pop(0))
+            elif len(batch) == 1:
                 too_large += pending.popleft()
             else:
                 self._reduce(batch, cut)

@@ -51,7 +51,11 @@ def _vision_presets() -> dict[str, dict[str, Any]]:
         registers = f"vit_{name}_patch14_reg4_dinov2.lvd142m"
         presets[f"dinov2-{size}-reg"] = _vision(registers, pooling="cls", resize=256)
         # What the released ShareLock code computes: bilinear instead of DINOv2's own bicubic, and Meta's hub.
-        parity: dict[str, Any] = {"interpolation": "bilinear", "position_interpolation": "dinov2-hub"}
+        parity: dict[str, Any] = {
+            "interpolation": "bilinear",
+            "reduced_scale": False,
+            "position_interpolation": "dinov2-hub",
+        }
         presets[f"sharelock-dinov2-{size}"] = _vision(model, pooling="cls", resize=256, **parity)
         presets[f"sharelock-dinov2-{size}-reg"] = _vision(registers, pooling="cls", resize=256, **parity)
     # DINOv3 (arXiv 2508.10104), at the size that timm gives.

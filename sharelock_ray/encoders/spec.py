@@ -5,7 +5,7 @@ Kept apart from the encoders so that reading a recipe or a manifest needs neithe
 
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from sharelock_ray import storage
 from sharelock_ray.config import Config, content_hash
@@ -15,6 +15,12 @@ from sharelock_ray.encoders.weights import weights_digest
 from sharelock_ray.errors import RequestError
 
 Modality = Literal["vision", "language"]
+_PRETRAINED = "pretrained"
+
+
+def _found(place: str) -> str:
+    """A relative path made absolute, since workers have folders of their own; any other name as it is."""
+    return storage.absolute(place) if "://" not in place and storage.exists(place) else place
 
 
 class _EncoderSpec(Config):
@@ -64,7 +70,7 @@ class VisionSpec(_EncoderSpec):
     _reads = frozenset({"name", "stored_dtype", "pooling", "final_norm"})
 
     modality: Literal["vision"] = "vision"
-    weights: str = "pretrained"
+    weights: Annotated[str, AfterValidator(_found)] = _PRETRAINED
     """`pretrained` (timm's own, from the hub) or the path or URI of a safetensors file."""
     pooling: Literal["model", "cls", "mean", "cls_mean"] = "model"
     """`model` is the model's own pooled output before its classifier; the others need a model with tokens."""
@@ -73,6 +79,9 @@ class VisionSpec(_EncoderSpec):
     """Shorter side before the centre crop."""
     crop_mode: CropMode | None = None
     """Whether that resize keeps the image's proportions (`center`) or makes it square (`squash`)."""
+    reduced_scale: bool = True
+    """Whether a JPEG of more than four times `resize` is decoded at a fraction of its size, which is several times
+    faster and nearly the same."""
     interpolation: Interpolation | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
@@ -126,6 +135,7 @@ class VisionSpec(_EncoderSpec):
             resize=self.resize,
             interpolation=self.interpolation,
             crop_mode=self.crop_mode,
+            reduced_scale=self.reduced_scale,
         )
 
     @property
@@ -133,7 +143,7 @@ class VisionSpec(_EncoderSpec):
         return "weights"
 
     def weights_digest(self) -> str | None:
-        return None if self.weights == "pretrained" else weights_digest(self.weights)
+        return None if self.weights == _PRETRAINED else weights_digest(self.weights)
 
 
 class LanguageSpec(_EncoderSpec):
@@ -142,6 +152,7 @@ class LanguageSpec(_EncoderSpec):
     _reads = frozenset({"name", "stored_dtype", "pooling", "layer", "final_norm"})
 
     modality: Literal["language"] = "language"
+    model: Annotated[str, AfterValidator(_found)]
     revision: str | None = None
     """Commit or tag on the hub."""
     pooling: Literal["last", "mean", "first", "max"] = "last"

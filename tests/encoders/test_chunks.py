@@ -1,13 +1,16 @@
 """What an encoder gives of a chunk: a row or a reject for each input, also where memory does not suffice."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import support
 from sharelock_ray.encoders.chunks import Chunk, decode, encode_language, encode_vision
+from sharelock_ray.encoders.images import Preprocessing, upright
 from sharelock_ray.encoders.language import LanguageEncoder
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.encoders.vision import VisionEncoder
@@ -29,6 +32,39 @@ def chunk(vision_spec: VisionSpec) -> Chunk:
         for i, captions in enumerate(CAPTIONS)
     ]
     return decode(Chunk(0, 0, True, "memory/0.tar", samples, []), {vision_spec.preprocessing})
+
+
+class TestDecoding:
+    # The first two decode the whole of an image; the last at half scale.
+    PREPROCESSINGS = tuple(
+        Preprocessing(image_size=size, resize=resize, interpolation="bicubic")
+        for size, resize in ((32, 40), (40, 40), (16, 20))
+    )
+
+    def of(self, preprocessings: Sequence[Preprocessing]) -> Chunk:
+        images = [support.jpeg(size=(120, 90), seed=1), b"no image", None, support.jpeg(size=(90, 120), seed=2)]
+        samples = [Sample(key=f"{i}", image=image, captions=(), label=None) for i, image in enumerate(images)]
+        return decode(Chunk(0, 0, True, "memory/0.tar", samples, []), preprocessings)
+
+    def test_for_several_encoders_gives_what_it_gives_for_each(self) -> None:
+        together = self.of(self.PREPROCESSINGS).pixels
+        for preprocessing in self.PREPROCESSINGS:
+            found, alone = together[preprocessing], self.of([preprocessing]).pixels[preprocessing]
+            assert (found.rows, found.rejects) == (alone.rows, alone.rejects)
+            assert found.rows == [0, 3]
+            assert [reject.key for reject in found.rejects] == ["1", "2"]
+            np.testing.assert_array_equal(found.images, alone.images)
+
+    def test_is_of_each_scale_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        decoded: list[tuple[int, int]] = []
+
+        def watched(image: Image.Image) -> Image.Image:
+            decoded.append(image.size)
+            return upright(image)
+
+        monkeypatch.setattr("sharelock_ray.encoders.images.upright", watched)
+        self.of(self.PREPROCESSINGS)
+        assert decoded == [(120, 90), (60, 45), (90, 120), (45, 60)]
 
 
 def limit_memory(module: torch.nn.Module, fits) -> None:

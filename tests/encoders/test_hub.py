@@ -22,7 +22,7 @@ from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.encoders.vision import VisionEncoder
 
 vision = VisionEncoder(VisionSpec(name="v", model="test_resnet.r160_in1k", image_size=32))
-language = LanguageEncoder(LanguageSpec(name="l", model="someone/tiny", pooling="last"))
+language = LanguageEncoder(LanguageSpec(name="l", model="someone/tiny", max_length=32, pooling="last"))
 print(json.dumps({
     "revisions": [vision.revision, language.revision],
     "vision": vision.encode(np.zeros((1, 32, 32, 3), np.uint8)).tolist(),

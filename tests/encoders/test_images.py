@@ -82,6 +82,12 @@ class TestEqualsTheEvaluationTransform:
         ours, theirs = decode_image(data, preprocessing()), as_torchvision(data, preprocessing())
         assert np.abs(ours.astype(int) - theirs).max() <= 3
 
+    @pytest.mark.parametrize("size", [(640, 480), (256, 1000)], ids=str)
+    def test_on_a_large_jpeg_that_is_decoded_whole(self, size: tuple[int, int]) -> None:
+        data, settings = file_of(picture(size), "JPEG", quality=90), preprocessing()
+        whole = settings.model_copy(update={"reduced_scale": False})
+        np.testing.assert_array_equal(decode_image(data, whole), as_torchvision(data, settings))
+
     @pytest.mark.parametrize("size", [(700, 600), (300, 610)], ids=str)
     @pytest.mark.parametrize(
         "model",

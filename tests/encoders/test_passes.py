@@ -69,6 +69,46 @@ def test_are_halved_until_they_are_smaller_than_the_one_that_failed() -> None:
     assert (passes.limit, found.batch_reductions) == (1, 2)
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    ],
+)
+def test_are_halved_whatever_says_that_memory_does_not_suffice(message: str) -> None:
+    def forward(rows: torch.Tensor) -> list[torch.Tensor]:
+        if len(rows) > 2:
+            raise RuntimeError(message)
+        return [rows[:, None].float()]
+
+    found = new(4).run(4, [1], halves, lambda batch: (np.array(batch),), forward)
+    assert np.array_equal(found.only()[:, 0], np.arange(4))
+    assert found.batch_reductions == 1
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sharelock_ray.encoders.passes._WAITS_S", (0.01, 0.01, 0.01))
+
+
+@pytest.mark.usefixtures("impatient")
+def test_of_a_single_row_are_tried_again_while_a_neighbour_has_the_memory() -> None:
+    tries = 0
+
+    def forward(rows: torch.Tensor) -> list[torch.Tensor]:
+        nonlocal tries
+        tries += 1
+        if tries < 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return [rows[:, None].float()]
+
+    found = new(1).run(2, [1], halves, lambda batch: (np.array(batch),), forward)
+    assert (found.too_large, tries) == ([], 5)
+
+
+@pytest.mark.usefixtures("impatient")
 def test_of_a_row_that_does_not_fit_alone_give_nothing_and_the_others_go_on() -> None:
     found = Device(4, frozenset({2, 6})).run(new(4), 8)
     assert found.too_large == [2, 6]

@@ -23,6 +23,7 @@ VISION_CHANGES = [
     {"image_size": 64},
     {"resize": 40},
     {"crop_mode": "squash"},
+    {"reduced_scale": False},
     {"interpolation": "bicubic"},
     {"mean": (0.4, 0.5, 0.5)},
     {"std": (0.4, 0.5, 0.5)},
@@ -161,6 +162,7 @@ class TestResolved:
             "resize": resize,
             "interpolation": interpolation,
             "crop_mode": crop_mode,
+            "reduced_scale": True,
         }
 
     def test_keeps_what_is_given_and_resizes_in_proportion(self) -> None:
@@ -214,3 +216,13 @@ class TestResolved:
 def test_wrong_settings_are_refused(change: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         VisionSpec.model_validate({"name": "m", "model": "test_vit"} | change)
+
+
+def test_a_relative_path_is_one_place_for_all_processes(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vision, language = support.tiny_vision(models), support.tiny_language(models)
+    monkeypatch.chdir(models)
+    names = Path(vision.weights).name, Path(language.model).name
+    assert support.tiny_vision(models, weights=names[0]) == vision
+    assert support.tiny_language(models, model=names[1]) == language
+    # What is no file or folder here may be a name on the hub.
+    assert support.tiny_language(models, model="org/name").model == "org/name"
