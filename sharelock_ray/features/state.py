@@ -56,10 +56,10 @@ def state_of(uri: str) -> SetState:
 
 
 def read_live(uri: str) -> Live | None:
-    """What the driver last told; None where it told nothing."""
+    """What the driver last told; None where it told nothing, or is of another version."""
     try:
         return Live.model_validate(storage.read_json(_path(uri)))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return None
 
 

@@ -90,10 +90,15 @@ def estimate(recipe: Recipe, samples: int = PROBE, price: float | None = None) -
 
 
 def predictions(recipe: Recipe, split: str) -> dict[str, Prediction]:
-    """What the recipe's plan foresees for the feature sets of a split, by folder name; empty where there is no plan."""
-    if not storage.exists(_path(recipe)):
+    """What the recipe's plan foresees for the feature sets of a split, by folder name; empty where there is no plan,
+    or one that another version made."""
+    try:
+        found = Plan.model_validate(storage.read_json(_path(recipe)))
+    except FileNotFoundError:
         return {}
-    found = Plan.model_validate(storage.read_json(_path(recipe)))
+    except ValueError:
+        say(f"{_path(recipe)} cannot be read, and is not compared with what comes: run `sharelock plan` again for that")
+        return {}
     return {
         encoder.encoder: Prediction(
             rows=encoder.rows,

@@ -99,8 +99,9 @@ class ObjectStore(S3FileSystem):
 
     retries = 1
 
-    def __init__(self, endpoint: str | None, region: str | None, part_bytes: int, attempts: int) -> None:
-        """
+    def __init__(self, endpoint: str | None, region: str | None, part_bytes: int, attempts: int, **_: Any) -> None:
+        """What fsspec's own configuration says of s3, which it adds to the arguments, does not count.
+
         Args:
             endpoint: URL of the store; None for what botocore's own configuration says.
             part_bytes: a larger object is written and read in parts of this size.

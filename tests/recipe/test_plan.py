@@ -1,10 +1,12 @@
 """A plan from a probe is near what the extraction then takes, and is kept with it."""
 
+import io
 from pathlib import Path
 
 import pytest
 
 import support
+from sharelock_ray import storage
 from sharelock_ray.errors import RequestError
 from sharelock_ray.extraction.options import ExtractionOptions
 from sharelock_ray.recipe import stages
@@ -52,6 +54,14 @@ def test_cost_and_time_follow_from_actors_and_price(recipe: Recipe) -> None:
 
 def test_without_a_plan_nothing_is_foreseen(recipe: Recipe) -> None:
     assert predictions(recipe, "train") == {}
+
+
+@pytest.mark.parametrize("content", ['{"device": "cpu", "probes": 3}', "half"])
+def test_a_plan_that_cannot_be_read_is_ignored_and_said(content: str, recipe: Recipe, said: io.StringIO) -> None:
+    path = Path(recipe.output) / "plan.json"
+    storage.write_bytes(str(path), content.encode())
+    assert predictions(recipe, "train") == {}
+    assert said.getvalue().startswith(f"{path} cannot be read")
 
 
 def test_a_plan_for_gpus_wants_one(recipe: Recipe) -> None:

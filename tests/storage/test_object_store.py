@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import fsspec
 import pytest
 
 import object_store
@@ -382,6 +383,13 @@ def test_a_store_is_not_written_by_a_stream(uri: str) -> None:
     filesystem, path = storage.resolve(uri)
     with pytest.raises(io.UnsupportedOperation, match="written whole"):
         filesystem.open(path, "wb")
+
+
+def test_what_fsspec_is_configured_with_does_not_count(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As FSSPEC_S3_ENDPOINT_URL and others like it in the environment would.
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"endpoint_url": "http://127.0.0.1:9", "anon": "true"})
+    storage.write_bytes(uri, SMALL)
+    assert storage.read_bytes(uri) == SMALL
 
 
 def test_a_filesystem_carries_no_secret(uri: str) -> None:
