@@ -41,6 +41,10 @@ class TestRequests:
             (["train", "demo", "--set", "output=/dev/null"], "does not exist: run `sharelock extract`"),
             (["rejects", "list", "demo", "--set", "output=/dev/null"], "does not exist: run `sharelock extract`"),
             (["tune", "small", "--set", "output=/dev/null"], "recipe.yaml cannot be written (File exists)"),
+            (
+                ["extract", "demo", "--set", "operations.extraction.min_actors=9"],
+                "`min_actors` is 9, above `max_actors`, 1: raise that too",
+            ),
             (["report", "/dev/null/a.yaml"], "no recipe at /dev/null/a.yaml"),
             (["report", "."], ". holds no study: run `sharelock tune`"),
             (["tune", "small"], "the recipe has no study: add `tuning`"),
