@@ -18,7 +18,7 @@ from sharelock_ray.errors import RequestError, SharelockError
 from sharelock_ray.progress import clock
 from sharelock_ray.recipe import rejects, stages
 from sharelock_ray.recipe.load import read_recipe
-from sharelock_ray.recipe.plan import PROBE
+from sharelock_ray.recipe.plan import PROBE, PlanTotal, SplitPlan
 from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.recipe.status import status as run_status
 from sharelock_ray.report.summary import StudySummary, Summary
@@ -108,18 +108,8 @@ def plan(
 ) -> None:
     """Estimate an extraction from a probe on this machine: hours, GPU-hours, bytes, cost."""
     found = stages.plan(_recipe(recipe, settings), samples, price)
-    rows = [
-        [
-            each.split,
-            f"{each.samples:,}",
-            clock(each.hours * 3600),
-            f"{each.gpu_hours:,.2f}",
-            f"{each.bytes / 2**20:,.1f}",
-            "" if each.cost is None else f"{each.cost:,.2f}",
-            f"{each.cores_to_read:,.1f}",
-        ]
-        for each in found.splits
-    ]
+    rows = [[each.split, f"{each.samples:,}", *_amounts(each), f"{each.cores_to_read:,.1f}"] for each in found.splits]
+    rows.append(["all", "", *_amounts(found.total), ""])
     header = ["split", "samples", "time", "GPU-hours", "MiB stored", "cost", "cores to feed the GPUs"]
     _show(_table(header, rows), found.model_dump(mode="json"), as_json)
 
@@ -284,6 +274,11 @@ def _open_image(path: str) -> Any:
         raise RequestError(f"no image at {path}") from None
     except (UnidentifiedImageError, IsADirectoryError):
         raise RequestError(f"{path} is not an image") from None
+
+
+def _amounts(of: SplitPlan | PlanTotal) -> list[str]:
+    cost = "" if of.cost is None else f"{of.cost:,.2f}"
+    return [clock(of.hours * 3600), f"{of.gpu_hours:,.2f}", f"{of.bytes / 2**20:,.1f}", cost]
 
 
 def _table(header: list[str], rows: list[list[str]]) -> Table:

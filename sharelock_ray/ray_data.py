@@ -14,7 +14,8 @@ from ray.data import DataContext
 
 # So that whatever a function yields is a block of its own.
 _BLOCK_BYTES = 1
-_NO_PROGRESS_S = 300
+# Ray's own number. Not less: while a large model comes from the hub, or encodes on a CPU, no block moves for minutes.
+_NO_PROGRESS_S = 1800
 # How many blocks a task may be ahead of whoever takes them, before it waits on its CPU: Ray's own number, and no limit.
 _BLOCKS_AHEAD = DataContext.get_current()._max_num_blocks_in_streaming_gen_buffer
 _ANY_NUMBER = 1 << 20
@@ -26,7 +27,7 @@ def stream_of(objects: Sequence[object], in_order: bool = False, may_rest: bool 
     Args:
         in_order: whether what is made of them comes in their order.
         may_rest: whether whoever takes from it may take nothing for long. Then tasks end without, and leave their CPUs
-            to others; else that is an error after five minutes.
+            to others; else that is an error after half an hour.
     """
     context = DataContext.get_current()
     context.execution_no_progress_timeout_s = -1 if may_rest else _NO_PROGRESS_S

@@ -25,7 +25,7 @@ import botocore.session
 Fault = str
 """How a request is spoilt.
 
-- slow_down, error, conflict, gone, half_removed, kept: the answer is one of ANSWERS, and the store is never asked;
+- those in ANSWERS: that is the answer, and the store is never asked;
 - refused: the connection is closed before the request is read;
 - broken: it is closed in the middle of the request's body;
 - lost: the store has done what was asked, but the connection is closed before the answer;
@@ -39,6 +39,7 @@ ANSWERS = {
     "error": (500, "<Error><Code>InternalError</Code><Message>Please try again.</Message></Error>"),
     "conflict": (409, "<Error><Code>ConditionalRequestConflict</Code><Message>A conflict.</Message></Error>"),
     "gone": (404, "<Error><Code>NoSuchUpload</Code><Message>No such upload.</Message></Error>"),
+    "expired": (400, "<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"),
     "half_removed": (200, _REMOVAL.format("InternalError")),
     "kept": (200, _REMOVAL.format("AccessDenied")),
 }

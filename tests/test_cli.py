@@ -38,6 +38,14 @@ class TestRequests:
             (["extract", "nowhere.yaml"], "no recipe at nowhere.yaml"),
             (["extract", "demo", "--set", "alignmnt.steps=1"], "did you mean `alignment`?"),
             (["train", "demo", "--set", "output=nowhere"], "does not exist: run `sharelock extract`"),
+            (["train", "demo", "--set", "output=/dev/null"], "does not exist: run `sharelock extract`"),
+            (["rejects", "list", "demo", "--set", "output=/dev/null"], "does not exist: run `sharelock extract`"),
+            (["tune", "small", "--set", "output=/dev/null"], "recipe.yaml cannot be written (File exists)"),
+            (
+                ["extract", "demo", "--set", "operations.extraction.min_actors=9"],
+                "`min_actors` is 9, above `max_actors`, 1: raise that too",
+            ),
+            (["report", "/dev/null/a.yaml"], "no recipe at /dev/null/a.yaml"),
             (["report", "."], ". holds no study: run `sharelock tune`"),
             (["tune", "small"], "the recipe has no study: add `tuning`"),
             (["dance"], "No such command 'dance'"),
@@ -51,6 +59,12 @@ class TestRequests:
         assert (code, out) == (2, "")
         assert message in err
         assert len(err.splitlines()) == 1
+
+    def test_an_output_that_cannot_be_written_is_one_line(self) -> None:
+        code, _, err = sharelock("extract", "demo", "--set", "output=/proc/nope")
+        assert code == 2
+        assert err.splitlines()[-1].startswith("sharelock: /proc/nope/data/shapes.begun.json cannot be written")
+        assert "Traceback" not in err
 
     def test_reading_a_request_costs_neither_ray_nor_torch_nor_touches_rays_environment(self) -> None:
         code = "import os, sys, sharelock_ray.cli\n"

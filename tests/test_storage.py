@@ -3,12 +3,15 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
 
 import sharelock_ray
@@ -23,6 +26,15 @@ signal.signal(signal.SIGXFSZ, signal.SIG_DFL if sys.argv[2] == "killed" else sig
 resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 storage.write_bytes(sys.argv[1], bytes(1 << 20))
+"""
+COPY_AND_DIE = """
+import os, signal, sys, tempfile
+from sharelock_ray import storage
+tempfile.tempdir = sys.argv[1]
+storage.write_bytes("memory://a.tar", bytes(1 << 20))
+with storage.local_copy("memory://a.tar") as path:
+    assert path.stat().st_size == 1 << 20
+    os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
@@ -56,12 +68,14 @@ class TestEveryFilesystem:
         with storage.open_read(uri) as stream:
             assert stream.read() == b"second"
 
-    def test_a_local_copy_is_there_for_the_time_of_the_block(self, root: str) -> None:
+    def test_a_local_copy_can_be_read_as_any_file(self, root: str) -> None:
         uri = storage.join(root, "a.bin")
         storage.write_bytes(uri, b"content")
         with storage.local_copy(uri) as path:
-            assert path.read_bytes() == b"content"
-        assert path.exists() == storage.is_local(uri)
+            assert path.read_bytes() == path.read_bytes() == b"content"
+            assert path.stat().st_size == 7
+            assert storage.sha256_of(str(path)) == storage.sha256(b"content")
+            assert pa.memory_map(str(path)).read() == b"content"
         assert storage.read_bytes(uri) == b"content"
 
     def test_keeps_json_with_its_letters(self, root: str) -> None:
@@ -112,7 +126,7 @@ class TestLocalWrites:
             [sys.executable, "-c", WRITE_TOO_MUCH, str(path), "failed"], capture_output=True, text=True, check=False
         )
         assert run.returncode == 1
-        assert "File too large" in run.stderr
+        assert f"RunError: {path} cannot be written (File too large): free space on that disk" in run.stderr
         assert path.read_bytes() == b"old"
         assert list(tmp_path.iterdir()) == [path]
 
@@ -125,9 +139,55 @@ class TestLocalWrites:
         assert len(list(tmp_path.iterdir())) == 2
         assert storage.names(str(tmp_path)) == ["file"]
 
+    @pytest.mark.parametrize("write", [storage.write_bytes, storage.create_bytes])
+    def test_a_place_where_nothing_can_be_written_is_a_wrong_request(
+        self, write: Callable[[str, bytes], object], tmp_path: Path
+    ) -> None:
+        touch(tmp_path, "file")
+        for place, reason in [
+            (tmp_path / "file" / "a", "File exists"),
+            (tmp_path / "file" / "folder" / "a", "Not a directory"),
+            (Path("/proc/nope/a"), "No such file or directory"),
+            (tmp_path / ("long" * 100), "File name too long"),
+        ]:
+            with pytest.raises(RequestError, match=rf"^{place} cannot be written \({reason}\): check the path"):
+                write(str(place), b"")
+        with pytest.raises(RequestError, match="Is a directory"):
+            storage.write_bytes(str(tmp_path), b"")
+        assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+    def test_below_a_file_there_is_nothing(self, tmp_path: Path) -> None:
+        touch(tmp_path, "file")
+        below = str(tmp_path / "file" / "a")
+        assert not storage.exists(below)
+        assert storage.names(below) == []
+        with pytest.raises(FileNotFoundError, match="a part of its path is a file"):
+            storage.read_bytes(below)
+
+    def test_a_folder_that_others_fill_again_and_again_is_given_up(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(storage, "_PAUSE_S", 0.001)
+        touch(tmp_path, "folder/a")
+        removed = os.rmdir
+
+        def refill(path: str, **options: Any) -> None:
+            touch(tmp_path, "folder/b")
+            removed(path, **options)
+
+        monkeypatch.setattr(os, "rmdir", refill)
+        with pytest.raises(RequestError, match=r"folder cannot be removed \(Directory not empty\)"):
+            storage.remove(str(tmp_path / "folder"))
+
     def test_others_may_read_what_is_written(self, tmp_path: Path) -> None:
         storage.write_bytes(str(tmp_path / "file"), b"")
         assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_reader_that_is_killed_leaves_no_copy(tmp_path: Path) -> None:
+    run = subprocess.run([sys.executable, "-c", COPY_AND_DIE, str(tmp_path)], check=False)
+    assert run.returncode == -signal.SIGKILL
+    assert list(tmp_path.iterdir()) == []
 
 
 class TestExpand:

@@ -124,7 +124,7 @@ class CheckpointWriter:
         """Returns once all that was saved is published.
 
         Raises:
-            OSError: storage refused one.
+            RequestError, RunError: storage refused one.
         """
         pending, self._pending = self._pending, []
         for saved in pending:

@@ -87,9 +87,10 @@ class _Events:
         """Lets a local file grow by what is new."""
         if storage.is_local(self._uri):
             path = Path(storage.resolve(self._uri)[1])
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("ab") as stream:
-                stream.write(self._records[self._written :])
+            with storage.writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("ab") as stream:
+                    stream.write(self._records[self._written :])
             self._written = len(self._records)
 
     def publish(self) -> None:

@@ -35,7 +35,8 @@ def local_weights(uri: str) -> Path:
         return Path(storage.resolve(uri)[1])
     files = _files(uri)
     cache = storage.node_cache("weights")
-    cache.mkdir(parents=True, exist_ok=True)
+    with storage.writing(cache):
+        cache.mkdir(parents=True, exist_ok=True)
     versions = [(path, storage.version(path)) for path in files.values()]
     version = storage.sha256(repr(versions).encode())[:16]
     known = cache / f"{version}.digest"

@@ -4,7 +4,9 @@ Decides what is left to do, follows the stream, seals a part as soon as its last
 """
 
 import importlib.metadata
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from sharelock_ray import engine
@@ -26,6 +28,7 @@ from sharelock_ray.features.writer import FeatureSetWriter, StagedPart, remove_s
 from sharelock_ray.progress import say
 from sharelock_ray.sources.sample import Shard, Source
 
+_TELL_EVERY_S = 10.0
 _SOFTWARE = ("sharelock-ray", "ray", "torch", "timm", "transformers", "pyarrow", "pillow")
 
 
@@ -73,8 +76,8 @@ def extract(
         if not shards:
             raise RequestError(f"the source of {job.dataset}/{job.split} is empty")
         writers = [_writer(job, encoder) for encoder in todo]
-        sizes = [writer.start(shards, options.chunk_size) for writer in writers]
         with engine.connected(), engine.readable_errors(f"extract {job.split}"):
+            sizes = [writer.start(shards, options.chunk_size) for writer in writers]
             # Sets that runs with other options began are cut otherwise, and so are a read of their own.
             for size in sorted(set(sizes)):
                 chosen = [i for i, own in enumerate(sizes) if own == size]
@@ -100,28 +103,25 @@ def _run(
         _seal.remote(writer, part) for writer, parts in zip(writers, staged, strict=True) for part in _unsealed(parts)
     ]
     tasks = _tasks(shards, staged)
-    open_parts = {task.shard.index for task in tasks}
-    finished = [shard.index for shard in shards if shard.index not in open_parts]
     earlier = combined(read_live(writer.uri) for writer in writers)
-    with Meter(f"extract {job.split}", shards, finished, earlier) as meter:
+    with Meter(f"extract {job.split}", shards, _open_chunks(tasks), earlier) as meter, _told(writers, meter):
         if tasks:
             kept = sum(len(part.chunks) for parts in staged for part in parts.values())
             sealed = sum(part.sealed for parts in staged for part in parts.values())
             if kept or sealed:
                 say(f"extract {job.split}: continues after {sealed} finished parts and {kept} chunks of others")
+            say(f"extract {job.split}: starts workers, which load {', '.join(encoder.name for encoder in encoders)}")
             for report in encoded_chunks(job.source, tasks, encoders, writers, options):
                 for i in report.encoders:
                     part = staged[i].get(report.part, StagedPart()).with_chunk(report.index, report.last)
                     staged[i][report.part] = part
                     if part.is_whole:
                         sealing.append(_seal.remote(writers[i], report.part))
-                meter.add(report)
-                if meter.is_due():
-                    _tell(writers, meter)
+                sealing = _unfinished(sealing)
+                meter.add(report, all(parts.get(report.part, StagedPart()).is_whole for parts in staged))
                 if watch:
                     watch(report)
         ray.get(sealing)
-        _tell(writers, meter)
     for encoder, writer in zip(encoders, writers, strict=True):
         origin = Origin(
             dataset=job.dataset,
@@ -139,10 +139,43 @@ def _run(
         )
 
 
-def _tell(writers: Sequence[FeatureSetWriter], meter: Meter) -> None:
-    """Writes where others can see it how far the run is."""
-    for writer in writers:
-        write_live(writer.uri, meter.live())
+@contextmanager
+def _told(writers: Sequence[FeatureSetWriter], meter: Meter) -> Iterator[None]:
+    """Writes now and then, from the start of the block to its end, where others can see it how far the run is."""
+    ended = threading.Event()
+
+    def tell() -> None:
+        while True:
+            # A note for people: what keeps it from being written, the work itself will meet and say.
+            with suppress(Exception):
+                for writer in writers:
+                    write_live(writer.uri, meter.live())
+            if ended.wait(_TELL_EVERY_S):
+                return
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        ended.set()
+    # Or its last note could come after the staging area is removed.
+    teller.join()
+
+
+def _open_chunks(tasks: Sequence[ReadTask]) -> dict[int, int]:
+    """Of each shard that is not done, by index, how many chunks every encoder has staged."""
+    return {
+        task.shard.index: len(frozenset.intersection(*(chunks for chunks in task.done if chunks is not None)))
+        for task in tasks
+    }
+
+
+def _unfinished(sealing: list[ray.ObjectRef]) -> list[ray.ObjectRef]:
+    """Those that go on; one that has failed is raised, and ends the run."""
+    done, going_on = ray.wait(sealing, num_returns=len(sealing), timeout=0) if sealing else ([], [])
+    ray.get(done)
+    return going_on
 
 
 def _unsealed(parts: dict[int, StagedPart]) -> list[int]:
@@ -159,6 +192,8 @@ def _tasks(shards: Sequence[Shard], staged: Sequence[dict[int, StagedPart]]) -> 
     return tasks
 
 
-@ray.remote(num_cpus=0.1, max_retries=3)
+# A whole CPU, since each holds copies of a part in memory. Nothing of the stream waits for it, so it can wait for a CPU
+# until the pool of actors is gone.
+@ray.remote(num_cpus=1, max_retries=3)
 def _seal(writer: FeatureSetWriter, part: int) -> None:
     writer.seal(part)

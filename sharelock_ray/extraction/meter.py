@@ -1,37 +1,41 @@
 """What a running extraction is doing, in numbers, from the reports of its chunks."""
 
+import threading
 import time
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 from sharelock_ray.extraction.report import ChunkReport
 from sharelock_ray.features.state import Live
 from sharelock_ray.progress import Progress
 from sharelock_ray.sources.sample import Shard
 
-_WRITE_EVERY_S = 10.0
-
 
 class Meter:
-    """Follows one run; prints its progress line.
+    """Follows one run; prints its progress line. One thread adds to it, another may ask for `live`.
 
     Args:
         shards: the whole input.
-        finished: indices of the shards that earlier runs have done.
+        open_chunks: by index, the shards that are not done, with the number of chunks that earlier runs staged of them.
         earlier: what an earlier run last told of itself.
     """
 
-    def __init__(self, stage: str, shards: Sequence[Shard], finished: Sequence[int], earlier: Live) -> None:
+    def __init__(self, stage: str, shards: Sequence[Shard], open_chunks: Mapping[int, int], earlier: Live) -> None:
         self._bytes = {shard.index: max(1, shard.bytes) for shard in shards}
-        self._done = sum(self._bytes[index] for index in finished)
-        self._open: dict[int, int] = defaultdict(int)
+        self._total = sum(self._bytes.values())
+        self._closed = self._bytes.keys() - open_chunks.keys()
+        self._done = sum(self._bytes[index] for index in self._closed)
+        self._staged = {index: chunks for index, chunks in open_chunks.items() if chunks}
+        self._seen: Counter[int] = Counter()
+        self._chunks = self._chunk_bytes = 0
         self._earlier = earlier
-        self._started = self._written_at = time.monotonic()
-        self._first_at: float | None = None
+        self._started = time.monotonic()
+        self._first: tuple[float, int] | None = None
         self._seconds = {"read": 0.0, "encode": 0.0, "write": 0.0}
         self._rejects = self._tokens = 0
-        self._workers: dict[str, float] = {}
+        self._workers: dict[str, tuple[float, float]] = {}
         self._progress = Progress(stage, "samples")
+        self._lock = threading.Lock()
 
     def __enter__(self) -> "Meter":
         self._progress.__enter__()
@@ -40,43 +44,63 @@ class Meter:
     def __exit__(self, *error: object) -> None:
         self._progress.__exit__(None, None, None)
 
-    def add(self, report: ChunkReport) -> None:
-        """Counts one chunk, and prints a line now and then."""
-        now = time.monotonic()
-        if self._first_at is None:
-            self._first_at = now
-        self._workers.setdefault(report.worker, now - report.encode_seconds)
-        for stage, seconds in report.seconds.items():
-            self._seconds[stage] += seconds
-        self._rejects += report.rejects
-        self._tokens += report.tokens
-        self._open[report.part] += report.bytes
-        if report.last:
-            self._done += self._bytes[report.part]
-            del self._open[report.part]
-        self._progress.update(report.samples, self._note(now), self.share)
+    def add(self, report: ChunkReport, whole: bool) -> None:
+        """Counts one chunk, and prints a line now and then.
+
+        Args:
+            whole: all chunks of its shard are staged now.
+        """
+        with self._lock:
+            now = time.monotonic()
+            self._tokens += report.tokens
+            if self._first is None:
+                self._first = now, self._tokens
+            since, _ = self._workers.get(report.worker, (now - report.encode_seconds, now))
+            self._workers[report.worker] = since, now
+            for stage, seconds in report.seconds.items():
+                self._seconds[stage] += seconds
+            self._rejects += report.rejects
+            self._chunks += 1
+            self._chunk_bytes += report.bytes
+            if report.part not in self._closed:
+                self._seen[report.part] += report.bytes
+                if whole:
+                    self._closed.add(report.part)
+                    self._done += self._bytes[report.part]
+                    del self._seen[report.part]
+                    self._staged.pop(report.part, None)
+            rejects = f"{self._rejects:,} rejects" if self._rejects else ""
+            note = "; ".join(filter(None, (self._live(now).work, rejects)))
+            self._progress.update(report.samples, note, self.share)
 
     @property
     def share(self) -> float:
-        """Of the input's bytes that are encoded; what surrounds the images in a shard counts when it is done."""
-        partly = sum(min(seen, self._bytes[part]) for part, seen in self._open.items())
-        return (self._done + partly) / sum(self._bytes.values())
+        """Of the input's bytes that are encoded, from 0 to 1.
 
-    def is_due(self) -> bool:
-        """True every ten seconds: time to write `live` where others can see it."""
-        now = time.monotonic()
-        due = now - self._written_at > _WRITE_EVERY_S
-        if due:
-            self._written_at = now
-        return due
+        What surrounds the images in a shard counts when it is done; chunks that earlier runs staged are taken to be as
+        large as those that this one has seen.
+        """
+        mean = self._chunk_bytes / max(1, self._chunks)
+        partly = sum(
+            min(self._seen[part] + self._staged.get(part, 0) * mean, self._bytes[part])
+            for part in self._seen.keys() | self._staged.keys()
+        )
+        return (self._done + partly) / self._total
 
     def live(self) -> Live:
         """For those who watch from elsewhere."""
-        now = time.monotonic()
+        with self._lock:
+            return self._live(time.monotonic())
+
+    def _live(self, now: float) -> Live:
+        first_at, first_tokens = self._first or (now, 0)
         return Live(
             samples=self._earlier.samples + self._progress.count,
             rejects=self._earlier.rejects + self._rejects,
             samples_per_second=round(self._progress.rate(now), 2),
+            tokens_per_second=round((self._tokens - first_tokens) / (now - first_at), 2) if now > first_at else 0.0,
+            seconds={stage: round(seconds, 2) for stage, seconds in self._seconds.items()} if self._chunks else {},
+            encoders_idle=round(self.idle, 4),
             share=round(self.share, 4),
             seconds_left=self._progress.seconds_left(now),
             wall_seconds=self.wall_seconds,
@@ -88,22 +112,10 @@ class Meter:
         """Of this run and those before it."""
         return round(self._earlier.wall_seconds + time.monotonic() - self._started, 2)
 
-    def _note(self, now: float) -> str:
-        assert self._first_at is not None
-        parts = []
-        if self._tokens and now > self._first_at:
-            parts.append(f"{self._tokens / (now - self._first_at):,.0f} tokens/s")
-        total = sum(self._seconds.values())
-        if total:
-            parts.append(", ".join(f"{stage} {seconds / total:.0%}" for stage, seconds in self._seconds.items()))
-        parts.append(f"encoders idle {self.idle(now):.0%}")
-        if self._rejects:
-            parts.append(f"{self._rejects:,} rejects")
-        return "; ".join(parts)
-
-    def idle(self, now: float) -> float:
-        """Share of the actors' time, each from its first chunk on, in which no encoder was at work."""
-        there = sum(now - since for since in self._workers.values())
+    @property
+    def idle(self) -> float:
+        """Share of the actors' time, each from its first chunk to its last, in which no encoder was at work."""
+        there = sum(last - since for since, last in self._workers.values())
         return min(1.0, max(0.0, 1 - self._seconds["encode"] / there)) if there else 0.0
 
 

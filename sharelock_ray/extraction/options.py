@@ -1,8 +1,8 @@
 """How extraction uses a cluster. Needs no Ray, so that recipes are read quickly."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sharelock_ray.config import Config
 
@@ -27,3 +27,20 @@ class ExtractionOptions(Config):
     """Encoders through `torch.compile`: pays on long runs."""
     channels_last: bool = False
     """Vision encoders in the memory order that GPUs prefer for convolutions."""
+
+    @model_validator(mode="after")
+    def _pool_can_be(self) -> Self:
+        if self.min_actors > self.max_actors:
+            raise ValueError(
+                f"`min_actors` is {self.min_actors}, above `max_actors`, {self.max_actors}: raise that too"
+            )
+        return self
+
+    @property
+    def actors_read(self) -> bool:
+        """Each actor reads for itself: Ray runs both in one process where both ask for one CPU and no more."""
+        return self.num_cpus == 1 and not self.num_gpus
+
+    def actors(self, shards: int) -> int:
+        """The largest pool that finds work in so many shards: an actor that reads for itself has one at a time."""
+        return min(self.max_actors, shards) if self.actors_read else self.max_actors

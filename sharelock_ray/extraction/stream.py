@@ -49,7 +49,7 @@ def encoded_chunks(
     Raises:
         RequestError: the smallest pool of actors needs more than Ray has.
     """
-    actors = min(options.max_actors, len(tasks))
+    actors = options.actors(len(tasks))
     engine.require_resources(
         {"CPU": options.min_actors * options.num_cpus + 1, "GPU": options.min_actors * options.num_gpus},
         "lower operations.extraction.min_actors, num_cpus or num_gpus (one CPU must stay free to read)",

@@ -56,12 +56,14 @@ class Origin(Config):
 
 
 class Prediction(Config):
-    """What `sharelock plan` had foreseen for a feature set."""
+    """What `sharelock plan` had foreseen for a feature set, each to compare with the manifest's field of that name."""
 
     rows: int
     bytes: int
+    """Of embeddings and columns, to compare with the parts' `bytes` together."""
     wall_seconds: float
     encoder_seconds: float
+    gpu_hours: float
 
 
 class Manifest(Origin):
@@ -90,7 +92,6 @@ class Manifest(Origin):
     encoder_seconds: float
     gpu_hours: float
     planned: Prediction | None = None
-    """To compare with `rows`, the parts' `bytes`, `wall_seconds` and `encoder_seconds`."""
     created: str
 
     @property

@@ -3,13 +3,17 @@
 import time
 from dataclasses import dataclass
 
+from pydantic import Field
+
 from sharelock_ray import storage
 from sharelock_ray.config import Config
 from sharelock_ray.features.manifest import Manifest, is_complete, read_manifest
 
 
 class Live(Config):
-    """`staging/progress.json`: what the driver last told of its run. All numbers cover earlier runs too, save the rate.
+    """`staging/progress.json`: what the driver last told of its run.
+
+    Samples, rejects, share and wall seconds cover earlier runs too.
 
     A note for people, and no part of the proof: what is committed is told by the staged and sealed parts.
     """
@@ -17,6 +21,11 @@ class Live(Config):
     samples: int = 0
     rejects: int = 0
     samples_per_second: float = 0.0
+    tokens_per_second: float = 0.0
+    seconds: dict[str, float] = Field(default_factory=dict)
+    """Of all workers together, by stage; empty until the first chunk is staged."""
+    encoders_idle: float = 0.0
+    """Share of the time in which actors had no encoder at work."""
     share: float = 0.0
     """Of the input's bytes."""
     seconds_left: float | None = None
@@ -28,6 +37,14 @@ class Live(Config):
     def age(self) -> float:
         """Seconds since the driver was last heard of."""
         return max(0.0, time.time() - self.updated)
+
+    @property
+    def work(self) -> str:
+        """Tokens a second, where the workers' time goes, and how idle encoders are, in words."""
+        total = sum(self.seconds.values())
+        tokens = f"{self.tokens_per_second:,.0f} tokens/s" if self.tokens_per_second else ""
+        stages = ", ".join(f"{stage} {seconds / total:.0%}" for stage, seconds in self.seconds.items()) if total else ""
+        return "; ".join(filter(None, (tokens, stages, f"encoders idle {self.encoders_idle:.0%}")))
 
 
 @dataclass(frozen=True)
@@ -56,10 +73,10 @@ def state_of(uri: str) -> SetState:
 
 
 def read_live(uri: str) -> Live | None:
-    """What the driver last told; None where it told nothing."""
+    """What the driver last told; None where it told nothing, or is of another version."""
     try:
         return Live.model_validate(storage.read_json(_path(uri)))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return None
 
 

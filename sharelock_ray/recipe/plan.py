@@ -1,9 +1,11 @@
 """What an extraction will take, from a probe of some of its samples on this machine, before it is paid for."""
 
 import math
+import os
+import random
 import time
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from sharelock_ray import storage
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 PROBE = 200
 """Samples (issue 3, 8)."""
+# As few are read whole, to count what a byte of them holds.
 _SHARDS = 4
 
 
@@ -35,7 +38,11 @@ class EncoderPlan(Config):
     bytes: int
     """Of the stored embeddings and columns."""
     seconds_per_sample: float
-    """Of the encoder, on this machine's device."""
+    """Of the encoder, on this machine's device, or on the CPUs of one actor."""
+    encoder_seconds: float
+    """Of all actors together: longer than on the device alone where actors share it."""
+    gpu_hours: float
+    """While the encoder is at work."""
 
 
 class SplitPlan(Config):
@@ -43,14 +50,19 @@ class SplitPlan(Config):
 
     split: str
     samples: int
+    probed: int
+    """Inputs that were encoded for it here."""
     input_bytes: int
     read_seconds_per_sample: float
     """Reading and decoding, on one core."""
     encoders: tuple[EncoderPlan, ...]
     hours: float
     gpu_hours: float
+    """That actors hold, also while they wait for reading."""
     cores_to_read: float
-    """Cores that keep the actors fed."""
+    """Cores that keep the actors fed; 0 where they read for themselves."""
+    cores_free: float | None
+    """Cores of this machine that the actors leave to reading; None where they are those of a cluster."""
     cost: float | None
     """GPU-hours at the given price, or actor-hours where no GPU is asked for."""
 
@@ -59,13 +71,24 @@ class SplitPlan(Config):
         return sum(encoder.bytes for encoder in self.encoders)
 
 
+class PlanTotal(Config):
+    """All splits, which come one after another, through all encoders."""
+
+    hours: float
+    gpu_hours: float
+    bytes: int
+    cost: float | None
+
+
 class Plan(Config):
     """`plan.json`."""
 
     device: str
-    probed: int
+    load_seconds: float
+    """That loading the encoders took here."""
     price: float | None
     splits: tuple[SplitPlan, ...]
+    total: PlanTotal
 
 
 def estimate(recipe: Recipe, samples: int = PROBE, price: float | None = None) -> Plan:
@@ -76,30 +99,47 @@ def estimate(recipe: Recipe, samples: int = PROBE, price: float | None = None) -
         price: of a GPU-hour, or of an actor-hour where the recipe asks for no GPU; in any currency.
 
     Raises:
-        RequestError: the recipe asks for a GPU, and this machine has none; or there is no input.
+        RequestError: the recipe asks for a GPU, and this machine has none; there is no input; or no such price.
     """
+    if price is not None and not 0 <= price < math.inf:
+        raise RequestError(f"the price is {price}: give a number, at least 0")
     options = recipe.operations.extraction
     encoders = [encoder.resolved() for encoder in recipe.encoders]
-    groups = _load(encoders, options)
-    splits = tuple(
-        _split(split, source, encoders, groups, options, samples, price) for split, source in recipe.splits.items()
+    with _threads_of_an_actor(options):
+        started = time.perf_counter()
+        groups = _load(encoders, options)
+        load_seconds = time.perf_counter() - started
+        splits = tuple(
+            _split(split, source, encoders, groups, options, samples, price) for split, source in recipe.splits.items()
+        )
+    total = PlanTotal(
+        hours=sum(split.hours for split in splits),
+        gpu_hours=sum(split.gpu_hours for split in splits),
+        bytes=sum(split.bytes for split in splits),
+        cost=None if price is None else sum(split.cost or 0.0 for split in splits),
     )
-    found = Plan(device=groups[0].encoder.device, probed=samples, price=price, splits=splits)
+    found = Plan(device=groups[0].encoder.device, load_seconds=load_seconds, price=price, splits=splits, total=total)
     storage.write_json(_path(recipe), found.model_dump(mode="json"))
     return found
 
 
 def predictions(recipe: Recipe, split: str) -> dict[str, Prediction]:
-    """What the recipe's plan foresees for the feature sets of a split, by folder name; empty where there is no plan."""
-    if not storage.exists(_path(recipe)):
+    """What the recipe's plan foresees for the feature sets of a split, by folder name; empty where there is no plan,
+    or one that another version made."""
+    try:
+        found = Plan.model_validate(storage.read_json(_path(recipe)))
+    except FileNotFoundError:
         return {}
-    found = Plan.model_validate(storage.read_json(_path(recipe)))
+    except ValueError:
+        say(f"{_path(recipe)} cannot be read, and is not compared with what comes: run `sharelock plan` again for that")
+        return {}
     return {
         encoder.encoder: Prediction(
             rows=encoder.rows,
             bytes=encoder.bytes,
-            wall_seconds=round(each.hours * 3600, 2),
-            encoder_seconds=round(encoder.seconds_per_sample * each.samples, 2),
+            wall_seconds=round(found.load_seconds + each.hours * 3600, 2),
+            encoder_seconds=round(encoder.encoder_seconds, 2),
+            gpu_hours=round(encoder.gpu_hours, 6),
         )
         for each in found.splits
         if each.split == split
@@ -109,6 +149,20 @@ def predictions(recipe: Recipe, split: str) -> dict[str, Prediction]:
 
 def _path(recipe: Recipe) -> str:
     return storage.join(recipe.output, "plan.json")
+
+
+@contextmanager
+def _threads_of_an_actor(options: ExtractionOptions) -> Iterator[None]:
+    """As many threads as Ray has an actor use, unless the environment says how many: one for each whole CPU."""
+    import torch
+
+    usual = torch.get_num_threads()
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, int(options.num_cpus)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)
 
 
 def _load(encoders: Sequence[EncoderSpec], options: ExtractionOptions) -> "list[EncoderGroup]":
@@ -153,53 +207,102 @@ def _split(
     for group in groups:
         group.encode(decoded)  # The first pass also pays for what is done once.
     encoded = {i: chunk for group in groups for i, chunk in zip(group.members, group.encode(decoded), strict=True)}
-    plans = tuple(_encoder(spec, encoded[i], decoded.size, total) for i, spec in enumerate(encoders))
-    encode_each = sum(each.seconds_per_sample for each in plans)
-    # An actor without a GPU reads for itself; beside one with a GPU, CPUs read ahead.
-    busy = total * (encode_each if options.num_gpus else encode_each + read_each)
-    actors = min(options.max_actors, len(shards))
-    unit_hours = busy / 3600
+    plans = tuple(_encoder(spec, encoded[i], decoded.size, total, options) for i, spec in enumerate(encoders))
+    actors, free = options.actors(len(shards)), _free_cpus(options, len(shards))
+    read, encode = total * read_each, total * sum(each.seconds_per_sample for each in plans)
+    seconds, cores = _wall_seconds(options, len(shards), read, encode, free)
+    if cores and free is None:
+        say(f"plan: {split} takes this long where {cores:,.1f} cores are free to read, and longer where fewer are")
+    elif cores and free is not None and cores > min(free, len(shards)):
+        say(f"plan: {split} waits for reading: that wants {cores:,.1f} cores, and has {min(free, len(shards)):g}")
+    unit_hours = seconds * actors / 3600
     return SplitPlan(
         split=split,
         samples=total,
+        probed=probe.size,
         input_bytes=total_bytes,
         read_seconds_per_sample=read_each,
         encoders=plans,
-        hours=unit_hours / actors,
+        hours=seconds / 3600,
         gpu_hours=unit_hours * options.num_gpus,
-        cores_to_read=actors * read_each / encode_each if options.num_gpus else 0.0,
+        cores_to_read=cores,
+        cores_free=free,
         cost=None if price is None else price * unit_hours * (options.num_gpus or 1),
     )
 
 
+def _wall_seconds(
+    options: ExtractionOptions, shards: int, read: float, encode: float, free: float | None
+) -> tuple[float, float]:
+    """How long reading and encoding take together, and the cores that would keep the encoders at work.
+
+    Args:
+        read: seconds on one core.
+        encode: seconds on one whole device, or on the CPUs of one actor.
+        free: cores beside the actors; None where that is not known, and there are taken to be enough.
+    """
+    actors = options.actors(shards)
+    if options.actors_read:
+        return (read + encode) / actors, 0.0
+    encoding = encode / actors / _share(options)
+    cores = read / encoding if encoding else 0.0
+    return encoding if free is None else max(encoding, read / min(free, shards)), cores
+
+
+def _share(options: ExtractionOptions) -> float:
+    """Of a device that an actor has: two on one GPU are no faster than one, and encoders use no second."""
+    return min(1.0, options.num_gpus or 1.0)
+
+
+def _free_cpus(options: ExtractionOptions, shards: int) -> float | None:
+    """CPUs that the actors leave to reading on this machine; None where they are for a cluster."""
+    import torch
+
+    actors = options.actors(shards)
+    # As many as Ray is started with here.
+    free = max(2, os.cpu_count() or 1) - actors * options.num_cpus
+    here = free >= 1 and actors * options.num_gpus <= torch.cuda.device_count()
+    return free if here and not os.environ.get("RAY_ADDRESS") else None
+
+
 def _probe(source: Source, shards: Sequence[Shard], samples: int) -> tuple[Chunk, int, int, float]:
-    """Samples from shards spread over the split, as one chunk; then all inputs of those shards, their bytes, and the
-    seconds that reading them took."""
-    chosen = [shards[i * len(shards) // _SHARDS] for i in range(min(_SHARDS, len(shards)))]
-    chosen = [shard for shard in dict.fromkeys(chosen) if shard.bytes] or [shards[0]]
-    quota = math.ceil(samples / len(chosen))
+    """Inputs drawn evenly from those of some shards, as one chunk; then the number of all inputs of those shards, their
+    bytes, and the seconds that reading them took."""
+    draw = random.Random(0)
+    some = [shard for shard in draw.sample(shards, len(shards)) if shard.bytes] or shards[:1]
     taken: list[Sample | Reject] = []
-    inputs = 0
+    inputs = seen_bytes = 0
     started = time.perf_counter()
-    for shard in chosen:
-        items: Iterator[Sample | Reject] = iter(source.read(shard))
-        first = list(islice(items, quota))
-        taken += first
-        inputs += len(first) + sum(1 for _ in items)
+    for read, shard in enumerate(some):
+        if read >= _SHARDS and inputs >= samples:
+            break
+        seen_bytes += shard.bytes
+        for item in source.read(shard):
+            inputs += 1
+            # Each input so far is among those taken with the same probability (J. Vitter's algorithm R, 1985).
+            if len(taken) < samples:
+                taken.append(item)
+            elif (place := draw.randrange(inputs)) < samples:
+                taken[place] = item
     seconds = time.perf_counter() - started
     found = [item for item in taken if isinstance(item, Sample)]
     chunk = Chunk(0, 0, True, "probe", found, [item for item in taken if isinstance(item, Reject)])
-    return chunk, max(1, inputs), max(1, sum(shard.bytes for shard in chosen)), seconds
+    return chunk, max(1, inputs), max(1, seen_bytes), seconds
 
 
-def _encoder(spec: EncoderSpec, encoded: EncodedChunk, probed: int, total: int) -> EncoderPlan:
+def _encoder(
+    spec: EncoderSpec, encoded: EncodedChunk, probed: int, total: int, options: ExtractionOptions
+) -> EncoderPlan:
     rows = len(encoded.embeddings)
     width = encoded.embeddings.shape[1] * (2 if spec.stored_dtype == "float16" else 4)
     texts = sum(len(str(text).encode()) for name in ("key", "text") for text in encoded.columns.get(name, []))
     share = total / probed
+    encoder_seconds = encoded.seconds * share / _share(options)
     return EncoderPlan(
         encoder=spec.folder(),
         rows=round(rows * share),
         bytes=round((rows * width + texts) * share),
         seconds_per_sample=encoded.seconds / probed,
+        encoder_seconds=encoder_seconds,
+        gpu_hours=encoder_seconds * options.num_gpus / 3600,
     )

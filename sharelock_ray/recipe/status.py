@@ -48,10 +48,11 @@ def _extraction(state: SetState) -> tuple[str, str]:
 
 
 def _pace(live: Live) -> str:
+    if not live.seconds:
+        return "workers start and load models"
     left = "" if live.seconds_left is None else f", {clock(live.seconds_left)} left"
-    return (
-        f"{live.samples:,} samples ({live.share:.0%}), {live.samples_per_second:,.1f}/s{left}, {live.rejects:,} rejects"
-    )
+    pace = f"{live.samples:,} samples ({live.share:.0%}), {live.samples_per_second:,.1f}/s{left}"
+    return f"{pace}, {live.rejects:,} rejects; {live.work}"
 
 
 def _training(recipe: Recipe) -> StageStatus:

@@ -45,7 +45,7 @@ def file_shards(urls: tuple[str, ...] | str, kind: str, ending: str) -> list[Sha
         # An object store takes a moment to answer for each.
         with ThreadPoolExecutor(_PARALLEL_SIZES) as pool:
             sizes = list(pool.map(storage.size, (uri for _, uri in sorted(named.items()))))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise RequestError(f"no such {kind}: {error.filename or error}") from None
     return [
         Shard(index, name, uri, size)

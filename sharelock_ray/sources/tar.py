@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from sharelock_ray.storage import writing
+
 _BLOCK = tarfile.BLOCKSIZE
 _MAGIC_OFFSET = 257
 # What a header may say of the next member in blocks of its own: its name, or records of the pax format.
@@ -80,7 +82,9 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, Exception | None]]:
             yield stream, None
             return
     with tempfile.TemporaryFile(prefix="sharelock-", buffering=0) as plain:
-        yield plain, _decompress(compression, path, plain)
+        with writing(tempfile.gettempdir()):
+            broken = _decompress(compression, path, plain)
+        yield plain, broken
 
 
 def _decompress(compression: Any, path: Path, plain: BinaryIO) -> Exception | None:

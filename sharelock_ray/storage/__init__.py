@@ -5,7 +5,8 @@ installed Python package carries. Endpoint, credentials and region of an object 
 (`AWS_ENDPOINT_URL`, `AWS_PROFILE`, …) or the instance profile, never from a recipe: see `object_store`.
 
 Of an object store, each function raises RequestError where the bucket, the credentials or the endpoint are wrong, and
-RunError where it still fails after all repetitions.
+RunError where it still fails after all repetitions. What writes to a local disk raises RequestError where the place is
+wrong, and RunError where the disk is full or broken.
 """
 
 import errno
@@ -16,6 +17,7 @@ import json
 import os
 import re
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -25,10 +27,13 @@ from typing import Annotated, Any
 import fsspec
 from pydantic import AfterValidator
 
-from sharelock_ray.errors import RequestError
+from sharelock_ray.errors import RequestError, RunError, SharelockError
 
 _PACKAGE = "package://"
 _ATTEMPTS = 20
+_PAUSE_S = 0.05
+# The disk's fault, not that of whoever named a place on it.
+_DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def _filesystem(protocol: str) -> fsspec.AbstractFileSystem:
@@ -142,7 +147,10 @@ def open_read(uri: str) -> Any:
 def read_bytes(uri: str, start: int | None = None, end: int | None = None) -> bytes:
     """The object at `uri`, or its bytes from `start` to before `end`."""
     filesystem, path = resolve(uri)
-    return bytes(filesystem.cat_file(path, start=start, end=end))
+    try:
+        return bytes(filesystem.cat_file(path, start=start, end=end))
+    except NotADirectoryError:
+        raise FileNotFoundError(f"no object at {uri}: a part of its path is a file") from None
 
 
 @contextmanager
@@ -156,13 +164,16 @@ def local_copy(uri: str) -> Iterator[Path]:
     if is_local(uri):
         yield Path(path)
         return
-    handle, temporary = tempfile.mkstemp(prefix="sharelock-")
-    os.close(handle)
-    try:
-        filesystem.get_file(path, temporary)
-        yield Path(temporary)
-    finally:
-        os.unlink(temporary)
+    # A file without a name, which ends with the process, however that ends.
+    with tempfile.TemporaryFile(prefix="sharelock-") as copy:
+        place = f"/proc/self/fd/{copy.fileno()}"
+        try:
+            filesystem.get_file(path, place)
+        except OSError as error:
+            if error.errno in _DISK_FAULTS:
+                raise _refusal(f"a copy of {uri} in {tempfile.gettempdir()}", "written", error) from None
+            raise
+        yield Path(place)
 
 
 def read_json(uri: str) -> Any:
@@ -177,7 +188,7 @@ def names(folder: str) -> list[str]:
     filesystem, path = resolve(folder)
     try:
         entries = filesystem.ls(path, detail=False)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     found = (PurePosixPath(entry).name for entry in entries)
     return sorted(name for name in found if name and not name.startswith(".tmp-"))
@@ -221,38 +232,65 @@ def create_bytes(uri: str, data: bytes) -> bool:
         whether this call published it.
     """
     filesystem, path = resolve(uri)
+    if is_local(uri):
+        return _publish(path, data, os.link)
     try:
-        if is_local(uri):
-            _publish(path, data, os.link)
-        else:
-            filesystem.pipe_file(path, data, mode="create")
+        filesystem.pipe_file(path, data, mode="create")
     except FileExistsError:
         return False
     return True
 
 
-def _publish(path: str, data: bytes, move: Callable[[str, str], None]) -> None:
-    """Writes a file beside `path`, flushed to disk, and has `move` put it there."""
+def _publish(path: str, data: bytes, move: Callable[[str, str], None]) -> bool:
+    """Has `move` put a file at `path`; whether it did, and met none there that it leaves alone."""
+    with writing(path):
+        for _ in range(_ATTEMPTS - 1):
+            # Another process may remove the folder under our hands.
+            with suppress(FileNotFoundError):
+                return _written(path, data, move)
+        return _written(path, data, move)
+
+
+def _written(path: str, data: bytes, move: Callable[[str, str], None]) -> bool:
+    """Writes a file beside `path`, flushed to disk, and moves it there."""
     folder = os.path.dirname(path)
-    for attempt in range(_ATTEMPTS):
+    os.makedirs(folder, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=folder)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)
         try:
-            os.makedirs(folder, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=folder)
-            try:
-                with os.fdopen(handle, "wb") as stream:
-                    stream.write(data)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                os.chmod(temporary, 0o644)
-                move(temporary, path)
-            finally:
-                with suppress(FileNotFoundError):
-                    os.unlink(temporary)
-            return
-        except FileNotFoundError:
-            # Another process has removed the folder under our hands.
-            if attempt == _ATTEMPTS - 1:
-                raise
+            move(temporary, path)
+        except FileExistsError:
+            return False
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+    return True
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Says in one line what the disk answers to the block, which writes the local file or folder `path`.
+
+    Raises:
+        RequestError: nothing can be written there.
+        RunError: the disk is full, or fails.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise _refusal(str(path), "written", error) from None
+
+
+def _refusal(what: str, how: str, error: OSError) -> SharelockError:
+    reason = f"{what} cannot be {how} ({error.strerror or error})"
+    if error.errno in _DISK_FAULTS:
+        return RunError(f"{reason}: free space on that disk, and run the same command again to continue")
+    return RequestError(f"{reason}: check the path, and who may write there")
 
 
 def write_json(uri: str, value: Any) -> None:
@@ -271,6 +309,7 @@ def _json(value: Any) -> bytes:
 def remove(uri: str) -> None:
     """Removes the file or folder at `uri`; nothing happens where there is none, also where another removes it now."""
     filesystem, path = resolve(uri)
+    refused = 0
     while filesystem.exists(path):
         try:
             filesystem.rm(path, recursive=True)
@@ -278,8 +317,10 @@ def remove(uri: str) -> None:
             pass
         except OSError as error:
             # Another process has put a file into the folder meanwhile.
-            if error.errno != errno.ENOTEMPTY:
-                raise
+            refused += 1
+            if error.errno != errno.ENOTEMPTY or refused == _ATTEMPTS:
+                raise _refusal(uri, "removed", error) from None
+            time.sleep(_PAUSE_S)
 
 
 def sha256(data: bytes) -> str:

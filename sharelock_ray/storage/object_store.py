@@ -14,6 +14,7 @@ Settings come from the environment of each process, so that nothing of them is i
 import asyncio
 import io
 import os
+import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
@@ -22,6 +23,7 @@ from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 import aiohttp
+import botocore.session
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -84,6 +86,7 @@ _TRANSIENT_ERRORS = (
     ConnectionError,
     TimeoutError,
 )
+_EXPIRED_CODES = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"})
 _CONFLICT = "ConditionalRequestConflict"
 
 
@@ -99,8 +102,9 @@ class ObjectStore(S3FileSystem):
 
     retries = 1
 
-    def __init__(self, endpoint: str | None, region: str | None, part_bytes: int, attempts: int) -> None:
-        """
+    def __init__(self, endpoint: str | None, region: str | None, part_bytes: int, attempts: int, **_: Any) -> None:
+        """What fsspec's own configuration says of s3, which it adds to the arguments, does not count.
+
         Args:
             endpoint: URL of the store; None for what botocore's own configuration says.
             part_bytes: a larger object is written and read in parts of this size.
@@ -112,7 +116,7 @@ class ObjectStore(S3FileSystem):
             "max_pool_connections": _CONNECTIONS,
             "retries": {"total_max_attempts": 1, "mode": "standard"},
         }
-        if endpoint:
+        if endpoint and not _profile_says("addressing_style"):
             # Few stores of one's own have a name for each bucket.
             config["s3"] = {"addressing_style": "path"}
         super().__init__(
@@ -220,6 +224,12 @@ class ObjectStore(S3FileSystem):
             raise FileNotFoundError(f"no object at {uri}") from None
         if status == 412:
             raise FileExistsError(f"there is an object at {uri}") from None
+        # The answer to a HEAD has no body that could say more than 400.
+        if code in _EXPIRED_CODES or (status == 400 and code == "400"):
+            raise RequestError(
+                f"{uri}: the object store at {self._place()} refuses this ({code}: {_line(error)}): the credentials "
+                f"have most likely expired: renew them, and run the same command again to continue"
+            ) from None
         if status in (401, 403) or code == "AccessDenied":
             raise RequestError(
                 f"{uri}: the object store at {self._place()} refuses this ({code}): "
@@ -232,7 +242,7 @@ class ObjectStore(S3FileSystem):
         raise error
 
     def _place(self) -> str:
-        return str(self._s3.meta.endpoint_url if self._s3 else self.endpoint_url or "AWS")
+        return _without_user(str(self._s3.meta.endpoint_url if self._s3 else self.endpoint_url or "AWS"))
 
     async def _exists(self, path: str) -> bool:
         # That of s3fs takes any failure to reach a bucket for its absence.
@@ -491,7 +501,21 @@ def _is_transient(error: Exception) -> bool:
 
 
 def _line(error: BaseException | None) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return _without_user(" ".join(str(error).split())) or type(error).__name__
+
+
+def _without_user(text: str) -> str:
+    """`text`, in which no URL holds a user's name and password."""
+    return re.sub(r"(?<=://)[^/\s]*@", "", text)
+
+
+def _profile_says(setting: str) -> bool:
+    """Whether the AWS profile has this setting of s3."""
+    try:
+        return setting in botocore.session.Session().get_scoped_config().get("s3", {})
+    # It is said of the first request.
+    except BotoCoreError:
+        return False
 
 
 def _uri(arguments: dict[str, Any]) -> str:

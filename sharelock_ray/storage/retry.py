@@ -39,7 +39,7 @@ class RetryPolicy:
     longest_s: float = 20
     """Bound of any pause."""
     total_s: float = 300
-    """Everything together, an attempt that hangs included."""
+    """Everything together since there was progress, an attempt that hangs included."""
 
     def pause(self, failed: int) -> float:
         """Seconds to wait after the attempt that failed as the `failed`-th in a row."""
@@ -54,7 +54,7 @@ class RetryPolicy:
         """Repeats `attempt` while what it raises is `transient`, as a time-out always is.
 
         Args:
-            progress: grows with what attempts have got done for good; one that brought some counts as the first again.
+            progress: grows with what attempts have got done for good; after one that brought some, all begins again.
 
         Returns:
             what `attempt` returned, and how many attempts failed before.
@@ -63,20 +63,22 @@ class RetryPolicy:
             ExhaustedError: the policy's bounds are reached.
             Exception: what `attempt` raised, where that is not transient.
         """
-        began = time.monotonic()
+        began = since = time.monotonic()
         tried = failed = 0
         while True:
             before = progress()
             tried += 1
             try:
-                async with asyncio.timeout(self.total_s - (time.monotonic() - began)):
+                async with asyncio.timeout(self.total_s - (time.monotonic() - since)):
                     return await attempt(), tried - 1
             except Exception as error:
                 if not (isinstance(error, TimeoutError) or transient(error)):
                     raise
-                failed = 1 if progress() > before else failed + 1
+                now = time.monotonic()
+                failed += 1
+                if progress() > before:
+                    failed, since = 1, now
                 pause = self.pause(failed)
-                seconds = time.monotonic() - began
-                if failed >= self.attempts or seconds + pause >= self.total_s:
-                    raise ExhaustedError(tried, seconds) from error
+                if failed >= self.attempts or now - since + pause >= self.total_s:
+                    raise ExhaustedError(tried, now - began) from error
             await asyncio.sleep(pause)

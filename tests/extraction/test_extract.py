@@ -1,6 +1,8 @@
 """Extraction through Ray Data: every input in one place, once, whatever is repeated or interrupted."""
 
 import dataclasses
+import io
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +18,12 @@ from sharelock_ray.encoders.images import decode_image
 from sharelock_ray.encoders.language import LanguageEncoder
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.encoders.vision import VisionEncoder
-from sharelock_ray.errors import RequestError
+from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.extraction.extract import ExtractionJob, extract
 from sharelock_ray.extraction.options import ExtractionOptions
+from sharelock_ray.extraction.report import ChunkReport
 from sharelock_ray.features.audit import audit
+from sharelock_ray.features.state import read_live
 from sharelock_ray.features.writer import FeatureSetWriter
 from sharelock_ray.sources.parquet import ParquetSource
 from sharelock_ray.sources.sample import Sample
@@ -121,6 +125,30 @@ class TestExtract:
             assert ours.manifest.keys_sha256 == theirs.manifest.keys_sha256
             assert support.units_in_the_last_place(ours.embeddings, theirs.embeddings) <= 1
         assert sets[0].manifest.parts[0].sha256 == whole[0].manifest.parts[0].sha256
+
+    def test_tells_of_itself_before_the_first_chunk(
+        self, job: ExtractionJob, tmp_path: Path, said: io.StringIO
+    ) -> None:
+        uris = [job.uri(encoder) for encoder in job.encoders]
+        told = []
+        extract(job, OPTIONS, watch=lambda report: told.append([read_live(uri) for uri in uris]))
+        assert all(live is not None and live.age < 60 for live in told[0])
+        assert "starts workers, which load tiny-resnet, tiny-decoder" in said.getvalue()
+
+    def test_a_part_that_cannot_be_sealed_ends_the_run_early(self, job: ExtractionJob, tmp_path: Path) -> None:
+        source = WebDatasetSource(urls=support.write_pairs(tmp_path / "many", shards=60, samples=2))
+        job = dataclasses.replace(job, source=source)
+        # Where the first part belongs is a folder.
+        storage.write_bytes(storage.join(job.uri(job.encoders[0]), "part-00000.parquet", "a"), b"")
+        seen = []
+
+        def watch(report: ChunkReport) -> None:
+            seen.append(report)
+            time.sleep(0.2)
+
+        with pytest.raises(RunError, match=r"^extract train failed: IsADirectoryError"):
+            extract(job, OPTIONS, watch)
+        assert len(seen) < 60
 
     def test_more_resources_than_there_are_fail_at_once(self, job: ExtractionJob) -> None:
         with pytest.raises(RequestError, match="needs 1 GPU"):

@@ -35,62 +35,87 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
+def chunk(**changes: object) -> ChunkReport:
+    return dataclasses.replace(REPORT, **changes)
+
+
 def test_the_share_is_of_the_bytes_of_the_whole_input(clock: list[float]) -> None:
-    meter = Meter("extract", SHARDS, finished=[0], earlier=Live())
+    meter = Meter("extract", SHARDS, open_chunks={1: 0, 2: 0, 3: 0}, earlier=Live())
     assert meter.share == 0.25
-    meter.add(REPORT)
+    meter.add(REPORT, whole=False)
     assert meter.share == pytest.approx(0.375)
-    meter.add(dataclasses.replace(REPORT, index=1, bytes=400, last=True))
+    meter.add(chunk(index=1, bytes=400, last=True), whole=True)
     assert meter.share == 0.5
 
 
+def test_a_shard_is_done_with_the_last_of_its_chunks_to_come_not_with_its_last_chunk(clock: list[float]) -> None:
+    meter = Meter("extract", SHARDS[:2], open_chunks={0: 0, 1: 0}, earlier=Live())
+    shares = []
+    for index, whole in [(2, False), (0, False), (1, True), (1, True)]:
+        clock[0] += 1
+        meter.add(chunk(part=1, index=index, last=index == 2, bytes=600), whole)
+        shares.append(meter.share)
+    assert shares == [pytest.approx(0.3), 0.5, 0.5, 0.5]
+    meter.add(chunk(part=0, last=True), whole=True)
+    assert (meter.share, meter.live().seconds_left) == (1, 0)
+
+
+def test_chunks_that_an_earlier_run_staged_count_as_much_as_others(clock: list[float]) -> None:
+    meter = Meter("extract", SHARDS[:2], open_chunks={0: 3, 1: 0}, earlier=Live())
+    meter.add(chunk(part=1, bytes=200), whole=False)
+    assert meter.share == pytest.approx((3 * 200 + 200) / 2000)
+    clock[0] += 10
+    meter.add(chunk(part=1, bytes=200), whole=False)
+    assert meter.live().seconds_left == pytest.approx(50)
+    # Its last chunk was among those.
+    meter.add(chunk(part=0, bytes=200), whole=True)
+    assert meter.share == pytest.approx((1000 + 400) / 2000)
+
+
 def test_the_rest_of_the_time_follows_from_the_share(clock: list[float]) -> None:
-    meter = Meter("extract", SHARDS, finished=[], earlier=Live())
-    meter.add(dataclasses.replace(REPORT, bytes=0))
+    meter = Meter("extract", SHARDS, open_chunks=dict.fromkeys(range(4), 0), earlier=Live())
+    meter.add(chunk(bytes=0), whole=False)
     clock[0] += 20
-    meter.add(dataclasses.replace(REPORT, last=True))
+    meter.add(chunk(last=True), whole=True)
     live = meter.live()
     assert (live.samples, live.samples_per_second) == (20, 0.5)
     assert live.seconds_left == pytest.approx(60)
 
 
 def test_what_earlier_runs_did_is_counted_and_their_rate_is_not(clock: list[float]) -> None:
-    meter = Meter("extract", SHARDS, finished=[0], earlier=Live(samples=70, rejects=2, wall_seconds=30))
+    earlier = Live(samples=70, rejects=2, wall_seconds=30)
+    meter = Meter("extract", SHARDS, open_chunks={1: 0, 2: 0, 3: 0}, earlier=earlier)
     clock[0] += 5
-    meter.add(REPORT)
+    assert meter.live().seconds == {}
+    meter.add(REPORT, whole=False)
     clock[0] += 5
-    meter.add(REPORT)
+    meter.add(REPORT, whole=False)
     live = meter.live()
     assert (live.samples, live.rejects, live.wall_seconds, live.samples_per_second) == (90, 4, 40, 2.0)
+    assert live.seconds == {"read": 2, "encode": 6, "write": 0}
 
 
 def test_an_encoder_idles_while_its_actor_waits(clock: list[float]) -> None:
-    meter = Meter("extract", SHARDS, finished=[], earlier=Live())
-    meter.add(REPORT)  # Its actor has been at work for 3 seconds.
-    assert meter.idle(clock[0]) == 0
+    meter = Meter("extract", SHARDS, open_chunks=dict.fromkeys(range(4), 0), earlier=Live())
+    meter.add(REPORT, whole=False)  # Its actor has been at work for 3 seconds.
+    assert meter.idle == 0
     clock[0] += 9
-    meter.add(REPORT)
-    assert meter.idle(clock[0]) == pytest.approx(1 - 6 / 12)
-    meter.add(dataclasses.replace(REPORT, worker="node:2", encode_seconds=6))
-    assert meter.idle(clock[0]) == pytest.approx(1 - 12 / 18)
+    meter.add(REPORT, whole=False)
+    assert meter.idle == pytest.approx(1 - 6 / 12)
+    # An actor that is gone says nothing any more.
+    clock[0] += 100
+    meter.add(chunk(worker="node:2", encode_seconds=6), whole=False)
+    assert meter.idle == pytest.approx(1 - 12 / 18)
 
 
 def test_the_line_says_rates_stages_idleness_and_rejects(clock: list[float]) -> None:
-    meter = Meter("extract train", SHARDS, finished=[], earlier=Live())
-    meter.add(REPORT)
+    meter = Meter("extract train", SHARDS, open_chunks=dict.fromkeys(range(4), 0), earlier=Live())
+    meter.add(chunk(tokens=5000), whole=False)
     clock[0] += 4
-    meter.add(REPORT)
+    meter.add(REPORT, whole=False)
     line = meter._progress.line(clock[0])
     assert line.startswith("extract train: 20 samples (25%), 2.5/s")
-    assert line.endswith("60 tokens/s; read 25%, encode 75%, write 0%; encoders idle 14%; 2 rejects")
-
-
-def test_others_are_told_every_ten_seconds(clock: list[float]) -> None:
-    meter = Meter("extract", SHARDS, finished=[], earlier=Live())
-    assert not meter.is_due()
-    clock[0] += 11
-    assert meter.is_due()
-    assert not meter.is_due()
+    assert line.endswith("30 tokens/s; read 25%, encode 75%, write 0%; encoders idle 14%; 2 rejects")
 
 
 def test_of_several_sets_the_one_that_tells_most_is_gone_on_from() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import support
+from sharelock_ray import storage
 from sharelock_ray.features.state import Live, write_live
 from sharelock_ray.features.writer import FeatureSetWriter
 from sharelock_ray.recipe.load import read_recipe
@@ -38,13 +39,36 @@ def test_a_run_that_is_not_begun_waits(recipe: Recipe) -> None:
 def test_a_driver_that_tells_is_running_and_one_that_is_silent_has_stopped(recipe: Recipe) -> None:
     uri = begun(recipe)
     assert status(recipe)[0].state == "stopped"
-    live = Live(samples=1200, rejects=3, samples_per_second=40, share=0.5, seconds_left=30, updated=time.time())
+    write_live(uri, Live(updated=time.time()))
+    assert (status(recipe)[0].state, status(recipe)[0].detail) == (
+        "running",
+        "0 of 2 parts sealed; workers start and load models",
+    )
+    live = Live(
+        samples=1200,
+        rejects=3,
+        samples_per_second=40,
+        tokens_per_second=900,
+        seconds={"read": 10, "encode": 28, "write": 2},
+        encoders_idle=0.3,
+        share=0.5,
+        seconds_left=30,
+        updated=time.time(),
+    )
     write_live(uri, live)
     assert status(recipe)[0].state == "running"
-    assert status(recipe)[0].detail == ("0 of 2 parts sealed; 1,200 samples (50%), 40.0/s, 0:30 left, 3 rejects")
+    assert status(recipe)[0].detail == (
+        "0 of 2 parts sealed; 1,200 samples (50%), 40.0/s, 0:30 left, 3 rejects; "
+        "900 tokens/s; read 25%, encode 70%, write 5%; encoders idle 30%"
+    )
     write_live(uri, live.model_copy(update={"updated": time.time() - 125}))
     assert status(recipe)[0].state == "stopped"
     assert "last heard of 2:05 ago: run extract again to continue" in status(recipe)[0].detail
+
+
+def test_what_a_driver_of_another_version_told_is_left_out(recipe: Recipe) -> None:
+    storage.write_json(storage.join(begun(recipe), "staging", "progress.json"), {"speed": 3})
+    assert (status(recipe)[0].state, status(recipe)[0].detail) == ("stopped", "0 of 2 parts sealed")
 
 
 def test_a_training_tells_its_step_and_loss(recipe: Recipe) -> None:

@@ -9,14 +9,16 @@ import time
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 import object_store
 from object_store import ChaosProxy, Fault
 from sharelock_ray import storage
-from sharelock_ray.errors import RequestError, RunError
+from sharelock_ray.errors import RequestError, RunError, SharelockError
 
 PART = 5 << 20
 SMALL, LARGE = random.Random(0).randbytes(1000), random.Random(1).randbytes(2 * PART + 12345)
@@ -355,6 +357,24 @@ class TestWrongRequests:
             check_credentials("inf")
         assert max(chaos.requests.values()) == 1
 
+    @pytest.mark.parametrize("operation", OPERATIONS)
+    def test_credentials_that_have_expired(
+        self, operation: Callable[[str], object], uri: str, chaos: ChaosProxy
+    ) -> None:
+        chaos.choose = lambda method, path, attempt: "expired"
+        assert "the credentials have most likely expired: renew them" in refusal(operation, uri)
+        assert max(chaos.requests.values()) == 1
+
+    def test_a_user_in_the_endpoint_is_not_told(self, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            place = f"127.0.0.1:{free.getsockname()[1]}"
+            monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://somebody:secret@{place}")
+            monkeypatch.setenv("SHARELOCK_S3_ATTEMPTS", "1")
+            with pytest.raises(SharelockError, match=f"at http://{place} ") as caught:
+                storage.exists(bucket)
+        assert "secret" not in str(caught.value)
+
     @pytest.mark.parametrize(
         ("variable", "value"),
         [("SHARELOCK_S3_PART_BYTES", "1000"), ("SHARELOCK_S3_PART_BYTES", "16 MB"), ("SHARELOCK_S3_ATTEMPTS", "0")],
@@ -382,6 +402,27 @@ def test_a_store_is_not_written_by_a_stream(uri: str) -> None:
     filesystem, path = storage.resolve(uri)
     with pytest.raises(io.UnsupportedOperation, match="written whole"):
         filesystem.open(path, "wb")
+
+
+@pytest.mark.parametrize(
+    ("setting", "url"),
+    [("", "http://store.example:9000/bucket-b/a?"), ("virtual", "http://bucket-b.store.example:9000/a?")],
+)
+def test_a_bucket_is_part_of_the_path_unless_the_profile_wants_a_host(
+    setting: str, url: str, s3_environment: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config").write_text(f"[default]\ns3 =\n  addressing_style = {setting}\n" if setting else "")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://store.example:9000")
+    filesystem, path = storage.resolve("s3://bucket-b/a")
+    assert filesystem.url(path).startswith(url)
+
+
+def test_what_fsspec_is_configured_with_does_not_count(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As FSSPEC_S3_ENDPOINT_URL and others like it in the environment would.
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"endpoint_url": "http://127.0.0.1:9", "anon": "true"})
+    storage.write_bytes(uri, SMALL)
+    assert storage.read_bytes(uri) == SMALL
 
 
 def test_a_filesystem_carries_no_secret(uri: str) -> None:

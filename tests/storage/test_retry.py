@@ -58,6 +58,22 @@ def test_an_attempt_that_hangs_ends_with_the_time_of_the_whole() -> None:
     assert caught.value.attempts == 1
 
 
+def test_what_is_slow_but_goes_on_may_take_longer_than_that() -> None:
+    done = 0
+
+    async def slow() -> int:
+        nonlocal done
+        while done < 20:
+            await asyncio.sleep(0.01)
+            done += 1
+        return done
+
+    policy = RetryPolicy(first_s=0.001, total_s=0.05)
+    found, failed = asyncio.run(policy.run(slow, is_connection, progress=lambda: done))
+    assert found == 20
+    assert failed > 1
+
+
 def test_no_pause_is_begun_that_would_outlast_the_whole() -> None:
     policy = RetryPolicy(attempts=1000, first_s=0.02, longest_s=0.02, total_s=0.1)
     with pytest.raises(ExhaustedError) as caught:
