@@ -122,12 +122,16 @@ class FeatureSetWriter:
         return _staged(storage.names(self._folder(part)))
 
     def stage(self, part: int, index: int, last: bool, source: str, chunk: EncodedChunk) -> None:
-        """Stages one chunk, unless it is there. Rows whose embedding cannot be stored finitely become rejects."""
+        """Stages one chunk, unless it is there.
+
+        A sample with an embedding that cannot be stored finitely is one reject, and none of its captions a row.
+        """
         dim = chunk.embeddings.shape[1]
         with np.errstate(over="ignore"):
             stored = chunk.embeddings.astype(self.stored_dtype)
         finite = np.isfinite(stored).all(axis=1)
-        rejects = [*chunk.rejects, *_non_finite_rejects(chunk, finite, stored, self.stored_dtype)]
+        lost = _non_finite_rejects(chunk, finite, stored, self.stored_dtype)
+        kept = pa.array([key not in lost for key in chunk.columns["key"]], pa.bool_())
         schema = rows_schema(self.modality, dim, self.stored_dtype)
         columns = [
             embedding_column(stored, dim)
@@ -135,9 +139,9 @@ class FeatureSetWriter:
             else pa.array(chunk.columns[name], schema.field(name).type)
             for name in schema.names
         ]
-        rows = pa.Table.from_arrays(columns, schema=schema).filter(pa.array(finite))
+        rows = pa.Table.from_arrays(columns, schema=schema).filter(kept)
         about = {
-            "rejects": [{"source": source, **vars(reject)} for reject in rejects],
+            "rejects": [{"source": source, **vars(reject)} for reject in (*chunk.rejects, *lost.values())],
             "seconds": chunk.seconds,
             "tokens": chunk.tokens,
             "device": chunk.device,
@@ -350,12 +354,14 @@ def _parquet(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def _non_finite_rejects(chunk: EncodedChunk, finite: np.ndarray, stored: np.ndarray, dtype: str) -> list[Reject]:
-    rejects = []
+def _non_finite_rejects(chunk: EncodedChunk, finite: np.ndarray, stored: np.ndarray, dtype: str) -> dict[str, Reject]:
+    """By key; of several such captions of a sample the first is named."""
+    rejects: dict[str, Reject] = {}
     for row in np.flatnonzero(~finite):
         dimension = int(np.flatnonzero(~np.isfinite(stored[row]))[0])
         value = chunk.embeddings[row, dimension]
         key = str(chunk.columns["key"][row])
-        message = f"dimension {dimension} is {value:g}, which {dtype} cannot hold"
-        rejects.append(Reject(key, "encode", "NonFiniteEmbedding", message))
+        where = f"caption {chunk.columns['caption_id'][row]}, " if "caption_id" in chunk.columns else ""
+        message = f"{where}dimension {dimension} is {value:g}, which {dtype} cannot hold"
+        rejects.setdefault(key, Reject(key, "encode", "NonFiniteEmbedding", message))
     return rejects
