@@ -21,6 +21,7 @@ from sharelock_ray.features.cache import folder_of, made_once, unmade
 from sharelock_ray.features.manifest import Manifest, Part, keys_digest, read_manifest
 from sharelock_ray.features.schema import REJECTS, part_name
 from sharelock_ray.progress import Progress
+from sharelock_ray.sources.sample import DUPLICATE_KEY
 
 if TYPE_CHECKING:
     import torch
@@ -113,8 +114,13 @@ class FeatureSet:
         rejects = self.rejected_at_first
         recovered = [self._read(part.index, ["key"])["key"] for part in self.manifest.parts if part.recovered]
         for keys in recovered:
-            rejects = rejects.filter(pc.invert(pc.is_in(rejects["key"], value_set=keys.combine_chunks())))
+            rejects = rejects.filter(pc.invert(in_place_of(rejects, keys)))
         return rejects
+
+    @property
+    def rejected_keys(self) -> set[str]:
+        """Keys that no row has: those of the rejects, but for inputs that only repeat another one's key."""
+        return set(self.rejects.filter(pc.not_equal(self.rejects["error"], DUPLICATE_KEY))["key"].to_pylist())
 
     @cached_property
     def rejected_at_first(self) -> pa.Table:
@@ -223,6 +229,13 @@ class FeatureSet:
 
     def _not_as_made(self, part: Part, how: str) -> RunError:
         return RunError(f"{self._path(part.index)} is not what its manifest says ({how}): {_REMEDY}")
+
+
+def in_place_of(rejects: pa.Table, keys: pa.ChunkedArray) -> pa.ChunkedArray:
+    """(N,) bool: which rejects rows with these keys stand for; an input that repeated a key stays one."""
+    return pc.and_(
+        pc.is_in(rejects["key"], value_set=keys.combine_chunks()), pc.not_equal(rejects["error"], DUPLICATE_KEY)
+    )
 
 
 class _Columns(Mapping[str, np.ndarray]):

@@ -191,10 +191,8 @@ class FeatureSetWriter:
             sorted((reject for each in about for reject in each["rejects"]), key=lambda r: (r["key"], r["message"])),
             schema=REJECTS,
         )
-        rejects_data = (
-            publish_table(storage.join(self.uri, "rejects", part_name(part)), rejects) if len(rejects) else None
-        )
-        data = publish_table(storage.join(self.uri, part_name(part)), rows)
+        rejects_data = self._publish_table(f"rejects/{part_name(part)}", rejects) if len(rejects) else None
+        data = self._publish_table(part_name(part), rows)
         return Part(
             index=part,
             rejects=rejects.num_rows,
@@ -207,6 +205,22 @@ class FeatureSetWriter:
             devices=tuple(sorted({each["device"] for each in about})),
             revisions=tuple(sorted({each["revision"] for each in about if each["revision"]})),
         )
+
+    def _publish_table(self, name: str, table: pa.Table) -> bytes:
+        """Publishes `table` as a Parquet file where none is.
+
+        Returns:
+            the bytes that are there now. Those of another driver hold the same rows, but perhaps in the form of another
+            version of Parquet; a leftover with other rows, which no manifest names, is replaced.
+        """
+        path, data = storage.join(self.uri, name), parquet(table)
+        if storage.create_bytes(path, data):
+            return data
+        there = storage.read_bytes(path)
+        if there == data or _read_parquet(there) == table or is_complete(self.uri):
+            return there
+        storage.write_bytes(path, data)
+        return data
 
     def finish(
         self,
@@ -306,23 +320,6 @@ def content(rows: pa.Table, data: bytes) -> dict[str, Any]:
     }
 
 
-def publish_table(uri: str, table: pa.Table) -> bytes:
-    """Publishes `table` as a Parquet file where none is.
-
-    Returns:
-        the bytes that are there now. Those of another driver hold the same rows, but perhaps in the form of another
-        version of Parquet; a leftover with other rows, which no manifest names, is replaced.
-    """
-    data = _parquet(table)
-    if storage.create_bytes(uri, data):
-        return data
-    there = storage.read_bytes(uri)
-    if there == data or _read_parquet(there) == table:
-        return there
-    storage.write_bytes(uri, data)
-    return data
-
-
 def _read_arrow(uri: str) -> pa.Table:
     return pa.ipc.open_file(pa.BufferReader(storage.read_bytes(uri))).read_all()
 
@@ -335,7 +332,7 @@ def _read_parquet(data: bytes) -> pa.Table | None:
         return None
 
 
-def _parquet(table: pa.Table) -> bytes:
+def parquet(table: pa.Table) -> bytes:
     """Parquet bytes built in memory: a writer that fails half-way on the store itself would publish a short file."""
     buffer = io.BytesIO()
     # Dictionaries and statistics of embeddings cost ten times the writing and tell nothing.
