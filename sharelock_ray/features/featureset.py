@@ -19,7 +19,7 @@ from sharelock_ray import storage
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.features.cache import folder_of, made_once, unmade
 from sharelock_ray.features.manifest import Manifest, Part, keys_digest, read_manifest
-from sharelock_ray.features.schema import REJECTS, part_name
+from sharelock_ray.features.schema import REJECTS, part_name, rows_schema
 from sharelock_ray.progress import Progress
 from sharelock_ray.sources.sample import DUPLICATE_KEY
 
@@ -161,6 +161,11 @@ class FeatureSet:
             return pq.read_schema(stream)
 
     @property
+    def _embedding_type(self) -> pa.DataType:
+        manifest = self.manifest
+        return rows_schema(manifest.modality, manifest.dim, manifest.dtype).field("embedding").type
+
+    @property
     def _row_bytes(self) -> int:
         return self.manifest.dim * np.dtype(self.manifest.dtype).itemsize
 
@@ -223,6 +228,9 @@ class FeatureSet:
             if storage.sha256_of(str(path)) != part.sha256:
                 raise self._not_as_made(part, "SHA-256 differs")
             with pq.ParquetFile(path, memory_map=True) as file:
+                # Of another width it would be read as other rows.
+                if file.schema_arrow.field("embedding").type != self._embedding_type:
+                    raise self._not_as_made(part, "its embeddings have another width or type")
                 rows = max(1, _DECODED_BYTES // self._row_bytes)
                 for batch in file.iter_batches(rows, columns=["embedding"], use_threads=False):
                     yield batch["embedding"].flatten().to_numpy(zero_copy_only=True)
