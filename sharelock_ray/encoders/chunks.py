@@ -127,14 +127,16 @@ def encode_vision(encoder: _Vision, chunk: Chunk, preprocessing: Preprocessing) 
         encoder,
         encoded,
         columns={"key": [s.key for s in samples], "label": [s.label for s in samples]},
-        rejects=[*chunk.rejects, *pixels.rejects, *too_large],
+        rejects=[*chunk.rejects, *pixels.rejects],
+        too_large=too_large,
     )
 
 
 def encode_language(encoder: _Language, chunk: Chunk) -> list[EncodedChunk]:
     """Rows and rejects of a chunk, of each of the language encoders that share the forward pass.
 
-    A row is a caption of a sample.
+    A row is a caption of a sample. A sample with a caption that is too large is one reject, and none of its captions a
+    row: so each key is in one place.
     """
     without = [
         Reject(sample.key, "read", "MissingCaption", "the sample has no caption")
@@ -143,7 +145,9 @@ def encode_language(encoder: _Language, chunk: Chunk) -> list[EncodedChunk]:
     ]
     captions = [(s.key, i, text) for s in chunk.samples for i, text in enumerate(s.captions)]
     encoded = encoder.encode_each([text for _, _, text in captions])
-    too_large = [_too_large(captions[row][0], f"caption {captions[row][1]}") for row in encoded.too_large]
+    too_large: dict[str, Reject] = {}
+    for key, i, _ in (captions[row] for row in encoded.too_large):
+        too_large.setdefault(key, _too_large(key, f"caption {i}"))
     return _chunks(
         encoder,
         encoded,
@@ -152,7 +156,8 @@ def encode_language(encoder: _Language, chunk: Chunk) -> list[EncodedChunk]:
             "caption_id": [i for _, i, _ in captions],
             "text": [text for _, _, text in captions],
         },
-        rejects=[*chunk.rejects, *without, *too_large],
+        rejects=[*chunk.rejects, *without],
+        too_large=list(too_large.values()),
     )
 
 
@@ -162,16 +167,16 @@ def _chunks(
     *,
     columns: dict[str, list[object]],
     rejects: list[Reject],
+    too_large: list[Reject],
 ) -> list[EncodedChunk]:
-    """A chunk for each reading of `encoded`, without the rows that were too large; they share its seconds."""
-    kept = np.ones(len(columns["key"]), bool)
-    kept[encoded.too_large] = False
-    rows = np.flatnonzero(kept).tolist()
+    """A chunk for each reading of `encoded`, without the samples that were too large; they share its seconds."""
+    lost = {reject.key for reject in too_large}
+    rows = [row for row, key in enumerate(columns["key"]) if key not in lost]
     return [
         EncodedChunk(
             columns={name: [values[row] for row in rows] for name, values in columns.items()},
-            embeddings=embeddings[kept],
-            rejects=rejects,
+            embeddings=embeddings[rows],
+            rejects=[*rejects, *too_large],
             seconds=encoded.seconds / len(encoded.embeddings),
             tokens=encoded.tokens,
             truncated=encoded.truncated,

@@ -19,8 +19,9 @@ from sharelock_ray import storage
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.features.cache import folder_of, made_once, unmade
 from sharelock_ray.features.manifest import Manifest, Part, keys_digest, read_manifest
-from sharelock_ray.features.schema import REJECTS, part_name
+from sharelock_ray.features.schema import REJECTS, part_name, rows_schema
 from sharelock_ray.progress import Progress
+from sharelock_ray.sources.sample import DUPLICATE_KEY
 
 if TYPE_CHECKING:
     import torch
@@ -113,8 +114,13 @@ class FeatureSet:
         rejects = self.rejected_at_first
         recovered = [self._read(part.index, ["key"])["key"] for part in self.manifest.parts if part.recovered]
         for keys in recovered:
-            rejects = rejects.filter(pc.invert(pc.is_in(rejects["key"], value_set=keys.combine_chunks())))
+            rejects = rejects.filter(pc.invert(in_place_of(rejects, keys)))
         return rejects
+
+    @property
+    def rejected_keys(self) -> set[str]:
+        """Keys that no row has: those of the rejects, but for inputs that only repeat another one's key."""
+        return set(self.rejects.filter(pc.not_equal(self.rejects["error"], DUPLICATE_KEY))["key"].to_pylist())
 
     @cached_property
     def rejected_at_first(self) -> pa.Table:
@@ -153,6 +159,11 @@ class FeatureSet:
         index = self.manifest.parts[0].index
         with self._faults_named(index), storage.open_read(self._path(index)) as stream:
             return pq.read_schema(stream)
+
+    @property
+    def _embedding_type(self) -> pa.DataType:
+        manifest = self.manifest
+        return rows_schema(manifest.modality, manifest.dim, manifest.dtype).field("embedding").type
 
     @property
     def _row_bytes(self) -> int:
@@ -217,12 +228,22 @@ class FeatureSet:
             if storage.sha256_of(str(path)) != part.sha256:
                 raise self._not_as_made(part, "SHA-256 differs")
             with pq.ParquetFile(path, memory_map=True) as file:
+                # Of another width it would be read as other rows.
+                if file.schema_arrow.field("embedding").type != self._embedding_type:
+                    raise self._not_as_made(part, "its embeddings have another width or type")
                 rows = max(1, _DECODED_BYTES // self._row_bytes)
                 for batch in file.iter_batches(rows, columns=["embedding"], use_threads=False):
                     yield batch["embedding"].flatten().to_numpy(zero_copy_only=True)
 
     def _not_as_made(self, part: Part, how: str) -> RunError:
         return RunError(f"{self._path(part.index)} is not what its manifest says ({how}): {_REMEDY}")
+
+
+def in_place_of(rejects: pa.Table, keys: pa.ChunkedArray) -> pa.ChunkedArray:
+    """(N,) bool: which rejects rows with these keys stand for; an input that repeated a key stays one."""
+    return pc.and_(
+        pc.is_in(rejects["key"], value_set=keys.combine_chunks()), pc.not_equal(rejects["error"], DUPLICATE_KEY)
+    )
 
 
 class _Columns(Mapping[str, np.ndarray]):

@@ -122,12 +122,16 @@ class FeatureSetWriter:
         return _staged(storage.names(self._folder(part)))
 
     def stage(self, part: int, index: int, last: bool, source: str, chunk: EncodedChunk) -> None:
-        """Stages one chunk, unless it is there. Rows whose embedding cannot be stored finitely become rejects."""
+        """Stages one chunk, unless it is there.
+
+        A sample with an embedding that cannot be stored finitely is one reject, and none of its captions a row.
+        """
         dim = chunk.embeddings.shape[1]
         with np.errstate(over="ignore"):
             stored = chunk.embeddings.astype(self.stored_dtype)
         finite = np.isfinite(stored).all(axis=1)
-        rejects = [*chunk.rejects, *_non_finite_rejects(chunk, finite, stored, self.stored_dtype)]
+        lost = _non_finite_rejects(chunk, finite, stored, self.stored_dtype)
+        kept = pa.array([key not in lost for key in chunk.columns["key"]], pa.bool_())
         schema = rows_schema(self.modality, dim, self.stored_dtype)
         columns = [
             embedding_column(stored, dim)
@@ -135,9 +139,9 @@ class FeatureSetWriter:
             else pa.array(chunk.columns[name], schema.field(name).type)
             for name in schema.names
         ]
-        rows = pa.Table.from_arrays(columns, schema=schema).filter(pa.array(finite))
+        rows = pa.Table.from_arrays(columns, schema=schema).filter(kept)
         about = {
-            "rejects": [{"source": source, **vars(reject)} for reject in rejects],
+            "rejects": [{"source": source, **vars(reject)} for reject in (*chunk.rejects, *lost.values())],
             "seconds": chunk.seconds,
             "tokens": chunk.tokens,
             "device": chunk.device,
@@ -187,10 +191,8 @@ class FeatureSetWriter:
             sorted((reject for each in about for reject in each["rejects"]), key=lambda r: (r["key"], r["message"])),
             schema=REJECTS,
         )
-        rejects_data = (
-            publish_table(storage.join(self.uri, "rejects", part_name(part)), rejects) if len(rejects) else None
-        )
-        data = publish_table(storage.join(self.uri, part_name(part)), rows)
+        rejects_data = self._publish_table(f"rejects/{part_name(part)}", rejects) if len(rejects) else None
+        data = self._publish_table(part_name(part), rows)
         return Part(
             index=part,
             rejects=rejects.num_rows,
@@ -203,6 +205,22 @@ class FeatureSetWriter:
             devices=tuple(sorted({each["device"] for each in about})),
             revisions=tuple(sorted({each["revision"] for each in about if each["revision"]})),
         )
+
+    def _publish_table(self, name: str, table: pa.Table) -> bytes:
+        """Publishes `table` as a Parquet file where none is.
+
+        Returns:
+            the bytes that are there now. Those of another driver hold the same rows, but perhaps in the form of another
+            version of Parquet; a leftover with other rows, which no manifest names, is replaced.
+        """
+        path, data = storage.join(self.uri, name), parquet(table)
+        if storage.create_bytes(path, data):
+            return data
+        there = storage.read_bytes(path)
+        if there == data or _read_parquet(there) == table or is_complete(self.uri):
+            return there
+        storage.write_bytes(path, data)
+        return data
 
     def finish(
         self,
@@ -302,23 +320,6 @@ def content(rows: pa.Table, data: bytes) -> dict[str, Any]:
     }
 
 
-def publish_table(uri: str, table: pa.Table) -> bytes:
-    """Publishes `table` as a Parquet file where none is.
-
-    Returns:
-        the bytes that are there now. Those of another driver hold the same rows, but perhaps in the form of another
-        version of Parquet; a leftover with other rows, which no manifest names, is replaced.
-    """
-    data = _parquet(table)
-    if storage.create_bytes(uri, data):
-        return data
-    there = storage.read_bytes(uri)
-    if there == data or _read_parquet(there) == table:
-        return there
-    storage.write_bytes(uri, data)
-    return data
-
-
 def _read_arrow(uri: str) -> pa.Table:
     return pa.ipc.open_file(pa.BufferReader(storage.read_bytes(uri))).read_all()
 
@@ -331,7 +332,7 @@ def _read_parquet(data: bytes) -> pa.Table | None:
         return None
 
 
-def _parquet(table: pa.Table) -> bytes:
+def parquet(table: pa.Table) -> bytes:
     """Parquet bytes built in memory: a writer that fails half-way on the store itself would publish a short file."""
     buffer = io.BytesIO()
     # Dictionaries and statistics of embeddings cost ten times the writing and tell nothing.
@@ -350,12 +351,14 @@ def _parquet(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def _non_finite_rejects(chunk: EncodedChunk, finite: np.ndarray, stored: np.ndarray, dtype: str) -> list[Reject]:
-    rejects = []
+def _non_finite_rejects(chunk: EncodedChunk, finite: np.ndarray, stored: np.ndarray, dtype: str) -> dict[str, Reject]:
+    """By key; of several such captions of a sample the first is named."""
+    rejects: dict[str, Reject] = {}
     for row in np.flatnonzero(~finite):
         dimension = int(np.flatnonzero(~np.isfinite(stored[row]))[0])
         value = chunk.embeddings[row, dimension]
         key = str(chunk.columns["key"][row])
-        message = f"dimension {dimension} is {value:g}, which {dtype} cannot hold"
-        rejects.append(Reject(key, "encode", "NonFiniteEmbedding", message))
+        where = f"caption {chunk.columns['caption_id'][row]}, " if "caption_id" in chunk.columns else ""
+        message = f"{where}dimension {dimension} is {value:g}, which {dtype} cannot hold"
+        rejects.setdefault(key, Reject(key, "encode", "NonFiniteEmbedding", message))
     return rejects

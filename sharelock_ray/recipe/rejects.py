@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from sharelock_ray import storage
 from sharelock_ray.errors import RequestError
 from sharelock_ray.features.featureset import FeatureSet, open_features
+from sharelock_ray.features.manifest import keys_digest
 from sharelock_ray.features.recovery import recover
 from sharelock_ray.progress import say
 from sharelock_ray.recipe.schema import Recipe
@@ -66,17 +67,18 @@ def retry(recipe: Recipe) -> list[Retry]:
     from sharelock_ray import engine
     from sharelock_ray.extraction.extract import ExtractionJob, extract
 
-    # Below this folder the retry is an extraction like any other.
+    # Below this folder the retry is an extraction like any other, for each choice of inputs a place of its own.
     folder = storage.join(recipe.features_folder, "retry")
     found = []
     with engine.connected():
         for split, source in recipe.splits.items():
             sets = _sets_of(recipe, split)
-            keys = {s.uri: set(s.rejects["key"].to_pylist()) for s in sets}
+            keys = {s.uri: s.rejected_keys for s in sets}
             wanted = frozenset().union(*keys.values())
             if not wanted:
                 continue
-            job = ExtractionJob(folder, recipe.data.dataset, split, Subset(source, wanted), recipe.encoders)
+            root = storage.join(folder, keys_digest(sorted(wanted))[:16])
+            job = ExtractionJob(root, recipe.data.dataset, split, Subset(source, wanted), recipe.encoders)
             for known, retried in zip(sets, extract(job, recipe.operations.extraction), strict=True):
                 recovered = recover(known, retried).manifest.rows - known.manifest.rows
                 found.append(Retry(known.uri, len(keys[known.uri]), recovered))

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from sharelock_ray import storage
 from sharelock_ray.errors import RequestError
-from sharelock_ray.sources.sample import Reject, Sample, Shard
+from sharelock_ray.sources.sample import DUPLICATE_KEY, Reject, Sample, Shard
 
 _PARALLEL_SIZES = 16
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"})
@@ -79,7 +79,7 @@ def unique(items: Iterable[Sample | Reject]) -> Iterator[Sample | Reject]:
     seen: set[str] = set()
     for item in items:
         if item.key in seen:
-            yield Reject(item.key, "read", "DuplicateKey", "the shard has this key more than once")
+            yield Reject(item.key, "read", DUPLICATE_KEY, "the shard has this key more than once")
             continue
         seen.add(item.key)
         yield item

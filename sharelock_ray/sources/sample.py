@@ -28,6 +28,10 @@ class Sample:
     label: int | None = None
 
 
+DUPLICATE_KEY = "DuplicateKey"
+"""The error of an input whose key another one of its shard has: the only reject whose key may be a row's too."""
+
+
 @dataclass(frozen=True)
 class Reject:
     """An input that could not be encoded: which, at which stage (read, decode, encode), and why."""

@@ -1,6 +1,7 @@
 """What an encoder gives of a chunk: a row or a reject for each input, also where memory does not suffice."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -158,3 +159,17 @@ class TestLanguage:
         assert found.rejects[1].message == "caption 0 does not fit into the device's memory even alone"
         (expected,) = encode_language(LanguageEncoder(language_spec), chunk)
         np.testing.assert_allclose(found.embeddings, expected.embeddings[[0, 1, 3]], atol=1e-5)
+
+    def test_captions_that_do_not_fit_make_their_sample_one_reject(
+        self, language_spec: LanguageSpec, chunk: Chunk
+    ) -> None:
+        long = "the small green square in the large blue picture of a circle ."
+        chunk.samples[0] = replace(chunk.samples[0], captions=("photo", long, f"a {long}"))
+        encoder = LanguageEncoder(language_spec)
+        limit_memory(encoder._model.layers[0], lambda states: states.shape[1] <= 10)
+        (found,) = encode_language(encoder, chunk)
+        assert (found.columns["key"], found.embeddings.shape) == (["3"], (1, 32))
+        assert [(r.key, r.message.partition(" does")[0]) for r in found.rejects[1:]] == [
+            ("0", "caption 1"),
+            ("2", "caption 0"),
+        ]

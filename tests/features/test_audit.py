@@ -1,5 +1,6 @@
 """The audit finds whatever is missing, changed, added or unaccounted for."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,19 +10,30 @@ from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.errors import RunError
 from sharelock_ray.features.audit import audit
 from sharelock_ray.features.featureset import FeatureSet, open_features
-from sharelock_ray.sources.sample import Reject
+from sharelock_ray.features.writer import EncodedChunk
+from sharelock_ray.sources.sample import DUPLICATE_KEY, Reject
 
+VISION = VisionSpec(name="made-up", model="none")
+LANGUAGE = LanguageSpec(name="made-up", model="none")
 INPUTS = ["a/1", "a/2", "a/3", "b/1", "b/2"]
+
+
+def bad(key: str) -> Reject:
+    return Reject(key, "decode", "OSError", "half a file")
 
 
 @pytest.fixture
 def feature_set(tmp_path: Path) -> FeatureSet:
     """Two parts; `a/3` could not be read."""
-    parts = [
-        [support.encoded("vision", ["a/1", "a/2"], rejects=[Reject("a/3", "decode", "OSError", "half a file")])],
+    return vision(
+        tmp_path,
+        [support.encoded("vision", ["a/1", "a/2"], rejects=[bad("a/3")])],
         [support.encoded("vision", ["b/1", "b/2"], seed=1)],
-    ]
-    return open_features(support.write_parts(str(tmp_path), VisionSpec(name="made-up", model="none"), parts))
+    )
+
+
+def vision(folder: Path, *parts: list[EncodedChunk]) -> FeatureSet:
+    return open_features(support.write_parts(str(folder), VISION, list(parts)))
 
 
 def flip(path: Path, offset: int) -> None:
@@ -43,11 +55,21 @@ def test_inputs_may_be_left_out(feature_set: FeatureSet) -> None:
 
 
 def test_several_captions_of_a_key_are_one_place(tmp_path: Path) -> None:
-    rejects = [Reject("b", "encode", "NonFiniteEmbedding", f"caption {i}") for i in range(2)]
+    rejects = [Reject("d", "encode", "NonFiniteEmbedding", "caption 1")]
     chunk = support.encoded("language", ["a", "a", "b", "c"], rejects=rejects)
-    spec = LanguageSpec(name="made-up", model="none")
-    report = audit(open_features(support.write_parts(str(tmp_path), spec, [[chunk]])), ["a", "b", "c"])
-    assert (report.problems, report.rows, report.keys, report.rejects) == ([], 4, 3, 2)
+    report = audit(open_features(support.write_parts(str(tmp_path), LANGUAGE, [[chunk]])), ["a", "b", "c", "d"])
+    assert (report.problems, report.rows, report.keys, report.rejects) == ([], 4, 3, 1)
+
+
+def test_inputs_that_repeat_a_key_are_each_a_reject(tmp_path: Path) -> None:
+    again = Reject("a", "read", DUPLICATE_KEY, "again")
+    feature_set = vision(tmp_path, [support.encoded("vision", ["a"], rejects=[again, again])])
+    report = audit(feature_set, ["a"] * 3)
+    assert (report.problems, report.inputs, report.rows, report.rejects) == ([], 3, 1, 2)
+    for inputs in (["a"] * 2, ["a"] * 4):
+        assert audit(feature_set, inputs).problems == [
+            f"of {len(inputs)} inputs with key 'a', 3 are in rows or rejects"
+        ]
 
 
 def test_finds_a_part_that_is_gone(feature_set: FeatureSet, tmp_path: Path) -> None:
@@ -105,31 +127,81 @@ def test_finds_a_file_of_rejects_that_is_gone(feature_set: FeatureSet, tmp_path:
     assert audit(feature_set).problems[0] == "rejects/part-00000.parquet is missing"
 
 
-def test_finds_a_key_in_two_parts(tmp_path: Path) -> None:
-    parts = [[support.encoded("vision", ["a", "b"])], [support.encoded("vision", ["b", "c"])]]
-    uri = support.write_parts(str(tmp_path), VisionSpec(name="made-up", model="none"), parts)
-    assert audit(open_features(uri)).problems == ["key 'b' is in more than one place"]
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        pytest.param(
+            [support.encoded("vision", ["a", "b"]), support.encoded("vision", ["b", "c"])], id="rows-of-parts"
+        ),
+        pytest.param([support.encoded("vision", ["a", "b", "b"])], id="rows-of-a-part"),
+        pytest.param([support.encoded("vision", ["a", "b"], rejects=[bad("b")])], id="row-and-reject"),
+        pytest.param(
+            [support.encoded("vision", ["b"]), support.encoded("vision", ["a"], rejects=[bad("b")])], id="across-parts"
+        ),
+        pytest.param([support.encoded("vision", ["a"], rejects=[bad("b"), bad("b")])], id="rejects"),
+    ],
+)
+def test_finds_a_key_in_two_places(tmp_path: Path, chunks: list[EncodedChunk]) -> None:
+    assert audit(vision(tmp_path, *[[chunk] for chunk in chunks])).problems == ["key 'b' is in more than one place"]
 
 
-def test_finds_an_image_twice_in_one_part(tmp_path: Path) -> None:
-    chunk = support.encoded("vision", ["a", "b", "b"])
-    uri = support.write_parts(str(tmp_path), VisionSpec(name="made-up", model="none"), [[chunk]])
-    assert audit(open_features(uri)).problems == ["key 'b' is in more than one place"]
+@pytest.mark.parametrize("numbers", [[0, 0], [0, 2], [1, 2]])
+def test_finds_captions_that_are_twice_or_missing(tmp_path: Path, numbers: list[int]) -> None:
+    chunk = support.encoded("language", ["a", "b", "b"])
+    chunk.columns["caption_id"] = [0, *numbers]
+    feature_set = open_features(support.write_parts(str(tmp_path), LANGUAGE, [[chunk]]))
+    assert audit(feature_set).problems == ["the captions of key 'b' are not numbered from 0 on"]
 
 
-@pytest.mark.parametrize("field", ["rows", "rejects", "keys"])
-def test_finds_totals_that_are_not_the_sum_of_the_parts(feature_set: FeatureSet, field: str) -> None:
-    changed = feature_set.manifest.model_copy(update={field: getattr(feature_set.manifest, field) + 1})
-    assert len(audit(FeatureSet(feature_set.uri, changed)).problems) == 1
+def test_finds_a_part_of_another_width_and_no_reader_takes_it_for_one_of_the_set(tmp_path: Path) -> None:
+    narrow, wide = (support.encoded("vision", [key], dim=dim) for key, dim in (("a", 4), ("b", 6)))
+    feature_set = vision(tmp_path, [narrow], [wide])
+    assert audit(feature_set).problems == [
+        "part-00001.parquet has other columns, or embeddings of another width or type, than the manifest says"
+    ]
+    with pytest.raises(RunError, match=r"part-00001\.parquet is not what its manifest says .*another width"):
+        _ = feature_set.embeddings
 
 
-@pytest.mark.parametrize("field", ["rows", "rejects", "keys_sha256"])
+def test_finds_files_that_are_no_part_of_the_set(feature_set: FeatureSet, tmp_path: Path) -> None:
+    shutil.copy(tmp_path / "rejects" / "part-00000.parquet", tmp_path / "rejects" / "part-00001.parquet")
+    (tmp_path / "notes.txt").touch()
+    assert audit(feature_set, INPUTS).problems == [
+        "notes.txt is not in the manifest",
+        "rejects/part-00001.parquet is not in the manifest",
+    ]
+
+
+@pytest.mark.parametrize("field", ["rows", "rejects", "keys", "keys_sha256", "min", "max", "tokens", "encoder_seconds"])
+def test_finds_totals_that_are_not_those_of_the_parts(feature_set: FeatureSet, field: str) -> None:
+    changed = feature_set.manifest.model_copy(update={field: "0" * 64 if field == "keys_sha256" else 7})
+    (problem,) = audit(FeatureSet(feature_set.uri, changed)).problems
+    assert problem.startswith(f"{field} of the manifest is {getattr(changed, field)}, and ")
+
+
+@pytest.mark.parametrize("change", [{"dim": 9}, {"dtype": "float32"}])
+def test_finds_a_width_or_type_that_its_parts_have_not(feature_set: FeatureSet, change: dict[str, object]) -> None:
+    changed = feature_set.manifest.model_copy(update=change)
+    assert [problem.partition(" has")[0] for problem in audit(FeatureSet(feature_set.uri, changed)).problems] == [
+        "part-00000.parquet",
+        "part-00001.parquet",
+    ]
+
+
+@pytest.mark.parametrize("field", ["rows", "bytes", "keys_sha256", "min"])
 def test_finds_a_part_that_the_manifest_describes_otherwise(feature_set: FeatureSet, field: str) -> None:
     first, second = feature_set.manifest.parts
     changed = second.model_copy(update={field: "0" * 64 if field == "keys_sha256" else 7})
     manifest = feature_set.manifest.model_copy(update={"parts": (first, changed)})
     problems = audit(FeatureSet(feature_set.uri, manifest)).problems
-    assert problems[0] == "part-00001.parquet has other rows, rejects or keys than the manifest says"
+    assert problems[0] == f"part-00001.parquet has other {field} than the manifest says"
+
+
+def test_finds_rejects_that_the_manifest_counts_otherwise(feature_set: FeatureSet) -> None:
+    first, second = feature_set.manifest.parts
+    manifest = feature_set.manifest.model_copy(update={"parts": (first, second.model_copy(update={"rejects": 7}))})
+    problems = audit(FeatureSet(feature_set.uri, manifest)).problems
+    assert problems[0] == "part-00001.parquet has 0 rejects, and the manifest says 7"
 
 
 def test_require_says_the_first_problem_in_one_line(feature_set: FeatureSet, tmp_path: Path) -> None:
@@ -137,5 +209,5 @@ def test_require_says_the_first_problem_in_one_line(feature_set: FeatureSet, tmp
     with pytest.raises(RunError) as error:
         audit(feature_set, INPUTS).require()
     assert str(error.value) == (
-        f"{tmp_path}: part-00000.parquet is missing (and 3 more): delete the set and run extract again"
+        f"{tmp_path}: part-00000.parquet is missing (and 2 more): restore it, or delete the set and run extract again"
     )

@@ -1,16 +1,21 @@
 """Rows of inputs that were first rejected join their set, which is sound before, meanwhile and after."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import support
 from sharelock_ray import storage
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
+from sharelock_ray.errors import RunError
 from sharelock_ray.features.audit import audit
 from sharelock_ray.features.featureset import FeatureSet, open_features
 from sharelock_ray.features.recovery import recover
-from sharelock_ray.sources.sample import Reject
+from sharelock_ray.features.writer import EncodedChunk
+from sharelock_ray.sources.sample import DUPLICATE_KEY, Reject
 
 VISION = VisionSpec(name="made-up", model="none")
 LANGUAGE = LanguageSpec(name="made-up", model="none")
@@ -77,18 +82,93 @@ def test_only_rejected_inputs_can_be_recovered(first: FeatureSet, tmp_path: Path
     assert recover(first, retried(tmp_path, ["a/1", "c/9"])).manifest == first.manifest
 
 
-def test_of_a_key_with_several_captions_only_the_missing_ones_come(tmp_path: Path) -> None:
-    chunk = support.encoded("language", ["a/1", "a/1"], rejects=[reject("a/1"), reject("a/2")])
-    first = open_features(support.write_parts(str(tmp_path / "set"), LANGUAGE, [[chunk]]))
-    grown = recover(first, retried(tmp_path, ["a/1", "a/1", "a/1", "a/2"], modality="language"))
-    assert list(zip(grown.keys, grown.columns["caption_id"].tolist(), strict=True)) == [
-        ("a/1", 0),
-        ("a/1", 1),
-        ("a/1", 2),
-        ("a/2", 0),
+def test_an_input_that_repeats_a_key_stays_a_reject(tmp_path: Path) -> None:
+    again = [Reject(key, "read", DUPLICATE_KEY, "again") for key in ("a/1", "a/2")]
+    chunk = support.encoded("vision", ["a/1"], rejects=[reject("a/2"), *again])
+    first = open_features(support.write_parts(str(tmp_path / "set"), VISION, [[chunk]]))
+    assert first.rejected_keys == {"a/2"}
+    grown = recover(first, retried(tmp_path, ["a/1", "a/2"]))
+    assert grown.keys.tolist() == ["a/1", "a/2"]
+    assert [(r["key"], r["error"]) for r in grown.rejects.to_pylist()] == [
+        ("a/1", DUPLICATE_KEY),
+        ("a/2", DUPLICATE_KEY),
     ]
-    assert grown.manifest.rejects == 0
+    assert (grown.manifest.rejects, grown.rejected_keys) == (2, set())
+
+
+def test_a_sample_comes_back_once_none_of_its_captions_is_bad(tmp_path: Path) -> None:
+    def captions(*bad: int) -> EncodedChunk:
+        chunk = support.encoded("language", ["a/1", "a/2", "a/2", "a/2"])
+        chunk.embeddings[[*bad]] = np.nan
+        return chunk
+
+    def encoded(name: str, *bad: int) -> FeatureSet:
+        return open_features(support.write_parts(str(tmp_path / name), LANGUAGE, [[captions(*bad)]]))
+
+    first = encoded("set", 2, 3)
+    still = recover(first, encoded("one mended", 3))
+    assert still.manifest == first.manifest
+    assert still.rejected_keys == {"a/2"}
+    grown = recover(still, encoded("both mended"))
+    assert grown.columns["caption_id"].tolist() == [0, 0, 1, 2]
+    assert grown.manifest.rejects == grown.rejects.num_rows == 0
     assert audit(grown, ["a/1", "a/2"]).problems == []
+
+
+@contextmanager
+def before_the_manifest(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> Iterator[None]:
+    """Has something happen after a step of recovery has published its part, and before it names it."""
+    write = storage.write_json
+
+    def write_after(uri: str, value: object) -> None:
+        monkeypatch.setattr(storage, "write_json", write)
+        happens()
+        write(uri, value)
+
+    monkeypatch.setattr(storage, "write_json", write_after)
+    yield
+    monkeypatch.setattr(storage, "write_json", write)
+
+
+def test_what_a_killed_step_has_published_is_named_by_the_next(
+    first: FeatureSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed() -> None:
+        raise KeyboardInterrupt
+
+    with before_the_manifest(monkeypatch, killed), pytest.raises(KeyboardInterrupt):
+        recover(first, retried(tmp_path / "killed", ["a/2"]))
+    published = (Path(first.uri) / "part-00002.parquet").read_bytes()
+    grown = recover(first, retried(tmp_path / "next", ["a/2", "b/1"]))
+    assert (Path(first.uri) / "part-00002.parquet").read_bytes() == published
+    assert [part.rows for part in grown.manifest.parts] == [2, 0, 1, 1]
+    assert audit(grown, INPUTS).problems == []
+
+
+def test_a_step_that_another_has_overtaken_loses_none_of_its_rows(
+    first: FeatureSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = retried(tmp_path / "ours", ["a/2"]), retried(tmp_path / "theirs", ["a/2", "b/1"])
+    with before_the_manifest(monkeypatch, lambda: recover(first, theirs)):
+        grown = recover(first, ours)
+    assert [part.recovered for part in grown.manifest.parts] == [0, 0, 1, 1]
+    assert audit(grown, INPUTS).problems == []
+
+
+def test_a_step_from_a_manifest_of_before_adds_to_the_one_of_now(first: FeatureSet, tmp_path: Path) -> None:
+    recover(first, retried(tmp_path / "1", ["a/2"]))
+    named = (Path(first.uri) / "part-00002.parquet").read_bytes()
+    grown = recover(first, retried(tmp_path / "2", ["a/2", "b/1"]))
+    assert (Path(first.uri) / "part-00002.parquet").read_bytes() == named
+    assert grown.keys.tolist() == ["a/1", "a/3", "a/2", "b/1"]
+    assert audit(grown, INPUTS).problems == []
+
+
+def test_another_file_with_the_name_of_the_next_part_is_refused(first: FeatureSet, tmp_path: Path) -> None:
+    other = Path(first.uri) / "part-00000.parquet"
+    (Path(first.uri) / "part-00002.parquet").write_bytes(other.read_bytes())
+    with pytest.raises(RunError, match=r"part-00002\.parquet is no part of rows that its set lacks: remove it"):
+        recover(first, retried(tmp_path, ["a/2"]))
 
 
 def test_the_audit_finds_a_recovery_of_what_was_no_reject(first: FeatureSet, tmp_path: Path) -> None:

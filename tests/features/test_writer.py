@@ -15,7 +15,7 @@ from sharelock_ray.errors import RequestError
 from sharelock_ray.features.featureset import open_features
 from sharelock_ray.features.manifest import Origin
 from sharelock_ray.features.writer import EncodedChunk, FeatureSetWriter, StagedPart
-from sharelock_ray.sources.sample import Reject, Shard
+from sharelock_ray.sources.sample import DUPLICATE_KEY, Reject, Shard
 
 VISION = VisionSpec(name="made-up", model="none")
 LANGUAGE = LanguageSpec(name="made-up", model="none")
@@ -181,6 +181,18 @@ class TestNumbersThatCannotBeStored:
                 "message": f"dimension 2 is {shown}, which {dtype} cannot hold",
             },
             {"key": "d", "source": "memory/00000.tar", "stage": "read", "error": "E", "message": "m"},
+        ]
+
+    def test_of_one_caption_make_a_reject_of_its_sample(self, tmp_path: Path) -> None:
+        again = Reject("a", "read", DUPLICATE_KEY, "m")
+        chunk = support.encoded("language", ["a", "b", "b", "b", "c"], rejects=[again])
+        chunk.embeddings[2:4, 1] = math.nan
+        support.write_parts(str(tmp_path), LANGUAGE, [[chunk]])
+        feature_set = open_features(str(tmp_path))
+        assert feature_set.keys.tolist() == ["a", "c"]
+        assert [(r["key"], r["error"], r["message"]) for r in feature_set.rejects.to_pylist()] == [
+            ("a", "DuplicateKey", "m"),
+            ("b", "NonFiniteEmbedding", "caption 1, dimension 1 is nan, which float16 cannot hold"),
         ]
 
     @pytest.mark.filterwarnings("error:overflow")
