@@ -6,7 +6,7 @@ Decides what is left to do, follows the stream, seals a part as soon as its last
 import importlib.metadata
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 
 from sharelock_ray import engine
@@ -111,16 +111,19 @@ def _run(
             if kept or sealed:
                 say(f"extract {job.split}: continues after {sealed} finished parts and {kept} chunks of others")
             say(f"extract {job.split}: starts workers, which load {', '.join(encoder.name for encoder in encoders)}")
-            for report in encoded_chunks(job.source, tasks, encoders, writers, options):
-                for i in report.encoders:
-                    part = staged[i].get(report.part, StagedPart()).with_chunk(report.index, report.last)
-                    staged[i][report.part] = part
-                    if part.is_whole:
-                        sealing.append(_seal.remote(writers[i], report.part))
-                sealing = _unfinished(sealing)
-                meter.add(report, all(parts.get(report.part, StagedPart()).is_whole for parts in staged))
-                if watch:
-                    watch(report)
+            stream = encoded_chunks(job.source, tasks, encoders, writers, options)
+            # Else it would go on for as long as the error that ended the loop is held.
+            with closing(stream):
+                for report in stream:
+                    for i in report.encoders:
+                        part = staged[i].get(report.part, StagedPart()).with_chunk(report.index, report.last)
+                        staged[i][report.part] = part
+                        if part.is_whole:
+                            sealing.append(_seal.remote(writers[i], report.part))
+                    sealing = _unfinished(sealing)
+                    meter.add(report, all(parts.get(report.part, StagedPart()).is_whole for parts in staged))
+                    if watch:
+                        watch(report)
         ray.get(sealing)
     for encoder, writer in zip(encoders, writers, strict=True):
         origin = Origin(

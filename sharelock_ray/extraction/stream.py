@@ -10,7 +10,7 @@ import os
 import pickle
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 from sharelock_ray import engine
@@ -43,7 +43,7 @@ def encoded_chunks(
     encoders: Sequence[EncoderSpec],
     writers: Sequence[FeatureSetWriter],
     options: ExtractionOptions,
-) -> Iterator[ChunkReport]:
+) -> Generator[ChunkReport]:
     """Runs the stream; yields what was staged, chunk by chunk, in any order.
 
     Raises:
