@@ -38,13 +38,14 @@ class Progress:
         """Adds `count`; `note` replaces the free text at the end of the line.
 
         Args:
+            count: less than 0 where work was lost; rate and ETA are then of what comes after.
             share: of the whole work that is done, from 0 to 1, where that is known without a total.
         """
         now = time.monotonic()
         self.count += count
         self._share = share
         self._note = note or self._note
-        if self._started is None:
+        if self._started is None or count < 0:
             # Rate and ETA are of the work, not of the start of the workers.
             self._started, self._start_count, self._start_share = now, self.count, share
         if now - self._printed_at >= (_TERMINAL_EVERY_S if self._terminal else _LOG_EVERY_S):

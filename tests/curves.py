@@ -1,5 +1,8 @@
 """Trainings whose course must not depend on the number of workers. Imports little: every process of a group does."""
 
+from collections.abc import Iterator
+from typing import ClassVar
+
 import torch.distributed as dist
 
 from sharelock_ray.alignment.distributed import Group
@@ -12,9 +15,10 @@ CURVES = [
     {"language": {"norm": "layer", "residual": True, "depth": 3}, "ema_decay": 0.9, "optimizer": "adamw"},
     {"language": {"norm": "none", "gated": True}, "loss": "sigmoid", "positives": "label"},
     {"language": {"norm": "layer"}, "order": "parts"},
+    {"language": {"norm": "batch", "activation": "relu", "dropout": 0.2, "depth": 3}},
 ]
 """What each has beside the settings below; what can be streamed from storage is."""
-# Gaussian units: a ReLU at zero turns rounding into different curves.
+# Gaussian units, but for the last, which is as in the paper: a ReLU at zero may turn rounding into different curves.
 _HEAD = {"depth": 2, "width": 16, "dropout": 0.1, "activation": "gelu"}
 _COMMON = {
     # Makes shares of unequal size on 2 workers and on 4.
@@ -33,6 +37,27 @@ def train_curves(folder: str, features: tuple[str, str], workers: int, group: Gr
         spec = AlignmentSpec.model_validate(_COMMON | curve | {"language": _HEAD | curve["language"]})
         run = RunFolder(f"{folder}/{workers}/{index}")
         train(run, *features, spec, group=group, streams=spec.order == "parts")
+
+
+def train_short(run: RunFolder, features: tuple[str, str]) -> None:
+    """With a checkpoint every ten steps."""
+    train(run, *features, AlignmentSpec.model_validate(_COMMON | {"language": _HEAD, "evaluate_every": 10}))
+
+
+class SlowReader(RunFolder):
+    """Sees at first what was the last checkpoint before: that of `earlier`."""
+
+    reads: ClassVar[Iterator[str]] = iter(["earlier", "earlier"])
+
+    @property
+    def last(self) -> str:
+        return f"{self.uri}/{next(self.reads, 'last')}"
+
+
+def train_with_a_slow_reader(rank: int, world_size: int, folder: str, features: tuple[str, str]) -> int:
+    """For `ranks.on_ranks`: the second rank is the slow one."""
+    train_short((SlowReader if rank else RunFolder)(folder), features)
+    return rank
 
 
 def train_on_two_and_four(rank: int, world_size: int, folder: str, features: tuple[str, str]) -> int:

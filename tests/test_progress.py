@@ -56,6 +56,13 @@ class TestLine:
         counter.update(20)
         assert line_after(10, counter) == "s: 80/100 u, 2.0/s, 0:10 left"
 
+    def test_after_work_was_lost_they_are_of_what_comes_then(self) -> None:
+        counter = working("s", "u", total=100, done=90)
+        counter.update(-40)
+        assert line_after(0, counter) == "s: 50/100 u"
+        counter.update(10)
+        assert line_after(10, counter) == "s: 60/100 u, 1.0/s, 0:40 left"
+
     def test_an_unknown_total_has_no_time_left(self) -> None:
         counter = working("s", "u")
         counter.update(30)

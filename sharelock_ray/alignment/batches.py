@@ -113,6 +113,13 @@ class PairBatches:
         """Keys of the global batch of `step`, in its order."""
         return list(self._pairs.vision.keys[self._pairs.vision_rows[self._chosen(step)]])
 
+    def not_finite(self) -> list[str]:
+        """Keys of the pairs of which an embedding, of the image or the first caption, is not finite."""
+        bad = [
+            ~(batch.image.isfinite().all(1) & batch.text.isfinite().all(1)).cpu().numpy() for batch in self.sweep(0, 1)
+        ]
+        return list(self._pairs.keys[np.concatenate(bad)])
+
     def _fed(self, passes: Iterable[Iterable[Rows]], at_most: int) -> Generator[Batch]:
         """The batches of these rows, of at most so many each."""
         with closing(self._store.feed(passes, at_most)) as feed:

@@ -17,13 +17,13 @@ from safetensors.torch import load, save
 from sharelock_ray import storage
 from sharelock_ray.alignment.heads import Heads
 from sharelock_ray.alignment.optimizer import Optimizer
+from sharelock_ray.alignment.run import CHECKPOINT
 from sharelock_ray.alignment.spec import AlignmentSpec
 from sharelock_ray.config import Config
 from sharelock_ray.encoders.spec import EncoderSpec
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.features.manifest import Manifest
 
-CHECKPOINT = "checkpoint.json"
 _HEADS, _OPTIMIZER, _AVERAGE = "heads.", "optimizer.", "average."
 
 
@@ -118,7 +118,7 @@ class CheckpointWriter:
         if average is not None:
             tensors |= {f"{_AVERAGE}{name}": value for name, value in average.state_dict().items()}
         copies = {name: _copied(value) for name, value in tensors.items()}
-        self._pending.append(self._pool.submit(_publish, folder, checkpoint, copies))
+        self._pending.append(self._pool.submit(_publish, folder, checkpoint, copies, tuple(self._pending)))
 
     def wait(self) -> None:
         """Returns once all that was saved is published.
@@ -136,7 +136,12 @@ def _copied(value: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(value, device="cpu", pin_memory=value.is_cuda).copy_(value)
 
 
-def _publish(folder: str, checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor]) -> None:
+def _publish(
+    folder: str, checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], earlier: tuple[Future[None], ...]
+) -> None:
+    for each in earlier:
+        # They are done. A `last` must not speak of a `best` that could not be published.
+        each.result()
     name = f"step-{checkpoint.position.step:08d}.safetensors"
     storage.write_bytes(storage.join(folder, name), save({key: value.contiguous() for key, value in tensors.items()}))
     replaced = read_checkpoint(folder) if has_checkpoint(folder) else None

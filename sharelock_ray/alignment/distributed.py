@@ -34,6 +34,12 @@ def max_over_ranks(x: torch.Tensor, group: Group = None) -> torch.Tensor:
     return x
 
 
+def same_on_ranks(value: int, device: torch.device, group: Group = None) -> bool:
+    """Whether every rank has this `value`."""
+    highest, lowest = max_over_ranks(torch.tensor([value, -value], device=device), group).tolist()
+    return bool(highest == -lowest)
+
+
 @dataclass(frozen=True)
 class Rows:
     """Where this rank's rows lie in the global batch: `start … start + count` of `total`; `counts` of every rank."""

@@ -2,9 +2,9 @@
 
 import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sharelock_ray import storage
 from sharelock_ray.alignment.run import RunFolder
@@ -12,6 +12,7 @@ from sharelock_ray.alignment.run import RunFolder
 _WRITE_EVERY_S = 2.0
 # Whoever watches takes a file that is a minute old for that of a dead run.
 _SIGN_OF_LIFE_S = 20.0
+_Item = TypeVar("_Item")
 
 
 class Metrics:
@@ -40,6 +41,12 @@ class Metrics:
         """A sign of life between rows that are long in coming."""
         if self.rows:
             self._write_if_older_than(_SIGN_OF_LIFE_S)
+
+    def alive_over(self, items: Iterable[_Item]) -> Iterator[_Item]:
+        """These, with signs of life between them."""
+        for item in items:
+            self.alive()
+            yield item
 
     def publish(self) -> None:
         """Writes everything so far, now."""

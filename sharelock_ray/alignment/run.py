@@ -7,10 +7,12 @@ from typing import Any
 from sharelock_ray import storage
 from sharelock_ray.alignment.spec import AlignmentSpec
 from sharelock_ray.config import Config
-from sharelock_ray.errors import RequestError
+from sharelock_ray.errors import RequestError, RunError, SharelockError
 from sharelock_ray.features.manifest import Manifest
 
+CHECKPOINT = "checkpoint.json"
 _FEEDING = "feeding.json"
+_FAULT = "fault.json"
 
 
 class TrainingResult(Config):
@@ -88,6 +90,22 @@ class RunFolder:
         path = storage.join(self.uri, _FEEDING)
         storage.remove(path) if text is None else storage.write_json(path, text)
 
+    def fault(self) -> SharelockError | None:
+        """What a worker found wrong that a new start would not mend; None where none did."""
+        path = storage.join(self.uri, _FAULT)
+        if not storage.exists(path):
+            return None
+        known = storage.read_json(path)
+        return (RequestError if known["is_request"] else RunError)(known["message"])
+
+    def say_fault(self, fault: SharelockError | None) -> None:
+        """What `fault` gives from now on."""
+        path = storage.join(self.uri, _FAULT)
+        if fault is None:
+            storage.remove(path)
+        else:
+            storage.write_json(path, {"is_request": isinstance(fault, RequestError), "message": str(fault)})
+
     def result(self) -> TrainingResult | None:
         """How training ended; None while it has not."""
         path = storage.join(self.uri, "training.json")
@@ -107,6 +125,14 @@ class RunFolder:
     def metrics_age(self) -> float:
         """Seconds since `metrics.jsonl` was last written."""
         return storage.age(storage.join(self.uri, "metrics.jsonl"))
+
+    def steps_per_second(self) -> float:
+        """Of the training up to its last checkpoint; 0 before there is one."""
+        path = storage.join(self.last, CHECKPOINT)
+        if not storage.exists(path):
+            return 0.0
+        position = storage.read_json(path)["position"]
+        return float(position["step"] / max(position["seconds"], 1e-9))
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
         lines = "".join(json.dumps(row) + "\n" for row in rows)

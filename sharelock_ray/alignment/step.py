@@ -131,7 +131,9 @@ class Optimization:
             ids = rows.start + torch.arange(rows.count, device=image.device)
             own = ids if batch.positives is None else batch.positives
             texts, ids = gather_rows(text, rows, self.group), gather_rows(own, rows, self.group)
-            hit = [(ids[(some @ texts.T).argmax(1)] == of).sum() for some, of in _blocks(image, own)]
+            # In float32, since many products are equal in 16 bits.
+            texts = texts.float()
+            hit = [(ids[(some.float() @ texts.T).argmax(1)] == of).sum() for some, of in _blocks(image, own)]
             hits += float(sum_over_ranks(torch.stack(hit).sum().double(), self.group))
             count += rows.total
         return {"validation_loss": sum(losses) / len(losses), "recall_at_1": hits / count}

@@ -7,6 +7,7 @@ non-finite.json    the keys of the batch whose loss or gradient was no number, w
 training.json      written last: the result of a finished training
 """
 
+import math
 import time
 from contextlib import closing
 from itertools import islice
@@ -25,7 +26,7 @@ from sharelock_ray.alignment.checkpoint import (
     restore,
     side_of,
 )
-from sharelock_ray.alignment.distributed import Group, rank, world_size
+from sharelock_ray.alignment.distributed import Group, rank, same_on_ranks, world_size
 from sharelock_ray.alignment.feeding import MappedRows, Placement, Residents, RowStore, placement
 from sharelock_ray.alignment.heads import Heads
 from sharelock_ray.alignment.memory import keep_freed_memory
@@ -66,11 +67,12 @@ def train(
         residents: sets that an earlier training of this process has left on the device; the next one finds this one's.
 
     Raises:
-        RequestError: the sets do not belong together, hold too few pairs, lack the labels that are asked for, or
-            cannot be streamed in the spec's order.
+        RequestError: the folder holds a training that was begun otherwise; the sets do not belong together, hold too
+            few pairs, lack the labels that are asked for, or cannot be streamed in the spec's order.
         RunError: the loss is not finite any more, or the node cannot hold the features and they cannot be streamed.
     """
     pairs = join(open_features(vision), open_features(language))
+    run.begin(spec, pairs.vision.manifest, pairs.language.manifest)
     training, validation = split_validation(pairs, spec.validation_fraction)
     if len(training) < 2 or len(validation) < 2:
         raise RequestError(
@@ -84,10 +86,10 @@ def train(
     heads = Heads(spec, vision_side.dim, language_side.dim).to(device)
     optimization = Optimization(heads, spec, group, compiled)
     position = Position(step=0)
-    if has_checkpoint(run.last):
-        checkpoint = read_checkpoint(run.last)
-        restore(run.last, checkpoint, heads, optimization.optimizer, optimization.average)
-        position = checkpoint.position
+    reached = _reached(run, torch.device(device), group)
+    if reached is not None:
+        restore(run.last, reached, heads, optimization.optimizer, optimization.average)
+        position = reached.position
     store = _store(pairs, torch.device(device), spec, streams, read, residents or Residents())
     batches, held_out = (
         PairBatches(of, spec.contrast_size, spec.seed, store.device, spec.positives, spec.order, store)
@@ -118,7 +120,8 @@ def train(
                 )
             metrics.alive()
             if evaluates:
-                values = optimization.validate(held_out.sweep(*ranks))
+                values = optimization.validate(metrics.alive_over(held_out.sweep(*ranks)))
+                finite.require_validation(step, values, held_out, checkpoints)
                 position = _judged(position, values, spec)
                 metrics.add({"step": step + 1, **values, "logit_scale": float(heads.logit_scale.detach())})
                 metrics.publish()
@@ -133,6 +136,14 @@ def train(
                     checkpoints.save(run.last, checkpoint, heads, optimization.optimizer, optimization.average)
     if optimization.is_main:
         run.finish(_result(position, metrics.rows, pairs, len(training), len(validation), heads, spec))
+
+
+def _reached(run: RunFolder, device: torch.device, group: Group) -> Checkpoint | None:
+    """The last checkpoint, the same on every rank: a worker whose driver is gone may publish another one meanwhile."""
+    while True:
+        checkpoint = read_checkpoint(run.last) if has_checkpoint(run.last) else None
+        if same_on_ranks(checkpoint.position.step if checkpoint else 0, device, group):
+            return checkpoint
 
 
 def _store(
@@ -184,12 +195,9 @@ class _Finite:
         step, loss, norm = self._first.tolist()
         if step < 0:
             return
-        checkpoints.wait()
+        good = self._last_good(checkpoints)
         parts = range(int(step) * self._spec.accumulation, (int(step) + 1) * self._spec.accumulation)
         keys = [key for part in parts for key in self._batches.keys(part)]
-        good = "none yet"
-        if has_checkpoint(self._run.last):
-            good = f"{self._run.last}, of step {read_checkpoint(self._run.last).position.step}"
         if is_main:
             about = {"step": int(step) + 1, "loss": str(loss), "grad_norm": str(norm), "last_good": good, "keys": keys}
             storage.write_json(self._run.non_finite, about)
@@ -198,6 +206,29 @@ class _Finite:
             f"{', '.join(keys[:_KEYS_SHOWN])}, … (all {len(keys)} keys in {self._run.non_finite}); "
             f"last good checkpoint: {good}. Lower `alignment.learning_rate`, or look at these inputs"
         )
+
+    def require_validation(
+        self, step: int, values: dict[str, float], held_out: PairBatches, checkpoints: CheckpointWriter
+    ) -> None:
+        """Raises where a validation gave no number: what is no number is never the best, nor a checkpoint.
+
+        Raises:
+            RunError: names the step, the pairs that are not finite themselves, and the last good checkpoint.
+        """
+        if all(map(math.isfinite, values.values())):
+            return
+        bad = held_out.not_finite()
+        cause = f"of the features of {', '.join(bad[:_KEYS_SHOWN])}" if bad else "of the weights, which are not either"
+        raise RunError(
+            f"the validation loss is {values['validation_loss']:g} at step {step + 1}, because {cause}; "
+            f"last good checkpoint: {self._last_good(checkpoints)}"
+        )
+
+    def _last_good(self, checkpoints: CheckpointWriter) -> str:
+        checkpoints.wait()
+        if not has_checkpoint(self._run.last):
+            return "none yet"
+        return f"{self._run.last}, of step {read_checkpoint(self._run.last).position.step}"
 
 
 def _is_stale(spec: AlignmentSpec, position: Position) -> bool:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 
 from sharelock_ray import storage
-from sharelock_ray.alignment.run import TrainingResult
+from sharelock_ray.alignment.run import CHECKPOINT, TrainingResult
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.evaluation.result import Evaluation
 from sharelock_ray.evaluation.trials import STUDY, Study
@@ -239,7 +239,7 @@ def _feature_sets(recipe: Recipe) -> list[FeatureSet]:
 
 def _evaluation_request(recipe: Recipe) -> dict[str, object]:
     """What an evaluation depends on: the model, the features and the settings."""
-    checkpoint = storage.join(recipe.run.best, "checkpoint.json")
+    checkpoint = storage.join(recipe.run.best, CHECKPOINT)
     if not storage.exists(checkpoint):
         raise RequestError(f"{recipe.output} holds no trained model: run `sharelock train` first")
     return {

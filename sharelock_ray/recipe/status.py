@@ -63,9 +63,15 @@ def _training(recipe: Recipe) -> StageStatus:
     rows = recipe.run.metrics()
     if not rows:
         return StageStatus("train", "waiting")
-    detail = f"step {rows[-1]['step']:,} of {recipe.alignment.steps:,}, {newest(rows)}"
-    running = recipe.run.metrics_age() < _SILENT_S
-    return StageStatus("train", "running" if running else "stopped", detail)
+    step, steps = rows[-1]["step"], recipe.alignment.steps
+    detail = f"step {step:,} of {steps:,}, {newest(rows)}"
+    if recipe.run.metrics_age() > _SILENT_S:
+        return StageStatus("train", "stopped", detail)
+    rate = recipe.run.steps_per_second()
+    if rate:
+        pairs = next((f"{rate * row['pairs'] / row['step']:,.0f} pairs/s, " for row in rows if "pairs" in row), "")
+        detail += f"; {rate:,.1f} steps/s, {pairs}{clock((steps - step) / rate)} left"
+    return StageStatus("train", "running", detail)
 
 
 def _evaluation(recipe: Recipe) -> StageStatus:

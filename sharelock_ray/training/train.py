@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from sharelock_ray import engine
@@ -54,8 +54,14 @@ def train(run: RunFolder, vision: str, language: str, spec: AlignmentSpec, optio
             + " (with alignment.order parts, one CPU must stay free to read)" * may_stream,
         )
         trainer = _trainer(run, vision, language, spec, options)
+        run.say_fault(None)
         with _progress(run, spec.steps):
-            fault = trainer.fit().return_value
+            try:
+                trainer.fit()
+            except Exception:
+                if run.fault() is None:
+                    raise
+        fault = run.fault()
         if fault is not None:
             raise fault
     result = run.result()
@@ -101,7 +107,11 @@ def _trainer(run: RunFolder, vision: str, language: str, spec: AlignmentSpec, op
     )
 
 
-def _worker(config: dict[str, Any]) -> SharelockError | None:
+def _worker(config: dict[str, Any]) -> None:
+    run = RunFolder(config["run"])
+    # Ray starts all workers anew where one has found a fault and the others have lost it.
+    if run.fault() is not None:
+        return
     import torch
 
     from sharelock_ray.alignment.train import train as train_on_rank
@@ -111,7 +121,7 @@ def _worker(config: dict[str, Any]) -> SharelockError | None:
     try:
         with _process_group("nccl" if config["device"] == "cuda" else "gloo"):
             train_on_rank(
-                RunFolder(config["run"]),
+                run,
                 config["vision"],
                 config["language"],
                 AlignmentSpec.model_validate(config["spec"]),
@@ -120,10 +130,9 @@ def _worker(config: dict[str, Any]) -> SharelockError | None:
                 streams=config["streams"],
                 read=read_by_tasks,
             )
-    # Every worker finds the same fault; raised, it would be taken for the loss of a worker, and tried again.
+    # Raised, it would be taken for the loss of a worker, and tried again.
     except SharelockError as error:
-        return error
-    return None
+        run.say_fault(error)
 
 
 @contextmanager
@@ -156,14 +165,14 @@ def _ray_folder(run: RunFolder) -> str:
 @contextmanager
 def _progress(run: RunFolder, steps: int) -> Iterator[None]:
     """Shows for the time of the block how far the run is, from what its workers write into its folder."""
-    done = _last_step(run.metrics())
-    if done:
-        say(f"train: continues near step {done:,}")
+    before = run.metrics()
+    if before:
+        say(f"train: continues near step {_last_step(before):,}")
     run.say_feeding(None)
     ended = threading.Event()
     # This is what is in a thread, not Ray: one that waits in `ray.get` crashes the process as Ray is shut down.
     with ThreadPoolExecutor(1) as pool:
-        following = pool.submit(_follow, run, steps, done, ended)
+        following = pool.submit(_follow, run, steps, before, ended)
         try:
             yield
         finally:
@@ -171,15 +180,18 @@ def _progress(run: RunFolder, steps: int) -> Iterator[None]:
         following.result()
 
 
-def _follow(run: RunFolder, steps: int, done: int, ended: threading.Event) -> None:
+def _follow(run: RunFolder, steps: int, before: list[dict[str, Any]], ended: threading.Event) -> None:
+    """Prints what is new in the run's folder since `before`."""
     fed = None
-    with Progress("train", "steps", steps, done) as progress:
+    with Progress("train", "steps", steps, _last_step(before)) as progress:
         while not ended.wait(_POLL_S):
-            if fed is None and (fed := run.feeding()) is not None:
-                say(f"train: {fed}")
-            rows = run.metrics()
-            if rows:
-                progress.update(_last_step(rows) - progress.count, _note(rows, progress.rate(time.monotonic())))
+            # A store that does not answer now is the workers' to judge.
+            with suppress(SharelockError):
+                if fed is None and (fed := run.feeding()) is not None:
+                    say(f"train: {fed}")
+                rows = run.metrics()
+                if rows != before:
+                    progress.update(_last_step(rows) - progress.count, _note(rows, progress.rate(time.monotonic())))
 
 
 def _last_step(rows: list[dict[str, Any]]) -> int:
@@ -188,5 +200,5 @@ def _last_step(rows: list[dict[str, Any]]) -> int:
 
 def _note(rows: list[dict[str, Any]], steps_per_second: float) -> str:
     pairs_per_step = [row["pairs"] / row["step"] for row in rows if "pairs" in row][-1:]
-    rates = [f"{pairs * steps_per_second:,.0f} pairs/s" for pairs in pairs_per_step if steps_per_second]
+    rates = [f"{pairs * steps_per_second:,.0f} pairs/s" for pairs in pairs_per_step if steps_per_second > 0]
     return ", ".join([*rates, newest(rows)])

@@ -99,6 +99,16 @@ def test_training_goes_on_as_if_nothing_had_happened(folder: str) -> None:
     assert equal(restored, whole)
 
 
+def test_none_is_published_behind_one_that_could_not_be(tmp_path: Path) -> None:
+    (tmp_path / "best").write_text("A file, where a folder has to be.")
+    with CheckpointWriter() as checkpoints:
+        for name in ("best", "last"):
+            checkpoints.save(str(tmp_path / name), described(10), heads(0))
+        with pytest.raises(RequestError, match="best"):
+            checkpoints.wait()
+    assert not has_checkpoint(str(tmp_path / "last"))
+
+
 def test_a_new_one_replaces_the_old_and_removes_the_tensors_before_it(folder: str) -> None:
     for step in (10, 20, 30):
         save_checkpoint(folder, described(step), heads(step))

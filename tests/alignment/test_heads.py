@@ -30,6 +30,41 @@ def test_of_the_papers_recipes_have_its_parameters(name: str, vision_dim: int, m
     assert spec.logit_scale == pytest.approx(1 / 0.07, rel=1e-3)
 
 
+@pytest.mark.parametrize("name", ["faithful_v1", "faithful_v3", "cc3m"])
+def test_the_papers_recipes_hold_its_values(name: str) -> None:
+    """Of the released code's default configuration, and of the paper's appendix, which agrees (arXiv 2410.07173)."""
+    recipe = read_recipe(name)
+    spec, vision = recipe.alignment, recipe.vision
+    differs = {"accumulation": 1, "precision": "bfloat16"} if name == "cc3m" else {}
+    expected = {
+        "loss": "infonce",
+        "positives": "pair",
+        "learn_logit_scale": False,
+        "global_batch_size": 16384,
+        "accumulation": 16,
+        "steps": 5000,
+        "optimizer": "adam",
+        "learning_rate": 1e-3,
+        "weight_decay": 1e-4,
+        "schedule": "cosine",
+        "warmup_steps": 150,
+        "clip_norm": 1.0,
+        "precision": "float32",
+        "evaluate_every": 500 // 16,
+        "monitor": "loss",
+        "patience": 50,
+        "min_delta": 0.1,
+        "seed": 42,
+    } | differs
+    assert {field: getattr(spec, field) for field in expected} == expected
+    assert spec.validation_fraction == pytest.approx(50_000 / 563_000, rel=1e-3)
+    head = {"depth": 4, "width": 4096, "norm": "batch", "activation": "relu", "dropout": 0.2, "init": "torch"}
+    assert {field: getattr(spec.language, field) for field in head} == head
+    assert spec.vision.depth == 0
+    assert (vision.image_size, vision.resize, vision.interpolation, vision.pooling) == (224, 256, "bilinear", "cls")
+    assert (recipe.language.pooling, recipe.language.prompt, recipe.language.append_eos) == ("last", None, False)
+
+
 @pytest.mark.parametrize("loss", ["infonce", "sigmoid"])
 def test_only_the_sigmoid_loss_has_a_bias(loss: str) -> None:
     heads = Heads(AlignmentSpec(language={"depth": 1}, loss=loss, logit_bias=-7), 4, 4)

@@ -1,5 +1,8 @@
 """Training on one process: it learns, goes on after an interruption as if there had been none, and stops in time."""
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ import torch
 
 import ranks
 import support
-from curves import CURVES, train_curves, train_on_two_and_four
+from curves import CURVES, train_curves, train_on_two_and_four, train_short, train_with_a_slow_reader
 from sharelock_ray import storage
 from sharelock_ray.alignment import feeding
 from sharelock_ray.alignment.batches import PairBatches, split_validation
@@ -41,6 +44,27 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 def weights(checkpoint: str) -> dict[str, torch.Tensor]:
     return load_heads(checkpoint, read_checkpoint(checkpoint)).state_dict()
+
+
+@contextmanager
+def killed_in(step: int) -> Iterator[None]:
+    """The block's training dies in the middle of its `step`-th step."""
+
+    class KilledError(Exception):
+        pass
+
+    original, calls = Adam.step, iter(range(step + 1))
+
+    def dying(self, *args, **kwargs):
+        if next(calls) == step:
+            raise KilledError
+        return original(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Adam, "step", dying)
+        with suppress(KilledError):
+            yield
+            pytest.fail("the training was not killed")
 
 
 @pytest.fixture(scope="module")
@@ -79,22 +103,8 @@ def test_goes_on_at_the_exact_step_with_the_same_losses(
     streams = spec.order == "parts"
     train(whole, *features, spec)
 
-    class KilledError(Exception):
-        pass
-
-    # Dies in the middle of step 15, after the checkpoint of step 10.
-    original = Adam.step
-    calls = iter(range(100))
-
-    def dying(self, *args, **kwargs):
-        if next(calls) == 15:
-            raise KilledError
-        return original(self, *args, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Adam, "step", dying)
-        with pytest.raises(KilledError):
-            train(broken, *features, spec, streams=streams)
+    with killed_in(15):
+        train(broken, *features, spec, streams=streams)
     assert read_checkpoint(broken.last).position.step == 10
     assert broken.result() is None
     train(broken, *features, spec, streams=streams)
@@ -117,6 +127,19 @@ def test_any_number_of_workers_gives_the_same_curve(curves: Path, world_size: in
             torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=1e-4)
 
 
+def test_workers_that_find_different_checkpoints_look_again(tmp_path: Path, features: tuple[str, str]) -> None:
+    alone, run = RunFolder(str(tmp_path / "alone")), RunFolder(str(tmp_path / "run"))
+    train_short(alone, features)
+    with killed_in(15):
+        train_short(run, features)
+    shutil.copytree(run.last, tmp_path / "run" / "earlier")
+    with killed_in(15):
+        train_short(run, features)
+    ranks.on_ranks(2, train_with_a_slow_reader, run.uri, features)
+    for ours, theirs in zip(run.metrics(), alone.metrics(), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-4)
+
+
 def test_the_best_holds_the_average_and_the_last_the_weights(curves: Path) -> None:
     averaged, plain = (RunFolder(str(curves / "1" / index)) for index in ("1", "0"))
     for run, differ in ((averaged, True), (plain, False)):
@@ -130,7 +153,8 @@ def test_goes_on_from_an_object_store(tmp_path: Path, features: tuple[str, str],
     train(whole, *features, SPEC)
     # Ends at step 20 for want of a gain, as one does that is stopped there.
     train(broken, *features, SPEC.model_copy(update={"patience": 1, "min_delta": 100.0}))
-    storage.remove(f"{bucket}/run/training.json")
+    for written in ("training.json", "training-request.json"):
+        storage.remove(f"{bucket}/run/{written}")
     assert read_checkpoint(broken.last).position.step == 20
     train(broken, *features, SPEC)
     assert broken.metrics() == whole.metrics()
@@ -152,18 +176,22 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, features: tuple[s
     assert (told["step"], told["keys"]) == (2, batches.keys(1))
 
 
+def spoil(vision: str, row: int) -> None:
+    """Makes a value of the node's copy no number. No extraction stores such a row; memory or a disk may spoil one."""
+    feature_set = open_features(vision)
+    _ = feature_set.embeddings
+    with (folder_of(feature_set.manifest) / "embeddings.bin").open("r+b") as stream:
+        stream.seek(row * 24 * 4)
+        stream.write(np.float32("nan").tobytes())
+
+
 def test_one_bad_row_is_named_with_the_step_that_met_it_and_the_checkpoint_before(
     tmp_path: Path, features: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches = PairBatches(split_validation(join(*map(open_features, features)), 0.2)[0], 64, 0, torch.device("cpu"))
     bad = int(np.flatnonzero(join(*map(open_features, features)).keys == batches.keys(2)[5])[0])
-    # No extraction stores such a row; memory or a disk may spoil one.
     monkeypatch.setenv("SHARELOCK_CACHE", str(tmp_path / "cache"))
-    vision = open_features(features[0])
-    _ = vision.embeddings
-    with (folder_of(vision.manifest) / "embeddings.bin").open("r+b") as stream:
-        stream.seek(bad * 24 * 4)
-        stream.write(np.float32("nan").tobytes())
+    spoil(features[0], bad)
     run = RunFolder(str(tmp_path / "run"))
     with pytest.raises(RunError, match="last, of step 2") as error:
         train(run, *features, SPEC.model_copy(update={"evaluate_every": 1}))
@@ -172,6 +200,29 @@ def test_one_bad_row_is_named_with_the_step_that_met_it_and_the_checkpoint_befor
     assert told["step"] == 3
     assert "nan at step 3, over" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_validation_that_gives_no_number_ends_the_run_before_it_is_kept(
+    tmp_path: Path, features: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = join(*map(open_features, features))
+    bad = str(split_validation(pairs, 0.2)[1].keys[7])
+    monkeypatch.setenv("SHARELOCK_CACHE", str(tmp_path / "cache"))
+    run = RunFolder(str(tmp_path / "run"))
+    with killed_in(15):
+        train(run, *features, SPEC)
+    spoil(features[0], int(np.flatnonzero(pairs.keys == bad)[0]))
+    with pytest.raises(RunError, match=f"loss is nan at step 20, because of the features of {bad}; last good"):
+        train(run, *features, SPEC)
+    assert read_checkpoint(run.last).position.step == read_checkpoint(run.best).position.step == 10
+
+
+def test_another_training_cannot_go_on_in_a_folder(tmp_path: Path, features: tuple[str, str]) -> None:
+    run = RunFolder(str(tmp_path))
+    with killed_in(15):
+        train(run, *features, SPEC)
+    with pytest.raises(RequestError, match=r"learning_rate: 0\.001 there, 0\.1 now"):
+        train(run, *features, SPEC.model_copy(update={"learning_rate": 0.1}))
 
 
 def test_stops_early_without_a_gain(tmp_path: Path, features: tuple[str, str]) -> None:

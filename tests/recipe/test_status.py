@@ -77,6 +77,10 @@ def test_a_training_tells_its_step_and_loss(recipe: Recipe) -> None:
     validation = {"step": 10, "validation_loss": 3.5, "recall_at_1": 0.25}
     recipe.run.write_metrics([*recipe.run.metrics(), validation])
     assert status(recipe)[2].detail == "step 10 of 20, loss 3.250, validation loss 3.500, recall@1 0.250"
+    checkpoint = storage.join(recipe.run.last, "checkpoint.json")
+    storage.write_json(checkpoint, {"position": {"step": 10, "seconds": 4.0}})
+    recipe.run.write_metrics([{"step": 1, "loss": 4.0, "pairs": 64}, *recipe.run.metrics()[1:]])
+    assert status(recipe)[2].detail.endswith("recall@1 0.250; 2.5 steps/s, 160 pairs/s, 0:04 left")
     path = Path(recipe.output) / "metrics.jsonl"
     os.utime(path, (time.time() - 100, time.time() - 100))
     assert status(recipe)[2].state == "stopped"
