@@ -17,7 +17,7 @@ from sharelock_ray.features.audit import Audit
 from sharelock_ray.features.audit import audit as audit_set
 from sharelock_ray.features.featureset import FeatureSet, join, open_features
 from sharelock_ray.features.manifest import is_complete, read_manifest
-from sharelock_ray.features.writer import remove_staging
+from sharelock_ray.features.writer import remove_leftovers
 from sharelock_ray.progress import Progress, clock, say
 from sharelock_ray.recipe.load import write_recipe
 from sharelock_ray.recipe.plan import PROBE, Plan, estimate, predictions
@@ -69,7 +69,7 @@ def extract(recipe: Recipe) -> list[FeatureSet]:
             say(f"extract {split}: already done")
             # What is another run's is only read.
             for uri in uris if recipe.features_of is None else []:
-                remove_staging(uri)
+                remove_leftovers(uri)
         else:
             missing[split] = source
     if missing:

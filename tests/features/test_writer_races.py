@@ -14,10 +14,11 @@ import pytest
 import support
 from sharelock_ray import storage
 from sharelock_ray.encoders.spec import LanguageSpec
+from sharelock_ray.errors import RunError
 from sharelock_ray.features.audit import audit
 from sharelock_ray.features.featureset import open_features
 from sharelock_ray.features.manifest import Origin, is_complete
-from sharelock_ray.features.writer import EncodedChunk, FeatureSetWriter, remove_staging
+from sharelock_ray.features.writer import EncodedChunk, FeatureSetWriter, remove_leftovers
 from sharelock_ray.sources.sample import Reject, Shard
 
 SPEC = LanguageSpec(name="made-up", model="none")
@@ -38,7 +39,7 @@ def drive(uri: str, staged: Callable[[int, int], EncodedChunk] = chunk) -> None:
     """What a driver and its workers do, in one process: stage what is not there, seal what is whole, finish."""
     writer = FeatureSetWriter(uri, "language", "float16")
     if is_complete(uri):
-        remove_staging(uri)
+        remove_leftovers(uri)
         return
     writer.start(SHARDS, chunk_size=4)
     for shard in SHARDS:
@@ -165,9 +166,48 @@ def test_drivers_that_race_leave_one_sound_set(tmp_path: Path, seed: int, undist
     assert files(uri).keys() == undisturbed.keys()
 
 
+@pytest.mark.parametrize("name", ["part-00001.parquet", "rejects/part-00001.parquet"])
+def test_a_part_that_a_disk_has_lost_is_made_again_and_no_other(
+    tmp_path: Path, undisturbed: dict[str, bytes], name: str
+) -> None:
+    uri = str(tmp_path / "set")
+
+    def killed() -> None:
+        kill_at(17)  # All parts are sealed, and the manifest comes next.
+        drive(uri)
+
+    assert status_of(in_child(killed)) == -signal.SIGKILL
+    (tmp_path / "set" / name).unlink()
+    with pytest.raises(RunError, match=r"part-00001\.parquet of .* is gone: run extract again"):
+        drive(uri)
+    assert not is_complete(uri)
+    again: set[int] = set()
+
+    def counted(part: int, index: int) -> EncodedChunk:
+        again.add(part)
+        return chunk(part, index)
+
+    drive(uri, counted)
+    assert again == {1}
+    assert files(uri) == undisturbed
+
+
+def test_files_that_killed_writes_have_left_are_removed(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    uri = str(tmp_path / "set")
+    for _ in ("with the manifest", "where it is there"):
+        for folder in (tmp_path / "set", tmp_path / "set" / "rejects"):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / ".tmp-abc").write_bytes(b"half")
+        drive(uri)
+        assert files(uri) == undisturbed
+
+
 def test_leftovers_of_other_inputs_are_replaced(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
     uri = str(tmp_path / "set")
     drive(uri, lambda part, index: support.encoded("language", [f"old/{part}{index}"]))
     (tmp_path / "set" / "manifest.json").unlink()
+    # Of more parts, and of a part that had rejects where now are none.
+    for name in ("part-00003.parquet", "rejects/part-00003.parquet"):
+        storage.write_bytes(f"{uri}/{name}", b"old")
     drive(uri)
     assert files(uri) == undisturbed
