@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 from sharelock_ray import storage
 from sharelock_ray.alignment.run import TrainingResult
-from sharelock_ray.errors import RequestError, RunError
+from sharelock_ray.errors import RequestError, RunError, SharelockError
 from sharelock_ray.evaluation.result import Evaluation
 from sharelock_ray.evaluation.trials import STUDY, Study
 from sharelock_ray.features.audit import Audit
@@ -65,9 +65,12 @@ def extract(recipe: Recipe) -> list[FeatureSet]:
     missing = {}
     for split, source in recipe.splits.items():
         uris = [recipe.feature_set_uri(split, encoder) for encoder in recipe.encoders]
-        if all(map(is_complete, uris)):
+        complete = [uri for uri in uris if is_complete(uri)]
+        # What is another run's is only read.
+        if recipe.features_of is None:
+            _refuse_other_inputs(source, [open_features(uri) for uri in complete])
+        if complete == uris:
             say(f"extract {split}: already done")
-            # What is another run's is only read.
             for uri in uris if recipe.features_of is None else []:
                 remove_leftovers(uri)
         else:
@@ -75,6 +78,30 @@ def extract(recipe: Recipe) -> list[FeatureSet]:
     if missing:
         _extract(recipe, missing)
     return _feature_sets(recipe)
+
+
+def _refuse_other_inputs(source: SourceSpec, sets: Sequence[FeatureSet]) -> None:
+    """Raises RequestError where a source lists other shards than the complete sets of its split were made from.
+
+    One that has rejects may have changed, since that is how they are mended. Sets may outlive their inputs: where
+    nothing can be listed any more, nothing is said.
+    """
+    try:
+        listed = {shard.name: shard.bytes for shard in source.shards()} if sets else {}
+    except (SharelockError, OSError):
+        return
+    may_change = {s.manifest.inputs[part.index].name for s in sets for part in s.manifest.parts if part.rejects}
+    for feature_set in sets if listed else ():
+        made = {shard.name: shard.bytes for shard in feature_set.manifest.inputs}
+        other = {name for name in made.keys() & listed.keys() - may_change if made[name] != listed[name]}
+        other |= made.keys() ^ listed.keys()
+        if other:
+            name = min(other)
+            how = "new" if name not in made else "gone" if name not in listed else "of another size"
+            raise RequestError(
+                f"{feature_set.uri} was made from other inputs than are listed now ({name} is {how}): "
+                f"restore them, set another `output` or `data.dataset`, or delete that folder to make it anew"
+            )
 
 
 def _extract(recipe: Recipe, splits: Mapping[str, SourceSpec]) -> None:

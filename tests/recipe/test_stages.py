@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,35 @@ class TestAlone:
         with pytest.raises(RequestError, match="does not hold weights of test_convnext2") as error:
             stages.extract(changed(recipe, encoders=(wrong, recipe.language), output=str(tmp_path)))
         assert "\n" not in str(error.value)
+
+    def test_other_inputs_than_those_of_a_complete_set_are_refused(
+        self, tmp_path: Path, models: Path, said: io.StringIO
+    ) -> None:
+        urls = support.write_pairs(tmp_path / "mine", shards=2, samples=4, bad=True)
+        sound = support.write_tar(tmp_path / "mine" / "sound.tar", {"0.jpg": support.jpeg(), "0.txt": b"a red circle"})
+        data = {"dataset": "mine", "train": {"urls": urls}}
+        recipe = read_recipe(str(support.write_recipe(tmp_path / "tiny.yaml", models, data=data)))
+        stages.extract(recipe)
+        kept = sound.read_bytes()
+        more = support.write_tar(tmp_path / "mine" / "more.tar", {"0.jpg": support.jpeg()})
+        with pytest.raises(RequestError, match=r"made from other inputs .* \(more is new\): restore them, set another"):
+            stages.extract(recipe)
+        more.unlink()
+        sound.unlink()
+        with pytest.raises(RequestError, match=r"\(sound is gone\)"):
+            stages.extract(recipe)
+        sound.write_bytes(kept + bytes(10240))
+        with pytest.raises(RequestError, match=r"\(sound is of another size\)"):
+            stages.extract(recipe)
+        sound.write_bytes(kept)
+        said.truncate(0)
+        stages.extract(recipe)
+        # What was rejected may be mended; and the sets outlive their inputs.
+        support.write_pairs(tmp_path / "mine", shards=2, samples=4)
+        stages.extract(recipe)
+        shutil.rmtree(tmp_path / "mine")
+        stages.extract(recipe)
+        assert said.getvalue().count("extract train: already done") == 3
 
     def test_an_audit_finds_what_was_damaged_or_changed_since_the_last(
         self, tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]
