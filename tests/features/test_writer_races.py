@@ -72,7 +72,8 @@ def status_of(child: int) -> int:
 
 def files(uri: str) -> dict[str, bytes]:
     """Everything that is in a feature set, but for the time in its manifest."""
-    found = {str(path.relative_to(uri)): path.read_bytes() for path in Path(uri).rglob("*") if path.is_file()}
+    filesystem, folder = storage.resolve(uri)
+    found = {path.removeprefix(f"{folder}/"): filesystem.cat_file(path) for path in filesystem.find(folder)}
     manifest = open_features(uri).manifest.model_copy(update={"created": "", "encoder_seconds": 0})
     return found | {"manifest.json": manifest.model_dump_json().encode()}
 
@@ -84,8 +85,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return files(uri)
 
 
-def kill_at(moment: float) -> None:
-    """Kills this process before (n) or after (n + 0.5) its n-th step that changes storage."""
+def kill_at(moment: int) -> None:
+    """Kills this process before its step of this number that changes storage, and so after the one before it."""
     count = 0
 
     def counted(step: Callable[..., object]) -> Callable[..., object]:
@@ -94,10 +95,7 @@ def kill_at(moment: float) -> None:
             count += 1
             if moment == count:
                 os.kill(os.getpid(), signal.SIGKILL)
-            result = step(*args)
-            if moment == count + 0.5:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
+            return step(*args)
 
         return run
 
@@ -105,26 +103,29 @@ def kill_at(moment: float) -> None:
         setattr(storage, name, counted(getattr(storage, name)))
 
 
-def test_killed_at_any_moment_the_next_run_ends_as_an_undisturbed_one(
-    tmp_path: Path, undisturbed: dict[str, bytes]
-) -> None:
-    for twice in range(2, 200):
-        uri = str(tmp_path / str(twice))
+@pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.slow)])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path) if request.param == "disk" else request.getfixturevalue("bucket")
 
-        def killed(uri: str = uri, moment: float = twice / 2) -> None:
+
+def test_killed_at_any_moment_the_next_run_ends_as_an_undisturbed_one(root: str, undisturbed: dict[str, bytes]) -> None:
+    for moment in range(1, 100):
+        uri = storage.join(root, str(moment))
+
+        def killed(uri: str = uri, moment: int = moment) -> None:
             kill_at(moment)
             drive(uri)
 
         if (status := status_of(in_child(killed))) == 0:
             break  # It has fewer steps than that.
         assert status == -signal.SIGKILL
-        done = storage.exists(f"{uri}/manifest.json")
-        before = {path: path.stat().st_mtime_ns for path in Path(uri).glob("*.parquet")}
+        done = is_complete(uri)
+        before = {name: storage.version(storage.join(uri, name)) for name in storage.names(uri) if "part" in name}
         drive(uri)
         assert files(uri) == undisturbed
         if done:
-            assert {path: path.stat().st_mtime_ns for path in Path(uri).glob("*.parquet")} == before
-    assert twice > 40
+            assert {name: storage.version(storage.join(uri, name)) for name in before} == before
+    assert moment > 20
 
 
 def test_a_run_after_a_kill_stages_no_chunk_again(tmp_path: Path) -> None:
