@@ -26,6 +26,8 @@ from sharelock_ray.storage import is_folder
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
+_PROBLEMS_SHOWN = 20
+"""Of a feature set; `--json` has all."""
 
 app = typer.Typer(
     help="Align a frozen vision encoder with a frozen language model.",
@@ -81,13 +83,27 @@ def audit(recipe: RecipeArgument, settings: Settings = None, as_json: AsJson = F
     """Prove the feature sets: each input in rows or rejects exactly once, each part as the manifest says."""
     audits = stages.audit(_recipe(recipe, settings))
     rows = [
-        [a.uri, f"{a.inputs or 0:,}", f"{a.rows:,}", f"{a.rejects:,}", f"{a.matched or 0:,}", "sound"] for a in audits
+        [
+            a.uri,
+            f"{a.inputs or 0:,}",
+            f"{a.rows:,}",
+            f"{a.rejects:,}",
+            "" if a.matched is None else f"{a.matched:,}",
+            f"{len(a.problems):,} problems" if a.problems else "sound",
+        ]
+        for a in audits
     ]
     _show(
         _table(["feature set", "inputs", "rows", "rejects", "keys on both sides", "verdict"], rows),
         {"audits": [asdict(a) for a in audits]},
         as_json,
     )
+    for each in audits:
+        if not as_json:
+            for problem in each.problems[:_PROBLEMS_SHOWN]:
+                print(f"{each.uri}: {problem}")
+    for each in audits:
+        each.require()
 
 
 @app.command()

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -178,6 +179,22 @@ class TestLocalWrites:
         monkeypatch.setattr(os, "rmdir", refill)
         with pytest.raises(RequestError, match=r"folder cannot be removed \(Directory not empty\)"):
             storage.remove(str(tmp_path / "folder"))
+
+    def test_what_killed_writes_have_left_is_removed_and_a_write_under_way_succeeds(self, tmp_path: Path) -> None:
+        (tmp_path / ".tmp-killed").write_bytes(b"half")
+        with ThreadPoolExecutor(3) as pool:
+            writes = [
+                pool.submit(write, str(tmp_path / f"{i}"), b"%d" % i)
+                for i in range(100)
+                for write in (storage.write_bytes, storage.create_bytes)
+            ]
+            for _ in range(15):
+                storage.remove_unfinished(str(tmp_path))
+                time.sleep(0.005)
+        for write in writes:
+            write.result()
+        storage.remove_unfinished(str(tmp_path))
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {f"{i}": b"%d" % i for i in range(100)}
 
     def test_others_may_read_what_is_written(self, tmp_path: Path) -> None:
         storage.write_bytes(str(tmp_path / "file"), b"")

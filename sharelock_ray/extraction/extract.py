@@ -24,7 +24,7 @@ from sharelock_ray.features.featureset import FeatureSet, open_features
 from sharelock_ray.features.manifest import Origin, Prediction, is_complete
 from sharelock_ray.features.schema import feature_set_uri
 from sharelock_ray.features.state import read_live, write_live
-from sharelock_ray.features.writer import FeatureSetWriter, StagedPart, remove_staging
+from sharelock_ray.features.writer import FeatureSetWriter, StagedPart, remove_leftovers
 from sharelock_ray.progress import say
 from sharelock_ray.sources.sample import Shard, Source
 
@@ -68,7 +68,7 @@ def extract(
     todo = []
     for encoder in encoders:
         if is_complete(job.uri(encoder)):
-            remove_staging(job.uri(encoder))
+            remove_leftovers(job.uri(encoder))
         else:
             todo.append(encoder)
     if todo:

@@ -236,14 +236,18 @@ class FeatureSetWriter:
         Args:
             gpus: of one actor.
             wall_seconds: of all runs that worked on the set.
+
+        Raises:
+            RunError: a part is not sealed, or its files are gone; the next run makes it again.
         """
         try:
             parts = [Part.model_validate(storage.read_json(self._record(shard.index))) for shard in shards]
         except FileNotFoundError:
             # Another driver has finished the set and removed the records.
             if not is_complete(self.uri):
-                raise
+                raise RunError(f"{self.uri} lacks parts: run extract again") from None
         else:
+            self._require_files(parts)
             with storage.open_read(storage.join(self.uri, part_name(parts[0].index))) as stream:
                 dim = int(pq.read_schema(stream).field("embedding").type.list_size)
             manifest = Manifest(
@@ -259,8 +263,31 @@ class FeatureSetWriter:
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
             )
             storage.create_json(storage.join(self.uri, MANIFEST), manifest.model_dump(mode="json"))
-        remove_staging(self.uri)
+        remove_leftovers(self.uri)
         return read_manifest(self.uri)
+
+    def _require_files(self, parts: Sequence[Part]) -> None:
+        """Sees that the files of all parts are there, and removes others.
+
+        A disk that lost its power may have kept a record and lost its part; an earlier set that was made here may have
+        had more parts, or rejects where there are none now.
+        """
+        rows = storage.entries(self.uri)
+        rejects = storage.names(storage.join(self.uri, "rejects"))
+        for part in parts:
+            name = part_name(part.index)
+            if rows.get(name) != part.bytes or (part.rejects and name not in rejects):
+                if is_complete(self.uri):
+                    return
+                storage.remove(self._record(part.index))
+                raise RunError(f"{name} of {self.uri} is gone: run extract again, which makes it anew")
+        named = {part_name(part.index): part for part in parts}
+        others = [name for name in rows if name.endswith(".parquet") and name not in named]
+        others += [f"rejects/{name}" for name in rejects if name not in named or not named[name].rejects]
+        for name in others:
+            # What was there before the manifest was is not of a retry, which adds parts to it.
+            if not is_complete(self.uri):
+                storage.remove(storage.join(self.uri, name))
 
     def _folder(self, part: int) -> str:
         return storage.join(self.uri, "staging", f"{part:05d}")
@@ -269,9 +296,11 @@ class FeatureSetWriter:
         return storage.join(self.uri, "staging", f"{part:05d}.json")
 
 
-def remove_staging(uri: str) -> None:
-    """Removes what a run that was stopped right after the manifest has left beside a complete set."""
+def remove_leftovers(uri: str) -> None:
+    """Removes what runs that were killed have left of a set that is complete by now: staging, and unfinished files."""
     storage.remove(storage.join(uri, "staging"))
+    for folder in (uri, storage.join(uri, "rejects")):
+        storage.remove_unfinished(folder)
 
 
 @dataclass(frozen=True)

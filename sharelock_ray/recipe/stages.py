@@ -6,19 +6,19 @@ Heavy libraries are imported by the stage that needs them, so that a run with no
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 from sharelock_ray import storage
 from sharelock_ray.alignment.run import CHECKPOINT, TrainingResult
-from sharelock_ray.errors import RequestError, RunError
+from sharelock_ray.errors import RequestError, RunError, SharelockError
 from sharelock_ray.evaluation.result import Evaluation
 from sharelock_ray.evaluation.trials import STUDY, Study
 from sharelock_ray.features.audit import Audit
 from sharelock_ray.features.audit import audit as audit_set
 from sharelock_ray.features.featureset import FeatureSet, join, open_features
 from sharelock_ray.features.manifest import is_complete, read_manifest
-from sharelock_ray.features.writer import remove_staging
-from sharelock_ray.progress import clock, say
+from sharelock_ray.features.writer import remove_leftovers
+from sharelock_ray.progress import Progress, clock, say
 from sharelock_ray.recipe.load import write_recipe
 from sharelock_ray.recipe.plan import PROBE, Plan, estimate, predictions
 from sharelock_ray.recipe.schema import Recipe
@@ -37,7 +37,7 @@ def demo(recipe: Recipe) -> Summary:
     more than a small machine can spare.
     """
     extract(recipe)
-    audit(recipe)
+    _audit_once(recipe)
     train(recipe)
     evaluate(recipe)
     return report(recipe)
@@ -65,16 +65,43 @@ def extract(recipe: Recipe) -> list[FeatureSet]:
     missing = {}
     for split, source in recipe.splits.items():
         uris = [recipe.feature_set_uri(split, encoder) for encoder in recipe.encoders]
-        if all(map(is_complete, uris)):
+        complete = [uri for uri in uris if is_complete(uri)]
+        # What is another run's is only read.
+        if recipe.features_of is None:
+            _refuse_other_inputs(source, [open_features(uri) for uri in complete])
+        if complete == uris:
             say(f"extract {split}: already done")
-            # What is another run's is only read.
             for uri in uris if recipe.features_of is None else []:
-                remove_staging(uri)
+                remove_leftovers(uri)
         else:
             missing[split] = source
     if missing:
         _extract(recipe, missing)
     return _feature_sets(recipe)
+
+
+def _refuse_other_inputs(source: SourceSpec, sets: Sequence[FeatureSet]) -> None:
+    """Raises RequestError where a source lists other shards than the complete sets of its split were made from.
+
+    One that has rejects may have changed, since that is how they are mended. Sets may outlive their inputs: where
+    nothing can be listed any more, nothing is said.
+    """
+    try:
+        listed = {shard.name: shard.bytes for shard in source.shards()} if sets else {}
+    except (SharelockError, OSError):
+        return
+    may_change = {s.manifest.inputs[part.index].name for s in sets for part in s.manifest.parts if part.rejects}
+    for feature_set in sets if listed else ():
+        made = {shard.name: shard.bytes for shard in feature_set.manifest.inputs}
+        other = {name for name in made.keys() & listed.keys() - may_change if made[name] != listed[name]}
+        other |= made.keys() ^ listed.keys()
+        if other:
+            name = min(other)
+            how = "new" if name not in made else "gone" if name not in listed else "of another size"
+            raise RequestError(
+                f"{feature_set.uri} was made from other inputs than are listed now ({name} is {how}): "
+                f"restore them, set another `output` or `data.dataset`, or delete that folder to make it anew"
+            )
 
 
 def _extract(recipe: Recipe, splits: Mapping[str, SourceSpec]) -> None:
@@ -98,42 +125,61 @@ def _extract(recipe: Recipe, splits: Mapping[str, SourceSpec]) -> None:
 
 
 def audit(recipe: Recipe) -> list[Audit]:
-    """Proves every feature set against its manifest and against the inputs, read anew.
+    """Checks every feature set against its manifest, the inputs, read anew, and the sets of the other modality."""
+    sets = _feature_sets(recipe)
+    audits = []
+    with _timed(recipe, "audit"):
+        for split, source in recipe.splits.items():
+            inputs = _read_keys(source)
+            of_split = [s for s in sets if s.manifest.split == split]
+            found = [audit_set(s, inputs) for s in of_split]
+            if not any(each.problems for each in found):
+                _match(of_split, found)
+            audits += found
+    record = {
+        s.uri: {"digest": s.manifest.digest, "audit": asdict(found)} for s, found in zip(sets, audits, strict=True)
+    }
+    storage.write_json(storage.join(recipe.output, _AUDIT), record)
+    if not any(each.problems for each in audits):
+        say(f"audit: {len(audits)} feature sets are whole, each input in rows or rejects exactly once")
+    return audits
+
+
+def _audit_once(recipe: Recipe) -> None:
+    """Audits the feature sets, unless they are those that were found sound before.
 
     Raises:
         RunError: a set is not sound.
     """
     path = storage.join(recipe.output, _AUDIT)
-    sets = _feature_sets(recipe)
-    sound = storage.read_json(path) if storage.exists(path) else {}
-    if all(sound.get(s.uri, {}).get("digest") == s.manifest.digest for s in sets):
+    known = storage.read_json(path) if storage.exists(path) else {}
+    sound = {uri: each["digest"] for uri, each in known.items() if not each["audit"]["problems"]}
+    if all(sound.get(s.uri) == s.manifest.digest for s in _feature_sets(recipe)):
         say("audit: already done")
-        return [Audit(**sound[s.uri]["audit"]) for s in sets]
-    audits = []
-    with _timed(recipe, "audit"):
-        for split, source in recipe.splits.items():
-            inputs = [item.key for shard in source.shards() for item in source.read(shard)]
-            of_split = [s for s in sets if s.manifest.split == split]
-            found = [audit_set(s, inputs).require() for s in of_split]
-            audits += [replace(each, matched=_matched(s, of_split)) for s, each in zip(of_split, found, strict=True)]
-    record = {
-        s.uri: {"digest": s.manifest.digest, "audit": asdict(found)}
-        for s in sets
-        for found in audits
-        if found.uri == s.uri
-    }
-    storage.write_json(path, record)
-    say(f"audit: {len(audits)} feature sets are whole, each input in rows or rejects exactly once")
-    return audits
+        return
+    for each in audit(recipe):
+        each.require()
 
 
-def _matched(feature_set: FeatureSet, of_split: Sequence[FeatureSet]) -> int:
-    """Keys of a set that every set of the other modality has too."""
-    keys = set(feature_set.keys)
-    for other in of_split:
-        if other.manifest.modality != feature_set.manifest.modality:
-            keys &= set(other.keys)
-    return len(keys)
+def _read_keys(source: SourceSpec) -> list[str]:
+    """The key of every input."""
+    keys = []
+    with Progress("audit", "inputs") as progress:
+        for shard in source.shards():
+            for item in source.read(shard):
+                keys.append(item.key)
+                progress.update()
+    return keys
+
+
+def _match(sets: Sequence[FeatureSet], audits: Sequence[Audit]) -> None:
+    """Counts the keys of each set of a split that every set of the other modality has too."""
+    for feature_set, found in zip(sets, audits, strict=True):
+        others = [s for s in sets if s.manifest.modality != feature_set.manifest.modality]
+        found.matched = len(set(feature_set.keys).intersection(*(other.keys for other in others)))
+        # Of a source without images, or without captions, one side is nothing but rejects.
+        if not found.matched and all(s.manifest.rows for s in (feature_set, *others)):
+            found.problems.append("no key is also in the sets of the other modality")
 
 
 def train(recipe: Recipe) -> TrainingResult:

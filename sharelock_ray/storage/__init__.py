@@ -34,6 +34,7 @@ _ATTEMPTS = 20
 _PAUSE_S = 0.05
 # The disk's fault, not that of whoever named a place on it.
 _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_UNFINISHED = ".tmp-"
 
 
 def _filesystem(protocol: str) -> fsspec.AbstractFileSystem:
@@ -191,7 +192,7 @@ def names(folder: str) -> list[str]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     found = (PurePosixPath(entry).name for entry in entries)
-    return sorted(name for name in found if name and not name.startswith(".tmp-"))
+    return sorted(name for name in found if name and not name.startswith(_UNFINISHED))
 
 
 def entries(folder: str) -> dict[str, int | None]:
@@ -202,7 +203,7 @@ def entries(folder: str) -> dict[str, int | None]:
     """
     filesystem, path = resolve(folder)
     found: dict[str, int | None] = {}
-    for entry in sorted(filesystem.ls(path, detail=True), key=lambda entry: str(entry["name"])):
+    for entry in sorted(_listed(filesystem, path), key=lambda entry: str(entry["name"])):
         place = entry["name"].rstrip("/")
         # An object store may list the folder's own marker.
         if place.strip("/") != path.strip("/"):
@@ -210,6 +211,17 @@ def entries(folder: str) -> dict[str, int | None]:
             folder_like = entry["type"] == "directory" or (entry["type"] != "file" and filesystem.isdir(place))
             found[PurePosixPath(place).name] = None if folder_like else int(entry["size"])
     return found
+
+
+def _listed(filesystem: fsspec.AbstractFileSystem, path: str) -> list[dict[str, Any]]:
+    for attempt in range(_ATTEMPTS):
+        try:
+            return list(filesystem.ls(path, detail=True))
+        except FileNotFoundError:
+            # A file that another process has removed meanwhile is no missing folder.
+            if attempt == _ATTEMPTS - 1 or not filesystem.exists(path):
+                raise
+    raise AssertionError
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -245,7 +257,7 @@ def _publish(path: str, data: bytes, move: Callable[[str, str], None]) -> bool:
     """Has `move` put a file at `path`; whether it did, and met none there that it leaves alone."""
     with writing(path):
         for _ in range(_ATTEMPTS - 1):
-            # Another process may remove the folder under our hands.
+            # Another process may remove the folder, or the unfinished file, under our hands.
             with suppress(FileNotFoundError):
                 return _written(path, data, move)
         return _written(path, data, move)
@@ -255,7 +267,7 @@ def _written(path: str, data: bytes, move: Callable[[str, str], None]) -> bool:
     """Writes a file beside `path`, flushed to disk, and moves it there."""
     folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=folder)
+    handle, temporary = tempfile.mkstemp(prefix=_UNFINISHED, dir=folder)
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)
@@ -266,6 +278,7 @@ def _written(path: str, data: bytes, move: Callable[[str, str], None]) -> bool:
             move(temporary, path)
         except FileExistsError:
             return False
+        _flush_folder(folder)
     finally:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
@@ -291,6 +304,29 @@ def _refusal(what: str, how: str, error: OSError) -> SharelockError:
     if error.errno in _DISK_FAULTS:
         return RunError(f"{reason}: free space on that disk, and run the same command again to continue")
     return RequestError(f"{reason}: check the path, and who may write there")
+
+
+def _flush_folder(folder: str) -> None:
+    """Has the disk keep the names in a folder too: without that a loss of power takes a file that was published."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return  # Another process has removed it with what was published.
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some network filesystems flush no folder.
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(handle)
+
+
+def remove_unfinished(folder: str) -> None:
+    """Removes what killed writes have left directly in a local folder; a write that is under way begins again."""
+    if is_local(folder):
+        for path in Path(resolve(folder)[1]).glob(f"{_UNFINISHED}*"):
+            path.unlink(missing_ok=True)
 
 
 def write_json(uri: str, value: Any) -> None:

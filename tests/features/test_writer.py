@@ -11,7 +11,7 @@ import pytest
 import support
 from sharelock_ray import storage
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
-from sharelock_ray.errors import RequestError
+from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.features.featureset import open_features
 from sharelock_ray.features.manifest import Origin
 from sharelock_ray.features.writer import EncodedChunk, FeatureSetWriter, StagedPart
@@ -214,7 +214,7 @@ class TestManifest:
             open_features(to.uri)
         assert "sharelock extract" in str(error.value)
         write_part(to, [0, 1, 2])
-        with pytest.raises(FileNotFoundError):  # Part 1 is not sealed.
+        with pytest.raises(RunError, match="lacks parts: run extract again"):  # Part 1 is not sealed.
             to.finish(SHARDS, ORIGIN, gpus=0, wall_seconds=1.234)
         with pytest.raises(RequestError, match="is not complete"):
             open_features(to.uri)

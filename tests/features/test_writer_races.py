@@ -14,10 +14,11 @@ import pytest
 import support
 from sharelock_ray import storage
 from sharelock_ray.encoders.spec import LanguageSpec
+from sharelock_ray.errors import RunError
 from sharelock_ray.features.audit import audit
 from sharelock_ray.features.featureset import open_features
 from sharelock_ray.features.manifest import Origin, is_complete
-from sharelock_ray.features.writer import EncodedChunk, FeatureSetWriter, remove_staging
+from sharelock_ray.features.writer import EncodedChunk, FeatureSetWriter, remove_leftovers
 from sharelock_ray.sources.sample import Reject, Shard
 
 SPEC = LanguageSpec(name="made-up", model="none")
@@ -38,7 +39,7 @@ def drive(uri: str, staged: Callable[[int, int], EncodedChunk] = chunk) -> None:
     """What a driver and its workers do, in one process: stage what is not there, seal what is whole, finish."""
     writer = FeatureSetWriter(uri, "language", "float16")
     if is_complete(uri):
-        remove_staging(uri)
+        remove_leftovers(uri)
         return
     writer.start(SHARDS, chunk_size=4)
     for shard in SHARDS:
@@ -71,7 +72,8 @@ def status_of(child: int) -> int:
 
 def files(uri: str) -> dict[str, bytes]:
     """Everything that is in a feature set, but for the time in its manifest."""
-    found = {str(path.relative_to(uri)): path.read_bytes() for path in Path(uri).rglob("*") if path.is_file()}
+    filesystem, folder = storage.resolve(uri)
+    found = {path.removeprefix(f"{folder}/"): filesystem.cat_file(path) for path in filesystem.find(folder)}
     manifest = open_features(uri).manifest.model_copy(update={"created": "", "encoder_seconds": 0})
     return found | {"manifest.json": manifest.model_dump_json().encode()}
 
@@ -83,8 +85,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return files(uri)
 
 
-def kill_at(moment: float) -> None:
-    """Kills this process before (n) or after (n + 0.5) its n-th step that changes storage."""
+def kill_at(moment: int) -> None:
+    """Kills this process before its step of this number that changes storage, and so after the one before it."""
     count = 0
 
     def counted(step: Callable[..., object]) -> Callable[..., object]:
@@ -93,10 +95,7 @@ def kill_at(moment: float) -> None:
             count += 1
             if moment == count:
                 os.kill(os.getpid(), signal.SIGKILL)
-            result = step(*args)
-            if moment == count + 0.5:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
+            return step(*args)
 
         return run
 
@@ -104,26 +103,29 @@ def kill_at(moment: float) -> None:
         setattr(storage, name, counted(getattr(storage, name)))
 
 
-def test_killed_at_any_moment_the_next_run_ends_as_an_undisturbed_one(
-    tmp_path: Path, undisturbed: dict[str, bytes]
-) -> None:
-    for twice in range(2, 200):
-        uri = str(tmp_path / str(twice))
+@pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.slow)])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path) if request.param == "disk" else request.getfixturevalue("bucket")
 
-        def killed(uri: str = uri, moment: float = twice / 2) -> None:
+
+def test_killed_at_any_moment_the_next_run_ends_as_an_undisturbed_one(root: str, undisturbed: dict[str, bytes]) -> None:
+    for moment in range(1, 100):
+        uri = storage.join(root, str(moment))
+
+        def killed(uri: str = uri, moment: int = moment) -> None:
             kill_at(moment)
             drive(uri)
 
         if (status := status_of(in_child(killed))) == 0:
             break  # It has fewer steps than that.
         assert status == -signal.SIGKILL
-        done = storage.exists(f"{uri}/manifest.json")
-        before = {path: path.stat().st_mtime_ns for path in Path(uri).glob("*.parquet")}
+        done = is_complete(uri)
+        before = {name: storage.version(storage.join(uri, name)) for name in storage.names(uri) if "part" in name}
         drive(uri)
         assert files(uri) == undisturbed
         if done:
-            assert {path: path.stat().st_mtime_ns for path in Path(uri).glob("*.parquet")} == before
-    assert twice > 40
+            assert {name: storage.version(storage.join(uri, name)) for name in before} == before
+    assert moment > 20
 
 
 def test_a_run_after_a_kill_stages_no_chunk_again(tmp_path: Path) -> None:
@@ -165,9 +167,48 @@ def test_drivers_that_race_leave_one_sound_set(tmp_path: Path, seed: int, undist
     assert files(uri).keys() == undisturbed.keys()
 
 
+@pytest.mark.parametrize("name", ["part-00001.parquet", "rejects/part-00001.parquet"])
+def test_a_part_that_a_disk_has_lost_is_made_again_and_no_other(
+    tmp_path: Path, undisturbed: dict[str, bytes], name: str
+) -> None:
+    uri = str(tmp_path / "set")
+
+    def killed() -> None:
+        kill_at(17)  # All parts are sealed, and the manifest comes next.
+        drive(uri)
+
+    assert status_of(in_child(killed)) == -signal.SIGKILL
+    (tmp_path / "set" / name).unlink()
+    with pytest.raises(RunError, match=r"part-00001\.parquet of .* is gone: run extract again"):
+        drive(uri)
+    assert not is_complete(uri)
+    again: set[int] = set()
+
+    def counted(part: int, index: int) -> EncodedChunk:
+        again.add(part)
+        return chunk(part, index)
+
+    drive(uri, counted)
+    assert again == {1}
+    assert files(uri) == undisturbed
+
+
+def test_files_that_killed_writes_have_left_are_removed(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
+    uri = str(tmp_path / "set")
+    for _ in ("with the manifest", "where it is there"):
+        for folder in (tmp_path / "set", tmp_path / "set" / "rejects"):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / ".tmp-abc").write_bytes(b"half")
+        drive(uri)
+        assert files(uri) == undisturbed
+
+
 def test_leftovers_of_other_inputs_are_replaced(tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
     uri = str(tmp_path / "set")
     drive(uri, lambda part, index: support.encoded("language", [f"old/{part}{index}"]))
     (tmp_path / "set" / "manifest.json").unlink()
+    # Of more parts, and of a part that had rejects where now are none.
+    for name in ("part-00003.parquet", "rejects/part-00003.parquet"):
+        storage.write_bytes(f"{uri}/{name}", b"old")
     drive(uri)
     assert files(uri) == undisturbed

@@ -1,11 +1,14 @@
 """The stages of a run on tiny encoders: each works alone, continues, and refuses what does not belong together."""
 
 import io
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 import support
+from sharelock_ray import cli
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.recipe import stages
 from sharelock_ray.recipe.load import read_recipe
@@ -146,12 +149,70 @@ class TestAlone:
             stages.extract(changed(recipe, encoders=(wrong, recipe.language), output=str(tmp_path)))
         assert "\n" not in str(error.value)
 
-    def test_an_audit_finds_what_was_damaged(self, tmp_path: Path, models: Path) -> None:
-        urls = support.write_pairs(tmp_path / "mine", shards=1, samples=4)
+    def test_other_inputs_than_those_of_a_complete_set_are_refused(
+        self, tmp_path: Path, models: Path, said: io.StringIO
+    ) -> None:
+        urls = support.write_pairs(tmp_path / "mine", shards=2, samples=4, bad=True)
+        sound = support.write_tar(tmp_path / "mine" / "sound.tar", {"0.jpg": support.jpeg(), "0.txt": b"a red circle"})
         data = {"dataset": "mine", "train": {"urls": urls}}
         recipe = read_recipe(str(support.write_recipe(tmp_path / "tiny.yaml", models, data=data)))
+        stages.extract(recipe)
+        kept = sound.read_bytes()
+        more = support.write_tar(tmp_path / "mine" / "more.tar", {"0.jpg": support.jpeg()})
+        with pytest.raises(RequestError, match=r"made from other inputs .* \(more is new\): restore them, set another"):
+            stages.extract(recipe)
+        more.unlink()
+        sound.unlink()
+        with pytest.raises(RequestError, match=r"\(sound is gone\)"):
+            stages.extract(recipe)
+        sound.write_bytes(kept + bytes(10240))
+        with pytest.raises(RequestError, match=r"\(sound is of another size\)"):
+            stages.extract(recipe)
+        sound.write_bytes(kept)
+        said.truncate(0)
+        stages.extract(recipe)
+        # What was rejected may be mended; and the sets outlive their inputs.
+        support.write_pairs(tmp_path / "mine", shards=2, samples=4)
+        stages.extract(recipe)
+        shutil.rmtree(tmp_path / "mine")
+        stages.extract(recipe)
+        assert said.getvalue().count("extract train: already done") == 3
+
+    def test_an_audit_finds_what_was_damaged_or_changed_since_the_last(
+        self, tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        urls = support.write_pairs(tmp_path / "mine", shards=1, samples=4)
+        data = {"dataset": "mine", "train": {"urls": urls}}
+        path = str(support.write_recipe(tmp_path / "tiny.yaml", models, data=data))
+        recipe = read_recipe(path)
         vision = stages.extract(recipe)[0]
         part = Path(vision.uri) / "part-00000.parquet"
+        assert [found.problems for found in stages.audit(recipe)] == [[], []]
+        # Neither a part nor the inputs are what they were when the sets were found sound.
         part.write_bytes(part.read_bytes()[:-1] + b"x")
-        with pytest.raises(RunError, match=r"part-00000\.parquet is not what the manifest says"):
-            stages.audit(recipe)
+        support.write_pairs(tmp_path / "mine", shards=1, samples=5)
+        damaged, language = stages.audit(recipe)
+        assert damaged.problems[0] == "part-00000.parquet is not what the manifest says (SHA-256 differs)"
+        assert language.problems == ["input '00000/0004' is in neither rows nor rejects"]
+        # The command says all of every set, and ends with 1.
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["audit", path, "--json"])
+        told = json.loads(capsys.readouterr().out.splitlines()[-1])["audits"]
+        assert [each["problems"] for each in told] == [damaged.problems, language.problems]
+        with pytest.raises(SystemExit):
+            cli.main(["audit", path])
+        assert f"{language.uri}: {language.problems[0]}" in capsys.readouterr().out.splitlines()
+        assert ended.value.code == 1
+        # What was once found sound, and is not any more, is no demo's already done.
+        support.write_pairs(tmp_path / "mine", shards=1, samples=4)
+        with pytest.raises(RunError, match="is not what the manifest says"):
+            stages.demo(recipe)
+
+    def test_an_audit_finds_images_and_captions_that_have_no_key_in_common(self, tmp_path: Path, models: Path) -> None:
+        members = {"0.jpg": support.jpeg(), "1.txt": b"a red circle"}
+        support.write_tar(tmp_path / "00000.tar", members)
+        data = {"dataset": "mine", "train": {"urls": str(tmp_path / "*.tar")}}
+        recipe = read_recipe(str(support.write_recipe(tmp_path / "tiny.yaml", models, data=data)))
+        stages.extract(recipe)
+        problem = "no key is also in the sets of the other modality"
+        assert [(found.matched, found.problems) for found in stages.audit(recipe)] == [(0, [problem])] * 2
