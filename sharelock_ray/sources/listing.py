@@ -11,6 +11,10 @@ from sharelock_ray.sources.sample import Reject, Sample, Shard
 
 _PARALLEL_SIZES = 16
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"})
+# Faults of one path. Any other, such as EIO or EMFILE, is the machine's.
+_PATH_ERRNOS = frozenset(
+    {errno.EACCES, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG, errno.ENODEV, errno.ENXIO, errno.EPERM}
+)
 # No picture needs more; reading a file whole that says it has would let one sample fill the memory.
 MAX_IMAGE_BYTES = 256 << 20
 
@@ -114,6 +118,20 @@ def read_image(uri: str) -> bytes:
     if len(data) > MAX_IMAGE_BYTES:
         raise TooLargeError(f"{uri} has more than {MAX_IMAGE_BYTES:,} bytes")
     return data
+
+
+def raise_unless_its_own(error: Exception) -> None:
+    """Raises an error of reading a file that is not the file's own fault, but that of its storage.
+
+    Storage may be reached again, with other credentials perhaps, so its faults end a run, and the next continues it.
+    """
+    if isinstance(error, OSError):
+        absent = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
+        its_own = absent or error.errno in _PATH_ERRNOS
+    else:
+        its_own = isinstance(error, ValueError | storage.ImpossibleUriError)
+    if not its_own:
+        raise error
 
 
 def class_label(found: str | bytes | int) -> int:

@@ -68,11 +68,13 @@ def test_folders_of_an_object_store() -> None:
         storage.remove("memory://folders")
 
 
-def test_a_link_to_nothing_is_a_reject(tmp_path: Path) -> None:
+def test_a_link_to_nothing_or_to_itself_is_a_reject(tmp_path: Path) -> None:
     source = write(tmp_path, "a/1.jpg")
     (tmp_path / "a" / "2.jpg").symlink_to(tmp_path / "gone.jpg")
-    _, bad = support.read_source(source)
+    (tmp_path / "a" / "3.jpg").symlink_to("3.jpg")
+    _, bad, loop = support.read_source(source)
     assert (bad.key, bad.stage, bad.error) == ("a/2.jpg", "read", "FileNotFoundError")
+    assert (loop.key, loop.stage, loop.error) == ("a/3.jpg", "read", "OSError")
 
 
 @pytest.mark.parametrize(
