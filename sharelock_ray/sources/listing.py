@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from sharelock_ray import storage
 from sharelock_ray.errors import RequestError
-from sharelock_ray.sources.sample import Reject, Sample, Shard
+from sharelock_ray.sources.sample import Reject, Sample, Shard, printable
 
 _PARALLEL_SIZES = 16
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"})
@@ -17,8 +17,6 @@ _PATH_ERRNOS = frozenset(
 )
 # No picture needs more; reading a file whole that says it has would let one sample fill the memory.
 MAX_IMAGE_BYTES = 256 << 20
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class TooLargeError(ValueError):
@@ -65,12 +63,8 @@ def _name(uri: str, pattern: str, ending: str) -> str:
 
 
 def sample_key(shard: Shard, name: object) -> str:
-    """The key of the sample called `name` in its shard.
-
-    It is valid Unicode without control characters, as names need not be: what else they hold is written as `\\x0a`.
-    """
-    key = f"{shard.name}/{name}".encode("utf-8", "backslashreplace").decode()
-    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", key)
+    """The key of the sample called `name` in its shard, printable as names need not be."""
+    return printable(f"{shard.name}/{name}")
 
 
 def row_name(row: int) -> str:

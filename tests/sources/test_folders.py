@@ -86,6 +86,14 @@ def test_a_folder_that_is_laid_out_otherwise_is_a_wrong_request(tmp_path: Path, 
         write(tmp_path / "data", *paths).shards()
 
 
+@pytest.mark.parametrize("name", ["a\nb", "\udcff"])
+def test_a_folder_whose_name_is_no_line_of_text_is_a_wrong_request(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "1.jpg").write_bytes(b"i")
+    with pytest.raises(RequestError, match="this name is no line of Unicode text"):
+        ClassFolderSource(path=str(tmp_path)).shards()
+
+
 def test_a_file_in_the_place_of_the_folder_is_a_wrong_request(tmp_path: Path) -> None:
     (tmp_path / "data").write_bytes(b"")
     with pytest.raises(RequestError, match=r"holds no class folders|no folder at"):
