@@ -25,7 +25,7 @@ import botocore.session
 Fault = str
 """How a request is spoilt.
 
-- those in ANSWERS: that is the answer, and the store is never asked;
+- one of ANSWERS: that is the answer, and the store is never asked;
 - refused: the connection is closed before the request is read;
 - broken: it is closed in the middle of the request's body;
 - lost: the store has done what was asked, but the connection is closed before the answer;
@@ -39,9 +39,12 @@ ANSWERS = {
     "error": (500, "<Error><Code>InternalError</Code><Message>Please try again.</Message></Error>"),
     "conflict": (409, "<Error><Code>ConditionalRequestConflict</Code><Message>A conflict.</Message></Error>"),
     "gone": (404, "<Error><Code>NoSuchUpload</Code><Message>No such upload.</Message></Error>"),
-    "expired": (400, "<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"),
     "half_removed": (200, _REMOVAL.format("InternalError")),
     "kept": (200, _REMOVAL.format("AccessDenied")),
+    "expired": (400, "<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"),
+    "denied": (403, "<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"),
+    "skewed": (403, "<Error><Code>RequestTimeTooSkewed</Code><Message>The clocks differ.</Message></Error>"),
+    "too_long": (400, "<Error><Code>KeyTooLongError</Code><Message>Your key is too long</Message></Error>"),
 }
 
 

@@ -7,14 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 from sharelock_ray import storage
 from sharelock_ray.errors import RequestError
-from sharelock_ray.sources.sample import DUPLICATE_KEY, Reject, Sample, Shard
+from sharelock_ray.sources.sample import DUPLICATE_KEY, Reject, Sample, Shard, printable
 
 _PARALLEL_SIZES = 16
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"})
+# Faults of one path. Any other, such as EIO or EMFILE, is the machine's.
+_PATH_ERRNOS = frozenset(
+    {errno.EACCES, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG, errno.ENODEV, errno.ENXIO, errno.EPERM}
+)
 # No picture needs more; reading a file whole that says it has would let one sample fill the memory.
 MAX_IMAGE_BYTES = 256 << 20
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class TooLargeError(ValueError):
@@ -61,12 +63,8 @@ def _name(uri: str, pattern: str, ending: str) -> str:
 
 
 def sample_key(shard: Shard, name: object) -> str:
-    """The key of the sample called `name` in its shard.
-
-    It is valid Unicode without control characters, as names need not be: what else they hold is written as `\\x0a`.
-    """
-    key = f"{shard.name}/{name}".encode("utf-8", "backslashreplace").decode()
-    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", key)
+    """The key of the sample called `name` in its shard, printable as names need not be."""
+    return printable(f"{shard.name}/{name}")
 
 
 def row_name(row: int) -> str:
@@ -114,6 +112,20 @@ def read_image(uri: str) -> bytes:
     if len(data) > MAX_IMAGE_BYTES:
         raise TooLargeError(f"{uri} has more than {MAX_IMAGE_BYTES:,} bytes")
     return data
+
+
+def raise_unless_its_own(error: Exception) -> None:
+    """Raises an error of reading a file that is not the file's own fault, but that of its storage.
+
+    Storage may be reached again, with other credentials perhaps, so its faults end a run, and the next continues it.
+    """
+    if isinstance(error, OSError):
+        absent = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
+        its_own = absent or error.errno in _PATH_ERRNOS
+    else:
+        its_own = isinstance(error, ValueError | storage.ImpossibleUriError)
+    if not its_own:
+        raise error
 
 
 def class_label(found: str | bytes | int) -> int:

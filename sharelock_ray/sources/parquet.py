@@ -77,7 +77,7 @@ class ParquetSource(Config):
                 yield from unique(self._samples(shard, file))
         except (pa.ArrowException, OSError) as error:
             _raise_unless_damage(error)
-            yield Reject.of(f"{shard.name}/", "read", error)
+            yield Reject.of(sample_key(shard, ""), "read", error)
 
     def _samples(self, shard: Shard, file: Any) -> Iterator[Sample | Reject]:
         columns = self._columns(file.schema_arrow, shard.uri)

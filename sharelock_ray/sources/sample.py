@@ -1,8 +1,19 @@
 """The one canonical row that every reader yields, and what becomes of an input that cannot be one."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
+
+from sharelock_ray.errors import RequestError
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def printable(text: str) -> str:
+    """`text` without control characters or halves of surrogate pairs: they are written as `\\x0a` or `\\udcff`."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 @dataclass(frozen=True)
@@ -10,12 +21,21 @@ class Shard:
     """A unit of reading, which also becomes one part of the feature sets made from it.
 
     `index` numbers the shards of a listing from 0; `name` is unique in it and starts every key of the shard.
+
+    Raises:
+        RequestError: the URI, which a manifest shows, is not printable.
     """
 
     index: int
     name: str
     uri: str
     bytes: int
+
+    def __post_init__(self) -> None:
+        if printable(self.uri) != self.uri:
+            raise RequestError(
+                f"{printable(self.uri)}: this name is no line of Unicode text: rename the file or folder"
+            )
 
 
 @dataclass(frozen=True)
@@ -34,16 +54,22 @@ DUPLICATE_KEY = "DuplicateKey"
 
 @dataclass(frozen=True)
 class Reject:
-    """An input that could not be encoded: which, at which stage (read, decode, encode), and why."""
+    """An input that could not be encoded: which, at which stage (read, decode, encode), and why.
+
+    Whatever the message quotes of the input, it is one printable line of at most 500 characters.
+    """
 
     key: str
     stage: str
     error: str
     message: str
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", printable(" ".join(self.message.split()))[:500])
+
     @classmethod
     def of(cls, key: str, stage: str, error: Exception) -> "Reject":
-        return cls(key, stage, type(error).__name__, " ".join(str(error).split())[:500])
+        return cls(key, stage, type(error).__name__, str(error))
 
 
 class Source(Protocol):

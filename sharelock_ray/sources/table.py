@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from sharelock_ray import storage
 from sharelock_ray.errors import RequestError
-from sharelock_ray.sources.listing import captions, class_label, read_image
+from sharelock_ray.sources.listing import captions, class_label, raise_unless_its_own, read_image
 from sharelock_ray.sources.lists import CAPTION_COLUMNS, ListSource, spoken, value
 from sharelock_ray.sources.sample import Reject, Sample
 
@@ -39,15 +39,8 @@ class TableSource(ListSource):
                 texts,
                 None if label in (None, "") else class_label(str(label)),
             )
-        # Other errors of storage, such as that it cannot be reached, are none of the row's: trying again helps.
-        except (
-            FileNotFoundError,
-            IsADirectoryError,
-            NotADirectoryError,
-            PermissionError,
-            ValueError,
-            RequestError,
-        ) as error:
+        except (OSError, ValueError, RequestError) as error:
+            raise_unless_its_own(error)
             return Reject.of(key, "read", error)
 
     def _image_uri(self, name: str) -> str:

@@ -4,9 +4,9 @@ A URI is a local path, `s3://…` or anything else that fsspec knows; `package:/
 installed Python package carries. Endpoint, credentials and region of an object store come from the environment
 (`AWS_ENDPOINT_URL`, `AWS_PROFILE`, …) or the instance profile, never from a recipe: see `object_store`.
 
-Of an object store, each function raises RequestError where the bucket, the credentials or the endpoint are wrong, and
-RunError where it still fails after all repetitions. What writes to a local disk raises RequestError where the place is
-wrong, and RunError where the disk is full or broken.
+Of an object store, each function raises RequestError where the bucket, the credentials or the endpoint are wrong (its
+own kind ImpossibleUriError where the name is), and RunError where it still fails after all repetitions. What writes to
+a local disk raises RequestError where the place is wrong, and RunError where the disk is full or broken.
 """
 
 import errno
@@ -37,6 +37,10 @@ _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _UNFINISHED = ".tmp-"
 
 
+class ImpossibleUriError(RequestError):
+    """Nothing can ever be at a URI: no such protocol or package, or a name that the store gives to no object."""
+
+
 def _filesystem(protocol: str) -> fsspec.AbstractFileSystem:
     """The filesystem of a protocol; fsspec itself keeps one of each in a process, and none across a fork."""
     if protocol in ("s3", "s3a"):
@@ -46,17 +50,22 @@ def _filesystem(protocol: str) -> fsspec.AbstractFileSystem:
         return ObjectStore.from_environment()
     # Another process may write at any time, so a remembered listing would be wrong.
     options: dict[str, Any] = {"use_listings_cache": False} if protocol != "file" else {}
+    problem = f"{protocol}:// is not a storage that can be used here"
     try:
         return fsspec.filesystem(protocol, **options)
-    except (ValueError, ImportError) as error:
-        raise RequestError(f"{protocol}:// is not a storage that can be used here: {error}") from None
+    except ImportError as error:
+        raise RequestError(f"{problem}: {error}") from None
+    # The second where it wants more than a URI says.
+    except (ValueError, TypeError) as error:
+        raise ImpossibleUriError(f"{problem}: {error}") from None
 
 
 def resolve(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The filesystem that holds `uri`, and the path of `uri` on it.
 
     Raises:
-        RequestError: the protocol or the package is unknown.
+        ImpossibleUriError: the protocol or the package is unknown.
+        RequestError: the package that the protocol needs is not installed.
     """
     if uri.startswith(_PACKAGE):
         return _filesystem("file"), str(package_path(uri))
@@ -73,7 +82,7 @@ def package_path(uri: str) -> Path:
     except (ImportError, ValueError):
         spec = None
     if spec is None or not spec.submodule_search_locations:
-        raise RequestError(f"{uri}: no Python package {name!r} is installed")
+        raise ImpossibleUriError(f"{uri}: no Python package {name!r} is installed")
     return Path(next(iter(spec.submodule_search_locations))) / inside
 
 

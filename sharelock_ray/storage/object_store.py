@@ -41,6 +41,7 @@ from fsspec.asyn import sync, sync_wrapper
 from s3fs import S3FileSystem
 
 from sharelock_ray.errors import RequestError, RunError, SharelockError
+from sharelock_ray.storage import ImpossibleUriError
 from sharelock_ray.storage.retry import ExhaustedError, RetryPolicy
 
 _T = TypeVar("_T")
@@ -88,6 +89,7 @@ _TRANSIENT_ERRORS = (
 )
 _EXPIRED_CODES = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"})
 _CONFLICT = "ConditionalRequestConflict"
+_IMPOSSIBLE_NAMES = ("InvalidBucketName", "KeyTooLongError")
 
 
 class _UploadGoneError(Exception):
@@ -208,8 +210,8 @@ class ObjectStore(S3FileSystem):
                 f"{uri}: no credentials for {self._place()}: set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
                 f"AWS_SECRET_ACCESS_KEY, or run where an instance profile gives them"
             ) from None
-        if isinstance(error, ParamValidationError):
-            raise RequestError(f"{uri}: S3 allows no such name: check the bucket") from None
+        if isinstance(error, ParamValidationError | UnicodeError) or code in _IMPOSSIBLE_NAMES:
+            raise ImpossibleUriError(f"{uri}: S3 allows no such name: check the bucket and the path") from None
         # Of botocore alone a ValueError says that the endpoint is no URL.
         if isinstance(error, BotoCoreError | ValueError):
             raise RequestError(f"{uri}: {_line(error)}: check the AWS_* variables and the AWS profile") from None

@@ -96,6 +96,36 @@ def test_faults_change_nothing(
     check(found, undisturbed, bucket, s3)
 
 
+def test_credentials_that_expire_in_the_middle_end_the_command_with_one_line_and_the_next_goes_on(
+    bucket: str, chaos: ChaosProxy, models: Path, tmp_path: Path
+) -> None:
+    for i in range(6):
+        storage.write_bytes(f"{bucket}/data/{i}.jpg", support.jpeg())
+    rows = "".join(f"{i}.jpg,a text\n" for i in range(6))
+    storage.write_bytes(f"{bucket}/data/x.csv", f"image,text\n{rows}".encode())
+    recipe = support.write_recipe(
+        tmp_path / "recipe.yaml",
+        models,
+        output=storage.join(bucket, "run"),
+        data={"dataset": "listed", "train": {"format": "table", "path": f"{bucket}/data/x.csv", "rows_per_shard": 2}},
+    )
+    environment = object_store.environment(chaos.endpoint)
+    chaos.choose = lambda method, path, attempt: "expired" if path.endswith("/3.jpg") else None
+    process = support.start("extract", str(recipe), **environment)
+    _, err = process.communicate()
+    assert process.returncode == RequestError.exit_code
+    *_, last = err.splitlines()
+    assert last.startswith(f"sharelock: {bucket}/data/3.jpg: ")
+    assert "token has expired" in last
+
+    chaos.choose = lambda method, path, attempt: None
+    process = support.start("extract", str(recipe), "--json", **environment)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    found = [open_features(each["uri"]) for each in json.loads(out.splitlines()[-1])["features"]]
+    assert [(each.manifest.rows, each.manifest.rejects) for each in found] == [(6, 0), (6, 0)]
+
+
 @pytest.mark.usefixtures("local_ray", "s3_environment")
 def test_a_wrong_bucket_ends_the_command_with_one_line(
     models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

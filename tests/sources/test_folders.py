@@ -68,11 +68,13 @@ def test_folders_of_an_object_store() -> None:
         storage.remove("memory://folders")
 
 
-def test_a_link_to_nothing_is_a_reject(tmp_path: Path) -> None:
+def test_a_link_to_nothing_or_to_itself_is_a_reject(tmp_path: Path) -> None:
     source = write(tmp_path, "a/1.jpg")
     (tmp_path / "a" / "2.jpg").symlink_to(tmp_path / "gone.jpg")
-    _, bad = support.read_source(source)
+    (tmp_path / "a" / "3.jpg").symlink_to("3.jpg")
+    _, bad, loop = support.read_source(source)
     assert (bad.key, bad.stage, bad.error) == ("a/2.jpg", "read", "FileNotFoundError")
+    assert (loop.key, loop.stage, loop.error) == ("a/3.jpg", "read", "OSError")
 
 
 @pytest.mark.parametrize(
@@ -82,6 +84,14 @@ def test_a_link_to_nothing_is_a_reject(tmp_path: Path) -> None:
 def test_a_folder_that_is_laid_out_otherwise_is_a_wrong_request(tmp_path: Path, paths: list, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         write(tmp_path / "data", *paths).shards()
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\udcff"])
+def test_a_folder_whose_name_is_no_line_of_text_is_a_wrong_request(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "1.jpg").write_bytes(b"i")
+    with pytest.raises(RequestError, match="this name is no line of Unicode text"):
+        ClassFolderSource(path=str(tmp_path)).shards()
 
 
 def test_a_file_in_the_place_of_the_folder_is_a_wrong_request(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """Lists of images: every row ends up in a sample or a reject, however the list is written."""
 
 import csv
+import errno
 import json
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -160,11 +163,50 @@ class TestImages:
         path = write_list(tmp_path / "x.csv", [{"image": f"{tmp_path}/0.jpg"}])
         assert read(path, images="/nowhere") == [Sample("x-00000/000000000", b"0")]
 
-    @pytest.mark.parametrize("name", [".", "a\0b", "no-such-storage://x", "half \ud83d", ["a"], 7])
+    @pytest.mark.parametrize(
+        "name",
+        [".", "a\0b", "half \ud83d", ["a"], 7, "loop.jpg", "0.jpg/1.jpg", "x" * 300, "x/" * 3000, "socket"],
+        ids=lambda name: ascii(name)[:24],
+    )
     def test_that_no_file_can_be_are_rejects(self, tmp_path: Path, name: object) -> None:
-        (tmp_path / "x.jsonl").write_text(json.dumps({"image": name}))
-        (bad,) = read(f"{tmp_path}/x.jsonl")
+        (tmp_path / "0.jpg").write_bytes(b"")
+        (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(os.path.relpath(tmp_path / "socket"))
+            (tmp_path / "x.jsonl").write_text(json.dumps({"image": name}))
+            (bad,) = read(f"{tmp_path}/x.jsonl")
         assert isinstance(bad, Reject)
+
+    def test_whose_protocol_is_no_text_are_rejects_that_can_be_stored(self, tmp_path: Path) -> None:
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / "x.jsonl").write_text('{"image": "\\ud800\\u0000\\ud800://x.jpg"}')
+        source = TableSource(path=f"{tmp_path}/data/x.jsonl")
+        (bad,) = support.read_source(source)
+        assert "\\ud800\\x00\\ud800" in bad.message
+        support.prove_accounted(source, tmp_path / "features", inputs=1)
+
+    @pytest.mark.parametrize("uri", ["no-such-storage://x", "github://x/y", "package://none/x"])
+    def test_that_no_uri_can_be_are_rejects(self, tmp_path: Path, uri: str) -> None:
+        (bad,) = read(write_list(tmp_path / "x.csv", [{"image": uri}]))
+        assert (bad.stage, bad.error) == ("read", "ImpossibleUriError")
+
+    @pytest.mark.parametrize(
+        "fault",
+        [OSError(errno.EIO, "of the disk"), OSError(errno.EMFILE, "of the process"), PermissionError("refused")],
+    )
+    def test_that_storage_fails_to_give_end_the_reading(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: OSError
+    ) -> None:
+        source = TableSource(path=write_list(tmp_path / "x.csv", [{"image": "0.jpg"}, {"image": "1.jpg"}]))
+        items = source.read(source.shards()[0])
+        next(items)
+
+        def failing(*_: object, **__: object) -> bytes:
+            raise fault
+
+        monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.cat_file", failing)
+        with pytest.raises(type(fault)):
+            next(items)
 
     def test_without_an_end_are_rejects(self, tmp_path: Path) -> None:
         (bad,) = read(write_list(tmp_path / "x.csv", [{"image": "/dev/zero"}]))
