@@ -1,14 +1,30 @@
 """What a manifest records of where embeddings came from: the device's name, and the exact commit of a hub's model."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import HfApi, try_to_load_from_cache
+
+if TYPE_CHECKING:
+    import torch
+
+_ANSWER_S = 10
 
 
-def device_name(device: torch.device) -> str:
+def device_name(device: "torch.device") -> str:
     """`cpu`, or the GPU's own name."""
+    import torch
+
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def commit_now(repository: str, revision: str | None) -> str | None:
+    """The commit that the hub has for `revision` now; where it does not answer, that of this node's cache, or None."""
+    try:
+        return HfApi().model_info(repository, revision=revision, timeout=_ANSWER_S).sha
+    # Whatever keeps the hub from answering, loading the model will say.
+    except Exception:
+        return hub_commit(repository, "config.json", revision=revision)
 
 
 def hub_commit(repository: str, *files: str, revision: str | None = None) -> str | None:

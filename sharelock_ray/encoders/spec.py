@@ -54,6 +54,14 @@ class _EncoderSpec(Config):
         path = {self.path_field} if weights_sha256 else set()
         return content_hash(self.model_dump(mode="json", exclude={"name", *path}), weights_sha256)
 
+    def commit(self) -> str | None:
+        """The commit that a model of the hub would be loaded at now; None where that is not known."""
+        return None
+
+    def at(self, commit: str | None) -> Self:
+        """This spec for those who load it at `commit`, where one is given. It makes the same set, by the same name."""
+        return self
+
     @property
     def path_field(self) -> str:
         """The field that says where weights on disk are."""
@@ -183,6 +191,17 @@ class LanguageSpec(_EncoderSpec):
 
     def resolved(self) -> "LanguageSpec":
         return self
+
+    def commit(self) -> str | None:
+        if self.is_local:
+            return None
+        # Only here, since it takes a second to import.
+        from sharelock_ray.encoders.provenance import commit_now
+
+        return commit_now(self.model, self.revision)
+
+    def at(self, commit: str | None) -> Self:
+        return self.model_copy(update={"revision": commit}) if commit else self
 
     @property
     def is_local(self) -> bool:

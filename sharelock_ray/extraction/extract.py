@@ -77,12 +77,16 @@ def extract(
             raise RequestError(f"the source of {job.dataset}/{job.split} is empty")
         writers = [_writer(job, encoder) for encoder in todo]
         with engine.connected(), engine.readable_errors(f"extract {job.split}"):
-            sizes = [writer.start(shards, options.chunk_size) for writer in writers]
+            begun = [
+                writer.start(shards, options.chunk_size, encoder.commit())
+                for writer, encoder in zip(writers, todo, strict=True)
+            ]
             # Sets that runs with other options began are cut otherwise, and so are a read of their own.
-            for size in sorted(set(sizes)):
-                chosen = [i for i, own in enumerate(sizes) if own == size]
+            for size in sorted({each.chunk_size for each in begun}):
+                chosen = [i for i, each in enumerate(begun) if each.chunk_size == size]
                 same = options.model_copy(update={"chunk_size": size})
-                _run(job, same, shards, [todo[i] for i in chosen], [writers[i] for i in chosen], watch)
+                commits = [begun[i].commit for i in chosen]
+                _run(job, same, shards, [todo[i] for i in chosen], commits, [writers[i] for i in chosen], watch)
     return [open_features(job.uri(encoder)) for encoder in encoders]
 
 
@@ -95,6 +99,7 @@ def _run(
     options: ExtractionOptions,
     shards: Sequence[Shard],
     encoders: Sequence[EncoderSpec],
+    commits: Sequence[str | None],
     writers: Sequence[FeatureSetWriter],
     watch: Callable[[ChunkReport], None] | None,
 ) -> None:
@@ -111,7 +116,9 @@ def _run(
             if kept or sealed:
                 say(f"extract {job.split}: continues after {sealed} finished parts and {kept} chunks of others")
             say(f"extract {job.split}: starts workers, which load {', '.join(encoder.name for encoder in encoders)}")
-            stream = encoded_chunks(job.source, tasks, encoders, writers, options)
+            # On every node the same, though the hub may have moved on.
+            loaded = [encoder.at(commit) for encoder, commit in zip(encoders, commits, strict=True)]
+            stream = encoded_chunks(job.source, tasks, loaded, writers, options)
             # Else it would go on for as long as the error that ended the loop is held.
             with closing(stream):
                 for report in stream:

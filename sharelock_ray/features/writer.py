@@ -68,6 +68,14 @@ class EncodedChunk:
 
 
 @dataclass(frozen=True)
+class Begun:
+    """How a set is made, whoever goes on with it: samples of a chunk, and the commit of an encoder of the hub."""
+
+    chunk_size: int
+    commit: str | None
+
+
+@dataclass(frozen=True)
 class FeatureSetWriter:
     """Writes the feature set at `uri`. Stateless, so that any process may hold a copy."""
 
@@ -75,28 +83,32 @@ class FeatureSetWriter:
     modality: str
     stored_dtype: str
 
-    def start(self, shards: Sequence[Shard], chunk_size: int) -> int:
-        """Fixes the listing of inputs that parts are cut from, and the size of the chunks that a part is cut into.
+    def start(self, shards: Sequence[Shard], chunk_size: int, commit: str | None = None) -> "Begun":
+        """Fixes the listing of inputs that parts are cut from, and how the set is made.
+
+        Args:
+            commit: of the encoder, where it is one of the hub.
 
         Returns:
-            the chunk size that holds for this set: that of the run which began it.
+            what holds for this set: what the run said which began it.
 
         Raises:
             RequestError: the set was begun from another listing.
         """
-        asked = {"listing": [{"name": shard.name, "bytes": shard.bytes} for shard in shards], "chunk_size": chunk_size}
+        listing = [{"name": shard.name, "bytes": shard.bytes} for shard in shards]
+        asked = {"listing": listing, "chunk_size": chunk_size, "commit": commit}
         path = storage.join(self.uri, "staging", "begun.json")
         storage.create_json(path, asked)
         try:
             begun = storage.read_json(path)
         except FileNotFoundError:  # Another driver has finished the set meanwhile.
             begun = asked
-        if begun["listing"] != asked["listing"]:
+        if begun["listing"] != listing:
             raise RequestError(
                 f"{self.uri} was begun from other inputs than are listed now: "
                 f"restore them, or delete that folder to begin again"
             )
-        return int(begun["chunk_size"])
+        return Begun(begun["chunk_size"], begun.get("commit"))
 
     def staged(self) -> dict[int, "StagedPart"]:
         """What earlier runs left, by part."""

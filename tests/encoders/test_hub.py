@@ -4,7 +4,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import timm
@@ -25,6 +28,7 @@ vision = VisionEncoder(VisionSpec(name="v", model="test_resnet.r160_in1k", image
 language = LanguageEncoder(LanguageSpec(name="l", model="someone/tiny", max_length=32, pooling="last"))
 print(json.dumps({
     "revisions": [vision.revision, language.revision],
+    "commit": language.spec.commit(),
     "vision": vision.encode(np.zeros((1, 32, 32, 3), np.uint8)).tolist(),
     "language": language.encode(["a red circle"]).tolist(),
 }))
@@ -56,6 +60,42 @@ def snapshot(home: Path, repository: str) -> Path:
 
 def test_the_exact_commits_are_known(loaded: dict) -> None:
     assert loaded["revisions"] == [COMMIT, COMMIT]
+    assert loaded["commit"] == COMMIT
+
+
+ASK = """
+import sys
+from sharelock_ray.encoders.spec import LanguageSpec
+
+for model, revision in (("someone/tiny", None), ("someone/tiny", "v2"), ("someone/else", None)):
+    spec = LanguageSpec(name="l", model=model, revision=revision)
+    print(spec.commit(), spec.at(spec.commit()).revision)
+print("torch" in sys.modules)
+"""
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Knows one model, of two commits."""
+
+    COMMITS: ClassVar = {"/api/models/someone/tiny": "1" * 40, "/api/models/someone/tiny/revision/v2": "2" * 40}
+
+    def do_GET(self) -> None:
+        commit = self.COMMITS.get(self.path)
+        self.send_response(200 if commit else 404)
+        self.end_headers()
+        self.wfile.write(json.dumps({"id": "someone/tiny", "sha": commit}).encode())
+
+    def log_message(self, *message: object) -> None:
+        pass
+
+
+def test_the_hub_is_asked_which_commit_a_revision_is_before_any_node_loads_it(tmp_path: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as hub:
+        threading.Thread(target=hub.serve_forever, daemon=True).start()
+        env = os.environ | {"HF_HOME": str(tmp_path), "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}"}
+        done = subprocess.run([sys.executable, "-c", ASK], env=env, capture_output=True, text=True, check=True)
+        hub.shutdown()
+    assert done.stdout.splitlines() == [f"{'1' * 40} {'1' * 40}", f"{'2' * 40} {'2' * 40}", "None None", "False"]
 
 
 def test_a_model_by_name_embeds_as_the_same_model_by_path(loaded: dict, language_spec: LanguageSpec) -> None:

@@ -14,7 +14,7 @@ from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.features.featureset import open_features
 from sharelock_ray.features.manifest import Origin
-from sharelock_ray.features.writer import EncodedChunk, FeatureSetWriter, StagedPart
+from sharelock_ray.features.writer import Begun, EncodedChunk, FeatureSetWriter, StagedPart
 from sharelock_ray.sources.sample import DUPLICATE_KEY, Reject, Shard
 
 VISION = VisionSpec(name="made-up", model="none")
@@ -116,6 +116,11 @@ class TestRepetition:
         for changed in (SHARDS[:1], SHARDS[::-1], larger):
             with pytest.raises(RequestError, match="begun from other inputs"):
                 writer(tmp_path).start(changed, 2)
+
+    def test_what_the_first_run_said_holds_for_the_next(self, tmp_path: Path) -> None:
+        first = writer(tmp_path).start(SHARDS, 2, commit="0123")
+        assert first == Begun(chunk_size=2, commit="0123")
+        assert writer(tmp_path).start(SHARDS, 4, commit="4567") == first
 
     def test_a_listing_may_move_to_another_place(self, tmp_path: Path) -> None:
         writer(tmp_path).start(SHARDS, 2)
