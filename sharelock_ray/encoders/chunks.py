@@ -94,7 +94,7 @@ def _decode(chunk: Chunk, preprocessing: Preprocessing) -> Pixels:
     rows, images, rejects = [], [], []
     for row, sample in enumerate(chunk.samples):
         if sample.image is None:
-            rejects.append(Reject(sample.key, "read", "MissingImage", "the sample has no image"))
+            rejects.append(_missing("image", sample))
             continue
         try:
             images.append(decode_image(sample.image, preprocessing))
@@ -125,11 +125,7 @@ def encode_language(encoder: _Language, chunk: Chunk) -> list[EncodedChunk]:
 
     A row is a caption of a sample.
     """
-    without = [
-        Reject(sample.key, "read", "MissingCaption", "the sample has no caption")
-        for sample in chunk.samples
-        if not sample.captions
-    ]
+    without = [_missing("caption", sample) for sample in chunk.samples if not sample.captions]
     captions = [(s.key, i, text) for s in chunk.samples for i, text in enumerate(s.captions)]
     encoded = encoder.encode_each([text for _, _, text in captions])
     too_large = [_too_large(captions[row][0], f"caption {captions[row][1]}") for row in encoded.too_large]
@@ -174,3 +170,8 @@ def _chunks(
 
 def _too_large(key: str, what: str) -> Reject:
     return Reject(key, "encode", "OutOfMemory", f"{what} does not fit into the device's memory even alone")
+
+
+def _missing(what: str, sample: Sample) -> Reject:
+    among = f" among {', '.join(sample.members)}" if sample.members else ""
+    return Reject(sample.key, "read", f"Missing{what.capitalize()}", f"the sample has no {what}{among}")

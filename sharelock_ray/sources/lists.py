@@ -15,7 +15,7 @@ from pydantic import Field
 from sharelock_ray import storage
 from sharelock_ray.config import Config
 from sharelock_ray.errors import RequestError
-from sharelock_ray.sources.listing import row_name, sample_key, unique
+from sharelock_ray.sources.listing import row_name, sample_key, unique, value
 from sharelock_ray.sources.sample import Reject, Sample, Shard
 
 CAPTION_COLUMNS = ("caption", "blip_caption", "captions", "text", "title", "conversations")
@@ -208,12 +208,6 @@ class ListSource(Config):
             return self._row(next(self._records(span)))
         except (ValueError, RecursionError):
             return None
-
-
-def value(record: dict[str, Any], column: str | None, usual: tuple[str, ...]) -> Any:
-    """What a row says in a column, or else in the first of the usual ones that says anything."""
-    names = usual if column is None else (column,)
-    return next((record[name] for name in names if record.get(name) not in (None, "")), None)
 
 
 def spoken(found: object) -> object:
