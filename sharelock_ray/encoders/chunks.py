@@ -92,7 +92,7 @@ def decode(chunk: Chunk, preprocessings: Collection[Preprocessing]) -> Chunk:
         decoded: dict[tuple[int, int], Image.Image] = {}
         for preprocessing, of in found.items():
             if sample.image is None:
-                of.rejects.append(Reject(sample.key, "read", "MissingImage", "the sample has no image"))
+                of.rejects.append(_missing("image", sample))
                 continue
             try:
                 of.images.append(decode_image(sample.image, preprocessing, decoded))
@@ -138,11 +138,7 @@ def encode_language(encoder: _Language, chunk: Chunk) -> list[EncodedChunk]:
     A row is a caption of a sample. A sample with a caption that is too large is one reject, and none of its captions a
     row: so each key is in one place.
     """
-    without = [
-        Reject(sample.key, "read", "MissingCaption", "the sample has no caption")
-        for sample in chunk.samples
-        if not sample.captions
-    ]
+    without = [_missing("caption", sample) for sample in chunk.samples if not sample.captions]
     captions = [(s.key, i, text) for s in chunk.samples for i, text in enumerate(s.captions)]
     encoded = encoder.encode_each([text for _, _, text in captions])
     too_large: dict[str, Reject] = {}
@@ -190,3 +186,8 @@ def _chunks(
 
 def _too_large(key: str, what: str) -> Reject:
     return Reject(key, "encode", "OutOfMemory", f"{what} does not fit into the device's memory even alone")
+
+
+def _missing(what: str, sample: Sample) -> Reject:
+    among = f" among {', '.join(sample.members)}" if sample.members else ""
+    return Reject(sample.key, "read", f"Missing{what.capitalize()}", f"the sample has no {what}{among}")

@@ -4,6 +4,7 @@ import errno
 import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from sharelock_ray import storage
 from sharelock_ray.errors import RequestError
@@ -81,6 +82,12 @@ def unique(items: Iterable[Sample | Reject]) -> Iterator[Sample | Reject]:
             continue
         seen.add(item.key)
         yield item
+
+
+def value(record: dict[str, Any], column: str | None, usual: tuple[str, ...]) -> Any:
+    """What a record says in a column, or else in the first of the usual ones that says anything."""
+    names = usual if column is None else (column,)
+    return next((record[name] for name in names if record.get(name) not in (None, "", [])), None)
 
 
 def captions(found: object) -> tuple[str, ...]:

@@ -15,12 +15,16 @@ from pydantic import Field
 from sharelock_ray import storage
 from sharelock_ray.config import Config
 from sharelock_ray.errors import RequestError
-from sharelock_ray.sources.listing import row_name, sample_key, unique
+from sharelock_ray.sources.listing import row_name, sample_key, unique, value
 from sharelock_ray.sources.sample import Reject, Sample, Shard
 
 CAPTION_COLUMNS = ("caption", "blip_caption", "captions", "text", "title", "conversations")
 _KEY_COLUMNS = ("id", "key")
-_DELIMITERS = {"csv": ",", "tsv": "\t"}
+# In a TSV a quotation mark is one, as in CC3M's own; in a CSV one that is left open would swallow the rows behind it.
+_DIALECTS: dict[str, dict[str, Any]] = {
+    "csv": {"delimiter": ",", "strict": True},
+    "tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE},
+}
 _BOM = b"\xef\xbb\xbf"
 
 _Span = tuple[int, int]
@@ -95,6 +99,11 @@ class ListSource(Config):
             yield self._sample(sample_key(shard, name) if isinstance(name, str | int) else key, row)
 
     def _row(self, record: object) -> dict[str, Any]:
+        if isinstance(record, tuple):
+            header, fields = record
+            if len(fields) != len(header):
+                raise ValueError(f"the row has {len(fields)} fields and the header {len(header)}")
+            return dict(zip(header, fields, strict=True))
         if isinstance(record, bytes):
             record = {"text": record.decode()} if self._ending == "txt" else json.loads(record)
         if not isinstance(record, dict):
@@ -107,7 +116,7 @@ class ListSource(Config):
 
     def _spans(self) -> Iterator[_Span]:
         """Where each row starts and ends, in bytes."""
-        if self._ending in _DELIMITERS:
+        if self._ending in _DIALECTS:
             with storage.open_read(self.path) as stream:
                 rows = self._csv_rows(stream)
                 next(rows, None)
@@ -134,16 +143,16 @@ class ListSource(Config):
                 # What is no UTF-8 is found again in the row that holds it.
                 yield line.decode("utf-8-sig" if end == len(line) else "utf-8", "surrogateescape")
 
-        reader = csv.reader(decoded(), delimiter=_DELIMITERS[self._ending])
-        start = 0
+        reader = csv.reader(decoded(), **_DIALECTS[self._ending])
+        start, line = 0, 1
         try:
             # The reader takes no line beyond the row that it gives.
             for row in reader:
                 if row:
                     yield (start, end), row
-                start = end
+                start, line = end, reader.line_num + 1
         except csv.Error as error:
-            raise RequestError(f"{self.path} cannot be read at line {reader.line_num}: {error}") from None
+            raise RequestError(f"{self.path} cannot be read: the row that begins at line {line}: {error}") from None
 
     def _json_spans(self) -> Iterator[_Span]:
         content = storage.read_bytes(self.path)
@@ -170,14 +179,14 @@ class ListSource(Config):
             raise RequestError(f"{self.path} cannot be read: {error}") from None
 
     def _records(self, span: _Span) -> Iterator[object]:
-        """The rows in a part of the list: dictionaries, or for JSON lines and texts the bytes of each line."""
+        """The rows in a part of the list: JSON values, or the bytes of a line, or a CSV's header with the fields."""
         content = storage.read_bytes(self.path, *span)
         if self._ending == "json":
             yield from json.loads(b"[" + content + b"]")
-        elif self._ending in _DELIMITERS:
+        elif self._ending in _DIALECTS:
             header = self._header()
             for _, row in self._csv_rows(iter(io.BytesIO(content))):
-                yield dict(zip(header, row, strict=False))
+                yield header, row
         else:
             lines = content.removeprefix(_BOM).removesuffix(b"\n").split(b"\n")
             yield from (line for line in lines if self._ending == "txt" or line.strip())
@@ -188,7 +197,7 @@ class ListSource(Config):
 
     def _columns(self, spans: list[_Span]) -> list[str]:
         """Those of the header, or of the first row that is one."""
-        if self._ending in _DELIMITERS:
+        if self._ending in _DIALECTS:
             return self._header()
         if self._ending == "txt":
             return ["text"]
@@ -199,12 +208,6 @@ class ListSource(Config):
             return self._row(next(self._records(span)))
         except (ValueError, RecursionError):
             return None
-
-
-def value(record: dict[str, Any], column: str | None, usual: tuple[str, ...]) -> Any:
-    """What a row says in a column, or else in the first of the usual ones that says anything."""
-    names = usual if column is None else (column,)
-    return next((record[name] for name in names if record.get(name) not in (None, "")), None)
 
 
 def spoken(found: object) -> object:

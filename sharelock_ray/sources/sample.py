@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from sharelock_ray.errors import RequestError
@@ -40,12 +40,16 @@ class Shard:
 
 @dataclass(frozen=True)
 class Sample:
-    """One input. `image` holds encoded bytes (JPEG, PNG, …), not pixels; `label` is a class index."""
+    """One input. `image` holds encoded bytes (JPEG, PNG, …), not pixels; `label` is a class index.
+
+    `members` are the names of what it was made of, where that may be more than is used; they only help to find a fault.
+    """
 
     key: str
     image: bytes | None
     captions: tuple[str, ...] = ()
     label: int | None = None
+    members: tuple[str, ...] = field(default=(), compare=False)
 
 
 DUPLICATE_KEY = "DuplicateKey"

@@ -4,8 +4,8 @@ from typing import Any, Literal
 
 from sharelock_ray import storage
 from sharelock_ray.errors import RequestError
-from sharelock_ray.sources.listing import captions, class_label, raise_unless_its_own, read_image
-from sharelock_ray.sources.lists import CAPTION_COLUMNS, ListSource, spoken, value
+from sharelock_ray.sources.listing import captions, class_label, raise_unless_its_own, read_image, value
+from sharelock_ray.sources.lists import CAPTION_COLUMNS, ListSource, spoken
 from sharelock_ray.sources.sample import Reject, Sample
 
 _IMAGE_COLUMNS = ("image", "file_name", "filename", "filepath", "image_path", "path")

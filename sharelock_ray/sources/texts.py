@@ -3,8 +3,8 @@
 from typing import Any, ClassVar, Literal
 
 from sharelock_ray.errors import RequestError
-from sharelock_ray.sources.listing import captions
-from sharelock_ray.sources.lists import CAPTION_COLUMNS, ListSource, spoken, value
+from sharelock_ray.sources.listing import captions, value
+from sharelock_ray.sources.lists import CAPTION_COLUMNS, ListSource, spoken
 from sharelock_ray.sources.sample import Reject, Sample
 
 

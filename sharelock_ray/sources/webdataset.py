@@ -1,12 +1,12 @@
 """WebDataset tars, as img2dataset and the webdataset library write them.
 
 A sample is the members that share a name up to its first dot, wherever they lie in the tar: `000000123.jpg`,
-`000000123.txt`, …
+`000000123.txt`, … What is behind that dot is the member's extension, as the webdataset library has it.
 """
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import BinaryIO, Literal
 
 from sharelock_ray import storage
@@ -20,14 +20,18 @@ from sharelock_ray.sources.listing import (
     file_shards,
     sample_key,
     unique,
+    value,
 )
 from sharelock_ray.sources.sample import Reject, Sample, Shard
 from sharelock_ray.sources.tar import Damage, Member, members, opened
 
+_CAPTIONS = ("caption", "captions", "text")
 # A caption or label beyond this is no caption; reading it whole would let one member fill the memory.
 _MAX_TEXT_BYTES = 1 << 20
-# `txt`, or one of several captions: `0.txt`, `1.txt`, … or `caption0.txt`, …
-_TEXT = re.compile(r"(?:(?:caption)?([0-9]{1,6})\.)?txt")
+# `txt` or `caption.txt`, or one of several captions: `0.txt`, `1.txt`, … or `caption0.txt`, …
+_TEXT = re.compile(r"(?:(?:captions?|text)?([0-9]{1,6})?\.)?(?:txt|text)")
+# The numbers may be the end of a name that has dots.
+_BEHIND_NUMBERS = re.compile(r"(?:[0-9]+\.)*([^.]+)")
 
 _Members = dict[str, Member]
 
@@ -97,26 +101,54 @@ def _sample(shard: Shard, stream: BinaryIO, stem: str, found: _Members) -> Sampl
     special = next((member.name for member in found.values() if member.kind == "other"), None)
     if special is not None:
         return Reject(key, "read", "UnsupportedMember", f"{special[:200]!r} is no plain file but a link, a device, …")
+    images = _images(found)
+    if len(images) > 1:
+        names = " and ".join(repr(member.name[:200]) for member in images)
+        return Reject(key, "read", "SeveralImages", f"{names} are of one sample, since its name ends at the first dot")
     try:
-        image = next((extension for extension in found if extension in IMAGE_EXTENSIONS), None)
-        label = _content(stream, found["cls"], _MAX_TEXT_BYTES) if "cls" in found else None
+        label = next((_text(stream, member) for member in _behind_numbers(found, {"cls"})), None)
         return Sample(
             key,
-            None if image is None else _content(stream, found[image], MAX_IMAGE_BYTES),
-            captions(_texts(stream, found)),
+            _content(stream, images[0], MAX_IMAGE_BYTES) if images else None,
+            captions(_texts(stream, found)) or captions(_described(stream, found)),
             None if label is None else class_label(label),
+            tuple(member.name for member in found.values()),
         )
     except (ValueError, RecursionError) as error:
         return Reject.of(key, "read", error)
 
 
-def _texts(stream: BinaryIO, found: _Members) -> object:
+def _images(found: _Members) -> list[Member]:
+    """The image members; `image.jpg` is one of them only beside no `jpg`, as `seg.png` may be a mask."""
+    return _behind_numbers(found, IMAGE_EXTENSIONS) or [
+        member for extension, member in found.items() if extension.rpartition(".")[2] in IMAGE_EXTENSIONS
+    ]
+
+
+def _behind_numbers(found: _Members, extensions: Collection[str]) -> list[Member]:
+    """The members with one of `extensions` and no word before it."""
+    return [
+        member
+        for extension, member in found.items()
+        if (match := _BEHIND_NUMBERS.fullmatch(extension)) and match[1] in extensions
+    ]
+
+
+def _texts(stream: BinaryIO, found: _Members) -> list[object]:
     numbers = {name: int(match[1] or -1) for name in found if (match := _TEXT.fullmatch(name))}
-    if numbers:
-        names = sorted(numbers, key=numbers.__getitem__)
-        return [_content(stream, found[name], _MAX_TEXT_BYTES).decode("utf-8-sig") for name in names]
-    record = json.loads(_content(stream, found["json"], _MAX_TEXT_BYTES)) if "json" in found else None
-    return (record.get("caption") or record.get("captions")) if isinstance(record, dict) else None
+    return [_text(stream, found[name]).decode("utf-8-sig") for name in sorted(numbers, key=numbers.__getitem__)]
+
+
+def _described(stream: BinaryIO, found: _Members) -> object:
+    """The captions of a JSON member, a list of them or an object with some."""
+    record = next((json.loads(_text(stream, member)) for member in _behind_numbers(found, {"json"})), None)
+    if isinstance(record, dict):
+        return value(record, None, _CAPTIONS)
+    return record if isinstance(record, list) else None
+
+
+def _text(stream: BinaryIO, member: Member) -> bytes:
+    return _content(stream, member, _MAX_TEXT_BYTES)
 
 
 def _content(stream: BinaryIO, member: Member, limit: int) -> bytes:

@@ -15,15 +15,16 @@ from sharelock_ray.errors import RequestError
 from sharelock_ray.sources.sample import Reject, Sample
 from sharelock_ray.sources.table import TableSource
 
-PAIRS = [{"file_name": f"{i}.jpg", "text": f'"ä {i}",\n\tnext line'} for i in range(5)]
+PAIRS = [{"file_name": f"{i}.jpg", "text": f'"ä {i}" is, next'} for i in range(5)]
 
 
 def write_list(path: Path, records: list[dict[str, object]]) -> str:
     """The records as the ending of `path` says, with an image for each."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix in (".csv", ".tsv"):
+        unquoted = {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None}
         with path.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, list(records[0]), delimiter="," if path.suffix == ".csv" else "\t")
+            writer = csv.DictWriter(stream, list(records[0]), **unquoted if path.suffix == ".tsv" else {})
             writer.writeheader()
             writer.writerows(records)
     elif path.suffix == ".jsonl":
@@ -111,6 +112,26 @@ class TestEveryKindOfList:
         source = TableSource(path=path, rows_per_shard=4)
         # The key `a` is a row and, as it comes again, a reject.
         support.prove_accounted(source, tmp_path / "features", inputs=5)
+
+
+class TestQuotationMarks:
+    def test_of_a_csv_hold_a_field_of_several_lines_together(self, tmp_path: Path) -> None:
+        texts = ["one,\r\n\n,two", '"quoted", ""', "three"]
+        path = write_list(tmp_path / "x.csv", [{"image": "0.jpg", "text": text} for text in texts])
+        assert [sample.captions for sample in read(path, rows_per_shard=2)] == [(text,) for text in texts]
+
+    @pytest.mark.parametrize(
+        "rows", ['0.jpg,"open\n0.jpg,a\n', '0.jpg,"open\n0.jpg,"closed"\n'], ids=["to the end", "to the next"]
+    )
+    def test_of_a_csv_that_swallow_the_rows_behind_are_a_wrong_request(self, tmp_path: Path, rows: str) -> None:
+        (tmp_path / "x.csv").write_text(f"image,text\n0.jpg,good\n{rows}")
+        with pytest.raises(RequestError, match=r"x\.csv cannot be read: the row that begins at line 3"):
+            TableSource(path=f"{tmp_path}/x.csv").shards()
+
+    def test_of_a_tsv_are_characters_of_its_text(self, tmp_path: Path) -> None:
+        texts = ['"two starts with one', 'three " holds one', '"four has two"', "five"]
+        path = write_list(tmp_path / "x.tsv", [{"image": "0.jpg", "text": text} for text in texts])
+        assert [sample.captions for sample in read(path)] == [(text,) for text in texts]
 
 
 class TestCaptions:
@@ -242,6 +263,21 @@ class TestDamagedLists:
         assert isinstance(bad, Reject)
         assert good == Sample("x-00000/000000001", b"0", ("good",))
 
+    @pytest.mark.parametrize("separator", [",", "\t"])
+    def test_a_row_of_more_or_fewer_fields_than_the_header_is_one_reject(self, tmp_path: Path, separator: str) -> None:
+        path = tmp_path / ("x.csv" if separator == "," else "x.tsv")
+        rows = [["image", "text"], ["0.jpg", "a dog", " a cat"], ["0.jpg"], ["0.jpg", "good"]]
+        path.write_text("".join(f"{separator.join(row)}\n" for row in rows))
+        (tmp_path / "0.jpg").write_bytes(b"0")
+        more, fewer, good = read(str(path))
+        assert (more.stage, more.error, more.message) == (
+            "read",
+            "ValueError",
+            "the row has 3 fields and the header 2",
+        )
+        assert fewer.message == "the row has 1 fields and the header 2"
+        assert good == Sample("x-00000/000000002", b"0", ("good",))
+
     @pytest.mark.parametrize("content", ['{"a": 1}', '[{"image": "a"}', '[{"image": "a"} {}]', "[nothing]", "[\udcff]"])
     def test_what_is_no_json_list_is_a_wrong_request(self, tmp_path: Path, content: str) -> None:
         (tmp_path / "x.json").write_bytes(content.encode("utf-8", "surrogateescape"))
@@ -250,7 +286,7 @@ class TestDamagedLists:
 
     def test_a_csv_that_the_reader_refuses_is_a_wrong_request(self, tmp_path: Path) -> None:
         (tmp_path / "x.csv").write_text("image,text\n0.jpg,a\n" + "x" * 200_000)
-        with pytest.raises(RequestError, match="cannot be read at line 3"):
+        with pytest.raises(RequestError, match="cannot be read: the row that begins at line 3"):
             TableSource(path=f"{tmp_path}/x.csv").shards()
 
     def test_another_ending_is_a_wrong_request(self, tmp_path: Path) -> None:

@@ -14,6 +14,9 @@ import pytest
 
 import support
 from sharelock_ray import storage
+from sharelock_ray.encoders.chunks import cut, decode, encode_language
+from sharelock_ray.encoders.language import LanguageEncoder
+from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.errors import RequestError
 from sharelock_ray.sources.sample import Reject, Sample, Shard
 from sharelock_ray.sources.webdataset import WebDatasetSource
@@ -52,9 +55,16 @@ class TestSamples:
 
     @pytest.mark.parametrize(
         "record",
-        [{"caption": "a cat"}, {"caption": ["a cat"]}, {"captions": ["a cat"]}, {"caption": " a cat ", "x": 1}],
+        [
+            {"caption": "a cat"},
+            {"caption": ["a cat"]},
+            {"captions": ["a cat"]},
+            {"caption": " a cat ", "x": 1},
+            {"caption": [], "text": "a cat"},
+            ["a cat"],
+        ],
     )
-    def test_caption_of_a_json_member(self, tmp_path: Path, record: dict) -> None:
+    def test_caption_of_a_json_member(self, tmp_path: Path, record: object) -> None:
         (sample,) = read_members(tmp_path, {"1.jpg": b"i", "1.json": json.dumps(record).encode()})
         assert sample.captions == ("a cat",)
 
@@ -63,7 +73,7 @@ class TestSamples:
         (sample,) = read_members(tmp_path, {"1.jpg": b"i", "1.json": json.dumps(record).encode()})
         assert sample.captions == ("one", "two")
 
-    @pytest.mark.parametrize("record", [{}, {"caption": None}, {"caption": ""}, [1], "text"])
+    @pytest.mark.parametrize("record", [{}, {"caption": None}, {"caption": ""}, [1], [], "text", 7])
     def test_a_json_member_without_caption_gives_none(self, tmp_path: Path, record: object) -> None:
         (sample,) = read_members(tmp_path, {"1.jpg": b"i", "1.json": json.dumps(record).encode()})
         assert sample == Sample("00000/1", b"i", ())
@@ -72,6 +82,10 @@ class TestSamples:
         members = {"1.json": b'{"caption": "json"}', "1.txt": "héllo".encode(), "1.jpg": b"i"}
         assert read_members(tmp_path, members) == [Sample("00000/1", b"i", ("héllo",))]
 
+    def test_an_empty_text_member_goes_behind_json(self, tmp_path: Path) -> None:
+        members = {"1.json": b'{"caption": "json"}', "1.txt": b" \n", "1.jpg": b"i"}
+        assert read_members(tmp_path, members) == [Sample("00000/1", b"i", ("json",))]
+
     def test_endings_may_be_in_capitals(self, tmp_path: Path) -> None:
         members = {"1.JPEG": b"i", "1.TXT": b"t", "1.Cls": b"3"}
         assert read_members(tmp_path, members) == [Sample("00000/1", b"i", ("t",), 3)]
@@ -79,6 +93,21 @@ class TestSamples:
     def test_the_name_ends_at_the_first_dot_and_holds_its_folder(self, tmp_path: Path) -> None:
         (sample,) = read_members(tmp_path, {"a.b/1.seg.png": b"mask", "a.b/1.jpg": b"i"})
         assert sample == Sample("00000/a.b/1", b"i", ())
+
+    @pytest.mark.parametrize(
+        "names",
+        [
+            ("image.jpg", "caption.txt", "cls"),
+            ("input.PNG", "text", "cls"),
+            ("5.jpg", "5.txt", "5.cls"),
+            ("5.jpg", "5.json", "5.cls"),
+        ],
+        ids=" ".join,
+    )
+    def test_an_ending_may_have_a_word_or_number_before_it(self, tmp_path: Path, names: tuple[str, ...]) -> None:
+        contents = (b"i", b'["a cat"]' if "5.json" in names else b"a cat", b"7")
+        members = {f"1.{name}": content for name, content in zip(names, contents, strict=True)}
+        assert read_members(tmp_path, members) == [Sample("00000/1", b"i", ("a cat",), 7)]
 
     def test_a_name_in_the_current_folder_or_from_the_root_is_a_plain_one(self, tmp_path: Path) -> None:
         found = read_members(tmp_path, {"./a/1.jpg": b"i", "/a/1.txt": b"t", "a//2.jpg": b"j"})
@@ -104,9 +133,6 @@ class TestSamples:
             Sample("00000/3", b" 3.jpg", ("3.txt",), 7),
             Sample("00000/4", None, ("4.txt",)),
         ]
-
-    def test_of_several_images_the_first_is_taken(self, tmp_path: Path) -> None:
-        assert read_members(tmp_path, {"1.png": b"a", "1.jpg": b"b"}) == [Sample("00000/1", b"a")]
 
     def test_numbered_text_members_are_several_captions(self, tmp_path: Path) -> None:
         members = {"1.jpg": b"i", "1.10.txt": b"c", "1.2.txt": b"b", "1.txt": b"a", "1.url.txt": b"no"}
@@ -213,6 +239,28 @@ class TestRejects:
         found = [item for item in read(f"{tmp_path}/x.tar") if item.key == "x/1"]
         assert found[0] == Sample("x/1", f"{names[0]} 0".encode(), first)
         assert [(item.stage, item.error) for item in found[1:]] == [("read", "DuplicateKey")]
+
+    @pytest.mark.parametrize(
+        "names", [("1.png", "1.jpg"), ("1.5.jpg", "1.6.jpg"), ("1.jpg", "1.5.jpg"), ("1.a.jpg", "1.b.jpg")], ids=str
+    )
+    def test_several_images_of_one_name(self, tmp_path: Path, names: tuple[str, str]) -> None:
+        texts = {name.replace("jpg", "txt"): b"t" for name in names}
+        bad, good = read_members(tmp_path, {**dict.fromkeys(names, b"i"), **texts, "2.jpg": b"j"})
+        assert (bad.key, bad.stage, bad.error) == ("00000/1", "read", "SeveralImages")
+        assert bad.message.startswith(f"'{names[0]}' and '{names[1]}' are of one sample")
+        assert good == Sample("00000/2", b"j")
+
+    def test_a_sample_without_image_or_caption_names_the_members_that_it_has(
+        self, tmp_path: Path, vision_spec: VisionSpec, language_spec: LanguageSpec
+    ) -> None:
+        source = WebDatasetSource(urls=str(support.write_tar(tmp_path / "x.tar", {"1.ppm": b"i", "1.url.txt": b"t"})))
+        (chunk,) = cut(source, source.shards()[0], chunk_size=2)
+        pixels = decode(chunk, [vision_spec.preprocessing]).pixels[vision_spec.preprocessing]
+        (texts,) = encode_language(LanguageEncoder(language_spec), chunk)
+        assert [(reject.error, reject.message) for reject in [*pixels.rejects, *texts.rejects]] == [
+            ("MissingImage", "the sample has no image among 1.ppm, 1.url.txt"),
+            ("MissingCaption", "the sample has no caption among 1.ppm, 1.url.txt"),
+        ]
 
     @pytest.mark.parametrize("name", ["1.jpg", "1.txt", "1.cls"])
     def test_a_member_beyond_all_measure_is_not_read(self, tmp_path: Path, name: str) -> None:
