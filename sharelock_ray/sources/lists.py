@@ -53,19 +53,17 @@ class ListSource(Config):
             kinds = ", ".join(f".{ending}" for ending in self.endings)
             raise RequestError(f"{self.path} is no list that can be read: its name must end in {kinds}")
         try:
-            spans = list(self._spans())
+            runs = self._runs()
         except (FileNotFoundError, IsADirectoryError):
             raise RequestError(f"no list at {self.path}: check the data's `path`") from None
-        if not spans:
+        if not runs:
             raise RequestError(f"{self.path} has no rows")
-        self._check(self._columns(spans))
+        self._check(self._columns(runs))
         stem = self.path.rpartition("/")[2].rpartition(".")[0]
-        shards = []
-        for index, first in enumerate(range(0, len(spans), self.rows_per_shard)):
-            run = spans[first : first + self.rows_per_shard]
-            start, end = run[0][0], run[-1][1]
-            shards.append(Shard(index, f"{stem}-{index:05d}", f"{self.path}#{start}", end - start))
-        return shards
+        return [
+            Shard(index, f"{stem}-{index:05d}", f"{self.path}#{start}", end - start)
+            for index, (start, end) in enumerate(runs)
+        ]
 
     def read(self, shard: Shard) -> Iterator[Sample | Reject]:
         """The samples of a run of rows; a row that cannot be one is a reject."""
@@ -113,6 +111,16 @@ class ListSource(Config):
     @property
     def _ending(self) -> str:
         return self.path.rpartition(".")[2].lower()
+
+    def _runs(self) -> list[_Span]:
+        """Where each run of rows starts and ends, in bytes."""
+        runs: list[_Span] = []
+        for number, (start, end) in enumerate(self._spans()):
+            if number % self.rows_per_shard == 0:
+                runs.append((start, end))
+            else:
+                runs[-1] = runs[-1][0], end
+        return runs
 
     def _spans(self) -> Iterator[_Span]:
         """Where each row starts and ends, in bytes."""
@@ -195,17 +203,18 @@ class ListSource(Config):
         with storage.open_read(self.path) as stream:
             return next(self._csv_rows(stream))[1]
 
-    def _columns(self, spans: list[_Span]) -> list[str]:
+    def _columns(self, runs: list[_Span]) -> list[str]:
         """Those of the header, or of the first row that is one."""
         if self._ending in _DIALECTS:
             return self._header()
         if self._ending == "txt":
             return ["text"]
-        return next((list(row) for span in spans if (row := self._readable(span))), [])
+        records = (record for run in runs for record in self._records(run))
+        return next((list(row) for record in records if (row := self._readable(record))), [])
 
-    def _readable(self, span: _Span) -> dict[str, Any] | None:
+    def _readable(self, record: object) -> dict[str, Any] | None:
         try:
-            return self._row(next(self._records(span)))
+            return self._row(record)
         except (ValueError, RecursionError):
             return None
 
