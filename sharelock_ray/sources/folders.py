@@ -32,15 +32,27 @@ class ClassFolderSource(Config):
         shards = []
         for index, name in enumerate(folders):
             uri = storage.join(self.path, name)
-            shards.append(Shard(index, name, uri, sum(_images(uri).values())))
+            shards.append(
+                Shard(index, name, uri, sum(size for name, size in _content(uri) if size and _is_image(name)))
+            )
         if not any(shard.bytes for shard in shards):
-            raise RequestError(f"the class folders of {self.path} hold no images")
+            raise RequestError(f"the class folders of {self.path} hold no images: they are expected at <class>/<image>")
         return shards
 
     def read(self, shard: Shard) -> Iterator[Sample | Reject]:
-        """The images of one class, sorted by name; one that is gone since the listing is a reject."""
-        for name in _images(shard.uri):
+        """The images of one class, sorted by name; what is none, or is gone since the listing, is a reject."""
+        for name, size in _content(shard.uri):
             key = sample_key(shard, name)
+            if size is None:
+                yield Reject(
+                    key, "read", "NoImageFile", "a folder within a class: images are expected at <class>/<image>"
+                )
+                continue
+            if not _is_image(name):
+                yield Reject(
+                    key, "read", "NoImageFile", f"its name ends in none of {', '.join(sorted(IMAGE_EXTENSIONS))}"
+                )
+                continue
             try:
                 yield Sample(key, read_image(storage.join(shard.uri, name)), label=shard.index)
             except (OSError, TooLargeError) as error:
@@ -48,10 +60,10 @@ class ClassFolderSource(Config):
                 yield Reject.of(key, "read", error)
 
 
-def _images(folder: str) -> dict[str, int]:
-    """Sizes of the image files directly in `folder`, by name."""
-    return {
-        name: size
-        for name, size in storage.entries(folder).items()
-        if size is not None and not name.startswith(".") and name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS
-    }
+def _content(folder: str) -> list[tuple[str, int | None]]:
+    """Names and sizes of what is directly in `folder` and not hidden; a folder has no size."""
+    return [(name, size) for name, size in storage.entries(folder).items() if not name.startswith(".")]
+
+
+def _is_image(name: str) -> bool:
+    return name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS

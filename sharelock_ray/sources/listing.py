@@ -11,7 +11,7 @@ from sharelock_ray.errors import RequestError
 from sharelock_ray.sources.sample import DUPLICATE_KEY, Reject, Sample, Shard, printable
 
 _PARALLEL_SIZES = 16
-IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"})
+IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff"})
 # Faults of one path. Any other, such as EIO or EMFILE, is the machine's.
 _PATH_ERRNOS = frozenset(
     {errno.EACCES, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG, errno.ENODEV, errno.ENXIO, errno.EPERM}

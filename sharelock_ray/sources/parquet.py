@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from sharelock_ray import storage
 from sharelock_ray.config import Config
 from sharelock_ray.errors import RequestError
-from sharelock_ray.sources.listing import captions, class_label, file_shards, row_name, sample_key, unique
+from sharelock_ray.sources.listing import captions, class_label, file_shards, row_name, sample_key, unique, value
 from sharelock_ray.sources.sample import Reject, Sample, Shard
 
 _IMAGE = ("jpg", "image", "jpeg", "png", "webp", "img")
@@ -25,16 +25,20 @@ _BUFFER_BYTES = 1 << 20
 @dataclass(frozen=True)
 class _Columns:
     image: str
-    caption: str | None
+    captions: tuple[str, ...]
+    """A row's caption is in the first of them that is not empty."""
     label: str | None
     key: str | None
 
     def names(self) -> list[str]:
-        return [name for name in (self.image, self.caption, self.label, self.key) if name is not None]
+        return [name for name in (self.image, *self.captions, self.label, self.key) if name is not None]
 
 
 class ParquetSource(Config):
-    """Parquet files named by one or more patterns; a column that is left out is found by its usual names."""
+    """Parquet files named by one or more patterns; a column that is left out is found by its usual names.
+
+    A column that is named `""` is none.
+    """
 
     format: Literal["parquet"] = "parquet"
     urls: tuple[str, ...] | str
@@ -52,7 +56,7 @@ class ParquetSource(Config):
 
         Raises:
             RequestError: a pattern matches nothing, a file is missing, two files would have the same name, or a
-                column is missing from the first file that can be read.
+                column of the first file that can be read is missing or of a wrong type.
         """
         shards = file_shards(self.urls, "Parquet file", r"\.parquet")
         for shard in shards:
@@ -66,10 +70,10 @@ class ParquetSource(Config):
         return shards
 
     def read(self, shard: Shard) -> Iterator[Sample | Reject]:
-        """The rows of one file; a damaged file gives what comes before the damage, then one reject that names it.
+        """The rows of one file; a damaged row group gives what comes before the damage, then one reject for the rest.
 
         Raises:
-            RequestError: a column is missing.
+            RequestError: a column is missing or of a wrong type.
         """
         try:
             with storage.open_read(shard.uri) as stream:
@@ -82,33 +86,42 @@ class ParquetSource(Config):
     def _samples(self, shard: Shard, file: Any) -> Iterator[Sample | Reject]:
         columns = self._columns(file.schema_arrow, shard.uri)
         row = 0
-        # A batch that went over the end of a row group would be lost with the next one.
         for group in range(file.num_row_groups):
-            for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns.names()):
-                for i in range(batch.num_rows):
-                    yield _sample(shard, row, columns, {name: batch.column(name)[i] for name in columns.names()})
-                    row += 1
+            end = row + file.metadata.row_group(group).num_rows
+            try:
+                # A batch that went over the end of a row group would be lost with the next one.
+                for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns.names()):
+                    for i in range(batch.num_rows):
+                        yield _sample(shard, row, columns, {name: batch.column(name)[i] for name in columns.names()})
+                        row += 1
+            except (pa.ArrowException, OSError) as error:
+                _raise_unless_damage(error)
+                key = sample_key(shard, f"@{row}")
+                yield Reject(key, "read", type(error).__name__, f"rows {row:,} to {end - 1:,}: {error}")
+            row = end
 
     def _columns(self, schema: Any, uri: str) -> _Columns:
-        def find(field: str, usual: tuple[str, ...], fits: Callable[[Any], bool]) -> str | None:
+        def find(field: str, usual: tuple[str, ...], fits: Callable[[Any], bool]) -> tuple[str, ...]:
             asked = getattr(self, field)
-            for name in usual if asked is None else (asked,):
-                # A column that holds nothing in this file may have lost its type there.
-                if name in schema.names and (pa.types.is_null(kind := schema.field(name).type) or fits(kind)):
-                    return name
-            if asked is None:
-                return None
-            problem = f"holds {schema.field(asked).type}" if asked in schema.names else "is missing"
-            raise RequestError(f"{uri}: the {field} column {asked!r} {problem}; {_listed(schema)}")
+            names = usual if asked is None else (asked,) if asked else ()
+            there = [name for name in names if name in schema.names]
+            # A column that holds nothing in this file may have lost its type there.
+            found = [name for name in there if pa.types.is_null(kind := schema.field(name).type) or fits(kind)]
+            if there and not found:
+                problem = f"the {field} column {there[0]!r} holds {schema.field(there[0]).type}"
+                none = "" if field == "image" else f', or set `{field}: ""` for none'
+                raise RequestError(f"{uri}: {problem}: name another as `{field}`{none}; {_listed(schema)}")
+            if asked and not found:
+                raise RequestError(f"{uri}: the {field} column {asked!r} is missing; {_listed(schema)}")
+            return tuple(found)
 
-        image = find("image", _IMAGE, _is_image)
-        if image is None:
+        images = find("image", _IMAGE, _is_image)
+        if not images:
             raise RequestError(f"{uri} has no column of images: name it as `image`; {_listed(schema)}")
+        labels = find("label", _LABEL, lambda kind: bool(pa.types.is_integer(_decoded(kind))))
+        keys = find("key", _KEY, lambda kind: _is_string(kind) or bool(pa.types.is_integer(_decoded(kind))))
         return _Columns(
-            image,
-            find("caption", _CAPTION, _is_text),
-            find("label", _LABEL, pa.types.is_integer),
-            find("key", _KEY, lambda kind: _is_string(kind) or pa.types.is_integer(kind)),
+            images[0], find("caption", _CAPTION, _is_text), next(iter(labels), None), next(iter(keys), None)
         )
 
 
@@ -131,28 +144,33 @@ def _sample(shard: Shard, row: int, columns: _Columns, cells: dict[str, Any]) ->
         return Sample(
             key,
             image["bytes"] if isinstance(image, dict) else image,
-            captions(found[columns.caption] if columns.caption else None),
+            captions(value(found, None, columns.captions)),
             None if label is None else class_label(label),
         )
     except ValueError as error:
         return Reject.of(key, "read", error)
 
 
+def _decoded(kind: Any) -> Any:
+    """The type of the values in a column, which a dictionary may stand for."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
 def _is_string(kind: Any) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    return bool(pa.types.is_string(_decoded(kind)) or pa.types.is_large_string(_decoded(kind)))
 
 
 def _is_text(kind: Any) -> bool:
-    listed = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    inner = kind.value_type if listed or pa.types.is_dictionary(kind) else kind
-    return _is_string(inner)
+    listed = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return _is_string(kind.value_type if listed else kind)
 
 
 def _is_image(kind: Any) -> bool:
     if pa.types.is_struct(kind):
         place = kind.get_field_index("bytes")
         return place >= 0 and _is_image(kind.field(place).type)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_null(kind))
+    inner = _decoded(kind)
+    return bool(pa.types.is_binary(inner) or pa.types.is_large_binary(inner) or pa.types.is_null(inner))
 
 
 def _listed(schema: Any) -> str:

@@ -38,9 +38,23 @@ def test_an_empty_class_folder_keeps_its_label(tmp_path: Path) -> None:
     assert support.read_source(source) == [Sample("b/1.jpg", b"b/1.jpg", (), 1)]
 
 
-def test_other_and_hidden_files_and_folders_are_passed_over(tmp_path: Path) -> None:
-    source = write(tmp_path, ".git/1.jpg", "a/1.jpg", "a/._1.jpg", "a/notes.txt", "a/deeper/2.jpg", "README.md")
+def test_hidden_files_and_folders_and_files_beside_the_classes_are_passed_over(tmp_path: Path) -> None:
+    source = write(tmp_path, ".git/1.jpg", "a/1.jpg", "a/._1.jpg", "a/.deeper/2.jpg", "README.md")
     assert support.read_source(source) == [Sample("a/1.jpg", b"a/1.jpg", (), 0)]
+
+
+def test_other_files_and_folders_within_a_class_are_rejects(tmp_path: Path) -> None:
+    source = write(tmp_path, "a/1.jpg", "a/2", "a/notes.txt", "b/deeper/2.jpg", "b/deeper/3.jpg")
+    image, *bad = support.read_source(source)
+    assert image == Sample("a/1.jpg", b"a/1.jpg", (), 0)
+    assert [(item.key, item.stage, item.error) for item in bad] == [
+        (key, "read", "NoImageFile") for key in ("a/2", "a/notes.txt", "b/deeper")
+    ]
+
+
+def test_all_endings_of_jpeg_are_read(tmp_path: Path) -> None:
+    source = write(tmp_path, *(f"a/1.{ending}" for ending in ("JPEG", "jfif", "jpe", "jpg")))
+    assert [type(item) for item in support.read_source(source)] == [Sample] * 4
 
 
 def test_images_of_one_name_but_two_endings_are_two_samples(tmp_path: Path) -> None:
@@ -79,7 +93,12 @@ def test_a_link_to_nothing_or_to_itself_is_a_reject(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("paths", "message"),
-    [(["1.jpg"], "holds no class folders"), (["a/notes.txt"], "hold no images"), ([], "no folder at")],
+    [
+        (["1.jpg"], "holds no class folders"),
+        (["a/notes.txt"], "hold no images"),
+        (["a/deeper/1.jpg"], "hold no images: they are expected at <class>/<image>"),
+        ([], "no folder at"),
+    ],
 )
 def test_a_folder_that_is_laid_out_otherwise_is_a_wrong_request(tmp_path: Path, paths: list, message: str) -> None:
     with pytest.raises(RequestError, match=message):
@@ -104,4 +123,5 @@ def test_each_image_is_in_one_place(tmp_path: Path) -> None:
     source = write(tmp_path / "data", "a/1.jpg", "a/2.jpg", "a/3.jpg", "c/1.jpg")
     (tmp_path / "data" / "b").mkdir()
     (tmp_path / "data" / "c" / "2.jpg").symlink_to(tmp_path / "gone.jpg")
-    support.prove_accounted(source, tmp_path / "features", inputs=5)
+    write(tmp_path / "data", "c/notes.txt")
+    support.prove_accounted(source, tmp_path / "features", inputs=6)

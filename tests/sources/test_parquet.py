@@ -46,9 +46,28 @@ class TestLayouts:
         found = read(path, image="photo", caption="alt", label="kind", key="url")
         assert found == [Sample("0/x", b"i", ("text",), 3)]
 
-    def test_a_usual_name_with_another_type_is_passed_over(self, tmp_path: Path) -> None:
-        path = write(tmp_path / "0.parquet", {"image": ["1.jpg"], "png": [b"i"], "label": ["cat"]})
-        assert read(path) == [Sample("0/000000000", b"i")]
+    def test_of_several_usual_names_those_of_the_right_type_count(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "0.parquet", {"image": ["1.jpg"], "png": [b"i"], "label": ["cat"], "cls": [7]})
+        assert read(path) == [Sample("0/000000000", b"i", (), 7)]
+
+    def test_a_caption_that_is_empty_gives_way_to_the_next_usual_column(self, tmp_path: Path) -> None:
+        columns = {"jpg": [b"i"] * 4, "caption": ["a", "", None, "d"], "text": [["w"], ["x"], ["y"], []]}
+        captions = [sample.captions for sample in read(write(tmp_path / "0.parquet", columns))]
+        assert captions == [("a",), ("x",), ("y",), ("d",)]
+
+    def test_columns_may_be_encoded_by_dictionaries_and_lists_of_one_length(self, tmp_path: Path) -> None:
+        columns = {
+            "image": pa.array([b"i", b"j"]).dictionary_encode(),
+            "caption": pa.array([["a", "b"], ["c", ""]], pa.list_(pa.string(), 2)),
+            "label": pa.array([7, 3]).dictionary_encode(),
+            "key": pa.array(["x", "y"]).dictionary_encode(),
+        }
+        path = write(tmp_path / "0.parquet", columns)
+        assert read(path) == [Sample("0/x", b"i", ("a", "b"), 7), Sample("0/y", b"j", ("c",), 3)]
+
+    def test_a_column_of_an_empty_name_is_none(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "0.parquet", {"jpg": [b"i"], "caption": [{"raw": "a"}], "label": ["cat"], "key": [0.5]})
+        assert read(path, caption="", label="", key="") == [Sample("0/000000000", b"i")]
 
     def test_files_of_an_object_store(self) -> None:
         try:
@@ -110,16 +129,30 @@ class TestRejects:
 
 
 class TestDamagedFiles:
-    def test_a_damaged_row_group_gives_what_came_before_and_one_reject(self, tmp_path: Path) -> None:
+    def test_a_damaged_row_group_is_one_reject_beside_whole_ones(self, tmp_path: Path) -> None:
         path = Path(write(tmp_path / "x.parquet", rows(6), row_group_size=2, use_dictionary=False))
-        start = pq.read_metadata(path).row_group(2).column(0).data_page_offset
+        start = pq.read_metadata(path).row_group(1).column(0).data_page_offset
         content = bytearray(path.read_bytes())
         content[start : start + 100] = b"\xff" * 100
         path.write_bytes(content)
         found = read(str(path))
-        assert [item.key for item in found] == [*(f"x/{i:09d}" for i in range(4)), "x/"]
-        assert isinstance(found[-1], Reject)
-        assert found[-1].stage == "read"
+        assert [item.key for item in found] == ["x/000000000", "x/000000001", "x/@2", "x/000000004", "x/000000005"]
+        assert isinstance(found[2], Reject)
+        assert found[2].stage == "read"
+        assert found[2].message.startswith("rows 2 to 3: ")
+
+    def test_a_row_group_damaged_in_the_middle_gives_what_came_before_and_one_reject(self, tmp_path: Path) -> None:
+        content = {"jpg": [b"%09d" % i for i in range(100)]}
+        options = {"row_group_size": 80, "use_dictionary": False, "data_page_size": 1, "write_batch_size": 10}
+        path = Path(write(tmp_path / "x.parquet", content, compression="none", **options))
+        damaged = bytearray(path.read_bytes())
+        start = damaged.index(b"000000050") - 40
+        damaged[start : start + 100] = b"\xff" * 100
+        path.write_bytes(damaged)
+        found = read(str(path))
+        assert [item.key for item in found if isinstance(item, Reject)] == ["x/@32"]
+        assert found[32].message.startswith("rows 32 to 79: ")
+        assert len(found) == 32 + 1 + 20
 
     @pytest.mark.parametrize("content", [b"", b"this is no Parquet" * 1000], ids=["empty", "garbage"])
     def test_what_is_no_parquet_is_one_reject_beside_whole_files(self, tmp_path: Path, content: bytes) -> None:
@@ -156,10 +189,21 @@ class TestWrongRequests:
         with pytest.raises(RequestError, match=f"the {field} column 'gone' is missing; the columns are jpg, caption"):
             ParquetSource(urls=path, **{field: "gone"}).shards()
 
-    def test_a_column_of_another_type(self, tmp_path: Path) -> None:
-        path = write(tmp_path / "0.parquet", rows(1))
-        with pytest.raises(RequestError, match="the label column 'caption' holds string"):
-            ParquetSource(urls=path, label="caption").shards()
+    @pytest.mark.parametrize(
+        ("field", "name", "cells"),
+        [
+            ("image", "jpg", ["1.jpg"]),
+            ("caption", "caption", [{"raw": "a cat"}]),
+            ("label", "label", ["cat"]),
+            ("label", "label", [1.0]),
+            ("key", "key", [b"a"]),
+        ],
+    )
+    def test_a_column_of_another_type(self, tmp_path: Path, field: str, name: str, cells: list[object]) -> None:
+        path = write(tmp_path / "0.parquet", rows(1) | {name: cells})
+        for columns in ({}, {field: name}):
+            with pytest.raises(RequestError, match=f"the {field} column '{name}' holds .*: name another as `{field}`"):
+                ParquetSource(urls=path, **columns).shards()
 
     def test_no_column_holds_images(self, tmp_path: Path) -> None:
         path = write(tmp_path / "0.parquet", {"url": ["x"], "caption": ["text"]})
