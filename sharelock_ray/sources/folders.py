@@ -6,7 +6,7 @@ from typing import Literal
 from sharelock_ray import storage
 from sharelock_ray.config import Config
 from sharelock_ray.errors import RequestError
-from sharelock_ray.sources.listing import IMAGE_EXTENSIONS, TooLargeError, raise_unless_its_own, read_image, sample_key
+from sharelock_ray.sources.listing import IMAGE_EXTENSIONS, raise_unless_its_own, read_image, sample_key
 from sharelock_ray.sources.sample import Reject, Sample, Shard
 
 
@@ -55,7 +55,7 @@ class ClassFolderSource(Config):
                 continue
             try:
                 yield Sample(key, read_image(storage.join(shard.uri, name)), label=shard.index)
-            except (OSError, TooLargeError) as error:
+            except (OSError, ValueError) as error:
                 raise_unless_its_own(error)
                 yield Reject.of(key, "read", error)
 

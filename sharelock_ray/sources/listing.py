@@ -1,7 +1,9 @@
 """What all readers share: naming files as shards, and turning what a record holds into a sample's fields."""
 
 import errno
+import os
 import re
+import stat
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -18,6 +20,10 @@ _PATH_ERRNOS = frozenset(
 )
 # No picture needs more; reading a file whole that says it has would let one sample fill the memory.
 MAX_IMAGE_BYTES = 256 << 20
+
+
+class NoPlainFileError(ValueError):
+    """What has the name of a file and is none."""
 
 
 class TooLargeError(ValueError):
@@ -106,10 +112,15 @@ def read_image(uri: str) -> bytes:
     """The file at `uri`.
 
     Raises:
+        NoPlainFileError: it is a device, a pipe or a socket, which may never end, or never begin.
         TooLargeError: no image is that large.
     """
+    if storage.is_local(uri):
+        mode = os.stat(storage.resolve(uri)[1]).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise NoPlainFileError(f"{uri} is no plain file but a device, a pipe or a socket")
     try:
-        # Not its size, which a device has not, and which would cost an object store a request more.
+        # Not its size, which would cost an object store a request more.
         data = storage.read_bytes(uri, 0, MAX_IMAGE_BYTES + 1)
     except OSError as error:
         if error.errno != errno.EINVAL:

@@ -12,6 +12,7 @@ import pytest
 import support
 from sharelock_ray import storage
 from sharelock_ray.errors import RequestError
+from sharelock_ray.sources.listing import MAX_IMAGE_BYTES
 from sharelock_ray.sources.sample import Reject, Sample
 from sharelock_ray.sources.table import TableSource
 
@@ -229,8 +230,16 @@ class TestImages:
         with pytest.raises(type(fault)):
             next(items)
 
-    def test_without_an_end_are_rejects(self, tmp_path: Path) -> None:
-        (bad,) = read(write_list(tmp_path / "x.csv", [{"image": "/dev/zero"}]))
+    def test_that_are_no_plain_files_are_rejects(self, tmp_path: Path) -> None:
+        # One has no end, and nobody will ever write into the other.
+        os.mkfifo(tmp_path / "pipe")
+        found = read(write_list(tmp_path / "x.csv", [{"image": "/dev/zero"}, {"image": "pipe"}]))
+        assert [(bad.stage, bad.error) for bad in found] == [("read", "NoPlainFileError")] * 2
+
+    def test_beyond_all_measure_are_rejects(self, tmp_path: Path) -> None:
+        with (tmp_path / "hole.jpg").open("wb") as hole:
+            hole.truncate(MAX_IMAGE_BYTES + 1)
+        (bad,) = read(write_list(tmp_path / "x.csv", [{"image": "hole.jpg"}]))
         assert (bad.stage, bad.error) == ("read", "TooLargeError")
 
     def test_without_content_are_samples_of_no_bytes(self, tmp_path: Path) -> None:
