@@ -255,7 +255,8 @@ def _text_tower(model: Any) -> Any:
 def _positions(model: Any) -> int | None:
     """The longest text that a model has positions for, in tokens; None where it does not say."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if positions is None:
+    # XLNet, whose positions are relative, says -1.
+    if positions is None or positions < 0:
         return None
     # RoBERTa and its like count from behind the padding token, which is in their table too.
     tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
