@@ -148,6 +148,12 @@ def newest(rows: list[dict[str, Any]]) -> str:
     return ", ".join(f"{label} {values[name]:.3f}" for name, label in shown.items() if name in values)
 
 
+def pairs_per_second(rows: list[dict[str, Any]], steps_per_second: float) -> str:
+    """The pairs of the steps in `metrics.jsonl`, at that pace, for a person; empty where either is not known."""
+    pairs_per_step = next((row["pairs"] / row["step"] for row in rows if "pairs" in row), 0.0)
+    return f"{pairs_per_step * steps_per_second:,.0f} pairs/s" if pairs_per_step and steps_per_second > 0 else ""
+
+
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
     """`field: old -> new` for each leaf that differs."""
     if isinstance(old, dict) and isinstance(new, dict):

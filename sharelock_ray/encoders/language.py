@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
-from sharelock_ray.encoders.last_layer import OneToken, layers_of, only_one_token
+from sharelock_ray.encoders.last_layer import layers_of, only_one_token
 from sharelock_ray.encoders.norms import FinalNorm, find_norm
 from sharelock_ray.encoders.passes import Arrays, Encoded, Passes, suited
 from sharelock_ray.encoders.provenance import device_name, hub_commit
@@ -83,7 +83,6 @@ class LanguageEncoder:
         # Nothing is generated, so the keys and values of the layers are of no use after the pass.
         model.config.get_text_config().use_cache = False
         self._model = model.eval().requires_grad_(False).to(self._device)
-        self._last_token: OneToken | None = None
         states, self._causal = self._tried()
         self._dims = [int(each.shape[2]) for each in states]
         self._last_token = only_one_token(stack[-1]) if stack and only_last else None

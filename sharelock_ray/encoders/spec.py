@@ -15,7 +15,6 @@ from sharelock_ray.encoders.weights import weights_digest
 from sharelock_ray.errors import RequestError
 
 Modality = Literal["vision", "language"]
-_PRETRAINED = "pretrained"
 
 
 def _found(place: str) -> str:
@@ -78,7 +77,7 @@ class VisionSpec(_EncoderSpec):
     _reads = frozenset({"name", "stored_dtype", "pooling", "final_norm"})
 
     modality: Literal["vision"] = "vision"
-    weights: Annotated[str, AfterValidator(_found)] = _PRETRAINED
+    weights: Annotated[str, AfterValidator(_found)] = "pretrained"
     """`pretrained` (timm's own, from the hub) or the path or URI of a safetensors file."""
     pooling: Literal["model", "cls", "mean", "cls_mean"] = "model"
     """`model` is the model's own pooled output before its classifier; the others need a model with tokens."""
@@ -151,7 +150,7 @@ class VisionSpec(_EncoderSpec):
         return "weights"
 
     def weights_digest(self) -> str | None:
-        return None if self.weights == _PRETRAINED else weights_digest(self.weights)
+        return None if self.weights == "pretrained" else weights_digest(self.weights)
 
 
 class LanguageSpec(_EncoderSpec):

@@ -348,11 +348,14 @@ def _staged(names: Iterable[str]) -> StagedPart:
 
 def content(rows: pa.Table, data: bytes) -> dict[str, Any]:
     """The fields of a `Part` that follow from its rows and its file."""
+    return {"sha256": storage.sha256(data), "bytes": len(data), **content_of_rows(rows)}
+
+
+def content_of_rows(rows: pa.Table) -> dict[str, Any]:
+    """Those that follow from its rows alone."""
     values = pc.min_max(rows["embedding"].combine_chunks().flatten().cast(pa.float32())).as_py()
     keys = pc.unique(rows["key"]).to_pylist()
     return {
-        "sha256": storage.sha256(data),
-        "bytes": len(data),
         "rows": rows.num_rows,
         "keys": len(keys),
         "keys_sha256": keys_digest(keys),

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sharelock_ray import storage
-from sharelock_ray.alignment.run import newest
+from sharelock_ray.alignment.run import newest, pairs_per_second
 from sharelock_ray.features.state import Live, SetState, state_of
 from sharelock_ray.progress import clock
 from sharelock_ray.recipe.schema import Recipe
@@ -69,8 +69,8 @@ def _training(recipe: Recipe) -> StageStatus:
         return StageStatus("train", "stopped", detail)
     rate = recipe.run.steps_per_second()
     if rate:
-        pairs = next((f"{rate * row['pairs'] / row['step']:,.0f} pairs/s, " for row in rows if "pairs" in row), "")
-        detail += f"; {rate:,.1f} steps/s, {pairs}{clock((steps - step) / rate)} left"
+        left = f"{clock((steps - step) / rate)} left"
+        detail += "; " + ", ".join(filter(None, (f"{rate:,.1f} steps/s", pairs_per_second(rows, rate), left)))
     return StageStatus("train", "running", detail)
 
 

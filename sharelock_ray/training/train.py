@@ -21,7 +21,7 @@ from ray.train.collective import broadcast_from_rank_zero
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from sharelock_ray import storage
-from sharelock_ray.alignment.run import RunFolder, TrainingResult, newest
+from sharelock_ray.alignment.run import RunFolder, TrainingResult, newest, pairs_per_second
 from sharelock_ray.alignment.spec import AlignmentSpec
 from sharelock_ray.errors import SharelockError
 from sharelock_ray.features.featureset import open_features
@@ -199,6 +199,4 @@ def _last_step(rows: list[dict[str, Any]]) -> int:
 
 
 def _note(rows: list[dict[str, Any]], steps_per_second: float) -> str:
-    pairs_per_step = [row["pairs"] / row["step"] for row in rows if "pairs" in row][-1:]
-    rates = [f"{pairs * steps_per_second:,.0f} pairs/s" for pairs in pairs_per_step if steps_per_second > 0]
-    return ", ".join([*rates, newest(rows)])
+    return ", ".join(filter(None, (pairs_per_second(rows, steps_per_second), newest(rows))))
