@@ -277,11 +277,11 @@ def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(moment: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_for(moment: Callable[[], bool], process: subprocess.Popen[str] | None = None) -> None:
     """Returns once `moment` holds, while the process runs."""
     deadline = time.monotonic() + 300
     while not moment():
-        assert process.poll() is None, process.communicate()
+        assert process is None or process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
 

@@ -4,8 +4,10 @@ The tensors' file carries its step in its name, so a checkpoint is replaced by p
 sees the old one or the new one whole, on a disk and on an object store.
 """
 
+import math
+import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Self
 
@@ -15,9 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from sharelock_ray import storage
+from sharelock_ray.alignment.background import Background
 from sharelock_ray.alignment.heads import Heads
 from sharelock_ray.alignment.optimizer import Optimizer
-from sharelock_ray.alignment.run import CHECKPOINT
+from sharelock_ray.alignment.run import CHECKPOINT, RunFolder
 from sharelock_ray.alignment.spec import AlignmentSpec
 from sharelock_ray.config import Config
 from sharelock_ray.encoders.spec import EncoderSpec
@@ -25,6 +28,8 @@ from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.features.manifest import Manifest
 
 _HEADS, _OPTIMIZER, _AVERAGE = "heads.", "optimizer.", "average."
+# As long as a checkpoint was on its way, until the next one is due.
+_TIMES_AS_LONG = 9
 
 
 class Side(Config):
@@ -69,6 +74,10 @@ class Checkpoint(Config):
     metrics: dict[str, float]
 
 
+_Snapshot = tuple[Checkpoint, dict[str, torch.Tensor]]
+"""A checkpoint, and copies of its tensors."""
+
+
 def side_of(manifest: Manifest) -> Side:
     """The frozen encoder that made a feature set."""
     return Side.model_validate(
@@ -77,58 +86,90 @@ def side_of(manifest: Manifest) -> Side:
 
 
 class CheckpointWriter:
-    """Saves checkpoints in a thread, in their order, while training goes on.
+    """Publishes a training's `best` and `last` in a thread, while it goes on.
 
-    On a disk or an object store they take seconds, in which a GPU takes hundreds of steps. Until `wait`, a copy of
-    what was saved is in memory. As a context manager it ends when all are published.
+    The paper's head with its optimizer is 0.9 GB, for which a disk or an object store takes seconds and a GPU's step a
+    hundredth of one. So writing is to take a tenth of the time: `is_due` says when, and a better `best` waits in memory
+    until then. As a context manager it ends when all is published.
     """
 
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1)
-        self._pending: list[Future[None]] = []
+    def __init__(self, run: RunFolder) -> None:
+        self._run = run
+        self._thread = Background()
+        self._best: _Snapshot | None = None
+        self._ended, self._seconds = -math.inf, 0.0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        self._pool.shutdown()
         if kind is None:
-            self.wait()
+            self._publish_best()
+        self._thread.__exit__(kind, *error)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the next checkpoint would take no more than its share of the time."""
+        return not self._thread.is_busy and time.monotonic() - self._ended >= _TIMES_AS_LONG * self._seconds
+
+    def keep_best(self, checkpoint: Checkpoint, heads: Heads) -> None:
+        """Has what `heads` are now published as the best, with the next `save` or at the next `wait`."""
+        self._best = checkpoint, _copies(heads)
 
     def save(
         self,
-        folder: str,
         checkpoint: Checkpoint,
         heads: Heads,
-        optimizer: Optimizer | None = None,
+        optimizer: Optimizer,
         average: Heads | None = None,
+        after: Future[None] | None = None,
     ) -> None:
-        """Publishes a checkpoint of what these are now, unless that step or a later one is there.
+        """Publishes what these are now, from which training can go on, behind the best so far.
 
-        Then older tensors are removed. Those of the checkpoint that it replaces stay, for readers who are between its
-        JSON and its tensors. Workers whose driver is gone may still run beside those that a new one has started:
-        neither takes the other back, nor removes what the other is about to publish.
+        Until it is published a copy of it is in memory; where another one is still on its way, this call waits for it.
 
         Args:
-            optimizer, average: also saved where given, so that training can go on from here.
+            after: what has to be done before.
         """
-        tensors = {f"{_HEADS}{name}": value for name, value in heads.state_dict().items()}
-        if optimizer is not None:
-            tensors |= {f"{_OPTIMIZER}{name}": value for name, value in optimizer.state().items()}
-        if average is not None:
-            tensors |= {f"{_AVERAGE}{name}": value for name, value in average.state_dict().items()}
-        copies = {name: _copied(value) for name, value in tensors.items()}
-        self._pending.append(self._pool.submit(_publish, folder, checkpoint, copies, tuple(self._pending)))
+        self._thread.wait()
+        last = checkpoint, _copies(heads, optimizer, average)
+        best, self._best = self._best, None
+        self._thread.do(self._publish_both, best, last, after)
 
     def wait(self) -> None:
-        """Returns once all that was saved is published.
+        """Returns once all that was kept or saved is published.
 
         Raises:
-            RequestError, RunError: storage refused one.
+            RequestError, RunError: storage refused it.
         """
-        pending, self._pending = self._pending, []
-        for saved in pending:
-            saved.result()
+        self._publish_best()
+        self._thread.wait()
+
+    def _publish_best(self) -> None:
+        best, self._best = self._best, None
+        if best is not None:
+            self._thread.do(_publish, self._run.best, *best)
+
+    def _publish_both(self, best: _Snapshot | None, last: _Snapshot, after: Future[None] | None) -> None:
+        started = time.monotonic()
+        if after is not None:
+            after.result()
+        # In this order: a `last` must not speak of a `best` that could not be published.
+        if best is not None:
+            _publish(self._run.best, *best)
+        _publish(self._run.last, *last)
+        self._ended = time.monotonic()
+        self._seconds = self._ended - started
+
+
+def _copies(heads: Heads, optimizer: Optimizer | None = None, average: Heads | None = None) -> dict[str, torch.Tensor]:
+    """What a checkpoint holds of these, in memory of its own."""
+    tensors = {f"{_HEADS}{name}": value for name, value in heads.state_dict().items()}
+    if optimizer is not None:
+        tensors |= {f"{_OPTIMIZER}{name}": value for name, value in optimizer.state().items()}
+    if average is not None:
+        tensors |= {f"{_AVERAGE}{name}": value for name, value in average.state_dict().items()}
+    return {name: _copied(value) for name, value in tensors.items()}
 
 
 def _copied(value: torch.Tensor) -> torch.Tensor:
@@ -136,12 +177,13 @@ def _copied(value: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(value, device="cpu", pin_memory=value.is_cuda).copy_(value)
 
 
-def _publish(
-    folder: str, checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor], earlier: tuple[Future[None], ...]
-) -> None:
-    for each in earlier:
-        # They are done. A `last` must not speak of a `best` that could not be published.
-        each.result()
+def _publish(folder: str, checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Puts a checkpoint into `folder`, unless that step or a later one is there.
+
+    Then older tensors are removed. Those of the checkpoint that it replaces stay, for readers who are between its JSON
+    and its tensors. Workers whose driver is gone may still run beside those that a new one has started: neither takes
+    the other back, nor removes what the other is about to publish.
+    """
     name = f"step-{checkpoint.position.step:08d}.safetensors"
     storage.write_bytes(storage.join(folder, name), save({key: value.contiguous() for key, value in tensors.items()}))
     replaced = read_checkpoint(folder) if has_checkpoint(folder) else None

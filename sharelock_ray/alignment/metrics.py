@@ -3,10 +3,12 @@
 import struct
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from sharelock_ray import storage
+from sharelock_ray.alignment.background import Background
 from sharelock_ray.alignment.run import RunFolder
 
 _WRITE_EVERY_S = 2.0
@@ -21,14 +23,25 @@ class Metrics:
     TensorBoard's event files lie in `tensorboard/` of the run, one for each time that the training was begun or went
     on. They grow with the rows; on an object store, where no file grows, they are put anew at each checkpoint.
 
+    A thread writes, so that no step waits for a disk or a store. What it is refused, a later call raises. As a context
+    manager, all rows are written when it ends, however that is.
+
     Args:
         step: where the training goes on: rows up to it are taken back, later ones come again.
     """
 
     def __init__(self, run: RunFolder, writes: bool, step: int) -> None:
         self.rows = [row for row in run.metrics() if row["step"] <= step] if step else []
-        self._run, self._writes, self._written_at = run, writes, 0.0
+        self._run, self._written_at = run, 0.0
         self._events = _Events(run.tensorboard, step) if writes else None
+        self._thread = Background()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.publish()
+        self._thread.__exit__(*error)
 
     def add(self, row: dict[str, Any]) -> None:
         """A row of numbers, with its `step`."""
@@ -48,21 +61,21 @@ class Metrics:
             self.alive()
             yield item
 
-    def publish(self) -> None:
-        """Writes everything so far, now."""
-        self._write()
-        if self._events is not None:
-            self._events.publish()
+    def publish(self) -> Future[None]:
+        """Has everything so far written; it is once the future is done."""
+        return self._thread.do(self._write, list(self.rows), True)
 
     def _write_if_older_than(self, seconds: float) -> None:
-        if time.monotonic() - self._written_at > seconds:
-            self._write()
-
-    def _write(self) -> None:
-        if self._events is not None:
-            self._run.write_metrics(self.rows)
-            self._events.append()
+        if time.monotonic() - self._written_at > seconds and not self._thread.is_busy:
             self._written_at = time.monotonic()
+            self._thread.do(self._write, list(self.rows), False)
+
+    def _write(self, rows: list[dict[str, Any]], publishes: bool) -> None:
+        if self._events is not None:
+            self._run.write_metrics(rows)
+            self._events.append()
+            if publishes:
+                self._events.publish()
 
 
 class _Events:
@@ -93,12 +106,12 @@ class _Events:
     def append(self) -> None:
         """Lets a local file grow by what is new."""
         if storage.is_local(self._uri):
-            path = Path(storage.resolve(self._uri)[1])
+            path, records = Path(storage.resolve(self._uri)[1]), self._records
             with storage.writing(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with path.open("ab") as stream:
-                    stream.write(self._records[self._written :])
-            self._written = len(self._records)
+                    stream.write(records[self._written :])
+            self._written = len(records)
 
     def publish(self) -> None:
         """Puts the whole file on an object store."""

@@ -103,7 +103,8 @@ class AlignmentSpec(Config):
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of the pairs, chosen by a hash of their keys, that is never trained on."""
     evaluate_every: Annotated[int, Field(ge=1)] = 100
-    """Steps between validations, each of which also writes the checkpoint that a later run continues from."""
+    """Steps between validations, after which the checkpoint is written that a later run continues from; after fewer of
+    them where writing would take more than a tenth of the time."""
     monitor: Literal["loss", "recall"] = "loss"
     """What decides on the best checkpoint and on early stopping: the validation loss, or recall at 1."""
     patience: Annotated[int, Field(ge=1)] | None = None

@@ -9,6 +9,7 @@ training.json      written last: the result of a finished training
 
 import math
 import time
+from collections.abc import Callable
 from contextlib import closing
 from itertools import islice
 from typing import Any
@@ -53,6 +54,7 @@ def train(
     streams: bool = False,
     read: Reader = read_here,
     residents: Residents | None = None,
+    validated: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> None:
     """Trains, or goes on training, until `training.json` is written.
 
@@ -65,6 +67,7 @@ def train(
         streams: whether rows are read from storage even where the node could hold them.
         read: how they are then read.
         residents: sets that an earlier training of this process has left on the device; the next one finds this one's.
+        validated: is called with the row in `metrics.jsonl` of each validation.
 
     Raises:
         RequestError: the folder holds a training that was begun otherwise; the sets do not belong together, hold too
@@ -102,7 +105,7 @@ def train(
     finite = _Finite(run, batches, spec)
     feed = batches.ahead(range(position.step * spec.accumulation, spec.steps * spec.accumulation), *ranks)
     metrics = Metrics(run, optimization.is_main, position.step)
-    with closing(feed), CheckpointWriter() as checkpoints:
+    with closing(feed), metrics, CheckpointWriter(run) as checkpoints:
         while position.step < spec.steps and not _is_stale(spec, position):
             step = position.step
             taken = optimization.step(islice(feed, spec.accumulation), step)
@@ -123,17 +126,19 @@ def train(
                 values = optimization.validate(metrics.alive_over(held_out.sweep(*ranks)))
                 finite.require_validation(step, values, held_out, checkpoints)
                 position = _judged(position, values, spec)
-                metrics.add({"step": step + 1, **values, "logit_scale": float(heads.logit_scale.detach())})
-                metrics.publish()
+                row = {"step": step + 1, **values, "logit_scale": float(heads.logit_scale.detach())}
+                metrics.add(row)
+                validated(row)
+                ends = position.step == spec.steps or _is_stale(spec, position)
                 if optimization.is_main:
                     checkpoint = Checkpoint(
                         spec=spec, vision=vision_side, language=language_side, position=position, metrics=values
                     )
-                    # One copy of them in memory is enough.
-                    checkpoints.wait()
-                    if position.best_step == step + 1:
-                        checkpoints.save(run.best, checkpoint, optimization.evaluated)
-                    checkpoints.save(run.last, checkpoint, heads, optimization.optimizer, optimization.average)
+                    if position.best_step == position.step:
+                        checkpoints.keep_best(checkpoint, optimization.evaluated)
+                    if ends or checkpoints.is_due:
+                        told = metrics.publish()
+                        checkpoints.save(checkpoint, heads, optimization.optimizer, optimization.average, after=told)
     if optimization.is_main:
         run.finish(_result(position, metrics.rows, pairs, len(training), len(validation), heads, spec))
 

@@ -241,6 +241,7 @@ def train(
     threads: Threads = 1,
     steps: Annotated[int, typer.Option(min=0, help="Also a whole training of so many steps.")] = 0,
     pairs: Annotated[int, typer.Option(min=64, help="Random pairs that it trains on.")] = 20_000,
+    evaluate_every: Annotated[int, typer.Option(min=1, help="Its steps between validations; 31 in cc3m.yaml.")] = 31,
     repeats: Repeats = 3,
     as_json: AsJson = False,
 ) -> None:
@@ -277,7 +278,7 @@ def train(
         rows.append(["seconds grow as batch to the power of", f"{found.slope:.2f}", *[""] * 5])
     result = asdict(found) | {"slope": found.slope, "share_of_product": found.step.share_of_product}
     if steps:
-        run = bench.whole_run(setting, pairs, steps)
+        run = bench.whole_run(setting, pairs, steps, evaluate_every)
         rate, share = run.flop_per_second, run.flop_per_second / statistics.median(found.step.product)
         rows.append(
             [

@@ -174,12 +174,12 @@ class Run:
         return self.setting.flop * self.steps / self.seconds
 
 
-def whole_run(setting: Setting, pairs: int, steps: int) -> Run:
-    """Trains on `pairs` random pairs for `steps` steps, and validates ten times."""
+def whole_run(setting: Setting, pairs: int, steps: int, evaluate_every: int) -> Run:
+    """Trains on `pairs` random pairs for `steps` steps, with a validation after each `evaluate_every`."""
     torch.set_num_threads(setting.threads)
     with tempfile.TemporaryDirectory(prefix="sharelock-bench-") as folder, cache_in(folder):
         uris = write_pairs(folder, pairs, (setting.vision_dim, setting.language_dim))
-        spec = setting.spec.model_copy(update={"steps": steps, "evaluate_every": max(1, steps // 10)})
+        spec = setting.spec.model_copy(update={"steps": steps, "evaluate_every": evaluate_every})
         run = RunFolder(str(Path(folder) / "run"))
         started = time.perf_counter()
         train(run, *uris, spec, setting.device, compiled=setting.compiled)

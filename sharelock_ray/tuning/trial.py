@@ -1,7 +1,6 @@
 """One trial, in whatever process: trains, scores, and records how it ended."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -44,12 +43,12 @@ class TrialJob(Config):
     """File of the embedded prompts (C, T, D_language) of its classes."""
 
 
-def run_trial(job: TrialJob, report: Callable[[list[dict[str, Any]]], None]) -> Trial:
+def run_trial(job: TrialJob, report: Callable[[dict[str, Any]], None]) -> Trial:
     """Trains and scores, or goes on with it, and publishes the record; whatever goes wrong is recorded too.
 
     Args:
-        report: is given the rows of `metrics.jsonl` whenever they are written. What it raises beyond `Exception`, such
-            as `SystemExit`, ends the trial without a record.
+        report: is given the row in `metrics.jsonl` of each validation. What it raises beyond `Exception`, such as
+            `SystemExit`, ends the trial without a record.
     """
     torch.set_num_threads(job.threads)
     before = joules() if job.device == "cuda" else None
@@ -81,12 +80,12 @@ def ended_early(trial: Trial, rows: list[dict[str, Any]], state: str, reason: st
     return trial.model_copy(update={"state": state, "reason": reason, "values": values, "steps": steps})
 
 
-def _trained(job: TrialJob, report: Callable[[list[dict[str, Any]]], None]) -> dict[str, Any]:
+def _trained(job: TrialJob, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """The fields of a finished trial's record."""
-    run = _ReportedRun(job.trial.run, report)
+    run = RunFolder(job.trial.run)
     run.begin(job.spec, open_features(job.vision).manifest, open_features(job.language).manifest)
     if run.result() is None:
-        train(run, job.vision, job.language, job.spec, job.device, residents=_residents)
+        train(run, job.vision, job.language, job.spec, job.device, residents=_residents, validated=report)
     result = run.result()
     assert result is not None
     model = load_model(run.best, job.device)
@@ -100,17 +99,6 @@ def _trained(job: TrialJob, report: Callable[[list[dict[str, Any]]], None]) -> d
     if job.test is not None and job.prompts is not None:
         values["zero_shot"] = zero_shot_accuracy(model, _classes(job.test, job.prompts))
     return {"state": "finished", "values": values, "steps": result.steps}
-
-
-@dataclass(frozen=True)
-class _ReportedRun(RunFolder):
-    """A run's folder whose metrics are also told as they are written, which is at every validation."""
-
-    report: Callable[[list[dict[str, Any]]], None]
-
-    def write_metrics(self, rows: list[dict[str, Any]]) -> None:
-        super().write_metrics(rows)
-        self.report(rows)
 
 
 # Their embeddings are mapped: these hold rows and keys only.

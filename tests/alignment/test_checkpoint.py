@@ -1,10 +1,10 @@
 """Checkpoints come back as they were saved, and are replaced without a moment in which there is none."""
 
 import threading
+import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ from sharelock_ray.alignment.checkpoint import (
 )
 from sharelock_ray.alignment.heads import Heads
 from sharelock_ray.alignment.optimizer import Adam
+from sharelock_ray.alignment.run import RunFolder
 from sharelock_ray.alignment.spec import AlignmentSpec, ProjectionSpec
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.errors import RequestError, RunError
@@ -34,17 +35,22 @@ LANGUAGE = Side(encoder=LanguageSpec(name="l", model="none"), weights_sha256=Non
 
 
 @pytest.fixture(params=["local", "memory"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RunFolder]:
     if request.param == "local":
-        yield str(tmp_path / "run" / "last")
+        yield RunFolder(str(tmp_path / "run"))
     else:
-        yield "memory://checkpoint-test/last"
+        yield RunFolder("memory://checkpoint-test/run")
         storage.remove("memory://checkpoint-test")
 
 
-def save_checkpoint(*checkpoint: Any) -> None:
-    with CheckpointWriter() as checkpoints:
-        checkpoints.save(*checkpoint)
+@pytest.fixture
+def folder(run: RunFolder) -> str:
+    return run.best
+
+
+def save_best(run: RunFolder, checkpoint: Checkpoint, trained: Heads) -> None:
+    with CheckpointWriter(run) as checkpoints:
+        checkpoints.keep_best(checkpoint, trained)
 
 
 def heads(seed: int) -> Heads:
@@ -74,10 +80,10 @@ def equal(one: Heads, other: Heads) -> bool:
     return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
 
 
-def test_comes_back_as_it_was_saved(folder: str) -> None:
+def test_comes_back_as_it_was_saved(run: RunFolder, folder: str) -> None:
     assert not has_checkpoint(folder)
     saved = heads(0)
-    save_checkpoint(folder, described(10), saved)
+    save_best(run, described(10), saved)
     assert has_checkpoint(folder)
     found = read_checkpoint(folder)
     assert found == described(10).model_copy(update={"tensors": found.tensors})
@@ -85,42 +91,35 @@ def test_comes_back_as_it_was_saved(folder: str) -> None:
     assert not equal(load_heads(folder, found), heads(1))
 
 
-def test_training_goes_on_as_if_nothing_had_happened(folder: str) -> None:
+def test_training_goes_on_as_if_nothing_had_happened(run: RunFolder) -> None:
     whole = heads(0)
     optimizer = optimizer_of(whole)
     take_steps(whole, optimizer, range(3))
-    save_checkpoint(folder, described(3), whole, optimizer)
+    with CheckpointWriter(run) as checkpoints:
+        checkpoints.save(described(3), whole, optimizer)
     restored = heads(1)
     other = optimizer_of(restored)
-    restore(folder, read_checkpoint(folder), restored, other)
+    restore(run.last, read_checkpoint(run.last), restored, other)
     assert equal(restored, whole)
     take_steps(whole, optimizer, range(3, 6))
     take_steps(restored, other, range(3, 6))
     assert equal(restored, whole)
 
 
-def test_none_is_published_behind_one_that_could_not_be(tmp_path: Path) -> None:
-    (tmp_path / "best").write_text("A file, where a folder has to be.")
-    with CheckpointWriter() as checkpoints:
-        for name in ("best", "last"):
-            checkpoints.save(str(tmp_path / name), described(10), heads(0))
-        with pytest.raises(RequestError, match="best"):
-            checkpoints.wait()
-    assert not has_checkpoint(str(tmp_path / "last"))
-
-
-def test_a_new_one_replaces_the_old_and_removes_the_tensors_before_it(folder: str) -> None:
+def test_a_new_one_replaces_the_old_and_removes_the_tensors_before_it(run: RunFolder, folder: str) -> None:
     for step in (10, 20, 30):
-        save_checkpoint(folder, described(step), heads(step))
+        save_best(run, described(step), heads(step))
     assert storage.names(folder) == ["checkpoint.json", "step-00000020.safetensors", "step-00000030.safetensors"]
     found = read_checkpoint(folder)
     assert found.position.step == 30
     assert equal(load_heads(folder, found), heads(30))
 
 
-def test_whoever_reads_at_any_moment_finds_one_whole(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whoever_reads_at_any_moment_finds_one_whole(
+    run: RunFolder, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for step in (5, 10):
-        save_checkpoint(folder, described(step), heads(step))
+        save_best(run, described(step), heads(step))
     seen = []
 
     def looking_first(change):
@@ -134,42 +133,42 @@ def test_whoever_reads_at_any_moment_finds_one_whole(folder: str, monkeypatch: p
 
     for name in ("write_bytes", "write_json", "remove"):
         monkeypatch.setattr(storage, name, looking_first(getattr(storage, name)))
-    save_checkpoint(folder, described(20), heads(20))
+    save_best(run, described(20), heads(20))
     assert (set(seen), seen[-1]) == ({10, 20}, 20)
     assert equal(load_heads(folder, read_checkpoint(folder)), heads(20))
 
 
-def test_workers_of_a_lost_driver_never_take_the_new_ones_back(folder: str) -> None:
+def test_workers_of_a_lost_driver_never_take_the_new_ones_back(run: RunFolder, folder: str) -> None:
     for step in (10, 20, 30):
-        save_checkpoint(folder, described(step), heads(step))
-    save_checkpoint(folder, described(15), heads(15))
+        save_best(run, described(step), heads(step))
+    save_best(run, described(15), heads(15))
     found = read_checkpoint(folder)
     assert found.position.step == 30
     assert equal(load_heads(folder, found), heads(30))
-    save_checkpoint(folder, described(40), heads(40))
+    save_best(run, described(40), heads(40))
     assert storage.names(folder) == ["checkpoint.json", "step-00000030.safetensors", "step-00000040.safetensors"]
 
 
 def test_of_two_drivers_at_once_are_whole_at_any_moment(tmp_path: Path) -> None:
-    folder = str(tmp_path / "last")
+    run = RunFolder(str(tmp_path))
     saved = {step: heads(step) for step in range(10, 210, 10)}
     stop = threading.Event()
     seen: list[int] = []
 
     def read() -> None:
         while not stop.is_set():
-            if has_checkpoint(folder):
-                found = read_checkpoint(folder)
+            if has_checkpoint(run.best):
+                found = read_checkpoint(run.best)
                 try:
-                    assert equal(load_heads(folder, found), saved[found.position.step])
+                    assert equal(load_heads(run.best, found), saved[found.position.step])
                 except RunError:
                     # Here two more can be published between the reader's two reads.
-                    assert read_checkpoint(folder).position.step >= found.position.step + 20
+                    assert read_checkpoint(run.best).position.step >= found.position.step + 20
                 seen.append(found.position.step)
 
     def save(steps: list[int]) -> None:
         for step in steps:
-            save_checkpoint(folder, described(step), saved[step])
+            save_best(run, described(step), saved[step])
 
     # One has gone on from step 100, while the other is still on its way there.
     with ThreadPoolExecutor(3) as pool:
@@ -179,13 +178,13 @@ def test_of_two_drivers_at_once_are_whole_at_any_moment(tmp_path: Path) -> None:
         stop.set()
         reading.result()
     assert len(seen) > 1
-    assert read_checkpoint(folder).position.step == 200
+    assert read_checkpoint(run.best).position.step == 200
 
 
-def test_a_slow_reader_still_finds_the_tensors_of_what_it_read(folder: str) -> None:
-    save_checkpoint(folder, described(10), heads(10))
+def test_a_slow_reader_still_finds_the_tensors_of_what_it_read(run: RunFolder, folder: str) -> None:
+    save_best(run, described(10), heads(10))
     found = read_checkpoint(folder)
-    save_checkpoint(folder, described(20), heads(20))
+    save_best(run, described(20), heads(20))
     assert equal(load_heads(folder, found), heads(10))
 
 
@@ -195,8 +194,8 @@ def test_a_folder_without_one_is_a_wrong_request(folder: str) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[]", b"\xff"])
-def test_a_damaged_description_is_an_error_that_names_it(folder: str, content: bytes) -> None:
-    save_checkpoint(folder, described(10), heads(0))
+def test_a_damaged_description_is_an_error_that_names_it(run: RunFolder, folder: str, content: bytes) -> None:
+    save_best(run, described(10), heads(0))
     storage.write_bytes(storage.join(folder, "checkpoint.json"), content)
     with pytest.raises(RunError, match=r"checkpoint\.json is damaged") as error:
         read_checkpoint(folder)
@@ -204,8 +203,8 @@ def test_a_damaged_description_is_an_error_that_names_it(folder: str, content: b
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "of other shapes"])
-def test_damaged_tensors_are_an_error_that_names_them(folder: str, damage: str) -> None:
-    save_checkpoint(folder, described(10), heads(0))
+def test_damaged_tensors_are_an_error_that_names_them(run: RunFolder, folder: str, damage: str) -> None:
+    save_best(run, described(10), heads(0))
     path = storage.join(folder, "step-00000010.safetensors")
     checkpoint = read_checkpoint(folder)
     if damage == "truncated":
@@ -219,31 +218,93 @@ def test_damaged_tensors_are_an_error_that_names_them(folder: str, damage: str) 
 
 
 class TestWriter:
-    def test_saves_what_was_there_while_training_goes_on(self, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        go_on = threading.Event()
-        write = storage.write_bytes
-
-        def slow(uri: str, data: bytes) -> None:
-            assert go_on.wait(60)
-            write(uri, data)
-
-        monkeypatch.setattr(storage, "write_bytes", slow)
+    def test_saves_what_was_there_while_training_goes_on(self, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+        go_on = held(monkeypatch)
         trained, expected = heads(0), heads(0).state_dict()
-        with CheckpointWriter() as checkpoints:
-            checkpoints.save(folder, described(10), trained)
+        optimizer = optimizer_of(trained)
+        with CheckpointWriter(run) as checkpoints:
+            checkpoints.keep_best(described(10), trained)
+            checkpoints.save(described(10), trained, optimizer)
             trained.load_state_dict(heads(1).state_dict())
-            assert not has_checkpoint(folder)
+            assert not has_checkpoint(run.best)
             go_on.set()
             checkpoints.wait()
-            assert has_checkpoint(folder)
-        for name, value in load_heads(folder, read_checkpoint(folder)).state_dict().items():
-            assert torch.equal(value, expected[name])
+            assert has_checkpoint(run.last)
+        for folder in (run.best, run.last):
+            for name, value in load_heads(folder, read_checkpoint(folder)).state_dict().items():
+                assert torch.equal(value, expected[name])
 
-    def test_says_what_storage_refused(self, folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_is_due_only_where_writing_stays_a_tenth_of_the_time(
+        self, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        now, trained = [100.0], heads(0)
+        monkeypatch.setattr(time, "monotonic", lambda: now[0])
+        go_on = held(monkeypatch)
+        with CheckpointWriter(run) as checkpoints:
+            assert checkpoints.is_due
+            checkpoints.save(described(10), trained, optimizer_of(trained))
+            now[0] = 102.0
+            assert not checkpoints.is_due
+            go_on.set()
+            checkpoints.wait()
+            assert not checkpoints.is_due
+            now[0] = 119.0
+            assert not checkpoints.is_due
+            now[0] = 120.0
+            assert checkpoints.is_due
+
+    def test_keeps_the_best_in_memory_until_the_next_save(self, run: RunFolder) -> None:
+        trained = heads(0)
+        with CheckpointWriter(run) as checkpoints:
+            for step in (10, 20):
+                checkpoints.keep_best(described(step), heads(step))
+            assert not has_checkpoint(run.best)
+            checkpoints.save(described(30), trained, optimizer_of(trained))
+            checkpoints.wait()
+            assert storage.names(run.best) == ["checkpoint.json", "step-00000020.safetensors"]
+            assert equal(load_heads(run.best, read_checkpoint(run.best)), heads(20))
+            assert read_checkpoint(run.last).position.step == 30
+            checkpoints.keep_best(described(40), heads(40))
+        assert equal(load_heads(run.best, read_checkpoint(run.best)), heads(40))
+
+    def test_publishes_nothing_behind_a_best_that_could_not_be(self, tmp_path: Path) -> None:
+        (tmp_path / "best").write_text("A file, where a folder has to be.")
+        run, trained = RunFolder(str(tmp_path)), heads(0)
+        with CheckpointWriter(run) as checkpoints:
+            checkpoints.keep_best(described(10), trained)
+            checkpoints.save(described(10), trained, optimizer_of(trained))
+            with pytest.raises(RequestError, match="best"):
+                checkpoints.wait()
+        assert not has_checkpoint(run.last)
+
+    def test_publishes_nothing_before_what_has_to_be_done_first(self, run: RunFolder) -> None:
+        first: Future[None] = Future()
+        trained = heads(0)
+        with CheckpointWriter(run) as checkpoints:
+            checkpoints.save(described(10), trained, optimizer_of(trained), after=first)
+            time.sleep(0.1)
+            assert not has_checkpoint(run.last)
+            first.set_result(None)
+            checkpoints.wait()
+        assert has_checkpoint(run.last)
+
+    def test_says_what_storage_refused(self, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
         def full(uri: str, data: bytes) -> None:
             raise OSError("No space left on device")
 
         monkeypatch.setattr(storage, "write_bytes", full)
         with pytest.raises(OSError, match="No space left"):
-            save_checkpoint(folder, described(10), heads(0))
-        assert not has_checkpoint(folder)
+            save_best(run, described(10), heads(0))
+        assert not has_checkpoint(run.best)
+
+
+def held(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """What storage is given to write waits for it."""
+    go_on, write = threading.Event(), storage.write_bytes
+
+    def slow(uri: str, data: bytes) -> None:
+        assert go_on.wait(60)
+        write(uri, data)
+
+    monkeypatch.setattr(storage, "write_bytes", slow)
+    return go_on

@@ -1,6 +1,7 @@
 """Training on one process: it learns, goes on after an interruption as if there had been none, and stops in time."""
 
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -114,6 +115,31 @@ def test_goes_on_at_the_exact_step_with_the_same_losses(
         assert all(torch.equal(resumed[name], value) for name, value in unbroken.items())
 
 
+def test_a_slow_store_gets_fewer_checkpoints_and_changes_nothing(
+    tmp_path: Path, features: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, slow = RunFolder(str(tmp_path / "whole")), RunFolder(str(tmp_path / "slow"))
+    spec = SPEC.model_copy(update={"evaluate_every": 1})
+    train(whole, *features, spec)
+    written, write = [], storage.write_bytes
+
+    def slowly(uri: str, data: bytes) -> None:
+        if uri.endswith(".safetensors"):
+            written.append(uri)
+            time.sleep(0.2)
+        write(uri, data)
+
+    monkeypatch.setattr(storage, "write_bytes", slowly)
+    with killed_in(25):
+        train(slow, *features, spec)
+    train(slow, *features, spec)
+    assert len(written) < 20
+    assert slow.metrics() == whole.metrics()
+    for folder in ("best", "last"):
+        ours, theirs = (weights(getattr(run, folder)) for run in (slow, whole))
+        assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
 @pytest.mark.parametrize("world_size", [2, 4])
 @pytest.mark.parametrize("index", range(len(CURVES)), ids=map(str, CURVES))
 def test_any_number_of_workers_gives_the_same_curve(curves: Path, world_size: int, index: int) -> None:
@@ -194,7 +220,7 @@ def test_one_bad_row_is_named_with_the_step_that_met_it_and_the_checkpoint_befor
     spoil(features[0], bad)
     run = RunFolder(str(tmp_path / "run"))
     with pytest.raises(RunError, match="last, of step 2") as error:
-        train(run, *features, SPEC.model_copy(update={"evaluate_every": 1}))
+        train(run, *features, SPEC.model_copy(update={"evaluate_every": 2}))
     told = storage.read_json(run.non_finite)
     assert batches.keys(2)[5] in told["keys"]
     assert told["step"] == 3

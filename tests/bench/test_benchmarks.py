@@ -175,7 +175,7 @@ class TestTrain:
         assert found.share_of_product is None
 
     def test_a_whole_run_trains_as_many_steps(self) -> None:
-        run = train.whole_run(self.SETTING, pairs=400, steps=12)
+        run = train.whole_run(self.SETTING, pairs=400, steps=12, evaluate_every=5)
         assert (run.steps, run.pairs) == (12, 400)
         assert run.placement.startswith("batches come from the host")
         assert min(run.seconds, run.open_seconds) > 0
