@@ -56,6 +56,14 @@ class RunFolder:
         """What a loss that was not finite came from."""
         return storage.join(self.uri, "non-finite.json")
 
+    @property
+    def _request(self) -> str:
+        return storage.join(self.uri, "training-request.json")
+
+    def begun_age(self) -> float | None:
+        """Seconds since the run was first begun; None where it was not."""
+        return storage.age(self._request) if storage.exists(self._request) else None
+
     def begin(self, spec: AlignmentSpec, vision: Manifest, language: Manifest) -> None:
         """Fixes what the run trains on.
 
@@ -66,11 +74,10 @@ class RunFolder:
             "alignment": spec.model_dump(mode="json"),
             "features": {"vision": vision.digest, "language": language.digest},
         }
-        path = storage.join(self.uri, "training-request.json")
-        if not storage.exists(path):
-            storage.write_json(path, asked)
+        if not storage.exists(self._request):
+            storage.write_json(self._request, asked)
             return
-        known = storage.read_json(path)
+        known = storage.read_json(self._request)
         # A setting that the run's version did not know yet had what is its default now.
         known["alignment"] = AlignmentSpec().model_dump(mode="json") | known["alignment"]
         changed = _differences(known, asked)

@@ -62,7 +62,8 @@ def _training(recipe: Recipe) -> StageStatus:
         return StageStatus("train", "done", f"{result.steps:,} steps, {best}")
     rows = recipe.run.metrics()
     if not rows:
-        return StageStatus("train", "waiting")
+        age = recipe.run.begun_age()
+        return StageStatus("train", "waiting", "" if age is None else f"begun {clock(age)} ago, no step yet")
     step, steps = rows[-1]["step"], recipe.alignment.steps
     detail = f"step {step:,} of {steps:,}, {newest(rows)}"
     if recipe.run.metrics_age() > _SILENT_S:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import Any
 
 from sharelock_ray import engine
@@ -29,6 +30,9 @@ from sharelock_ray.progress import Progress, say
 from sharelock_ray.training.options import TrainingOptions
 
 _POLL_S = 1.0
+# Of a worker with the others, of which one may still open its node's features. NCCL's own is ten minutes; of a lost
+# worker Ray tells within seconds.
+_PATIENCE = timedelta(hours=2)
 
 
 def train(run: RunFolder, vision: str, language: str, spec: AlignmentSpec, options: TrainingOptions) -> TrainingResult:
@@ -109,17 +113,17 @@ def _trainer(run: RunFolder, vision: str, language: str, spec: AlignmentSpec, op
 
 def _worker(config: dict[str, Any]) -> None:
     run = RunFolder(config["run"])
-    # Ray starts all workers anew where one has found a fault and the others have lost it.
     if run.fault() is not None:
         return
     import torch
 
+    from sharelock_ray.alignment.distributed import world_size
     from sharelock_ray.alignment.train import train as train_on_rank
     from sharelock_ray.training.streaming import read_by_tasks
 
     torch.set_num_threads(config["threads"])
-    try:
-        with _process_group("nccl" if config["device"] == "cuda" else "gloo"):
+    with _process_group("nccl" if config["device"] == "cuda" else "gloo"):
+        try:
             train_on_rank(
                 run,
                 config["vision"],
@@ -130,9 +134,11 @@ def _worker(config: dict[str, Any]) -> None:
                 streams=config["streams"],
                 read=read_by_tasks,
             )
-    # Raised, it would be taken for the loss of a worker, and tried again.
-    except SharelockError as error:
-        run.say_fault(error)
+        except SharelockError as error:
+            run.say_fault(error)
+            # Others may wait for this one. To Ray it is lost, so it ends them too; what it starts anew returns.
+            if world_size() > 1:
+                raise
 
 
 @contextmanager
@@ -143,7 +149,7 @@ def _process_group(backend: str) -> Iterator[None]:
     context = get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     address = broadcast_from_rank_zero(_free_address() if rank == 0 else None)
-    dist.init_process_group(backend, init_method=address, rank=rank, world_size=world_size)
+    dist.init_process_group(backend, init_method=address, rank=rank, world_size=world_size, timeout=_PATIENCE)
     try:
         yield
     finally:

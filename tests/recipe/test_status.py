@@ -71,6 +71,14 @@ def test_what_a_driver_of_another_version_told_is_left_out(recipe: Recipe) -> No
     assert (status(recipe)[0].state, status(recipe)[0].detail) == ("stopped", "0 of 2 parts sealed")
 
 
+def test_a_training_that_opens_its_features_is_told_from_one_that_nobody_began(recipe: Recipe) -> None:
+    assert (status(recipe)[2].state, status(recipe)[2].detail) == ("waiting", "")
+    request = Path(recipe.output) / "training-request.json"
+    storage.write_json(str(request), {})
+    os.utime(request, (time.time() - 75, time.time() - 75))
+    assert (status(recipe)[2].state, status(recipe)[2].detail) == ("waiting", "begun 1:15 ago, no step yet")
+
+
 def test_a_training_tells_its_step_and_loss(recipe: Recipe) -> None:
     recipe.run.write_metrics([{"step": 1, "loss": 4.0}, {"step": 10, "loss": 3.25}])
     assert (status(recipe)[2].state, status(recipe)[2].detail) == ("running", "step 10 of 20, loss 3.250")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import psutil
@@ -16,11 +17,13 @@ import pytest
 import losses
 import support
 from sharelock_ray import storage
+from sharelock_ray.alignment import distributed
 from sharelock_ray.alignment.checkpoint import read_checkpoint
 from sharelock_ray.alignment.run import RunFolder
 from sharelock_ray.alignment.spec import AlignmentSpec, ProjectionSpec
 from sharelock_ray.alignment.train import train as train_alone
 from sharelock_ray.errors import RequestError
+from sharelock_ray.training import train as loop
 from sharelock_ray.training.options import TrainingOptions
 from sharelock_ray.training.train import train
 
@@ -112,6 +115,23 @@ class TestTrain:
     def test_more_workers_than_cpus_fail_at_once(self, tmp_path: Path, features: tuple[str, str]) -> None:
         with pytest.raises(RequestError, match="needs 64 CPU"):
             train(RunFolder(str(tmp_path)), *features, SPEC, TrainingOptions(num_workers=64))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_that_finds_a_fault_lets_no_other_wait_for_it(
+    tmp_path: Path, features: tuple[str, str], monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    run = RunFolder(str(tmp_path))
+    storage.write_json(str(tmp_path / "training-request.json"), {"alignment": {}, "features": {"vision": "another"}})
+    monkeypatch.setattr(loop, "_process_group", lambda backend: nullcontext())
+    monkeypatch.setattr(distributed, "world_size", lambda group=None: workers)
+    config = {"run": run.uri, "vision": features[0], "language": features[1], "spec": SPEC.model_dump(), "threads": 1}
+    config |= {"device": "cpu", "compiled": False, "streams": False}
+    with pytest.raises(RequestError, match="other settings") if workers > 1 else nullcontext():
+        loop._worker(config)
+    assert isinstance(run.fault(), RequestError)
+    # So does one that is started anew, which would find it again.
+    assert loop._worker(config) is None
 
 
 @pytest.mark.slow
