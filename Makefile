@@ -9,9 +9,9 @@ UV = $(shell command -v uv || echo $(BIN)/uv)
 demo: .venv/.installed
 	$(BIN)/sharelock demo
 
-# Two processes, since many tests wait for the start of others; each file runs in one of them.
+# Two processes, since many tests wait for the start of others; each file runs in one of them, slow ones first.
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

@@ -68,6 +68,12 @@ class TestDecoding:
         assert decoded == [(120, 90), (60, 45), (90, 120), (45, 60)]
 
 
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For memory that others might give back."""
+    monkeypatch.setattr("sharelock_ray.encoders.passes._WAITS_S", (0.01,))
+
+
 def limit_memory(module: torch.nn.Module, fits) -> None:
     """A device that has not the memory for what `fits` denies: the model raises what torch raises there."""
 

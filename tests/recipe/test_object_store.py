@@ -20,7 +20,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint_in_the_bucket(
     s3_server: str, bucket: str, tmp_path: Path
 ) -> None:
     # For longer than a worker outlives its driver, three seconds.
-    path = support.write_study(tmp_path / "study.yaml", storage.join(bucket, "run"), steps=8000, evaluate_every=200)
+    path = support.write_study(tmp_path / "study.yaml", storage.join(bucket, "run"), steps=5000, evaluate_every=200)
     recipe = read_recipe(path)
     run = RunFolder(recipe.output)
     driver = support.start("train", path, **object_store.environment(s3_server))
