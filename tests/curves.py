@@ -1,14 +1,17 @@
 """Trainings whose course must not depend on the number of workers. Imports little: every process of a group does."""
 
+import time
 from collections.abc import Iterator
 from typing import ClassVar
 
 import torch.distributed as dist
 
+from sharelock_ray import storage
 from sharelock_ray.alignment.distributed import Group
 from sharelock_ray.alignment.run import RunFolder
 from sharelock_ray.alignment.spec import AlignmentSpec
 from sharelock_ray.alignment.train import train
+from sharelock_ray.errors import RunError
 
 CURVES = [
     {"language": {"norm": "batch"}, "accumulation": 2, "positives": "text"},
@@ -67,3 +70,23 @@ def train_on_two_and_four(rank: int, world_size: int, folder: str, features: tup
         train_curves(folder, features, 2, pair)
     train_curves(folder, features, world_size)
     return rank
+
+
+def train_to_a_bad_row(rank: int, world_size: int, folder: str, features: tuple[str, str]) -> str:
+    """For `ranks.on_ranks`: what ends a training with a bad row in its third batch, while its disk is slow."""
+    write = storage.write_bytes
+
+    def slowly(uri: str, data: bytes) -> None:
+        time.sleep(1 if uri.endswith(".safetensors") else 0)
+        write(uri, data)
+
+    storage.write_bytes = slowly
+    try:
+        train(
+            RunFolder(folder),
+            *features,
+            AlignmentSpec.model_validate(_COMMON | {"language": _HEAD, "evaluate_every": 2}),
+        )
+    except RunError as error:
+        return str(error)
+    raise AssertionError

@@ -124,7 +124,7 @@ class TestRuns:
             process = support.start("demo", str(recipe))
             support.wait_for(moment, process)
             stop(process)
-        assert not (run / "training.json").exists()
+        assert not (run / "evaluation.json").exists()
         code, _, err = sharelock("demo", str(recipe))
         assert code == 0, err
         parts = list(undisturbed.rglob("*.parquet"))

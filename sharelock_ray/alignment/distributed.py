@@ -34,6 +34,11 @@ def max_over_ranks(x: torch.Tensor, group: Group = None) -> torch.Tensor:
     return x
 
 
+def wait_for_all(device: torch.device, group: Group = None) -> None:
+    """Returns once every rank has come here."""
+    sum_over_ranks(torch.zeros(1, device=device), group).item()
+
+
 def same_on_ranks(value: int, device: torch.device, group: Group = None) -> bool:
     """Whether every rank has this `value`."""
     highest, lowest = max_over_ranks(torch.tensor([value, -value], device=device), group).tolist()

@@ -27,7 +27,7 @@ from sharelock_ray.alignment.checkpoint import (
     restore,
     side_of,
 )
-from sharelock_ray.alignment.distributed import Group, rank, same_on_ranks, world_size
+from sharelock_ray.alignment.distributed import Group, rank, same_on_ranks, wait_for_all, world_size
 from sharelock_ray.alignment.feeding import MappedRows, Placement, Residents, RowStore, placement
 from sharelock_ray.alignment.heads import Heads
 from sharelock_ray.alignment.memory import keep_freed_memory
@@ -102,7 +102,7 @@ def train(
         run.say_feeding(f"batches come from the {store.placement.kind} ({store.placement.reason})")
     ranks = rank(group), world_size(group)
     started = time.monotonic() - position.seconds
-    finite = _Finite(run, batches, spec)
+    finite = _Finite(run, batches, spec, group)
     feed = batches.ahead(range(position.step * spec.accumulation, spec.steps * spec.accumulation), *ranks)
     metrics = Metrics(run, optimization.is_main, position.step)
     with closing(feed), metrics, CheckpointWriter(run) as checkpoints:
@@ -174,10 +174,12 @@ class _Finite:
     """Watches every step's loss and gradient, and stops a training in which one is no number any more.
 
     On a GPU nothing waits for a step: what it gave is looked at on the GPU, and asked for when it is logged anyway.
+    Every rank finds the same, and raises once the main one has published all that it has, since one that raises may be
+    the end of the others.
     """
 
-    def __init__(self, run: RunFolder, batches: PairBatches, spec: AlignmentSpec) -> None:
-        self._run, self._batches, self._spec = run, batches, spec
+    def __init__(self, run: RunFolder, batches: PairBatches, spec: AlignmentSpec, group: Group) -> None:
+        self._run, self._batches, self._spec, self._group = run, batches, spec, group
         # Of the first bad step: its number, loss and gradient norm; a step of -1 where all were good.
         self._first: torch.Tensor | None = None
 
@@ -191,7 +193,7 @@ class _Finite:
         self._first = torch.where(bad, here, self._first)
 
     def require(self, checkpoints: CheckpointWriter, is_main: bool) -> None:
-        """Raises where a step was noted, once `checkpoints` are published.
+        """Raises where a step was noted.
 
         Raises:
             RunError: names the step, some keys of its batch, and where all of them and the last good checkpoint are.
@@ -200,16 +202,17 @@ class _Finite:
         step, loss, norm = self._first.tolist()
         if step < 0:
             return
-        good = self._last_good(checkpoints)
         parts = range(int(step) * self._spec.accumulation, (int(step) + 1) * self._spec.accumulation)
         keys = [key for part in parts for key in self._batches.keys(part)]
         if is_main:
-            about = {"step": int(step) + 1, "loss": str(loss), "grad_norm": str(norm), "last_good": good, "keys": keys}
-            storage.write_json(self._run.non_finite, about)
+            checkpoints.wait()
+            about = {"step": int(step) + 1, "loss": str(loss), "grad_norm": str(norm), "keys": keys}
+            storage.write_json(self._run.non_finite, about | {"last_good": self._last_good()})
+        wait_for_all(self._first.device, self._group)
         raise RunError(
             f"the loss is {loss:g} and its gradient {norm:g} at step {int(step) + 1}, over "
             f"{', '.join(keys[:_KEYS_SHOWN])}, … (all {len(keys)} keys in {self._run.non_finite}); "
-            f"last good checkpoint: {good}. Lower `alignment.learning_rate`, or look at these inputs"
+            f"last good checkpoint: {self._last_good()}. Lower `alignment.learning_rate`, or look at these inputs"
         )
 
     def require_validation(
@@ -224,13 +227,15 @@ class _Finite:
             return
         bad = held_out.not_finite()
         cause = f"of the features of {', '.join(bad[:_KEYS_SHOWN])}" if bad else "of the weights, which are not either"
+        assert self._first is not None
+        checkpoints.wait()
+        wait_for_all(self._first.device, self._group)
         raise RunError(
             f"the validation loss is {values['validation_loss']:g} at step {step + 1}, because {cause}; "
-            f"last good checkpoint: {self._last_good(checkpoints)}"
+            f"last good checkpoint: {self._last_good()}"
         )
 
-    def _last_good(self, checkpoints: CheckpointWriter) -> str:
-        checkpoints.wait()
+    def _last_good(self) -> str:
         if not has_checkpoint(self._run.last):
             return "none yet"
         return f"{self._run.last}, of step {read_checkpoint(self._run.last).position.step}"

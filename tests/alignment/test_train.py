@@ -13,7 +13,14 @@ import torch
 
 import ranks
 import support
-from curves import CURVES, train_curves, train_on_two_and_four, train_short, train_with_a_slow_reader
+from curves import (
+    CURVES,
+    train_curves,
+    train_on_two_and_four,
+    train_short,
+    train_to_a_bad_row,
+    train_with_a_slow_reader,
+)
 from sharelock_ray import storage
 from sharelock_ray.alignment import feeding
 from sharelock_ray.alignment.batches import PairBatches, split_validation
@@ -226,6 +233,19 @@ def test_one_bad_row_is_named_with_the_step_that_met_it_and_the_checkpoint_befor
     assert told["step"] == 3
     assert "nan at step 3, over" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_no_rank_raises_before_the_main_one_has_published_what_it_has(
+    tmp_path: Path, features: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = join(*map(open_features, features))
+    batches = PairBatches(split_validation(pairs, 0.2)[0], 62, 0, torch.device("cpu"))
+    monkeypatch.setenv("SHARELOCK_CACHE", str(tmp_path / "cache"))
+    spoil(features[0], int(np.flatnonzero(pairs.keys == batches.keys(2)[5])[0]))
+    said = ranks.on_ranks(2, train_to_a_bad_row, str(tmp_path / "run"), features)
+    assert said[0] == said[1]
+    assert "nan at step 3, over" in said[0]
+    assert "last good checkpoint: " + str(tmp_path / "run" / "last, of step 2") in said[0]
 
 
 def test_a_validation_that_gives_no_number_ends_the_run_before_it_is_kept(
