@@ -75,7 +75,7 @@ class TestTune:
 
 class TestEncoders:
     def test_count_the_arithmetic_of_a_decoder(self) -> None:
-        found, _ = encoders.language("small", "float32", "cpu", 64, mean_tokens=[12, 20], compiled=False, repeats=1)
+        (found,) = encoders.language("small", "float32", "cpu", 64, mean_tokens=[12], compiled=False, repeats=1)
         sizes = DECODERS["small"]
         attention, mlp = 4 * sizes["hidden_size"] ** 2, 3 * sizes["hidden_size"] * sizes["intermediate_size"]
         # The last layer's MLP is for one token of the 12.
