@@ -1,4 +1,4 @@
-"""Trainings and studies that lose their driver or a node, each for a process of its own.
+"""Trainings and studies that lose a node, each for a process of its own.
 
 python losses.py WHICH FOLDER
 """
@@ -24,8 +24,6 @@ SPEC = AlignmentSpec(
     validation_fraction=0.2,
     order="parts",
 )
-# For longer than a worker outlives its driver, three seconds.
-LONG = SPEC.model_copy(update={"steps": 4000, "evaluate_every": 200, "order": "global"})
 
 
 def features_of(folder: str) -> tuple[str, str]:
@@ -35,13 +33,6 @@ def features_of(folder: str) -> tuple[str, str]:
 def reached(run: RunFolder, step: int) -> bool:
     """Whether the training is there."""
     return any(row["step"] >= step for row in run.metrics())
-
-
-def with_a_driver(folder: str) -> None:
-    """One worker; the driver is killed from outside."""
-    from sharelock_ray.training.train import train
-
-    train(RunFolder(f"{folder}/run"), *features_of(folder), LONG, TrainingOptions())
 
 
 def on_two_nodes(folder: str) -> None:
@@ -99,4 +90,4 @@ def a_node_lost(moment: Callable[[], bool], cpus: int = 1) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    {"driver": with_a_driver, "nodes": on_two_nodes, "study": study_on_two_nodes}[sys.argv[1]](sys.argv[2])
+    {"nodes": on_two_nodes, "study": study_on_two_nodes}[sys.argv[1]](sys.argv[2])

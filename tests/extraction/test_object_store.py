@@ -79,12 +79,6 @@ def check(found: list[FeatureSet], expected: list[FeatureSet], bucket: str, s3: 
     assert not s3.list_multipart_uploads(Bucket=name).get("Uploads")
 
 
-def test_a_store_holds_what_a_disk_would(
-    undisturbed: list[FeatureSet], s3_server: str, bucket: str, tars: Path, models: Path, tmp_path: Path, s3: Any
-) -> None:
-    check(run(s3_server, bucket, tars, models, tmp_path), undisturbed, bucket, s3)
-
-
 def test_faults_change_nothing(
     undisturbed: list[FeatureSet], bucket: str, chaos: ChaosProxy, tars: Path, models: Path, tmp_path: Path, s3: Any
 ) -> None:

@@ -8,6 +8,7 @@ import losses
 import object_store
 import support
 from sharelock_ray import storage
+from sharelock_ray.alignment.checkpoint import read_checkpoint
 from sharelock_ray.alignment.run import RunFolder
 from sharelock_ray.evaluation.trials import Study
 from sharelock_ray.recipe.load import read_recipe
@@ -31,7 +32,10 @@ def test_a_killed_training_goes_on_from_its_checkpoint_in_the_bucket(
     _, said = again.communicate()
     assert again.returncode == 0, said
     assert "train: continues near step" in said
-    assert run.metrics() == support.trained_alone(recipe, tmp_path / "alone").metrics()
+    alone = support.trained_alone(recipe, tmp_path / "alone")
+    assert run.metrics() == alone.metrics()
+    ours, theirs = (storage.join(each.last, read_checkpoint(each.last).tensors) for each in (run, alone))
+    assert storage.sha256_of(ours) == storage.sha256_of(theirs)
     # Of Ray's own records nothing is left.
     assert "ray" not in storage.names(run.uri)
 

@@ -1,7 +1,6 @@
 """Training through Ray Train: the same as on one process, whatever worker dies."""
 
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -18,7 +17,6 @@ import losses
 import support
 from sharelock_ray import storage
 from sharelock_ray.alignment import distributed
-from sharelock_ray.alignment.checkpoint import read_checkpoint
 from sharelock_ray.alignment.run import RunFolder
 from sharelock_ray.alignment.spec import AlignmentSpec, ProjectionSpec
 from sharelock_ray.alignment.train import train as train_alone
@@ -81,20 +79,6 @@ class TestTrain:
         assert killed
         assert run.metrics() == of_two_workers.metrics()
 
-    @pytest.mark.slow
-    def test_a_killed_driver_goes_on_at_the_exact_step(self, tmp_path: Path) -> None:
-        features = support.write_feature_sets(tmp_path / "features", pairs=300)
-        undisturbed, run = RunFolder(str(tmp_path / "undisturbed")), RunFolder(str(tmp_path / "run"))
-        train_alone(undisturbed, *features, losses.LONG)
-        driver = subprocess.Popen([sys.executable, losses.__file__, "driver", str(tmp_path)])
-        support.wait_for(lambda: losses.reached(run, 100), driver)
-        time.sleep(random.uniform(0, 0.3))
-        support.kill(driver)
-        assert run.result() is None
-        train(run, *features, losses.LONG, TrainingOptions())
-        assert run.metrics() == undisturbed.metrics()
-        assert storage.sha256_of(tensors(run)) == storage.sha256_of(tensors(undisturbed))
-
     def test_another_request_cannot_overwrite_a_run(self, features: tuple[str, str], of_two_workers: RunFolder) -> None:
         with pytest.raises(RequestError, match=r"learning_rate: 0\.001 there, 0\.1 now"):
             train(of_two_workers, *features, SPEC.model_copy(update={"learning_rate": 0.1}), TWO)
@@ -146,11 +130,6 @@ def test_a_lost_node_leaves_fewer_workers_that_continue_the_same_curve(tmp_path:
     for ours, theirs in zip(run.metrics(), alone.metrics(), strict=True):
         # Rounding, over hundreds of steps.
         assert ours == pytest.approx(theirs, abs=2e-3, rel=5e-3)
-
-
-def tensors(run: RunFolder) -> str:
-    """Where the weights and the optimizer's state lie that a training ended with."""
-    return storage.join(run.last, read_checkpoint(run.last).tensors)
 
 
 def kill_a_worker(run: RunFolder, killed: list[int]) -> None:
