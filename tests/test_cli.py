@@ -56,8 +56,14 @@ class TestRequests:
         ],
     )
     def test_a_wrong_request_is_one_line_and_code_2(
-        self, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+        self,
+        arguments: list[str],
+        message: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
     ) -> None:
+        monkeypatch.chdir(tmp_path)
         with pytest.raises(SystemExit) as ended:
             cli.main(arguments)
         out, err = capsys.readouterr()
