@@ -81,12 +81,9 @@ def train_to_a_bad_row(rank: int, world_size: int, folder: str, features: tuple[
         write(uri, data)
 
     storage.write_bytes = slowly
+    spec = AlignmentSpec.model_validate(_COMMON | {"language": _HEAD, "evaluate_every": 2})
     try:
-        train(
-            RunFolder(folder),
-            *features,
-            AlignmentSpec.model_validate(_COMMON | {"language": _HEAD, "evaluate_every": 2}),
-        )
+        train(RunFolder(folder), *features, spec)
     except RunError as error:
         return str(error)
     raise AssertionError

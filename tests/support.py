@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 import timm
 import torch
 import yaml
@@ -33,6 +35,7 @@ from transformers import (
     T5Model,
 )
 
+from sharelock_ray import storage
 from sharelock_ray.alignment.run import RunFolder
 from sharelock_ray.alignment.train import train
 from sharelock_ray.encoders.chunks import cut
@@ -284,6 +287,18 @@ def wait_for(moment: Callable[[], bool], process: subprocess.Popen[str] | None =
         assert process is None or process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def hold_writes(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """What storage is given to write waits for it."""
+    go_on, write = threading.Event(), storage.write_bytes
+
+    def slow(uri: str, data: bytes) -> None:
+        assert go_on.wait(60)
+        write(uri, data)
+
+    monkeypatch.setattr(storage, "write_bytes", slow)
+    return go_on
 
 
 def kill(driver: subprocess.Popen[str]) -> None:

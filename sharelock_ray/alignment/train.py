@@ -106,7 +106,7 @@ def train(
     feed = batches.ahead(range(position.step * spec.accumulation, spec.steps * spec.accumulation), *ranks)
     metrics = Metrics(run, optimization.is_main, position.step)
     with closing(feed), metrics, CheckpointWriter(run) as checkpoints:
-        while position.step < spec.steps and not _is_stale(spec, position):
+        while not _is_over(spec, position):
             step = position.step
             taken = optimization.step(islice(feed, spec.accumulation), step)
             finite.watch(step, taken)
@@ -129,14 +129,13 @@ def train(
                 row = {"step": step + 1, **values, "logit_scale": float(heads.logit_scale.detach())}
                 metrics.add(row)
                 validated(row)
-                ends = position.step == spec.steps or _is_stale(spec, position)
                 if optimization.is_main:
                     checkpoint = Checkpoint(
                         spec=spec, vision=vision_side, language=language_side, position=position, metrics=values
                     )
                     if position.best_step == position.step:
                         checkpoints.keep_best(checkpoint, optimization.evaluated)
-                    if ends or checkpoints.is_due:
+                    if _is_over(spec, position) or checkpoints.is_due:
                         told = metrics.publish()
                         checkpoints.save(checkpoint, heads, optimization.optimizer, optimization.average, after=told)
     if optimization.is_main:
@@ -241,8 +240,9 @@ class _Finite:
         return f"{self._run.last}, of step {read_checkpoint(self._run.last).position.step}"
 
 
-def _is_stale(spec: AlignmentSpec, position: Position) -> bool:
-    return spec.patience is not None and position.stale >= spec.patience
+def _is_over(spec: AlignmentSpec, position: Position) -> bool:
+    """Whether all steps are done, or there was no gain for too long."""
+    return position.step >= spec.steps or (spec.patience is not None and position.stale >= spec.patience)
 
 
 def _judged(position: Position, values: dict[str, float], spec: AlignmentSpec) -> Position:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import support
 from sharelock_ray import storage
 from sharelock_ray.alignment.checkpoint import (
     Checkpoint,
@@ -219,7 +220,7 @@ def test_damaged_tensors_are_an_error_that_names_them(run: RunFolder, folder: st
 
 class TestWriter:
     def test_saves_what_was_there_while_training_goes_on(self, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-        go_on = held(monkeypatch)
+        go_on = support.hold_writes(monkeypatch)
         trained, expected = heads(0), heads(0).state_dict()
         optimizer = optimizer_of(trained)
         with CheckpointWriter(run) as checkpoints:
@@ -239,7 +240,7 @@ class TestWriter:
     ) -> None:
         now, trained = [100.0], heads(0)
         monkeypatch.setattr(time, "monotonic", lambda: now[0])
-        go_on = held(monkeypatch)
+        go_on = support.hold_writes(monkeypatch)
         with CheckpointWriter(run) as checkpoints:
             assert checkpoints.is_due
             checkpoints.save(described(10), trained, optimizer_of(trained))
@@ -296,15 +297,3 @@ class TestWriter:
         with pytest.raises(OSError, match="No space left"):
             save_best(run, described(10), heads(0))
         assert not has_checkpoint(run.best)
-
-
-def held(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """What storage is given to write waits for it."""
-    go_on, write = threading.Event(), storage.write_bytes
-
-    def slow(uri: str, data: bytes) -> None:
-        assert go_on.wait(60)
-        write(uri, data)
-
-    monkeypatch.setattr(storage, "write_bytes", slow)
-    return go_on

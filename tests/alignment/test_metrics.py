@@ -1,7 +1,6 @@
 """What a training tells while it runs, as JSON lines and for TensorBoard, on a disk and on an object store."""
 
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -83,13 +82,7 @@ def test_are_all_there_where_a_training_is_interrupted(run: RunFolder, tmp_path:
 
 
 def test_no_step_waits_for_a_store_that_is_slow(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    answers, write = threading.Event(), storage.write_bytes
-
-    def slow(uri: str, data: bytes) -> None:
-        assert answers.wait(60)
-        write(uri, data)
-
-    monkeypatch.setattr(storage, "write_bytes", slow)
+    answers = support.hold_writes(monkeypatch)
     monkeypatch.setattr("sharelock_ray.alignment.metrics._WRITE_EVERY_S", 0.0)
     with Metrics(run, writes=True, step=0) as metrics:
         for step in (10, 20, 30):
