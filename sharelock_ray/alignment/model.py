@@ -1,20 +1,24 @@
 """An aligned model: two frozen encoders and the trained heads between them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 
+import numpy as np
 import torch
 from PIL import Image
 
 from sharelock_ray.alignment.checkpoint import Side, load_heads, read_checkpoint, side_of
+from sharelock_ray.alignment.prompts import DEFAULT_TEMPLATES, checked_templates, prompts_of
 from sharelock_ray.encoders.language import LanguageEncoder
 from sharelock_ray.encoders.spec import EncoderSpec, LanguageSpec, VisionSpec
 from sharelock_ray.encoders.vision import VisionEncoder
 from sharelock_ray.errors import RequestError
 from sharelock_ray.features.featureset import FeatureSet
+from sharelock_ray.progress import Progress
 
-DEFAULT_TEMPLATES = ("a photo of a {}.",)
 _ROWS = 8192
+# Embeddings of prompts that are held at a time.
+_PROMPTS = 1024
 
 
 def load_model(folder: str, device: str = "cpu") -> "AlignedModel":
@@ -51,25 +55,43 @@ class AlignedModel:
 
     def project_image(self, embeddings: torch.Tensor) -> torch.Tensor:
         """(N, D) unit vectors from embeddings (N, D_vision) of the frozen vision encoder."""
-        return self._project(self._heads.vision, embeddings)
+        return self._project(self._heads.vision, embeddings.split(_ROWS))
 
     def project_text(self, embeddings: torch.Tensor) -> torch.Tensor:
         """(N, D) unit vectors from embeddings (N, D_language) of the frozen language encoder."""
-        return self._project(self._heads.language, embeddings)
+        return self._project(self._heads.language, embeddings.split(_ROWS))
 
-    def project(self, features: FeatureSet) -> torch.Tensor:
-        """(N, D) unit vectors of a whole feature set, of either modality.
+    def project(self, features: FeatureSet, rows: np.ndarray | None = None) -> torch.Tensor:
+        """(N, D) unit vectors of a feature set of either modality: of all of it, or of N rows.
 
         Raises:
             RequestError: another encoder made the features.
         """
-        return (self.project_image if self._is_vision(features) else self.project_text)(features.embeddings)
+        head = self._heads.vision if self._is_vision(features) else self._heads.language
+        if rows is None:
+            return self._project(head, features.embeddings.split(_ROWS))
+        # What is mapped into memory is read a block at a time.
+        return self._project(head, (features.embeddings[some] for some in torch.from_numpy(rows).split(_ROWS)))
 
     def prototypes(self, class_names: Sequence[str], templates: Sequence[str] = DEFAULT_TEMPLATES) -> torch.Tensor:
-        """(C, D) unit vectors of classes: each the normalised mean over templates (CLIP, arXiv 2103.00020, 3.1.4)."""
-        texts = [template.format(name) for name in class_names for template in templates]
-        embedded = self.encode_text(texts).view(len(class_names), len(templates), -1)
-        return torch.nn.functional.normalize(embedded.mean(1), dim=-1)
+        """(C, D) unit vectors of classes: each the normalised mean over templates (CLIP, arXiv 2103.00020, 3.1.4).
+
+        Raises:
+            RequestError: there is no template, or one has not `{}` once, in place of the name.
+        """
+        try:
+            checked_templates(templates)
+        except ValueError as error:
+            raise RequestError(str(error)) from None
+        found, step = [], max(1, _PROMPTS // len(templates))
+        with Progress("prompts", "classes", len(class_names)) as progress:
+            for start in range(0, len(class_names), step):
+                names = class_names[start : start + step]
+                texts = [text for name in names for text in prompts_of(name, templates)]
+                embedded = self.encode_text(texts).view(len(names), len(templates), -1)
+                found.append(torch.nn.functional.normalize(embedded.mean(1), dim=-1))
+                progress.update(len(names))
+        return torch.cat(found)
 
     def classify(
         self,
@@ -77,8 +99,13 @@ class AlignedModel:
         labels: Sequence[str],
         templates: Sequence[str] = DEFAULT_TEMPLATES,
     ) -> torch.Tensor:
-        """(N, C) probabilities of `labels`: softmax of the scaled cosines."""
-        return (self.logit_scale * self.encode_image(images) @ self.prototypes(labels, templates).T).softmax(-1)
+        """(N, C) probabilities of `labels`: softmax of the scaled cosines.
+
+        Raises:
+            RequestError: see `prototypes`.
+        """
+        prototypes = self.prototypes(labels, templates)
+        return (self.logit_scale * self.encode_image(images) @ prototypes.T).softmax(-1)
 
     @cached_property
     def _vision(self) -> VisionEncoder:
@@ -99,8 +126,8 @@ class AlignedModel:
             raise RequestError(f"{path} is not the encoder that {self.folder} was trained on: its weights differ")
         return side.encoder
 
-    def _project(self, head: torch.nn.Module, embeddings: torch.Tensor) -> torch.Tensor:
-        return torch.cat([head(rows.to(self.device, torch.float32)).cpu() for rows in embeddings.split(_ROWS)])
+    def _project(self, head: torch.nn.Module, blocks: Iterable[torch.Tensor]) -> torch.Tensor:
+        return torch.cat([head(rows.to(self.device, torch.float32)).cpu() for rows in blocks])
 
     def _is_vision(self, features: FeatureSet) -> bool:
         is_vision = features.manifest.modality == "vision"

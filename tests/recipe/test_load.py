@@ -130,3 +130,15 @@ def test_two_encoders_of_a_kind_must_not_be_guessed_between(path: str) -> None:
     twice = recipe.model_copy(update={"encoders": (recipe.vision, *recipe.encoders)})
     with pytest.raises(RequestError, match="one vision encoder, and lists 2"):
         _ = twice.vision
+
+
+@pytest.mark.parametrize("templates", ["['no place']", "['a {}.', 'a {name}.']", "[]"])
+def test_templates_are_checked_when_the_recipe_is_read(path: str, templates: str) -> None:
+    with pytest.raises(RequestError, match=r"`evaluation\.templates`: .*template") as error:
+        read_recipe(path, [f"evaluation.templates={templates}"])
+    assert "\n" not in str(error.value)
+
+
+def test_recall_wants_a_k(path: str) -> None:
+    with pytest.raises(RequestError, match=r"`evaluation\.recall_at`: .*at least 1 item"):
+        read_recipe(path, ["evaluation.recall_at=[]"])
