@@ -77,12 +77,9 @@ class AlignedModel:
         """(C, D) unit vectors of classes: each the normalised mean over templates (CLIP, arXiv 2103.00020, 3.1.4).
 
         Raises:
-            RequestError: there is no template, or one has not `{}` once, in place of the name.
+            TemplateError: there is no template, or one has not `{}` once, in place of the name.
         """
-        try:
-            checked_templates(templates)
-        except ValueError as error:
-            raise RequestError(str(error)) from None
+        checked_templates(templates)
         found, step = [], max(1, _PROMPTS // len(templates))
         with Progress("prompts", "classes", len(class_names)) as progress:
             for start in range(0, len(class_names), step):
@@ -102,7 +99,7 @@ class AlignedModel:
         """(N, C) probabilities of `labels`: softmax of the scaled cosines.
 
         Raises:
-            RequestError: see `prototypes`.
+            TemplateError: see `prototypes`.
         """
         prototypes = self.prototypes(labels, templates)
         return (self.logit_scale * self.encode_image(images) @ prototypes.T).softmax(-1)
