@@ -112,7 +112,7 @@ def open_image(data: bytes) -> Image.Image:
     raise UnidentifiedImageError(f"cannot identify {len(data):,} bytes as an image: none of {', '.join(_FORMATS)}")
 
 
-def read_image(data: bytes, name: str) -> Image.Image:
+def upright_image(data: bytes, name: str) -> Image.Image:
     """The picture in an image file as a person sees it, with the checks and limits of `decode_image`.
 
     Args:

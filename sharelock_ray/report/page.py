@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
 from sharelock_ray import storage
-from sharelock_ray.encoders.images import read_image
+from sharelock_ray.encoders.images import upright_image
 from sharelock_ray.report.plots import as_svg
 from sharelock_ray.report.summary import Summary
 
@@ -52,7 +52,7 @@ def _curves(metrics: Sequence[Mapping[str, Any]]) -> str:
 
 def _thumbnail(data: bytes, key: str) -> str:
     """A small PNG as a data URI."""
-    small = read_image(data, key)
+    small = upright_image(data, key)
     small.thumbnail((_THUMBNAIL, _THUMBNAIL))
     buffer = io.BytesIO()
     small.save(buffer, "PNG")

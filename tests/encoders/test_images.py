@@ -19,7 +19,7 @@ from sharelock_ray.encoders.images import (
     Preprocessing,
     crop_image,
     decode_image,
-    read_image,
+    upright_image,
 )
 from sharelock_ray.encoders.spec import VisionSpec
 from sharelock_ray.errors import RequestError
@@ -352,7 +352,7 @@ class TestOnePicture:
         tags = Image.Exif()
         tags[0x0112] = 6
         image = smooth((50, 40))
-        found = read_image(file_of(image, exif=tags), "a.png")
+        found = upright_image(file_of(image, exif=tags), "a.png")
         np.testing.assert_array_equal(np.asarray(found), np.rot90(np.asarray(image), -1))
 
     @pytest.mark.parametrize(
@@ -367,7 +367,7 @@ class TestOnePicture:
     )
     def test_that_cannot_be_decoded_is_one_line(self, data: bytes, reason: str) -> None:
         with pytest.raises(RequestError, match=rf"^the image a\.img cannot be decoded: .*{reason}") as error:
-            read_image(data, "a.img")
+            upright_image(data, "a.img")
         assert "\n" not in str(error.value)
 
 
