@@ -5,6 +5,8 @@ import json
 import os
 import re
 import sys
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from sharelock_ray import storage
 from sharelock_ray.bench import command as bench_command
 from sharelock_ray.errors import RequestError, SharelockError
 from sharelock_ray.progress import clock
@@ -22,7 +25,6 @@ from sharelock_ray.recipe.plan import PROBE, PlanTotal, SplitPlan
 from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.recipe.status import status as run_status
 from sharelock_ray.report.summary import StudySummary, Summary
-from sharelock_ray.storage import is_folder
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
@@ -202,7 +204,7 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write the page of a run, or of a study."""
-    if is_folder(recipe):
+    if storage.is_folder(recipe):
         _show_summary(stages.report_study(recipe), as_json)
     else:
         _show_summary(stages.report(_recipe(recipe, settings)), as_json)
@@ -210,19 +212,29 @@ def report(
 
 @app.command()
 def classify(
-    image: Annotated[str, typer.Argument(help="An image file.")],
-    labels: Annotated[str, typer.Option(help='Class names, separated by commas: "a dog,a cat".')],
+    image: Annotated[str, typer.Argument(help="An image file; a local path or a URI.")],
     model: Annotated[str, typer.Option(help="A checkpoint folder, such as runs/demo/best.")],
+    labels: Annotated[str, typer.Option(help='Class names, separated by commas: "a dog,a cat".')] = "",
+    label: Annotated[list[str] | None, typer.Option(help="A class name, commas and all. Repeatable.")] = None,
+    labels_file: Annotated[str | None, typer.Option(help="A text file of class names, one a line.")] = None,
     template: Annotated[str, typer.Option(help="Prompt with {} for the class name.")] = "a photo of a {}.",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let code that comes with the language model run.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Rank labels for an image."""
-    names = [name.strip() for name in labels.split(",") if name.strip()]
-    if len(names) < 2:
-        raise RequestError('--labels: give at least two, separated by commas, such as "a dog,a cat"')
+    names = _labels([*labels.split(","), *(label or ()), *(_lines(labels_file) if labels_file is not None else ())])
     from sharelock_ray.alignment.model import load_model
+    from sharelock_ray.encoders.images import ImageTooLargeError, upright_image
+    from sharelock_ray.sources.listing import read_image
 
-    probabilities = load_model(model).classify(_open_image(image), names, [template])[0].tolist()
+    loaded = load_model(model, trust_remote_code=trust_remote_code)
+    picture = upright_image(_content("image", image, read_image), image)
+    try:
+        probabilities = loaded.classify(picture, names, [template])[0].tolist()
+    except ImageTooLargeError as error:
+        raise RequestError(f"the image {image} does not suit {model}: {error}") from None
     ranked = sorted(zip(names, probabilities, strict=True), key=lambda item: -item[1])
     _show(
         _table(["label", "probability"], [[name, f"{p:.1%}"] for name, p in ranked]),
@@ -281,15 +293,39 @@ def _own_data(pattern: str) -> list[str]:
     ]
 
 
-def _open_image(path: str) -> Any:
-    from PIL import Image, UnidentifiedImageError
-
+def _labels(given: list[str]) -> list[str]:
+    names = [name.strip() for name in given if name.strip()]
+    if len(names) < 2:
+        raise RequestError('give at least two labels, by --labels "a dog,a cat", --label or --labels-file')
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise RequestError(f"the label {twice[0]!r} is given {names.count(twice[0])} times: give each label once")
     try:
-        return Image.open(path)
+        "".join(names).encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(f"the labels are no Unicode text: see {error.object[error.start]!a}") from None
+    return names
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return _content("labels file", path, storage.read_bytes).decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"the labels file {path} is not UTF-8: see byte {error.start:,}") from None
+
+
+def _content(what: str, path: str, read: Callable[[str], bytes]) -> bytes:
+    """The file that a user names."""
+    try:
+        return read(path)
+    except SharelockError:
+        raise
     except FileNotFoundError:
-        raise RequestError(f"no image at {path}") from None
-    except (UnidentifiedImageError, IsADirectoryError):
-        raise RequestError(f"{path} is not an image") from None
+        raise RequestError(f"no {what} at {path}") from None
+    # Each kind of storage has errors of its own.
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:160] or type(error).__name__
+        raise RequestError(f"the {what} {path} cannot be read: {reason}") from None
 
 
 def _amounts(of: SplitPlan | PlanTotal) -> list[str]:

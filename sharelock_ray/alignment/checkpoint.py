@@ -9,10 +9,10 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Self
+from typing import Annotated, Self
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
@@ -37,7 +37,7 @@ class Side(Config):
 
     encoder: EncoderSpec
     weights_sha256: str | None
-    dim: int
+    dim: Annotated[int, Field(ge=1)]
 
     @property
     def identity(self) -> str:
@@ -72,6 +72,12 @@ class Checkpoint(Config):
     language: Side
     position: Position
     metrics: dict[str, float]
+
+    @model_validator(mode="after")
+    def _sides(self) -> Self:
+        if (self.vision.encoder.modality, self.language.encoder.modality) != ("vision", "language"):
+            raise ValueError("an encoder is not on its side")
+        return self
 
 
 _Snapshot = tuple[Checkpoint, dict[str, torch.Tensor]]
@@ -205,7 +211,7 @@ def read_checkpoint(folder: str) -> Checkpoint:
     """The description of the checkpoint in `folder`.
 
     Raises:
-        RequestError: there is none.
+        RequestError: there is none, or none that this user may read.
         RunError: it is damaged.
     """
     path = storage.join(folder, CHECKPOINT)
@@ -215,14 +221,16 @@ def read_checkpoint(folder: str) -> Checkpoint:
         raise RequestError(
             f"{folder} holds no trained model ({CHECKPOINT} is missing): run `sharelock train`"
         ) from None
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read ({error.strerror or error})") from None
     except ValidationError as error:
         raise RunError(f"{path} is damaged ({error.errors()[0]['msg']}): delete {folder} and train again") from None
 
 
 def load_heads(folder: str, checkpoint: Checkpoint) -> Heads:
     """The trained projections of a checkpoint, on the CPU."""
-    heads = Heads(checkpoint.spec, checkpoint.vision.dim, checkpoint.language.dim)
     with _loading(folder, checkpoint) as tensors:
+        heads = Heads(checkpoint.spec, checkpoint.vision.dim, checkpoint.language.dim)
         heads.load_state_dict(_below(tensors, _HEADS))
     return heads
 
@@ -244,7 +252,7 @@ def _loading(folder: str, checkpoint: Checkpoint) -> Iterator[dict[str, torch.Te
     path = storage.join(folder, checkpoint.tensors)
     try:
         yield load(storage.read_bytes(path))
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:160]
         raise RunError(f"{path} is damaged or missing ({reason}): delete {folder} and train again") from None
 

@@ -10,6 +10,7 @@ from dataclasses import asdict
 
 from sharelock_ray import storage
 from sharelock_ray.alignment.run import CHECKPOINT, TrainingResult
+from sharelock_ray.encoders.spec import LanguageSpec
 from sharelock_ray.errors import RequestError, RunError, SharelockError
 from sharelock_ray.evaluation.result import Evaluation
 from sharelock_ray.evaluation.trials import STUDY, Study
@@ -248,10 +249,20 @@ def evaluate(recipe: Recipe) -> Evaluation:
             split, pairs = "validation", split_validation(pairs, recipe.alignment.validation_fraction)[1]
         names = recipe.class_names() if split == "test" else None
         spec = recipe.evaluation
-        result = evaluate_model(load_model(recipe.run.best), pairs, split, names, spec.templates, spec.recall_at)
+        model = load_model(recipe.run.best, trust_remote_code=_trusts(recipe))
+        result = evaluate_model(model, pairs, split, names, spec.templates, spec.recall_at)
     storage.write_json(path, {"request": asked, "result": result.model_dump(mode="json")})
     say(f"evaluate: {result.retrieval.images:,} images of the {split} split")
     return result
+
+
+def _trusts(recipe: Recipe) -> bool:
+    """Whether the recipe consents to what its checkpoint would run: the code of the model that it names itself."""
+    from sharelock_ray.alignment.checkpoint import read_checkpoint
+
+    ours, theirs = recipe.language, read_checkpoint(recipe.run.best).language.encoder
+    same = isinstance(theirs, LanguageSpec) and (theirs.model, theirs.revision) == (ours.model, ours.revision)
+    return ours.trust_remote_code and same
 
 
 def report(recipe: Recipe) -> Summary:
