@@ -34,15 +34,15 @@ def file_shards(urls: tuple[str, ...] | str, kind: str, ending: str) -> list[Sha
     """The files that patterns name, sorted, each a shard with a name unique in the listing.
 
     Args:
+        urls: absolute, as recipes resolve them.
         kind: what a file is called in errors.
         ending: a regular expression; what it matches at the end of a path is left out of the name.
 
     Raises:
         RequestError: a pattern matches nothing, a file is missing, or two files would have the same name.
     """
-    patterns = map(storage.absolute, (urls,) if isinstance(urls, str) else urls)
     named: dict[str, str] = {}
-    for pattern in patterns:
+    for pattern in (urls,) if isinstance(urls, str) else urls:
         uris = storage.expand(pattern)
         if not uris:
             raise RequestError(f"no {kind} matches {pattern!r}: check the path (quote it so that the shell leaves it)")

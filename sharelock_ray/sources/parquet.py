@@ -41,7 +41,7 @@ class ParquetSource(Config):
     """
 
     format: Literal["parquet"] = "parquet"
-    urls: tuple[str, ...] | str
+    urls: tuple[storage.Uri, ...] | storage.Uri
     image: str | None = None
     """Holds encoded images: bytes, or a struct with a field `bytes`."""
     caption: str | None = None

@@ -40,7 +40,7 @@ class WebDatasetSource(Config):
     """Tars named by one or more patterns (braces and wildcards; local path, `s3://…` or any fsspec URI)."""
 
     format: Literal["webdataset"] = "webdataset"
-    urls: tuple[str, ...] | str
+    urls: tuple[storage.Uri, ...] | storage.Uri
 
     def shards(self) -> list[Shard]:
         """The tars, sorted, each with a name unique in the listing.
