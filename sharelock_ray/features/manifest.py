@@ -20,6 +20,8 @@ class Input(Config):
     name: str
     uri: str
     bytes: int
+    version: str = ""
+    """Size and ETag, or time, of what it was read from. Empty in sets that were made before this was noted."""
 
 
 class Part(Config):

@@ -18,6 +18,7 @@ from sharelock_ray.sources.listing import (
     captions,
     class_label,
     file_shards,
+    file_version,
     sample_key,
     unique,
     value,
@@ -49,6 +50,10 @@ class WebDatasetSource(Config):
             RequestError: a pattern matches nothing, a file is missing, or two tars would have the same name.
         """
         return file_shards(self.urls, "tar", r"(\.tar(\.gz|\.bz2|\.xz)?|\.tgz)")
+
+    def version(self, shard: Shard) -> str:
+        """Size and ETag, or time, of the file."""
+        return file_version(shard.uri)
 
     def read(self, shard: Shard) -> Iterator[Sample | Reject]:
         """The samples of one tar in the order of their first members; what cannot be read comes as rejects.
