@@ -12,8 +12,9 @@ import numpy as np
 from PIL import Image
 
 from sharelock_ray.encoders.images import Preprocessing, decode_image
+from sharelock_ray.errors import RunError
 from sharelock_ray.features.writer import EncodedChunk
-from sharelock_ray.sources.sample import Reject, Sample, Shard, Source
+from sharelock_ray.sources.sample import Reject, Sample, Shard, Source, change
 
 
 class _Encoder(Protocol):
@@ -70,7 +71,13 @@ class Chunk:
 
 
 def cut(source: Source, shard: Shard, chunk_size: int) -> Iterator[Chunk]:
-    """The chunks of a shard, in order; an empty shard is one empty chunk."""
+    """The chunks of a shard, in order; an empty shard is one empty chunk.
+
+    Raises:
+        RunError: the shard is not the one that was listed.
+    """
+    if problem := change(source, shard):
+        raise RunError(problem)
     items = source.read(shard)
     # One item ahead tells whether a chunk is the last.
     ahead = list(islice(items, 1))

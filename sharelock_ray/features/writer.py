@@ -181,6 +181,10 @@ class FeatureSetWriter:
                 storage.create_json(self._record(part), self._publish(part, chunks).model_dump(mode="json"))
             elif not self._is_sealed(part):
                 raise RunError(f"chunks are missing in {self._folder(part)}: run extract again")
+        self.discard(part)
+
+    def discard(self, part: int) -> None:
+        """Removes the staged chunks of a part."""
         storage.remove(self._folder(part))
 
     def _chunks(self, part: int) -> list[pa.Table] | None:
@@ -268,7 +272,9 @@ class FeatureSetWriter:
                 modality=self.modality,
                 dim=dim,
                 dtype=self.stored_dtype,
-                inputs=tuple(Input(name=shard.name, uri=shard.uri, bytes=shard.bytes) for shard in shards),
+                inputs=tuple(
+                    Input(name=shard.name, uri=shard.uri, bytes=shard.bytes, version=shard.version) for shard in shards
+                ),
                 wall_seconds=round(wall_seconds, 2),
                 gpu_hours=round(sum(part.encoder_seconds for part in parts) * gpus / 3600, 6),
                 planned=planned,

@@ -69,7 +69,7 @@ def extract(recipe: Recipe) -> list[FeatureSet]:
         complete = [uri for uri in uris if is_complete(uri)]
         # What is another run's is only read.
         if recipe.features_of is None:
-            _refuse_other_inputs(source, [open_features(uri) for uri in complete])
+            refuse_other_inputs(source, [open_features(uri) for uri in complete])
         if complete == uris:
             say(f"extract {split}: already done")
             for uri in uris if recipe.features_of is None else []:
@@ -81,28 +81,28 @@ def extract(recipe: Recipe) -> list[FeatureSet]:
     return _feature_sets(recipe)
 
 
-def _refuse_other_inputs(source: SourceSpec, sets: Sequence[FeatureSet]) -> None:
+def refuse_other_inputs(source: SourceSpec, sets: Sequence[FeatureSet]) -> None:
     """Raises RequestError where a source lists other shards than the complete sets of its split were made from.
 
     One that has rejects may have changed, since that is how they are mended. Sets may outlive their inputs: where
     nothing can be listed any more, nothing is said.
     """
     try:
-        listed = {shard.name: shard.bytes for shard in source.shards()} if sets else {}
+        listed = source.shards() if sets else []
     except (SharelockError, OSError):
         return
-    may_change = {s.manifest.inputs[part.index].name for s in sets for part in s.manifest.parts if part.rejects}
+    may_change = _may_change(sets)
     for feature_set in sets if listed else ():
-        made = {shard.name: shard.bytes for shard in feature_set.manifest.inputs}
-        other = {name for name in made.keys() & listed.keys() - may_change if made[name] != listed[name]}
-        other |= made.keys() ^ listed.keys()
-        if other:
-            name = min(other)
-            how = "new" if name not in made else "gone" if name not in listed else "of another size"
+        for name, how in feature_set.manifest.other_inputs(listed, may_change).items():
             raise RequestError(
                 f"{feature_set.uri} was made from other inputs than are listed now ({name} is {how}): "
                 f"restore them, set another `output` or `data.dataset`, or delete that folder to make it anew"
             )
+
+
+def _may_change(sets: Sequence[FeatureSet]) -> set[str]:
+    """Inputs of a split that have rejects in one of its sets."""
+    return set().union(*(s.manifest.inputs_with_rejects for s in sets))
 
 
 def _extract(recipe: Recipe, splits: Mapping[str, SourceSpec]) -> None:

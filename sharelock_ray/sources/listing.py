@@ -34,15 +34,15 @@ def file_shards(urls: tuple[str, ...] | str, kind: str, ending: str) -> list[Sha
     """The files that patterns name, sorted, each a shard with a name unique in the listing.
 
     Args:
+        urls: absolute, as recipes resolve them.
         kind: what a file is called in errors.
         ending: a regular expression; what it matches at the end of a path is left out of the name.
 
     Raises:
         RequestError: a pattern matches nothing, a file is missing, or two files would have the same name.
     """
-    patterns = map(storage.absolute, (urls,) if isinstance(urls, str) else urls)
     named: dict[str, str] = {}
-    for pattern in patterns:
+    for pattern in (urls,) if isinstance(urls, str) else urls:
         uris = storage.expand(pattern)
         if not uris:
             raise RequestError(f"no {kind} matches {pattern!r}: check the path (quote it so that the shell leaves it)")
@@ -53,13 +53,22 @@ def file_shards(urls: tuple[str, ...] | str, kind: str, ending: str) -> list[Sha
     try:
         # An object store takes a moment to answer for each.
         with ThreadPoolExecutor(_PARALLEL_SIZES) as pool:
-            sizes = list(pool.map(storage.size, (uri for _, uri in sorted(named.items()))))
+            stamps = list(pool.map(storage.stamp, (uri for _, uri in sorted(named.items()))))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise RequestError(f"no such {kind}: {error.filename or error}") from None
     return [
-        Shard(index, name, uri, size)
-        for index, ((name, uri), size) in enumerate(zip(sorted(named.items()), sizes, strict=True))
+        Shard(index, name, uri, stamp[0], _version(stamp))
+        for index, ((name, uri), stamp) in enumerate(zip(sorted(named.items()), stamps, strict=True))
     ]
+
+
+def file_version(uri: str) -> str:
+    """The version of a shard that is read from the file at `uri`."""
+    return _version(storage.stamp(uri))
+
+
+def _version(stamp: tuple[int, str]) -> str:
+    return f"{stamp[0]:,} bytes of {stamp[1]}"
 
 
 def _name(uri: str, pattern: str, ending: str) -> str:

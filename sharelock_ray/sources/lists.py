@@ -15,7 +15,7 @@ from pydantic import Field
 from sharelock_ray import storage
 from sharelock_ray.config import Config
 from sharelock_ray.errors import RequestError
-from sharelock_ray.sources.listing import row_name, sample_key, unique, value
+from sharelock_ray.sources.listing import file_version, row_name, sample_key, unique, value
 from sharelock_ray.sources.sample import Reject, Sample, Shard
 
 CAPTION_COLUMNS = ("caption", "blip_caption", "captions", "text", "title", "conversations")
@@ -53,6 +53,7 @@ class ListSource(Config):
             kinds = ", ".join(f".{ending}" for ending in self.endings)
             raise RequestError(f"{self.path} is no list that can be read: its name must end in {kinds}")
         try:
+            version = file_version(self.path)
             runs = self._runs()
         except (FileNotFoundError, IsADirectoryError):
             raise RequestError(f"no list at {self.path}: check the data's `path`") from None
@@ -61,9 +62,13 @@ class ListSource(Config):
         self._check(self._columns(runs))
         stem = self.path.rpartition("/")[2].rpartition(".")[0]
         return [
-            Shard(index, f"{stem}-{index:05d}", f"{self.path}#{start}", end - start)
+            Shard(index, f"{stem}-{index:05d}", f"{self.path}#{start}", end - start, version)
             for index, (start, end) in enumerate(runs)
         ]
+
+    def version(self, shard: Shard) -> str:
+        """Size and ETag, or time, of the list."""
+        return file_version(self.path)
 
     def read(self, shard: Shard) -> Iterator[Sample | Reject]:
         """The samples of a run of rows; a row that cannot be one is a reject."""

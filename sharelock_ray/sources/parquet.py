@@ -10,7 +10,16 @@ import pyarrow.parquet as pq
 from sharelock_ray import storage
 from sharelock_ray.config import Config
 from sharelock_ray.errors import RequestError
-from sharelock_ray.sources.listing import captions, class_label, file_shards, row_name, sample_key, unique, value
+from sharelock_ray.sources.listing import (
+    captions,
+    class_label,
+    file_shards,
+    file_version,
+    row_name,
+    sample_key,
+    unique,
+    value,
+)
 from sharelock_ray.sources.sample import Reject, Sample, Shard
 
 _IMAGE = ("jpg", "image", "jpeg", "png", "webp", "img")
@@ -41,7 +50,7 @@ class ParquetSource(Config):
     """
 
     format: Literal["parquet"] = "parquet"
-    urls: tuple[str, ...] | str
+    urls: tuple[storage.Uri, ...] | storage.Uri
     image: str | None = None
     """Holds encoded images: bytes, or a struct with a field `bytes`."""
     caption: str | None = None
@@ -68,6 +77,10 @@ class ParquetSource(Config):
             else:
                 break
         return shards
+
+    def version(self, shard: Shard) -> str:
+        """Size and ETag, or time, of the file."""
+        return file_version(shard.uri)
 
     def read(self, shard: Shard) -> Iterator[Sample | Reject]:
         """The rows of one file; a damaged row group gives what comes before the damage, then one reject for the rest.

@@ -18,12 +18,13 @@ from sharelock_ray.sources.listing import (
     captions,
     class_label,
     file_shards,
+    file_version,
     sample_key,
     unique,
     value,
 )
 from sharelock_ray.sources.sample import Reject, Sample, Shard
-from sharelock_ray.sources.tar import Damage, Member, members, opened
+from sharelock_ray.sources.tar import Damage, Fault, Member, members, opened
 
 _CAPTIONS = ("caption", "captions", "text")
 # A caption or label beyond this is no caption; reading it whole would let one member fill the memory.
@@ -40,7 +41,7 @@ class WebDatasetSource(Config):
     """Tars named by one or more patterns (braces and wildcards; local path, `s3://…` or any fsspec URI)."""
 
     format: Literal["webdataset"] = "webdataset"
-    urls: tuple[str, ...] | str
+    urls: tuple[storage.Uri, ...] | storage.Uri
 
     def shards(self) -> list[Shard]:
         """The tars, sorted, each with a name unique in the listing.
@@ -50,22 +51,27 @@ class WebDatasetSource(Config):
         """
         return file_shards(self.urls, "tar", r"(\.tar(\.gz|\.bz2|\.xz)?|\.tgz)")
 
+    def version(self, shard: Shard) -> str:
+        """Size and ETag, or time, of the file."""
+        return file_version(shard.uri)
+
     def read(self, shard: Shard) -> Iterator[Sample | Reject]:
         """The samples of one tar in the order of their first members; what cannot be read comes as rejects.
 
-        A damaged tar gives the samples that are whole, then one reject for each damaged stretch.
+        A damaged tar gives the samples that are whole, then one reject for each damaged stretch. The samples of a
+        compressed one are rejects where its checksum does not vouch for them.
         """
-        with storage.local_copy(shard.uri) as path, opened(path) as (stream, broken):
+        with storage.local_copy(shard.uri) as path, opened(path) as (stream, fault):
             samples, damages = _index(stream)
-            yield from unique(_sample(shard, stream, stem, found) for stem, found in samples)
-            if broken is not None:
+            yield from unique(_sample(shard, stream, stem, found, fault) for stem, found in samples)
+            if fault is not None:
                 # The tar breaks off because of it.
                 damages = [damage for damage in damages if damage.end < stream.seek(0, 2)]
             for damage in damages:
                 message = f"bytes {damage.start:,} to {damage.end:,}: {damage.problem}"
                 yield Reject(sample_key(shard, f"@{damage.start}"), "read", "DamagedTar", message)
-            if broken is not None:
-                yield Reject.of(sample_key(shard, ""), "read", broken)
+            if fault is not None:
+                yield Reject.of(sample_key(shard, ""), "read", fault.error)
 
 
 def _index(stream: BinaryIO) -> tuple[list[tuple[str, _Members]], list[Damage]]:
@@ -94,8 +100,10 @@ def _index(stream: BinaryIO) -> tuple[list[tuple[str, _Members]], list[Damage]]:
     return samples, damages
 
 
-def _sample(shard: Shard, stream: BinaryIO, stem: str, found: _Members) -> Sample | Reject:
+def _sample(shard: Shard, stream: BinaryIO, stem: str, found: _Members, fault: Fault | None) -> Sample | Reject:
     key = sample_key(shard, stem)
+    if fault is not None and any(member.offset + member.size > fault.sound for member in found.values()):
+        return Reject.of(key, "read", fault.error)
     if ".." in stem.split("/"):
         return Reject(key, "read", "UnsafeName", "the name leads out of the folder")
     special = next((member.name for member in found.values() if member.kind == "other"), None)

@@ -148,6 +148,20 @@ def version(uri: str) -> str:
     return str(filesystem.ukey(path))
 
 
+def stamp(uri: str) -> tuple[int, str]:
+    """Bytes of the object at `uri`, and what tells it from another one in its place: its ETag, or when it was written.
+
+    The same on every node that sees the object.
+    """
+    filesystem, path = resolve(uri)
+    if is_local(uri):
+        found = os.stat(path)
+        return found.st_size, datetime.fromtimestamp(found.st_mtime, UTC).isoformat()
+    about = filesystem.info(path)
+    fields = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
+    return int(about["size"]), next((str(about[field]) for field in fields if about.get(field)), "")
+
+
 def open_read(uri: str) -> Any:
     """A binary stream that reads `uri`; the caller closes it."""
     filesystem, path = resolve(uri)

@@ -19,7 +19,7 @@ from sharelock_ray.sources.sample import DUPLICATE_KEY, Reject, Shard
 
 VISION = VisionSpec(name="made-up", model="none")
 LANGUAGE = LanguageSpec(name="made-up", model="none")
-SHARDS = [Shard(0, "a", "data/a.tar", 10), Shard(1, "b", "data/b.tar", 20)]
+SHARDS = [Shard(0, "a", "data/a.tar", 10, "10 bytes of then"), Shard(1, "b", "data/b.tar", 20, "20 bytes of now")]
 CHUNKS = [support.encoded("vision", [f"a/{i}{j}" for i in "dacb"], seed=j) for j in range(3)]
 ORIGIN = Origin(
     dataset="d", split="s", encoder=VISION.model_dump(mode="json"), weights_sha256=None, software={"x": "1"}
@@ -253,7 +253,7 @@ class TestManifest:
         assert (manifest.encoder_seconds, manifest.wall_seconds) == (3.5, 1.23)
         assert manifest.gpu_hours == pytest.approx(7 / 3600, abs=1e-6)
         assert [i.model_dump() for i in manifest.inputs] == [
-            {"name": s.name, "uri": s.uri, "bytes": s.bytes} for s in SHARDS
+            {"name": s.name, "uri": s.uri, "bytes": s.bytes, "version": s.version} for s in SHARDS
         ]
         for part in manifest.parts:
             data = (tmp_path / f"part-{part.index:05d}.parquet").read_bytes()

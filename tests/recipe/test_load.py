@@ -56,6 +56,38 @@ def test_a_source_is_told_by_its_format_and_tars_go_without_saying(path: str, da
     assert read_recipe(f"{recipe.output}/recipe.yaml") == recipe
 
 
+@pytest.mark.parametrize(
+    ("source", "resolved"),
+    [
+        ({"urls": "data/{00..01}/*.tar"}, {"urls": "HERE/data/{00..01}/*.tar"}),
+        (
+            {"urls": ["a.tar", "../b/?.tar", "s3://bucket/*.tar"]},
+            {"urls": ["HERE/a.tar", "UP/b/?.tar", "s3://bucket/*.tar"]},
+        ),
+        ({"format": "parquet", "urls": "*.parquet"}, {"urls": "HERE/*.parquet"}),
+        ({"format": "table", "path": "x.csv", "images": "i"}, {"path": "HERE/x.csv", "images": "HERE/i"}),
+        ({"format": "texts", "path": "x.txt"}, {"path": "HERE/x.txt"}),
+        ({"format": "class_folders", "path": "val"}, {"path": "HERE/val"}),
+    ],
+    ids=str,
+)
+def test_a_saved_recipe_names_the_same_data_from_any_folder(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: dict, resolved: dict
+) -> None:
+    here = tmp_path / "up" / "here"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    data = {"dataset": "own", "train": source, "classes": "names.txt"}
+    recipe = read_recipe(path, [f"data={json.dumps(data)}"])
+    write_recipe(recipe)
+    saved = yaml.safe_load(Path(recipe.output, "recipe.yaml").read_text())["data"]
+    monkeypatch.chdir(tmp_path)
+    assert read_recipe(f"{recipe.output}/recipe.yaml") == recipe
+    shown = json.loads(json.dumps(resolved).replace("HERE", str(here)).replace("UP", str(here.parent)))
+    assert {name: saved["train"][name] for name in resolved} == shown
+    assert saved["classes"] == str(here / "names.txt")
+
+
 def test_a_mistake_in_a_source_names_the_field_and_knows_its_format(path: str) -> None:
     def mistake(**source: str) -> str:
         with pytest.raises(RequestError) as error:

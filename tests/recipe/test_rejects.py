@@ -46,6 +46,14 @@ def test_are_shown_exported_and_recovered(recipe: Recipe, tmp_path: Path) -> Non
     with pytest.raises(RequestError, match=r"must be one of .csv, .jsonl, .parquet"):
         rejects.export(recipe, str(tmp_path / "rejects.txt"))
 
+    # An image of the same name in another folder is not the one that was rejected; nor is one of other tars.
+    elsewhere = support.write_pairs(tmp_path / "elsewhere", shards=2, samples=6)
+    source = recipe.splits["train"]
+    for urls, said in ((elsewhere, "rejects are tried again from where"), (elsewhere.replace("*", "00000"), "is gone")):
+        moved = source.model_copy(update={"urls": urls})
+        with pytest.raises(RequestError, match=said):
+            rejects.retry(recipe.model_copy(update={"data": recipe.data.model_copy(update={"train": moved})}))
+
     # The images come back, and of one shard the caption.
     support.write_pairs(tmp_path / "data", shards=1, samples=6)
     assert [(each.tried, each.recovered) for each in rejects.retry(recipe)] == [(2, 1), (2, 1)]
