@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from sharelock_ray.encoders.images import Preprocessing, decode_image
+from sharelock_ray.errors import RunError, is_resource_fault
 from sharelock_ray.features.writer import EncodedChunk
 from sharelock_ray.sources.sample import Reject, Sample, Shard, Source
 
@@ -86,7 +87,11 @@ def cut(source: Source, shard: Shard, chunk_size: int) -> Iterator[Chunk]:
 
 
 def decode(chunk: Chunk, preprocessings: Collection[Preprocessing]) -> Chunk:
-    """The chunk with its images as pixels, for each preprocessing, and without their files' bytes."""
+    """The chunk with its images as pixels, for each preprocessing, and without their files' bytes.
+
+    Raises:
+        RunError: the machine lacks what decoding needs, such as memory.
+    """
     found: dict[Preprocessing, _Decoded] = {preprocessing: _Decoded() for preprocessing in preprocessings}
     for row, sample in enumerate(chunk.samples):
         decoded: dict[tuple[int, int], Image.Image] = {}
@@ -99,6 +104,9 @@ def decode(chunk: Chunk, preprocessings: Collection[Preprocessing]) -> Chunk:
                 of.rows.append(row)
             # A decoder fails on hostile bytes in more ways than it documents; each of them is that image's reject.
             except Exception as error:
+                if is_resource_fault(error):
+                    what = f"{type(error).__name__}: {error}".removesuffix(": ")
+                    raise RunError(f"decoding {sample.key} failed for want of resources ({what}): run again") from error
                 of.rejects.append(Reject.of(sample.key, "decode", error))
     pixels = {preprocessing: of.pixels(preprocessing.image_size) for preprocessing, of in found.items()}
     return replace(chunk, pixels=pixels, samples=[replace(sample, image=None) for sample in chunk.samples])

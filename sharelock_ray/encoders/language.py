@@ -154,7 +154,8 @@ class LanguageEncoder:
         def load(rows: list[int]) -> Arrays:
             return self._padded([ids[row] for row in rows])
 
-        found = self._passes.run(len(unique), self._dims, cut, load, self._forward)
+        smallest = self._padded([[self._pad_id]])
+        found = self._passes.run(len(unique), self._dims, cut, load, self._forward, smallest)
         row = {text: i for i, text in enumerate(unique)}
         rows = [row[text] for text in texts]
         too_large = set(found.too_large)

@@ -51,7 +51,8 @@ class Encoded:
 def _is_out_of_memory(error: Exception) -> bool:
     """Whether a device's memory did not suffice: torch, its libraries and its compiler each say so in their own way."""
     said = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in said or "_status_alloc_failed" in said
+    known = ("out of memory", "_status_alloc_failed", "can't allocate memory")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(each in said for each in known)
 
 
 def suited(device: torch.device, cpu: int, gpu: int) -> int:
@@ -105,6 +106,7 @@ class Passes:
         cut: Callable[[Sequence[int], int], Iterable[list[int]]],
         load: Callable[[list[int]], Arrays],
         forward: Callable[..., list[torch.Tensor]],
+        smallest: Arrays,
     ) -> Encoded:
         """Embeds `rows` inputs.
 
@@ -113,10 +115,14 @@ class Passes:
             cut: rows into batches of at most a limit each, or of one row.
             load: a batch's inputs.
             forward: those inputs, on the device, to each reading's (B, D).
+            smallest: inputs of the smallest pass. A row is too large only where these fit.
+
+        Raises:
+            RunError: not even the smallest pass fits into the device's memory.
         """
         with _turns.turn:
             begun = time.perf_counter()
-            done, results, too_large, reductions = self._passed(rows, cut, load, forward)
+            done, results, too_large, reductions = self._passed(rows, cut, load, forward, smallest)
             # Not before all are under way, since the copy waits for the device.
             fetched = [_Fetched(torch.cat([result[i] for result in results])) for i in range(len(dims)) if results]
         embeddings = [np.full((rows, dim), np.nan, np.float32) for dim in dims]
@@ -130,6 +136,7 @@ class Passes:
         cut: Callable[[Sequence[int], int], Iterable[list[int]]],
         load: Callable[[list[int]], Arrays],
         forward: Callable[..., list[torch.Tensor]],
+        smallest: Arrays,
     ) -> tuple[list[int], list[list[torch.Tensor]], list[int], int]:
         """Rows in the order of their passes, what each pass gave, rows that are too large, and reductions."""
         pending = deque(cut(range(rows), self.limit))
@@ -162,12 +169,25 @@ class Passes:
             if len(batch) == 1 and waits:
                 time.sleep(waits.pop(0))
             elif len(batch) == 1:
+                self._require_memory(forward, smallest)
                 too_large += pending.popleft()
             else:
                 self._reduce(batch, cut)
                 reductions += 1
                 pending = deque(cut([row for each in pending for row in each], self.limit))
         return done, results, too_large, reductions
+
+    def _require_memory(self, forward: Callable[..., list[torch.Tensor]], smallest: Arrays) -> None:
+        """Ends the run where the memory is gone for other reasons than an input's size."""
+        try:
+            forward(*self._copied(self._copy(smallest)))
+        except Exception as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise RunError(
+                f"the memory of {self._device} does not suffice for a single input of any size: end what else uses "
+                f"it, or take a larger device, then run again"
+            ) from None
 
     def _reduce(self, batch: list[int], cut: Callable[[Sequence[int], int], Iterable[list[int]]]) -> None:
         """Halves the limit until it cuts `batch`."""

@@ -94,7 +94,10 @@ class VisionEncoder:
         def load(rows: list[int]) -> Arrays:
             return (pixels[rows[0] : rows[-1] + 1],)
 
-        return self._passes.run(len(pixels), [self._dim(spec) for spec in self.specs], _cut, load, self._forward)
+        size = self.spec.preprocessing.image_size
+        smallest = (np.zeros((1, size, size, 3), np.uint8),)
+        dims = [self._dim(spec) for spec in self.specs]
+        return self._passes.run(len(pixels), dims, _cut, load, self._forward, smallest)
 
     def encode_images(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Embeds Pillow images; (N, D) float32."""

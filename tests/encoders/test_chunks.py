@@ -1,5 +1,6 @@
 """What an encoder gives of a chunk: a row or a reject for each input, also where memory does not suffice."""
 
+import errno
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from sharelock_ray.encoders.images import Preprocessing, upright
 from sharelock_ray.encoders.language import LanguageEncoder
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.encoders.vision import VisionEncoder
+from sharelock_ray.errors import RunError
 from sharelock_ray.sources.sample import Sample
 
 CAPTIONS = [
@@ -55,6 +57,21 @@ class TestDecoding:
             assert found.rows == [0, 3]
             assert [reject.key for reject in found.rejects] == ["1", "2"]
             np.testing.assert_array_equal(found.images, alone.images)
+
+    @pytest.mark.parametrize(
+        "error",
+        [MemoryError(), *(OSError(number, "so it is") for number in (errno.ENOMEM, errno.ENOSPC, errno.EMFILE))],
+        ids=repr,
+    )
+    def test_for_want_of_resources_ends_and_rejects_no_image(
+        self, error: Exception, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def poor(*of: object) -> None:
+            raise error
+
+        monkeypatch.setattr("sharelock_ray.encoders.chunks.decode_image", poor)
+        with pytest.raises(RunError, match=f"decoding 0 failed for want of resources .{type(error).__name__}"):
+            self.of(self.PREPROCESSINGS)
 
     def test_is_of_each_scale_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         decoded: list[tuple[int, int]] = []
