@@ -5,7 +5,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -32,6 +32,8 @@ class Encoded:
     """That the device was at work on it."""
     batch_reductions: int
     """How often passes were made smaller for want of memory."""
+    unknown: dict[int, str] = field(default_factory=dict)
+    """Of texts: rows with a token that the model has no embedding of, and that token; their embeddings are NaN."""
     tokens: int = 0
     """Of texts: what was read, each text once."""
     truncated: int = 0
@@ -41,14 +43,16 @@ class Encoded:
         """The embeddings of the first reading.
 
         Raises:
-            RunError: a row does not fit into memory.
+            RunError: a row does not fit into memory, or has a token that the model does not know.
         """
         if self.too_large:
             raise RunError(f"input {self.too_large[0]} does not fit into the device's memory even alone")
+        for row, token in self.unknown.items():
+            raise RunError(f"input {row} has the token {token!r}, of which the model has no embedding")
         return self.embeddings[0]
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Whether a device's memory did not suffice: torch, its libraries and its compiler each say so in their own way."""
     said = str(error).lower()
     known = ("out of memory", "_status_alloc_failed", "can't allocate memory")
@@ -153,7 +157,7 @@ class Passes:
                 ahead = self._copy(load(pending[1])) if self._copies and len(pending) > 1 else None
                 result = forward(*inputs)
             except Exception as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 # The memory is free only once this block, which holds the failed pass by its traceback, has ended.
                 ahead = None
@@ -182,7 +186,7 @@ class Passes:
         try:
             forward(*self._copied(self._copy(smallest)))
         except Exception as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             raise RunError(
                 f"the memory of {self._device} does not suffice for a single input of any size: end what else uses "

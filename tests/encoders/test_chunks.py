@@ -1,6 +1,7 @@
 """What an encoder gives of a chunk: a row or a reject for each input, also where memory does not suffice."""
 
 import errno
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoTokenizer
 
 import support
 from sharelock_ray.encoders.chunks import Chunk, decode, encode_language, encode_vision
@@ -182,6 +184,24 @@ class TestLanguage:
         assert found.rejects[1].message == "caption 0 does not fit into the device's memory even alone"
         (expected,) = encode_language(LanguageEncoder(language_spec), chunk)
         np.testing.assert_allclose(found.embeddings, expected.embeddings[[0, 1, 3]], atol=1e-5)
+
+    def test_a_caption_with_a_token_that_the_model_does_not_know_is_a_reject(
+        self, tmp_path: Path, language_spec: LanguageSpec, chunk: Chunk
+    ) -> None:
+        path = shutil.copytree(language_spec.model, tmp_path / "model")
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer.add_tokens("photo_")
+        tokenizer.save_pretrained(path)
+        chunk.samples[0] = replace(chunk.samples[0], captions=("a red circle", "a photo_"))
+        (found,) = encode_language(LanguageEncoder(language_spec.model_copy(update={"model": str(path)})), chunk)
+        assert (found.columns["key"], found.embeddings.shape) == (["2", "3"], (2, 32))
+        assert np.isfinite(found.embeddings).all()
+        assert vars(found.rejects[1]) == {
+            "key": "0",
+            "stage": "encode",
+            "error": "UnknownToken",
+            "message": "caption 1 has the token 'photo_', of which the model has no embedding",
+        }
 
     def test_captions_that_do_not_fit_make_their_sample_one_reject(
         self, language_spec: LanguageSpec, chunk: Chunk
