@@ -86,7 +86,7 @@ class LanguageEncoder:
         # Hidden by the mask, so any token that the model knows does where it does not know that of the tokenizer.
         special = (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id)
         self._pad_id = next((i for i in special if i is not None and self._knows(i)), 0)
-        self.revision = None if spec.is_local else hub_commit(spec.model, "config.json", revision=spec.revision)
+        self.revision = None if spec.is_local else hub_commit(spec.model, spec.revision)
         """Commit of the model on the hub; None for others."""
 
     def _require(self, model: torch.nn.Module, layers: int) -> None:
