@@ -24,6 +24,8 @@ from transformers import (
     Gemma3Model,
     LlamaConfig,
     LlamaModel,
+    NystromformerConfig,
+    NystromformerModel,
     OPTConfig,
     OPTModel,
     PreTrainedModel,
@@ -74,6 +76,8 @@ PECULIAR = {
     "siglip": (SiglipModel, SiglipConfig(text_config=SIZES, vision_config=SEES)),
     # It mixes all tokens, padding too, whatever the mask says.
     "fnet": (FNetModel, FNetConfig(**SIZES)),
+    # It does so a little, by the landmarks of its attention.
+    "nystromformer": (NystromformerModel, NystromformerConfig(**SIZES)),
     # It has no place for more tokens.
     "short": (BertModel, BertConfig(**SIZES, max_position_embeddings=6)),
 }
