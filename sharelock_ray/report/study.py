@@ -24,7 +24,7 @@ from sharelock_ray.evaluation.study import (
     variance_shares,
 )
 from sharelock_ray.evaluation.trials import LOWER_IS_BETTER, Point, Study, Trial
-from sharelock_ray.report.plots import as_svg
+from sharelock_ray.report.plots import as_svg, plain
 from sharelock_ray.report.summary import StudySummary, interval_text
 
 PAGE = "study.html"
@@ -154,9 +154,9 @@ def _effects(effects: Sequence[Effect], objective: str) -> str:
         for place, mean in zip(places, means, strict=True):
             if mean.low is not None and mean.high is not None:
                 axes.plot([place, place], [mean.low, mean.high], color="#4c78a8")
-        axes.set_xticks(list(places), [level.label for level in effect.levels], rotation=30, fontsize=8)
+        axes.set_xticks(list(places), [plain(level.label) for level in effect.levels], rotation=30, fontsize=8)
         axes.set_xlim(-0.5, len(means) - 0.5)
-        axes.set_title(_name(effect.axis), fontsize=10)
+        axes.set_title(plain(_name(effect.axis)), fontsize=10)
         axes.grid(alpha=0.3)
     row[0].set_ylabel(NAMES[objective])
     return as_svg(figure)
@@ -187,11 +187,11 @@ def _heat_maps(study: Study, objective: str) -> str:
             text = f"{values[i, j]:.3f}" if np.isfinite(values[i, j]) else "–"
             box = {"facecolor": "white", "alpha": 0.6, "edgecolor": "none", "pad": 1}
             axes.text(j, i, text, ha="center", va="center", fontsize=8, bbox=box)
-        axes.set_xticks(range(len(columns[1])), [_value(value) for value in columns[1]], fontsize=8)
-        axes.set_yticks(range(len(rows[1])), [_value(value) for value in rows[1]], fontsize=8)
-        axes.set_xlabel(_name(columns[0]))
-        axes.set_title(title, fontsize=10)
-    row[0].set_ylabel(_name(rows[0]))
+        axes.set_xticks(range(len(columns[1])), [plain(_value(value)) for value in columns[1]], fontsize=8)
+        axes.set_yticks(range(len(rows[1])), [plain(_value(value)) for value in rows[1]], fontsize=8)
+        axes.set_xlabel(plain(_name(columns[0])))
+        axes.set_title(plain(title), fontsize=10)
+    row[0].set_ylabel(plain(_name(rows[0])))
     figure.colorbar(image, ax=list(row), label=NAMES[objective])
     return as_svg(figure)
 
@@ -208,7 +208,11 @@ def _front(points: Sequence[Point], objective: str, cost: str) -> str:
     )
     for i in front[:_CURVES]:
         axes.annotate(
-            _short(points[i].point), (pairs[i][1], pairs[i][0]), fontsize=6, xytext=(3, 3), textcoords="offset points"
+            plain(_short(points[i].point)),
+            (pairs[i][1], pairs[i][0]),
+            fontsize=6,
+            xytext=(3, 3),
+            textcoords="offset points",
         )
     axes.set(xlabel=NAMES[cost], ylabel=NAMES[objective], xscale="log" if min(p[1] for p in pairs) > 0 else "linear")
     axes.grid(alpha=0.3)
@@ -226,7 +230,7 @@ def _curves(points: Sequence[Point]) -> str:
     for point in chosen:
         rows = [row for row in RunFolder(point.runs[0]).metrics() if "validation_loss" in row]
         if rows:
-            axes.plot([r["step"] for r in rows], [r["validation_loss"] for r in rows], label=_short(point.point))
+            axes.plot([r["step"] for r in rows], [r["validation_loss"] for r in rows], label=plain(_short(point.point)))
     axes.set(xlabel="optimizer step", ylabel=NAMES["validation_loss"])
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -1,6 +1,7 @@
 """The page of a study: what it says, what it draws, and that it fetches nothing."""
 
 import itertools
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -112,6 +113,29 @@ def test_fetches_nothing_and_shows_names_as_text(tmp_path: Path) -> None:
     assert page.text.count(hostile) >= 3
     assert "23 finished" in page.text
     assert "want every point of a grid" in page.text
+
+
+HOSTILE_NAMES = ["$\\frac{1}$ and \\$5 $", '--></svg>"><img src=x onerror=alert(1)>\n\x1b\u202e', "x" * 5000]
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_any_name_of_a_setting_is_text_in_plots_and_tables(tmp_path: Path, name: str) -> None:
+    base = study(tmp_path, seeds=(0,))
+    # As a value and as the name of an axis; another one is of named choices.
+    axes = {name: AXES["alignment.language.depth"], "head": (name, "other"), "third": ("relu", name)}
+    values = {"relu": "relu", "gelu": name, 32: name, 64: "other"}
+    trials = tuple(
+        t.model_copy(update={"point": dict(zip(axes, (values.get(v, v) for v in t.point.values()), strict=True))})
+        for t in base.trials
+    )
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        page = page_of(base.model_copy(update={"axes": axes, "trials": trials}), tmp_path)
+    assert not {"script", "img"} & {tag for tag, _ in page.tags}
+    assert [tag for tag, _ in page.tags].count("svg") == 5
+    assert name in page.text
+    # What no room is left for is not drawn.
+    assert not [each for each in warned if "layout" in str(each.message)]
 
 
 def test_the_tables_have_a_row_for_each_trial(tmp_path: Path) -> None:
