@@ -17,13 +17,12 @@ from sharelock_ray.alignment.run import RunFolder
 from sharelock_ray.evaluation.study import (
     Effect,
     heat_map,
-    inside_spread,
     main_effects,
     pareto,
     ranked,
     variance_shares,
 )
-from sharelock_ray.evaluation.trials import LOWER_IS_BETTER, Point, Study, Trial
+from sharelock_ray.evaluation.trials import CHOSEN_ON_TEST, LOWER_IS_BETTER, Point, Study, Trial
 from sharelock_ray.report.plots import as_svg, plain
 from sharelock_ray.report.summary import StudySummary, interval_text
 
@@ -52,7 +51,7 @@ def write_study(study: Study, folder: str) -> StudySummary:
         objective=objective,
         states={str(state): count for state, count in states.items()},
         points=tuple(points),
-        verdict=verdict(points, objective),
+        verdict=verdict(points, study.objective),
     )
     table = as_table(study.trials)
     csv, parquet = pa.BufferOutputStream(), pa.BufferOutputStream()
@@ -87,24 +86,26 @@ def write_study(study: Study, folder: str) -> StudySummary:
     return summary
 
 
-def verdict(points: Sequence[Point], objective: str) -> str:
-    """In one sentence: whether the best point is better than the next ones, or only luckier."""
+def verdict(points: Sequence[Point], objectives: Sequence[str]) -> str:
+    """In few words: whether the best point is better than the next ones, or only luckier, and what flatters it."""
     if not points:
         return "No trial finished."
+    objective = objectives[0]
     best = (
         f"Best: {_short(points[0].point)}, {NAMES[objective]} {interval_text(points[0].values[objective], objective)}."
     )
-    tied = inside_spread(points, objective)
-    if len(points) == 1:
+    if "zero_shot" in objectives:
+        best += f" {CHOSEN_ON_TEST}"
+    others = len(points) - 1
+    if not others:
         return best
-    if tied is None:
+    if points[0].seeds == 1:
         return f"{best} {_NO_TELLING}"
+    tied = sum(point.is_tied for point in points[1:])
+    by = f"paired t-tests over {points[0].seeds} seeds, at 5 % by Holm's correction for {others} comparisons"
     if not tied:
-        return f"{best} Its interval over {points[0].seeds} seeds meets that of no other point."
-    return (
-        f"{best} The seeds do not tell it apart from {len(tied)} of {len(points) - 1} other points, whose intervals "
-        f"over {points[0].seeds} seeds meet its own: differences among these are inside the seed spread."
-    )
+        return f"{best} The seeds tell it apart from every other point ({by})."
+    return f"{best} The seeds do not tell it apart from {tied} of {others} other points ({by})."
 
 
 def as_table(trials: Sequence[Trial]) -> pa.Table:

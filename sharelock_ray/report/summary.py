@@ -8,7 +8,7 @@ from rich.table import Table
 from sharelock_ray.alignment.run import TrainingResult
 from sharelock_ray.evaluation.result import Evaluation
 from sharelock_ray.evaluation.statistics import Estimate
-from sharelock_ray.evaluation.trials import Interval, Point
+from sharelock_ray.evaluation.trials import SHARES, Interval, Point
 from sharelock_ray.features.manifest import Manifest
 from sharelock_ray.report.table import text_table
 
@@ -118,6 +118,7 @@ class StudySummary:
                 {
                     "point": point.point,
                     "seeds": point.seeds,
+                    "p": point.p,
                     "values": {name: asdict(interval) for name, interval in point.values.items()},
                     "runs": list(point.runs),
                 }
@@ -132,7 +133,7 @@ def interval_text(interval: Interval | None, objective: str) -> str:
         return ""
     if objective in ("parameters", "seconds"):
         return f"{interval.value:,.0f}" if objective == "parameters" else f"{interval.value:,.1f}"
-    shown = "{:.1%}" if objective in ("recall_at_1", "zero_shot") else "{:.4f}"
+    shown = "{:.1%}" if objective in SHARES else "{:.4f}"
     text = shown.format(interval.value)
     if interval.low is None or interval.high is None:
         return text
