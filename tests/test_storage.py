@@ -1,7 +1,6 @@
 """Storage: one set of functions for local disks, packages and object stores; files appear whole or not at all."""
 
 import hashlib
-import json
 import os
 import signal
 import subprocess
@@ -17,7 +16,7 @@ import pytest
 
 import sharelock_ray
 from sharelock_ray import storage
-from sharelock_ray.errors import RequestError
+from sharelock_ray.errors import RequestError, RunError
 
 # The kernel stops the process's files at 64 KiB, as a full disk would.
 WRITE_TOO_MUCH = """
@@ -339,7 +338,7 @@ def test_joins_parts_below_any_root() -> None:
 
 def test_a_damaged_json_file_is_not_read_as_something_else(tmp_path: Path) -> None:
     touch(tmp_path, "half.json")
-    with pytest.raises(json.JSONDecodeError):
+    with pytest.raises(RunError, match=r"half\.json is damaged \(Expecting value: .*\): restore it, or delete it"):
         storage.read_json(str(tmp_path / "half.json"))
 
 

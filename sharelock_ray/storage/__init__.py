@@ -197,7 +197,16 @@ def local_copy(uri: str) -> Iterator[Path]:
 
 
 def read_json(uri: str) -> Any:
-    return json.loads(read_bytes(uri))
+    """The value that the JSON at `uri` stands for.
+
+    Raises:
+        FileNotFoundError: there is no object.
+        RunError: it is no JSON.
+    """
+    try:
+        return json.loads(read_bytes(uri))
+    except ValueError as error:
+        raise RunError(f"{uri} is damaged ({error}): restore it, or delete it and run the same command again") from None
 
 
 def names(folder: str) -> list[str]:
