@@ -16,6 +16,8 @@ from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.sources.subset import Subset
 
 _WRITERS = ("csv", "jsonl", "parquet")
+# No name of a dataset begins with a dot, so no feature set lies below it.
+_SCRATCH = ".retry"
 
 
 def rejects(recipe: Recipe) -> pa.Table:
@@ -63,12 +65,20 @@ def retry(recipe: Recipe) -> list[Retry]:
 
     Work that a killed retry had done is kept, as that of an extraction is. A shard that was damaged as a whole is
     another input once it is replaced, and no matter of this.
+
+    Raises:
+        RequestError: the feature sets are another run's, which this one only reads.
     """
     from sharelock_ray import engine
     from sharelock_ray.extraction.extract import ExtractionJob, extract
 
+    if recipe.features_of is not None:
+        raise RequestError(
+            f"the feature sets are those of {recipe.features_of} (`features_of`), which this recipe only reads: "
+            f"try again with the recipe that extracted them"
+        )
     # Below this folder the retry is an extraction like any other, for each choice of inputs a place of its own.
-    folder = storage.join(recipe.features_folder, "retry")
+    folder = storage.join(recipe.features_folder, _SCRATCH)
     found = []
     with engine.connected():
         for split, source in recipe.splits.items():
