@@ -1,7 +1,7 @@
 """Checkpoints: a folder with tensors in safetensors, and a `checkpoint.json`, written last, that names them.
 
-The tensors' file carries its step in its name, so a checkpoint is replaced by publishing a new JSON: whoever reads
-sees the old one or the new one whole, on a disk and on an object store.
+The tensors' file carries its step and its SHA-256 in its name, so a checkpoint is replaced by publishing a new JSON:
+whoever reads sees the old one or the new one whole, on a disk and on an object store.
 """
 
 import math
@@ -67,6 +67,8 @@ class Checkpoint(Config):
     schema_version: int = 1
     tensors: str = ""
     """Name of the tensors' file in the same folder."""
+    tensors_sha256: str | None = None
+    """Of that file; None where the version that wrote it did not know it yet."""
     spec: AlignmentSpec
     vision: Side
     language: Side
@@ -190,12 +192,14 @@ def _publish(folder: str, checkpoint: Checkpoint, tensors: Mapping[str, torch.Te
     and its tensors. Workers whose driver is gone may still run beside those that a new one has started: neither takes
     the other back, nor removes what the other is about to publish.
     """
-    name = f"step-{checkpoint.position.step:08d}.safetensors"
-    storage.write_bytes(storage.join(folder, name), save({key: value.contiguous() for key, value in tensors.items()}))
+    data = save({key: value.contiguous() for key, value in tensors.items()})
+    digest = storage.sha256(data)
+    name = f"step-{checkpoint.position.step:08d}-{digest[:8]}.safetensors"
+    storage.write_bytes(storage.join(folder, name), data)
     replaced = read_checkpoint(folder) if has_checkpoint(folder) else None
     if replaced is not None and replaced.position.step >= checkpoint.position.step:
         return
-    published = checkpoint.model_copy(update={"tensors": name})
+    published = checkpoint.model_copy(update={"tensors": name, "tensors_sha256": digest})
     storage.write_json(storage.join(folder, CHECKPOINT), published.model_dump(mode="json"))
     for old in storage.names(folder):
         # Names sort by step.
@@ -248,10 +252,18 @@ def restore(
 
 @contextmanager
 def _loading(folder: str, checkpoint: Checkpoint) -> Iterator[dict[str, torch.Tensor]]:
-    """A checkpoint's tensors; whatever is wrong with them is said of their file."""
+    """A checkpoint's tensors, verified; whatever is wrong with them is said of their file."""
     path = storage.join(folder, checkpoint.tensors)
     try:
-        yield load(storage.read_bytes(path))
+        data = storage.read_bytes(path)
+        if checkpoint.tensors_sha256 not in (None, storage.sha256(data)):
+            raise RuntimeError("its SHA-256 is not that of the checkpoint")
+        tensors = load(data)
+        for name, value in tensors.items():
+            # A square that an optimizer keeps may overflow, and a training that has one goes on.
+            if not name.startswith(_OPTIMIZER) and not value.isfinite().all():
+                raise RuntimeError(f"{name} is not finite")
+        yield tensors
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:160]
         raise RunError(f"{path} is damaged or missing ({reason}): delete {folder} and train again") from None

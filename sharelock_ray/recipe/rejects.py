@@ -20,6 +20,8 @@ from sharelock_ray.sources.sample import Shard
 from sharelock_ray.sources.subset import Subset
 
 _WRITERS = ("csv", "jsonl", "parquet")
+# No name of a dataset begins with a dot, so no feature set lies below it.
+_SCRATCH = ".retry"
 
 
 def rejects(recipe: Recipe) -> pa.Table:
@@ -69,13 +71,19 @@ def retry(recipe: Recipe) -> list[Retry]:
     another input once it is replaced, and no matter of this.
 
     Raises:
-        RequestError: the recipe's source lists other inputs than the sets were made from, or has them elsewhere.
+        RequestError: the feature sets are another run's, which this one only reads; or the recipe's source lists other
+            inputs than they were made from, or has them elsewhere.
     """
     from sharelock_ray import engine
     from sharelock_ray.extraction.extract import ExtractionJob, extract
 
+    if recipe.features_of is not None:
+        raise RequestError(
+            f"the feature sets are those of {recipe.features_of} (`features_of`), which this recipe only reads: "
+            f"try again with the recipe that extracted them"
+        )
     # Below this folder the retry is an extraction like any other, for each choice of inputs a place of its own.
-    folder = storage.join(recipe.features_folder, "retry")
+    folder = storage.join(recipe.features_folder, _SCRATCH)
     found = []
     with engine.connected():
         for split, source in recipe.splits.items():

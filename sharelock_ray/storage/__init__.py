@@ -16,11 +16,14 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
@@ -65,13 +68,20 @@ def resolve(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
     Raises:
         ImpossibleUriError: the protocol or the package is unknown.
-        RequestError: the package that the protocol needs is not installed.
+        RequestError: the package that the protocol needs is not installed, or `uri` is a relative path and the
+            working folder was deleted.
     """
     if uri.startswith(_PACKAGE):
         return _filesystem("file"), str(package_path(uri))
     protocol, path = fsspec.core.split_protocol(uri)
     filesystem = _filesystem(protocol or "file")
-    return filesystem, filesystem._strip_protocol(path if protocol in (None, "file") else uri)
+    try:
+        return filesystem, filesystem._strip_protocol(path if protocol in (None, "file") else uri)
+    except FileNotFoundError:
+        raise RequestError(
+            f"{uri} is relative to the working folder of this process, which was deleted: "
+            f"change to a folder that exists, or give an absolute path"
+        ) from None
 
 
 def package_path(uri: str) -> Path:
@@ -201,7 +211,16 @@ def local_copy(uri: str) -> Iterator[Path]:
 
 
 def read_json(uri: str) -> Any:
-    return json.loads(read_bytes(uri))
+    """The value that the JSON at `uri` stands for.
+
+    Raises:
+        FileNotFoundError: there is no object.
+        RunError: it is no JSON.
+    """
+    try:
+        return json.loads(read_bytes(uri))
+    except ValueError as error:
+        raise RunError(f"{uri} is damaged ({error}): restore it, or delete it and run the same command again") from None
 
 
 def names(folder: str) -> list[str]:
@@ -290,13 +309,13 @@ def _written(path: str, data: bytes, move: Callable[[str, str], None]) -> bool:
     """Writes a file beside `path`, flushed to disk, and moves it there."""
     folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=_UNFINISHED, dir=folder)
+    # Not by mkstemp, whose files are for their owner alone: the umask says who may read what is published.
+    temporary = os.path.join(folder, f"{_UNFINISHED}{uuid.uuid4().hex}")
     try:
-        with os.fdopen(handle, "wb") as stream:
+        with open(temporary, "xb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
         try:
             move(temporary, path)
         except FileExistsError:
@@ -368,18 +387,31 @@ def _json(value: Any) -> bytes:
 def remove(uri: str) -> None:
     """Removes the file or folder at `uri`; nothing happens where there is none, also where another removes it now."""
     filesystem, path = resolve(uri)
-    refused = 0
-    while filesystem.exists(path):
+    # fsspec's own removal of a local folder fails where the working folder was deleted, or is that folder.
+    removal = _remove_local if is_local(uri) else partial(filesystem.rm, recursive=True)
+    for attempt in range(_ATTEMPTS):
+        if not filesystem.exists(path):
+            return
         try:
-            filesystem.rm(path, recursive=True)
-        except FileNotFoundError:
-            pass
+            removal(path)
         except OSError as error:
-            # Another process has put a file into the folder meanwhile.
-            refused += 1
-            if error.errno != errno.ENOTEMPTY or refused == _ATTEMPTS:
+            # Another process removes it too, or has put a file into the folder meanwhile.
+            passing = isinstance(error, FileNotFoundError) or error.errno == errno.ENOTEMPTY
+            if not passing or attempt == _ATTEMPTS - 1:
                 raise _refusal(uri, "removed", error) from None
             time.sleep(_PAUSE_S)
+
+
+def _remove_local(path: str) -> None:
+    if not os.path.isdir(path) or os.path.islink(path):
+        os.unlink(path)
+        return
+
+    def raise_unless_gone(_call: object, _path: str, fault: tuple[Any, BaseException, Any]) -> None:
+        if not isinstance(fault[1], FileNotFoundError):
+            raise fault[1]
+
+    shutil.rmtree(path, onerror=raise_unless_gone)
 
 
 def sha256(data: bytes) -> str:
