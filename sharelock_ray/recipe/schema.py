@@ -118,7 +118,8 @@ class Recipe(Config):
     def splits(self) -> dict[str, SourceSpec]:
         """The source of each split that there is."""
         if self.data.shapes is not None:
-            return {split: WebDatasetSource(urls=f"{self.data_folder}/{split}/*.tar") for split in ("train", "test")}
+            folder = storage.escape(self.data_folder)
+            return {split: WebDatasetSource(urls=f"{folder}/{split}/*.tar") for split in ("train", "test")}
         named = {"train": self.data.train, "test": self.data.test}
         return {split: source for split, source in named.items() if source is not None}
 

@@ -64,8 +64,7 @@ def file_shards(urls: tuple[str, ...] | str, kind: str, ending: str) -> list[Sha
 
 def _name(uri: str, pattern: str, ending: str) -> str:
     """The file's path below the folder that precedes the pattern's first wildcard, without its ending."""
-    fixed = re.split(r"[*?\[{]", pattern)[0].rpartition("/")[0]
-    folder = storage.resolve(fixed or ".")[1]
+    folder = storage.resolve(storage.folder_of(pattern) or ".")[1]
     return re.sub(f"{ending}$", "", storage.resolve(uri)[1].removeprefix(folder).lstrip("/"))
 
 

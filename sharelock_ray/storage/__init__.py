@@ -18,7 +18,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -35,6 +35,11 @@ _PAUSE_S = 0.05
 # The disk's fault, not that of whoever named a place on it.
 _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _UNFINISHED = ".tmp-"
+_BRACES = re.compile(r"(?<!\[)\{([^{}]*)\}(?!\])")
+# With what it stands for, where that is itself.
+_WILDCARD = re.compile(r"\[([*?\[{}])\]|[*?\[{]")
+# The largest public set of tars has less.
+_MAX_NAMED, _MAX_DIGITS = 1_000_000, 18
 
 
 class ImpossibleUriError(RequestError):
@@ -357,7 +362,7 @@ def remove(uri: str) -> None:
     refused = 0
     while filesystem.exists(path):
         try:
-            filesystem.rm(path, recursive=True)
+            _remove_all(filesystem, path)
         except FileNotFoundError:
             pass
         except OSError as error:
@@ -366,6 +371,18 @@ def remove(uri: str) -> None:
             if error.errno != errno.ENOTEMPTY or refused == _ATTEMPTS:
                 raise _refusal(uri, "removed", error) from None
             time.sleep(_PAUSE_S)
+
+
+def _remove_all(filesystem: fsspec.AbstractFileSystem, path: str) -> None:
+    if not has_wildcard(path):
+        filesystem.rm(path, recursive=True)
+        return
+    # Most filesystems would take the name for a pattern, and remove whatever else it matches.
+    found = {path: filesystem.info(path)} | filesystem.find(path, withdirs=True, detail=True)
+    for name in sorted(found, reverse=True):
+        # An object store has no folders: they are gone with what was in them.
+        with suppress(FileNotFoundError):
+            (filesystem.rmdir if found[name]["type"] == "directory" else filesystem.rm_file)(name)
 
 
 def sha256(data: bytes) -> str:
@@ -384,11 +401,15 @@ def sha256_of(uri: str) -> str:
 def expand(pattern: str) -> list[str]:
     """The URIs that `pattern` names, sorted: `{a,b}` and `{000..123}` braces first, then `*`, `?` and `[…]`.
 
-    A pattern without wildcards names itself, whether or not it exists.
+    A pattern without wildcards names itself, whether or not it exists; a wildcard in square brackets, as in `[*]` or
+    `[{]`, stands for itself.
+
+    Raises:
+        RequestError: the braces name more than a million URIs; none of them is made.
     """
     found: list[str] = []
     # Nested braces may name the same thing twice.
-    for uri in dict.fromkeys(_braces(pattern)):
+    for uri in dict.fromkeys(_braces(pattern, 1)):
         if not has_wildcard(uri):
             found.append(uri)
             continue
@@ -399,21 +420,42 @@ def expand(pattern: str) -> list[str]:
     return found
 
 
+def escape(uri: str) -> str:
+    """A pattern that names `uri` alone, whatever characters it has."""
+    return re.sub(r"[*?\[{}]", r"[\g<0>]", uri)
+
+
+def folder_of(pattern: str) -> str:
+    """The folder up to which `pattern` has no wildcard, so that all that it names is below it; maybe ""."""
+    # An escaped wildcard is none.
+    first = next((match for match in _WILDCARD.finditer(pattern) if not match[1]), None)
+    fixed = pattern[: first.start()] if first else pattern
+    return _WILDCARD.sub(lambda match: match[1] or match[0], fixed.rpartition("/")[0])
+
+
 def has_wildcard(uri: str) -> bool:
     return any(character in uri for character in "*?[")
 
 
-def _braces(pattern: str) -> Iterator[str]:
-    match = re.search(r"\{([^{}]*)\}", pattern)
+def _braces(pattern: str, times: int) -> Iterator[str]:
+    """What the braces of `pattern`, of which there are `times`, name."""
+    match = _BRACES.search(pattern)
     if match is None:
         yield pattern
         return
     body = match.group(1)
-    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", body)
+    numbers = re.fullmatch(r"([0-9]+)\.\.([0-9]+)", body)
+    choices: Iterable[str]
     if numbers:
         first, last = numbers.groups()
-        choices = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
+        # Longer ones are no numbers of files, and Python reads none of thousands of digits.
+        known = max(len(first), len(last)) < _MAX_DIGITS
+        of_range = range(int(first), int(last) + 1) if known else range(_MAX_NAMED + 1)
+        count, choices = len(of_range), (str(number).zfill(len(first)) for number in of_range)
     else:
         choices = body.split(",")
+        count = len(choices)
+    if count * times > _MAX_NAMED:
+        raise RequestError(f"the braces of {pattern!r} name more than {_MAX_NAMED:,} files: check their numbers")
     for choice in choices:
-        yield from _braces(pattern[: match.start()] + choice + pattern[match.end() :])
+        yield from _braces(pattern[: match.start()] + choice + pattern[match.end() :], count * times)

@@ -130,3 +130,10 @@ def test_two_encoders_of_a_kind_must_not_be_guessed_between(path: str) -> None:
     twice = recipe.model_copy(update={"encoders": (recipe.vision, *recipe.encoders)})
     with pytest.raises(RequestError, match="one vision encoder, and lists 2"):
         _ = twice.vision
+
+
+@pytest.mark.parametrize("folder", ["[a]*", "{a,b}?", "[!x"])
+def test_the_built_in_data_is_found_whatever_its_folder_is_called(path: str, tmp_path: Path, folder: str) -> None:
+    recipe = read_recipe(path, [f"output={json.dumps(str(tmp_path / folder))}"])
+    support.write_tar(tmp_path / folder / "data" / "train" / "00000.tar", {})
+    assert [shard.name for shard in recipe.splits["train"].shards()] == ["00000"]
