@@ -44,12 +44,17 @@ def demo(recipe: Recipe) -> Summary:
 
 
 def prepare(recipe: Recipe) -> None:
-    """Saves the resolved recipe, and writes the built-in data where the recipe asks for it."""
+    """Saves the resolved recipe, and writes the built-in data where the recipe asks for it.
+
+    Raises:
+        RequestError: the class names, which evaluation will want, cannot be read.
+    """
     if recipe.data.shapes is not None and not storage.exists(storage.join(recipe.data_folder, "shapes.json")):
         say(f"data: renders coloured shapes into {recipe.data_folder}")
     with _timed(recipe, "data"):
         if recipe.data.shapes is not None:
             write_shapes(recipe.data_folder, **recipe.data.shapes.model_dump())
+    recipe.class_names()
     write_recipe(recipe)
 
 
@@ -190,6 +195,8 @@ def train(recipe: Recipe) -> TrainingResult:
 
 def _train(recipe: Recipe) -> TrainingResult:
     run = recipe.run
+    if recipe.data.classes is not None:
+        recipe.class_names()  # What evaluation cannot use is said before the training.
     vision, language = (recipe.feature_set_uri("train", encoder) for encoder in (recipe.vision, recipe.language))
     run.begin(recipe.alignment, read_manifest(vision), read_manifest(language))
     # Not before: a request that does not fit must leave the recipe of the training that is there.

@@ -14,6 +14,8 @@ from sharelock_ray.sources.sample import DUPLICATE_KEY, Reject, Sample, Shard, p
 
 _PARALLEL_SIZES = 16
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff"})
+BOM = b"\xef\xbb\xbf"
+"""The byte order mark that some editors put before UTF-8 text."""
 # Faults of one path. Any other, such as EIO or EMFILE, is the machine's.
 _PATH_ERRNOS = frozenset(
     {errno.EACCES, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG, errno.ENODEV, errno.ENXIO, errno.EPERM}
@@ -101,7 +103,12 @@ def captions(found: object) -> tuple[str, ...]:
     Raises:
         ValueError: one is no Unicode text; then the others are not taken either, so that a sample is in one place.
     """
-    texts = [text.strip() for text in (found if isinstance(found, list) else [found]) if isinstance(text, str)]
+    # An editor may have put a byte order mark before it.
+    texts = [
+        text.removeprefix("\ufeff").strip()
+        for text in (found if isinstance(found, list) else [found])
+        if isinstance(text, str)
+    ]
     for text in texts:
         text.encode()  # Half a surrogate pair, which JSON allows, is no text.
     return tuple(text for text in texts if text)

@@ -15,7 +15,8 @@ from pydantic import Field
 from sharelock_ray import storage
 from sharelock_ray.config import Config
 from sharelock_ray.errors import RequestError
-from sharelock_ray.sources.listing import row_name, sample_key, unique, value
+from sharelock_ray.sources.content import START_BYTES, decoded, looks_like
+from sharelock_ray.sources.listing import BOM, row_name, sample_key, unique, value
 from sharelock_ray.sources.sample import Reject, Sample, Shard
 
 CAPTION_COLUMNS = ("caption", "blip_caption", "captions", "text", "title", "conversations")
@@ -25,7 +26,6 @@ _DIALECTS: dict[str, dict[str, Any]] = {
     "csv": {"delimiter": ",", "strict": True},
     "tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE},
 }
-_BOM = b"\xef\xbb\xbf"
 
 _Span = tuple[int, int]
 
@@ -53,9 +53,15 @@ class ListSource(Config):
             kinds = ", ".join(f".{ending}" for ending in self.endings)
             raise RequestError(f"{self.path} is no list that can be read: its name must end in {kinds}")
         try:
+            with storage.open_read(self.path) as stream:
+                start = stream.read(START_BYTES)
+            if start and (kind := looks_like(start)):
+                raise RequestError(f"{self.path} is no list but {kind}")
             runs = self._runs()
-        except (FileNotFoundError, IsADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise RequestError(f"no list at {self.path}: check the data's `path`") from None
+        except PermissionError:
+            raise RequestError(f"{self.path} may not be read by this user") from None
         if not runs:
             raise RequestError(f"{self.path} has no rows")
         self._check(self._columns(runs))
@@ -136,7 +142,7 @@ class ListSource(Config):
             with storage.open_read(self.path) as stream:
                 for line in stream:
                     # An empty line of text is a text, though one that comes to nothing.
-                    if self._ending == "txt" or line.strip().removeprefix(_BOM):
+                    if self._ending == "txt" or line.strip().removeprefix(BOM):
                         yield start, start + len(line)
                     start += len(line)
 
@@ -144,14 +150,14 @@ class ListSource(Config):
         """The rows that are not empty, the header first."""
         end = 0
 
-        def decoded() -> Iterator[str]:
+        def texts() -> Iterator[str]:
             nonlocal end
             for line in lines:
                 end += len(line)
                 # What is no UTF-8 is found again in the row that holds it.
                 yield line.decode("utf-8-sig" if end == len(line) else "utf-8", "surrogateescape")
 
-        reader = csv.reader(decoded(), **_DIALECTS[self._ending])
+        reader = csv.reader(texts(), **_DIALECTS[self._ending])
         start, line = 0, 1
         try:
             # The reader takes no line beyond the row that it gives.
@@ -166,11 +172,11 @@ class ListSource(Config):
         content = storage.read_bytes(self.path)
         decoder = json.JSONDecoder()
         try:
-            text = content.decode("utf-8")
-            place = _skip(text, 1 if text.startswith("\ufeff") else 0)
+            text = decoded(content, self.path)
+            place = _skip(text, 0)
             if text[place : place + 1] != "[":
                 raise ValueError("it holds no list")
-            at, known = len(text[:place].encode()), place
+            at, known = len(BOM) * content.startswith(BOM) + len(text[:place].encode()), place
             place = _skip(text, place + 1)
             while text[place : place + 1] != "]":
                 _, end = decoder.raw_decode(text, place)
@@ -196,12 +202,17 @@ class ListSource(Config):
             for _, row in self._csv_rows(iter(io.BytesIO(content))):
                 yield header, row
         else:
-            lines = content.removeprefix(_BOM).removesuffix(b"\n").split(b"\n")
+            lines = content.removeprefix(BOM).removesuffix(b"\n").split(b"\n")
             yield from (line for line in lines if self._ending == "txt" or line.strip())
 
     def _header(self) -> list[str]:
         with storage.open_read(self.path) as stream:
-            return next(self._csv_rows(stream))[1]
+            header = next(self._csv_rows(stream))[1]
+        try:
+            "".join(header).encode()
+        except UnicodeEncodeError:
+            raise RequestError(f"{self.path}: its header is no UTF-8 text: save it as UTF-8") from None
+        return header
 
     def _columns(self, runs: list[_Span]) -> list[str]:
         """Those of the header, or of the first row that is one."""
