@@ -25,7 +25,7 @@ from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.report.summary import StudySummary, Summary
 from sharelock_ray.sources.sample import Sample
 from sharelock_ray.sources.shapes import write_shapes
-from sharelock_ray.sources.spec import SourceSpec
+from sharelock_ray.sources.spec import SourceSpec, require_captions
 
 _AUDIT, _EVALUATION, _SECONDS = "audit.json", "evaluation.json", "seconds.json"
 
@@ -61,6 +61,7 @@ def prepare(recipe: Recipe) -> None:
 def plan(recipe: Recipe, samples: int = PROBE, price: float | None = None) -> Plan:
     """What the recipe's extraction will take (see `recipe.plan`)."""
     prepare(recipe)
+    _check_inputs(recipe, recipe.splits)
     return estimate(recipe, samples, price)
 
 
@@ -109,13 +110,20 @@ def _refuse_other_inputs(source: SourceSpec, sets: Sequence[FeatureSet]) -> None
             )
 
 
+def _check_inputs(recipe: Recipe, splits: Mapping[str, SourceSpec]) -> None:
+    """Raises RequestError where a source names no inputs, or none of a kind that an encoder wants."""
+    for source in splits.values():
+        source.shards()
+        if any(encoder.modality == "language" for encoder in recipe.encoders):
+            require_captions(source)
+
+
 def _extract(recipe: Recipe, splits: Mapping[str, SourceSpec]) -> None:
     from sharelock_ray import engine
     from sharelock_ray.extraction.extract import ExtractionJob
     from sharelock_ray.extraction.extract import extract as extract_job
 
-    for source in splits.values():
-        source.shards()  # A wrong path is said before Ray is started for it.
+    _check_inputs(recipe, splits)  # Before Ray is started for it.
     with engine.connected():
         for split, source in splits.items():
             planned = predictions(recipe, split)

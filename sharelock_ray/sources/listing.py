@@ -4,7 +4,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -91,10 +91,22 @@ def unique(items: Iterable[Sample | Reject]) -> Iterator[Sample | Reject]:
         yield item
 
 
+def called(name: str, columns: Collection[str]) -> str | None:
+    """The one of `columns` that is called `name`: exactly so, or else but for capitals and white space around it."""
+    if name in columns:
+        return name
+    return next((column for column in columns if column.strip().casefold() == name.strip().casefold()), None)
+
+
 def value(record: dict[str, Any], column: str | None, usual: tuple[str, ...]) -> Any:
-    """What a record says in a column, or else in the first of the usual ones that says anything."""
-    names = usual if column is None else (column,)
-    return next((record[name] for name in names if record.get(name) not in (None, "", [])), None)
+    """What a record says in a column, or else in the first of the usual ones that says anything.
+
+    Args:
+        column: "" for none at all.
+    """
+    names = usual if column is None else (column,) if column else ()
+    found = (record[place] for name in names if (place := called(name, record)) is not None)
+    return next((each for each in found if each not in (None, "", [])), None)
 
 
 def captions(found: object) -> tuple[str, ...]:
@@ -152,8 +164,8 @@ def raise_unless_its_own(error: Exception) -> None:
         raise error
 
 
-def class_label(found: str | bytes | int) -> int:
-    """The class index that `found` says.
+def class_label(found: str | bytes | int) -> int | None:
+    """The class index that `found` says; None for -1, by which Hugging Face's data sets mark images without a label.
 
     Raises:
         ValueError: it is no integer, or one that the schema cannot hold.
@@ -161,4 +173,4 @@ def class_label(found: str | bytes | int) -> int:
     label = int(found)
     if not -(2**31) <= label < 2**31:
         raise ValueError(f"label {label} does not fit int32")
-    return label
+    return None if label == -1 else label

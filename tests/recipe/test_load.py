@@ -163,3 +163,12 @@ class TestClassNames:
         for stage in (stages.extract, stages.plan, stages.train):
             with pytest.raises(RequestError, match=message):
                 stage(recipe)
+
+
+def test_a_list_without_captions_is_refused_before_any_work(path: str, tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("file_name,alt\n0.jpg,a\n")
+    data = {"dataset": "mine", "train": {"format": "table", "path": str(tmp_path / "x.csv")}}
+    recipe = read_recipe(path, [f"data={json.dumps(data)}"])
+    for stage in (stages.extract, stages.plan):
+        with pytest.raises(RequestError, match=r"has no captions for the language encoders: .* are file_name, alt"):
+            stage(recipe)
