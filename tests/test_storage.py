@@ -122,6 +122,14 @@ class TestEveryFilesystem:
             storage.remove(storage.join(root, name))
         assert storage.names(root) == ["folder.json", "kept"]
 
+    def test_removes_nothing_that_a_name_would_match_as_a_pattern(self, root: str) -> None:
+        for name in ("[ab]*/deep/1", "a/deep/1", "b1"):
+            storage.write_bytes(storage.join(root, name), b"")
+        storage.remove(storage.join(root, "[ab]*"))
+        assert storage.names(root) == ["a", "b1"]
+        storage.remove(storage.join(root, "b?"))
+        assert storage.names(root) == ["a", "b1"]
+
     def test_hashes_as_hashlib_does(self, root: str) -> None:
         uri = storage.join(root, "large")
         data = bytes(range(256)) * 10_000  # Longer than one block of the stream.
@@ -294,6 +302,23 @@ class TestExpand:
         assert found == [f"{tmp_path}/{name}" for name in ("a/1.tar", "a/2.tar", "b/1.tar")]
         assert storage.expand(f"{tmp_path}/[ac]/1.*") == [f"{tmp_path}/a/1.tar", f"{tmp_path}/c/1.tar"]
         assert storage.expand(f"{tmp_path}/*.zip") == []
+
+    @pytest.mark.parametrize(
+        "pattern", ["{0..99999999}.tar", "{0..999}{0..9999}", "{{0,1}..{5,99999999}}", "{1..%s}" % ("9" * 5000)]
+    )
+    def test_braces_that_name_millions_are_a_wrong_request(self, pattern: str) -> None:
+        started = time.monotonic()
+        with pytest.raises(RequestError, match="name more than 1,000,000 files: check their numbers"):
+            storage.expand(pattern)
+        assert time.monotonic() - started < 1
+
+    def test_of_an_escaped_name_is_that_alone(self, root: str) -> None:
+        odd, other = storage.join(root, "[a]{b,c}*?}x"), storage.join(root, "ab")
+        for folder in (odd, other):
+            storage.write_bytes(storage.join(folder, "1.tar"), folder.encode())
+        pattern = f"{storage.escape(odd)}/*.tar"
+        assert [storage.read_bytes(uri) for uri in storage.expand(pattern)] == [odd.encode()]
+        assert storage.folder_of(pattern) == odd
 
 
 class TestPackages:

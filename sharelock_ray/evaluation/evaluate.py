@@ -78,8 +78,8 @@ def labelled(vision: FeatureSet, classes: int) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         RequestError: a label is none of `classes`.
     """
-    labels = vision.columns["label"]
-    rows = np.flatnonzero(~np.isnan(labels.astype(np.float64)))
+    labels = vision.labels
+    rows = np.flatnonzero(~np.isnan(labels))
     truth = labels[rows].astype(np.int64)
     if len(truth) and (truth.min() < 0 or truth.max() >= classes):
         raise RequestError(

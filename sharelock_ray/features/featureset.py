@@ -77,6 +77,12 @@ class FeatureSet:
         """(N,) str."""
         return self.columns["key"]
 
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) float64 class indices of a vision set; NaN where an image has none, which older sets also have as -1."""
+        labels = self.columns["label"].astype(np.float64)
+        return np.where(labels == -1, np.nan, labels)
+
     @cached_property
     def embeddings(self) -> "torch.Tensor":
         """(N, D) tensor of the stored type, mapped from the node's cache."""

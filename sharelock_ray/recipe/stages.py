@@ -26,7 +26,7 @@ from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.report.summary import StudySummary, Summary
 from sharelock_ray.sources.sample import Sample
 from sharelock_ray.sources.shapes import write_shapes
-from sharelock_ray.sources.spec import SourceSpec
+from sharelock_ray.sources.spec import SourceSpec, require_captions
 
 _AUDIT, _EVALUATION, _SECONDS = "audit.json", "evaluation.json", "seconds.json"
 
@@ -45,18 +45,24 @@ def demo(recipe: Recipe) -> Summary:
 
 
 def prepare(recipe: Recipe) -> None:
-    """Saves the resolved recipe, and writes the built-in data where the recipe asks for it."""
+    """Saves the resolved recipe, and writes the built-in data where the recipe asks for it.
+
+    Raises:
+        RequestError: the class names, which evaluation will want, cannot be read.
+    """
     if recipe.data.shapes is not None and not storage.exists(storage.join(recipe.data_folder, "shapes.json")):
         say(f"data: renders coloured shapes into {recipe.data_folder}")
     with _timed(recipe, "data"):
         if recipe.data.shapes is not None:
             write_shapes(recipe.data_folder, **recipe.data.shapes.model_dump())
+    recipe.class_names()
     write_recipe(recipe)
 
 
 def plan(recipe: Recipe, samples: int = PROBE, price: float | None = None) -> Plan:
     """What the recipe's extraction will take (see `recipe.plan`)."""
     prepare(recipe)
+    _check_inputs(recipe, recipe.splits)
     return estimate(recipe, samples, price)
 
 
@@ -105,13 +111,20 @@ def _may_change(sets: Sequence[FeatureSet]) -> set[str]:
     return set().union(*(s.manifest.inputs_with_rejects for s in sets))
 
 
+def _check_inputs(recipe: Recipe, splits: Mapping[str, SourceSpec]) -> None:
+    """Raises RequestError where a source names no inputs, or none of a kind that an encoder wants."""
+    for source in splits.values():
+        source.shards()
+        if any(encoder.modality == "language" for encoder in recipe.encoders):
+            require_captions(source)
+
+
 def _extract(recipe: Recipe, splits: Mapping[str, SourceSpec]) -> None:
     from sharelock_ray import engine
     from sharelock_ray.extraction.extract import ExtractionJob
     from sharelock_ray.extraction.extract import extract as extract_job
 
-    for source in splits.values():
-        source.shards()  # A wrong path is said before Ray is started for it.
+    _check_inputs(recipe, splits)  # Before Ray is started for it.
     with engine.connected():
         for split, source in splits.items():
             planned = predictions(recipe, split)
@@ -191,6 +204,8 @@ def train(recipe: Recipe) -> TrainingResult:
 
 def _train(recipe: Recipe) -> TrainingResult:
     run = recipe.run
+    if recipe.data.classes is not None:
+        recipe.class_names()  # What evaluation cannot use is said before the training.
     vision, language = (recipe.feature_set_uri("train", encoder) for encoder in (recipe.vision, recipe.language))
     run.begin(recipe.alignment, read_manifest(vision), read_manifest(language))
     # Not before: a request that does not fit must leave the recipe of the training that is there.

@@ -12,6 +12,7 @@ from typing import BinaryIO, Literal
 from sharelock_ray import storage
 from sharelock_ray.config import Config
 from sharelock_ray.sources.listing import (
+    BOM,
     IMAGE_EXTENSIONS,
     MAX_IMAGE_BYTES,
     TooLargeError,
@@ -114,7 +115,7 @@ def _sample(shard: Shard, stream: BinaryIO, stem: str, found: _Members, fault: F
         names = " and ".join(repr(member.name[:200]) for member in images)
         return Reject(key, "read", "SeveralImages", f"{names} are of one sample, since its name ends at the first dot")
     try:
-        label = next((_text(stream, member) for member in _behind_numbers(found, {"cls"})), None)
+        label = next((_text(stream, member).removeprefix(BOM) for member in _behind_numbers(found, {"cls"})), None)
         return Sample(
             key,
             _content(stream, images[0], MAX_IMAGE_BYTES) if images else None,
@@ -144,7 +145,7 @@ def _behind_numbers(found: _Members, extensions: Collection[str]) -> list[Member
 
 def _texts(stream: BinaryIO, found: _Members) -> list[object]:
     numbers = {name: int(match[1] or -1) for name in found if (match := _TEXT.fullmatch(name))}
-    return [_text(stream, found[name]).decode("utf-8-sig") for name in sorted(numbers, key=numbers.__getitem__)]
+    return [_text(stream, found[name]).decode() for name in sorted(numbers, key=numbers.__getitem__)]
 
 
 def _described(stream: BinaryIO, found: _Members) -> object:

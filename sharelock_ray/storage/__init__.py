@@ -20,7 +20,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -38,6 +38,11 @@ _PAUSE_S = 0.05
 # The disk's fault, not that of whoever named a place on it.
 _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _UNFINISHED = ".tmp-"
+_BRACES = re.compile(r"(?<!\[)\{([^{}]*)\}(?!\])")
+# With what it stands for, where that is itself.
+_WILDCARD = re.compile(r"\[([*?\[{}])\]|[*?\[{]")
+# The largest public set of tars has less.
+_MAX_NAMED, _MAX_DIGITS = 1_000_000, 18
 
 
 class ImpossibleUriError(RequestError):
@@ -388,7 +393,7 @@ def remove(uri: str) -> None:
     """Removes the file or folder at `uri`; nothing happens where there is none, also where another removes it now."""
     filesystem, path = resolve(uri)
     # fsspec's own removal of a local folder fails where the working folder was deleted, or is that folder.
-    removal = _remove_local if is_local(uri) else partial(filesystem.rm, recursive=True)
+    removal = _remove_local if is_local(uri) else partial(_remove_stored, filesystem)
     for attempt in range(_ATTEMPTS):
         if not filesystem.exists(path):
             return
@@ -414,6 +419,18 @@ def _remove_local(path: str) -> None:
     shutil.rmtree(path, onerror=raise_unless_gone)
 
 
+def _remove_stored(filesystem: fsspec.AbstractFileSystem, path: str) -> None:
+    if not has_wildcard(path):
+        filesystem.rm(path, recursive=True)
+        return
+    # Most filesystems would take the name for a pattern, and remove whatever else it matches.
+    found = {path: filesystem.info(path)} | filesystem.find(path, withdirs=True, detail=True)
+    for name in sorted(found, reverse=True):
+        # An object store has no folders: they are gone with what was in them.
+        with suppress(FileNotFoundError):
+            (filesystem.rmdir if found[name]["type"] == "directory" else filesystem.rm_file)(name)
+
+
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
@@ -430,11 +447,15 @@ def sha256_of(uri: str) -> str:
 def expand(pattern: str) -> list[str]:
     """The URIs that `pattern` names, sorted: `{a,b}` and `{000..123}` braces first, then `*`, `?` and `[…]`.
 
-    A pattern without wildcards names itself, whether or not it exists.
+    A pattern without wildcards names itself, whether or not it exists; a wildcard in square brackets, as in `[*]` or
+    `[{]`, stands for itself.
+
+    Raises:
+        RequestError: the braces name more than a million URIs; none of them is made.
     """
     found: list[str] = []
     # Nested braces may name the same thing twice.
-    for uri in dict.fromkeys(_braces(pattern)):
+    for uri in dict.fromkeys(_braces(pattern, 1)):
         if not has_wildcard(uri):
             found.append(uri)
             continue
@@ -445,21 +466,42 @@ def expand(pattern: str) -> list[str]:
     return found
 
 
+def escape(uri: str) -> str:
+    """A pattern that names `uri` alone, whatever characters it has."""
+    return re.sub(r"[*?\[{}]", r"[\g<0>]", uri)
+
+
+def folder_of(pattern: str) -> str:
+    """The folder up to which `pattern` has no wildcard, so that all that it names is below it; maybe ""."""
+    # An escaped wildcard is none.
+    first = next((match for match in _WILDCARD.finditer(pattern) if not match[1]), None)
+    fixed = pattern[: first.start()] if first else pattern
+    return _WILDCARD.sub(lambda match: match[1] or match[0], fixed.rpartition("/")[0])
+
+
 def has_wildcard(uri: str) -> bool:
     return any(character in uri for character in "*?[")
 
 
-def _braces(pattern: str) -> Iterator[str]:
-    match = re.search(r"\{([^{}]*)\}", pattern)
+def _braces(pattern: str, times: int) -> Iterator[str]:
+    """What the braces of `pattern`, of which there are `times`, name."""
+    match = _BRACES.search(pattern)
     if match is None:
         yield pattern
         return
     body = match.group(1)
-    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", body)
+    numbers = re.fullmatch(r"([0-9]+)\.\.([0-9]+)", body)
+    choices: Iterable[str]
     if numbers:
         first, last = numbers.groups()
-        choices = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
+        # Longer ones are no numbers of files, and Python reads none of thousands of digits.
+        known = max(len(first), len(last)) < _MAX_DIGITS
+        of_range = range(int(first), int(last) + 1) if known else range(_MAX_NAMED + 1)
+        count, choices = len(of_range), (str(number).zfill(len(first)) for number in of_range)
     else:
         choices = body.split(",")
+        count = len(choices)
+    if count * times > _MAX_NAMED:
+        raise RequestError(f"the braces of {pattern!r} name more than {_MAX_NAMED:,} files: check their numbers")
     for choice in choices:
-        yield from _braces(pattern[: match.start()] + choice + pattern[match.end() :])
+        yield from _braces(pattern[: match.start()] + choice + pattern[match.end() :], count * times)

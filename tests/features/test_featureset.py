@@ -123,6 +123,12 @@ class TestColumns:
         expected = [int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") for key in feature_set.keys]
         assert feature_set.columns["key_hash"].tolist() == expected
 
+    def test_of_labels_take_minus_one_for_none(self, tmp_path: Path) -> None:
+        chunk = support.encoded("vision", ["a", "b", "c"])
+        chunk.columns["label"][:] = [2, -1, None]
+        uri = support.write_parts(str(tmp_path / "set"), VisionSpec(name="v", model="none"), [[chunk]])
+        assert str(open_features(uri).labels.tolist()) == "[2.0, nan, nan]"
+
     def test_are_read_once_for_the_node(self, feature_set: FeatureSet) -> None:
         keys = feature_set.keys.tolist()
         for part in (0, 1):

@@ -8,7 +8,9 @@ import yaml
 
 import support
 from sharelock_ray.errors import RequestError
+from sharelock_ray.recipe import stages
 from sharelock_ray.recipe.load import SHIPPED, read_recipe, with_settings, write_recipe
+from sharelock_ray.recipe.schema import Recipe
 
 
 @pytest.fixture
@@ -162,3 +164,43 @@ def test_two_encoders_of_a_kind_must_not_be_guessed_between(path: str) -> None:
     twice = recipe.model_copy(update={"encoders": (recipe.vision, *recipe.encoders)})
     with pytest.raises(RequestError, match="one vision encoder, and lists 2"):
         _ = twice.vision
+
+
+@pytest.mark.parametrize("folder", ["[a]*", "{a,b}?", "[!x"])
+def test_the_built_in_data_is_found_whatever_its_folder_is_called(path: str, tmp_path: Path, folder: str) -> None:
+    recipe = read_recipe(path, [f"output={json.dumps(str(tmp_path / folder))}"])
+    support.write_tar(tmp_path / folder / "data" / "train" / "00000.tar", {})
+    assert [shard.name for shard in recipe.splits["train"].shards()] == ["00000"]
+
+
+class TestClassNames:
+    def named(self, path: str, tmp_path: Path, content: bytes) -> Recipe:
+        (tmp_path / "classes.txt").write_bytes(content)
+        data = {"dataset": "mine", "train": {"urls": "*.tar"}, "classes": str(tmp_path / "classes.txt")}
+        return read_recipe(path, [f"data={json.dumps(data)}"])
+
+    def test_are_the_lines_of_a_file(self, path: str, tmp_path: Path) -> None:
+        recipe = self.named(path, tmp_path, "\ufefftench\r\ngreat\u2028white\r\n\r\n".encode())
+        assert recipe.class_names() == ["tench", "great\u2028white"]
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [(b"tench\n \nray", "line 2 is empty, and each line must name a class"), (b"\xff\xfet\0", "save it as UTF-8")],
+        ids=["empty line", "utf-16"],
+    )
+    def test_that_cannot_be_used_are_refused_before_any_work(
+        self, path: str, tmp_path: Path, content: bytes, message: str
+    ) -> None:
+        recipe = self.named(path, tmp_path, content)
+        for stage in (stages.extract, stages.plan, stages.train):
+            with pytest.raises(RequestError, match=message):
+                stage(recipe)
+
+
+def test_a_list_without_captions_is_refused_before_any_work(path: str, tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("file_name,alt\n0.jpg,a\n")
+    data = {"dataset": "mine", "train": {"format": "table", "path": str(tmp_path / "x.csv")}}
+    recipe = read_recipe(path, [f"data={json.dumps(data)}"])
+    for stage in (stages.extract, stages.plan):
+        with pytest.raises(RequestError, match=r"has no captions for the language encoders: .* are file_name, alt"):
+            stage(recipe)

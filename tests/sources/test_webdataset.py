@@ -53,6 +53,15 @@ class TestSamples:
             Sample("00000/0002", b"other", (), None),
         ]
 
+    def test_texts_lose_a_byte_order_mark(self, tmp_path: Path) -> None:
+        texts = {"0.txt": "a cat", "1.json": '{"caption": "a dog"}', "2.json": '["\ufeffa fish"]', "0.cls": "7"}
+        found = read_members(tmp_path, {name: f"\ufeff{text}".encode() for name, text in texts.items()})
+        assert [(sample.captions, sample.label) for sample in found] == [
+            (("a cat",), 7),
+            (("a dog",), None),
+            (("a fish",), None),
+        ]
+
     @pytest.mark.parametrize(
         "record",
         [
