@@ -5,18 +5,22 @@ from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import TypeVar
 
+import numpy as np
 import torch
 from PIL import Image
 
 from sharelock_ray.alignment.checkpoint import Side, load_heads, read_checkpoint, side_of
+from sharelock_ray.alignment.prompts import DEFAULT_TEMPLATES, checked_templates, prompts_of
 from sharelock_ray.encoders.language import LanguageEncoder
 from sharelock_ray.encoders.spec import EncoderSpec, LanguageSpec, VisionSpec
 from sharelock_ray.encoders.vision import VisionEncoder
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.features.featureset import FeatureSet
+from sharelock_ray.progress import Progress
 
-DEFAULT_TEMPLATES = ("a photo of a {}.",)
 _ROWS = 8192
+# Embeddings of prompts that are held at a time.
+_PROMPTS = 1024
 
 
 _T = TypeVar("_T")
@@ -74,19 +78,23 @@ class AlignedModel:
 
     def project_image(self, embeddings: torch.Tensor) -> torch.Tensor:
         """(N, D) unit vectors from embeddings (N, D_vision) of the frozen vision encoder."""
-        return self._project(self._heads.vision, embeddings)
+        return self._project(self._heads.vision, embeddings.split(_ROWS))
 
     def project_text(self, embeddings: torch.Tensor) -> torch.Tensor:
         """(N, D) unit vectors from embeddings (N, D_language) of the frozen language encoder."""
-        return self._project(self._heads.language, embeddings)
+        return self._project(self._heads.language, embeddings.split(_ROWS))
 
-    def project(self, features: FeatureSet) -> torch.Tensor:
-        """(N, D) unit vectors of a whole feature set, of either modality.
+    def project(self, features: FeatureSet, rows: np.ndarray | None = None) -> torch.Tensor:
+        """(N, D) unit vectors of a feature set of either modality: of all of it, or of N rows.
 
         Raises:
             RequestError: another encoder made the features.
         """
-        return (self.project_image if self._is_vision(features) else self.project_text)(features.embeddings)
+        head = self._heads.vision if self._is_vision(features) else self._heads.language
+        if rows is None:
+            return self._project(head, features.embeddings.split(_ROWS))
+        # What is mapped into memory is read a block at a time.
+        return self._project(head, (features.embeddings[some] for some in torch.from_numpy(rows).split(_ROWS)))
 
     def prototypes(
         self, class_names: str | Iterable[str], templates: str | Iterable[str] = DEFAULT_TEMPLATES
@@ -95,14 +103,22 @@ class AlignedModel:
 
         Raises:
             TypeError: something is no string.
-            ValueError: there is no template.
+            RequestError: there is no template, or one has not `{}` once, in place of the name.
         """
         names, prompts = _listed(class_names, str), _listed(templates, str)
-        if not prompts:
-            raise ValueError("there is no template")
-        embedded = self.encode_text([template.format(name) for name in names for template in prompts])
-        mean = embedded.view(len(names), len(prompts), embedded.shape[1]).mean(1)
-        return torch.nn.functional.normalize(mean, dim=-1)
+        try:
+            checked_templates(prompts)
+        except ValueError as error:
+            raise RequestError(str(error)) from None
+        found, step = [self.encode_text([])], max(1, _PROMPTS // len(prompts))
+        with Progress("prompts", "classes", len(names)) as progress:
+            for start in range(0, len(names), step):
+                some = names[start : start + step]
+                texts = [text for name in some for text in prompts_of(name, prompts)]
+                embedded = self.encode_text(texts).view(len(some), len(prompts), -1)
+                found.append(torch.nn.functional.normalize(embedded.mean(1), dim=-1))
+                progress.update(len(some))
+        return torch.cat(found)
 
     def classify(
         self,
@@ -149,8 +165,8 @@ class AlignedModel:
             )
         return encoder
 
-    def _project(self, head: torch.nn.Module, embeddings: torch.Tensor) -> torch.Tensor:
-        projected = [head(rows.to(self.device, torch.float32)).cpu() for rows in embeddings.split(_ROWS)]
+    def _project(self, head: torch.nn.Module, blocks: Iterable[torch.Tensor]) -> torch.Tensor:
+        projected = [head(rows.to(self.device, torch.float32)).cpu() for rows in blocks]
         if not all(rows.isfinite().all() for rows in projected):
             raise RunError(f"{self.folder} gives non-finite numbers: its weights, or its encoders', are damaged")
         return torch.cat(projected)

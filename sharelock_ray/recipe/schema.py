@@ -2,9 +2,10 @@
 
 from typing import Annotated, Self, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from sharelock_ray import storage
+from sharelock_ray.alignment.prompts import DEFAULT_TEMPLATES, checked_templates
 from sharelock_ray.alignment.run import RunFolder
 from sharelock_ray.alignment.spec import AlignmentSpec
 from sharelock_ray.config import Config
@@ -52,9 +53,9 @@ class DataSpec(Config):
 class EvaluationSpec(Config):
     """What is measured, and how classes are put into words."""
 
-    templates: tuple[str, ...] = ("a photo of a {}.",)
-    """Prompts with `{}` for the class name; their embeddings are averaged."""
-    recall_at: tuple[Annotated[int, Field(ge=1)], ...] = (1, 5, 10)
+    templates: Annotated[tuple[str, ...], AfterValidator(checked_templates)] = DEFAULT_TEMPLATES
+    """Prompts, each with `{}` once for the class name; their embeddings are averaged."""
+    recall_at: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 5, 10)
 
 
 class Operations(Config):

@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from sharelock_ray import storage
+from sharelock_ray.alignment.prompts import prompts_of
 from sharelock_ray.config import content_hash
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.evaluation.study import ranked
@@ -177,10 +178,10 @@ def _embed_prompts(study: Recipe, recipe: Recipe) -> None:
         return
     from sharelock_ray.tuning.tune import embed_prompts
 
-    prompts = [[template.format(name) for template in recipe.evaluation.templates] for name in names]
+    texts = [prompts_of(name, recipe.evaluation.templates) for name in names]
     say(f"tune: embeds the prompts of {len(names):,} classes by {recipe.language.name}")
     options = recipe.operations.extraction
-    embed_prompts(prompts_path(study, recipe), recipe.language.resolved(), prompts, options.num_cpus, options.num_gpus)
+    embed_prompts(prompts_path(study, recipe), recipe.language.resolved(), texts, options.num_cpus, options.num_gpus)
 
 
 def _journal(recipe: Recipe) -> str:

@@ -114,6 +114,28 @@ class TestEmbeddings:
         vision, language = features
         torch.testing.assert_close(model.project(vision), model.encode_image(pictures(90)), rtol=0, atol=1e-5)
         torch.testing.assert_close(model.project(language), model.encode_text(TEXTS), rtol=0, atol=1e-5)
+        some = np.array([7, 2, 80])
+        for feature_set in features:
+            torch.testing.assert_close(model.project(feature_set, some), model.project(feature_set)[some])
+
+    def test_of_some_rows_read_no_other_and_few_at_a_time(
+        self, model: AlignedModel, features: tuple[FeatureSet, FeatureSet], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Told:
+            def __init__(self) -> None:
+                self.read: list[int] = []
+
+            def __getitem__(self, rows: torch.Tensor) -> torch.Tensor:
+                self.read += rows.tolist()
+                assert len(rows) <= 2
+                return features[0].embeddings[rows]
+
+        told = Told()
+        other = open_features(features[0].uri)
+        other.__dict__["embeddings"] = told
+        monkeypatch.setattr("sharelock_ray.alignment.model._ROWS", 2)
+        assert len(model.project(other, np.array([7, 2, 80]))) == 3
+        assert told.read == [7, 2, 80]
 
     def test_of_a_locked_side_are_the_encoders_own_directions(
         self, model: AlignedModel, features: tuple[FeatureSet, FeatureSet]
@@ -166,7 +188,7 @@ class TestClassify:
         torch.testing.assert_close(found, model.classify(pictures(2), ["red", "blue"], ["a {} circle ."]))
 
     def test_wants_a_template(self, model: AlignedModel) -> None:
-        with pytest.raises(ValueError, match="no template"):
+        with pytest.raises(RequestError, match="template"):
             model.classify(pictures(1), ["red", "blue"], [])
 
     def test_prototypes_are_normalised_means_over_templates(self, model: AlignedModel) -> None:
@@ -176,8 +198,23 @@ class TestClassify:
             total = sum(model.encode_text(template.format(name))[0] for template in templates)
             torch.testing.assert_close(row, total / total.norm(), rtol=0, atol=1e-5)
 
+    def test_prototypes_are_made_few_at_a_time_and_told(
+        self, model: AlignedModel, monkeypatch: pytest.MonkeyPatch, said: io.StringIO
+    ) -> None:
+        names, templates = ["red circle", "square", "circle", "green"], ("a {} .", "the {} in a picture")
+        whole = model.prototypes(names, templates)
+        monkeypatch.setattr("sharelock_ray.alignment.model._PROMPTS", 3)
+        monkeypatch.setattr("sharelock_ray.progress._LOG_EVERY_S", 0)
+        torch.testing.assert_close(model.prototypes(names, templates), whole, rtol=0, atol=1e-5)
+        assert "prompts: 1/4 classes" in said.getvalue()
+
 
 class TestRefuses:
+    @pytest.mark.parametrize("templates", [["no place"], ["a {c}."], []])
+    def test_templates_without_one_place_for_the_name(self, model: AlignedModel, templates: list[str]) -> None:
+        with pytest.raises(RequestError, match="template"):
+            model.classify(pictures(1), ["red", "blue"], templates)
+
     @pytest.mark.parametrize("modality", ["vision", "language"])
     def test_features_of_another_encoder(
         self, model: AlignedModel, models: Path, tmp_path: Path, modality: str

@@ -204,3 +204,15 @@ def test_a_list_without_captions_is_refused_before_any_work(path: str, tmp_path:
     for stage in (stages.extract, stages.plan):
         with pytest.raises(RequestError, match=r"has no captions for the language encoders: .* are file_name, alt"):
             stage(recipe)
+
+
+@pytest.mark.parametrize("templates", ["['no place']", "['a {}.', 'a {name}.']", "[]"])
+def test_templates_are_checked_when_the_recipe_is_read(path: str, templates: str) -> None:
+    with pytest.raises(RequestError, match=r"`evaluation\.templates`: .*template") as error:
+        read_recipe(path, [f"evaluation.templates={templates}"])
+    assert "\n" not in str(error.value)
+
+
+def test_recall_wants_a_k(path: str) -> None:
+    with pytest.raises(RequestError, match=r"`evaluation\.recall_at`: .*at least 1 item"):
+        read_recipe(path, ["evaluation.recall_at=[]"])

@@ -1,0 +1,28 @@
+"""A template has one place for a name; names may hold anything."""
+
+import pytest
+
+from sharelock_ray.alignment.prompts import DEFAULT_TEMPLATES, checked_templates, prompts_of
+
+
+def test_the_default_is_sound() -> None:
+    assert checked_templates(DEFAULT_TEMPLATES) == DEFAULT_TEMPLATES
+
+
+@pytest.mark.parametrize(
+    "wrong", ["no place", "", "a {c}.", "a {name}.", "a {} and a {}.", "a {0}.", "a {{}}.", "a {} of {c}.", "a } {}."]
+)
+def test_what_has_not_one_place_is_refused(wrong: str) -> None:
+    with pytest.raises(ValueError, match=r"must have \{\} once") as error:
+        checked_templates(["a {}.", wrong])
+    assert repr(wrong) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_no_template_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one template"):
+        checked_templates([])
+
+
+def test_a_name_is_put_in_as_it_is() -> None:
+    assert prompts_of("set {}: {a}", ["a {}.", "{}"]) == ["a set {}: {a}.", "set {}: {a}"]
