@@ -1,28 +1,31 @@
 """The `sharelock` command. Reads the request, calls a stage, prints its result, and turns errors into exit codes."""
 
 import argparse
+import io
 import json
 import os
 import re
 import sys
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from sharelock_ray import storage
 from sharelock_ray.bench import command as bench_command
 from sharelock_ray.errors import RequestError, SharelockError
-from sharelock_ray.progress import clock
+from sharelock_ray.progress import clock, printable
 from sharelock_ray.recipe import rejects, stages
 from sharelock_ray.recipe.load import read_recipe
 from sharelock_ray.recipe.plan import PROBE, PlanTotal, SplitPlan
 from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.recipe.status import status as run_status
 from sharelock_ray.report.summary import StudySummary, Summary
-from sharelock_ray.storage import is_folder
+from sharelock_ray.report.table import print_table, text_table
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
@@ -72,7 +75,7 @@ def extract(
     sets = stages.extract(_recipe(recipe, settings, address))
     rows = [[s.uri, f"{s.manifest.rows:,}", f"{s.manifest.rejects:,}", str(s.manifest.dim)] for s in sets]
     _show(
-        _table(["feature set", "rows", "rejects", "dim"], rows),
+        text_table(["feature set", "rows", "rejects", "dim"], rows),
         {"features": [{"uri": s.uri, "rows": s.manifest.rows, "rejects": s.manifest.rejects} for s in sets]},
         as_json,
     )
@@ -94,14 +97,14 @@ def audit(recipe: RecipeArgument, settings: Settings = None, as_json: AsJson = F
         for a in audits
     ]
     _show(
-        _table(["feature set", "inputs", "rows", "rejects", "keys on both sides", "verdict"], rows),
+        text_table(["feature set", "inputs", "rows", "rejects", "keys on both sides", "verdict"], rows),
         {"audits": [asdict(a) for a in audits]},
         as_json,
     )
     for each in audits:
         if not as_json:
             for problem in each.problems[:_PROBLEMS_SHOWN]:
-                print(f"{each.uri}: {problem}")
+                print(printable(f"{each.uri}: {problem}"))
     for each in audits:
         each.require()
 
@@ -111,7 +114,7 @@ def status(recipe: RecipeArgument, settings: Settings = None, as_json: AsJson = 
     """Tell how far a run is, while it runs or after it was killed."""
     found = run_status(_recipe(recipe, settings))
     rows = [[each.stage, each.state, each.detail] for each in found]
-    _show(_table(["stage", "state", ""], rows), {"stages": [asdict(each) for each in found]}, as_json)
+    _show(text_table(["stage", "state", ""], rows), {"stages": [asdict(each) for each in found]}, as_json)
 
 
 @app.command()
@@ -127,7 +130,7 @@ def plan(
     rows = [[each.split, f"{each.samples:,}", *_amounts(each), f"{each.cores_to_read:,.1f}"] for each in found.splits]
     rows.append(["all", "", *_amounts(found.total), ""])
     header = ["split", "samples", "time", "GPU-hours", "MiB stored", "cost", "cores to feed the GPUs"]
-    _show(_table(header, rows), found.model_dump(mode="json"), as_json)
+    _show(text_table(header, rows), found.model_dump(mode="json"), as_json)
 
 
 @rejects_app.command("list")
@@ -142,7 +145,9 @@ def list_rejects(
     shown = table.slice(0, limit).to_pylist()
     rows = [[f"{r['split']} {r['modality']}", r["key"], r["stage"], r["error"], r["message"]] for r in shown]
     _show(
-        _table(["set", "key", "stage", "error", "message"], rows), {"rejects": table.num_rows, "shown": shown}, as_json
+        text_table(["set", "key", "stage", "error", "message"], rows),
+        {"rejects": table.num_rows, "shown": shown},
+        as_json,
     )
     if not as_json and table.num_rows > limit:
         print(f"{limit:,} of {table.num_rows:,}: `sharelock rejects export` writes all of them")
@@ -157,7 +162,7 @@ def export_rejects(
 ) -> None:
     """Write all rejects to a file."""
     count = rejects.export(_recipe(recipe, settings), path)
-    _show(_table(["file", "rejects"], [[path, f"{count:,}"]]), {"path": path, "rejects": count}, as_json)
+    _show(text_table(["file", "rejects"], [[path, f"{count:,}"]]), {"path": path, "rejects": count}, as_json)
 
 
 @rejects_app.command("retry")
@@ -168,7 +173,7 @@ def retry_rejects(
     found = rejects.retry(_recipe(recipe, settings, address))
     rows = [[each.uri, f"{each.tried:,}", f"{each.recovered:,}"] for each in found]
     _show(
-        _table(["feature set", "inputs tried", "rows recovered"], rows),
+        text_table(["feature set", "inputs tried", "rows recovered"], rows),
         {"retries": [asdict(each) for each in found]},
         as_json,
     )
@@ -178,7 +183,7 @@ def retry_rejects(
 def train(recipe: RecipeArgument, settings: Settings = None, as_json: AsJson = False, address: Address = None) -> None:
     """Train the alignment on extracted features."""
     result = stages.train(_recipe(recipe, settings, address)).model_dump(mode="json")
-    _show(_table(["training", ""], [[name, str(value)] for name, value in result.items()]), result, as_json)
+    _show(text_table(["training", ""], [[name, str(value)] for name, value in result.items()]), result, as_json)
 
 
 @app.command()
@@ -202,7 +207,7 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write the page of a run, or of a study."""
-    if is_folder(recipe):
+    if storage.is_folder(recipe):
         _show_summary(stages.report_study(recipe), as_json)
     else:
         _show_summary(stages.report(_recipe(recipe, settings)), as_json)
@@ -210,22 +215,32 @@ def report(
 
 @app.command()
 def classify(
-    image: Annotated[str, typer.Argument(help="An image file.")],
-    labels: Annotated[str, typer.Option(help='Class names, separated by commas: "a dog,a cat".')],
+    image: Annotated[str, typer.Argument(help="An image file; a local path or a URI.")],
     model: Annotated[str, typer.Option(help="A checkpoint folder, such as runs/demo/best.")],
+    labels: Annotated[str, typer.Option(help='Class names, separated by commas: "a dog,a cat".')] = "",
+    label: Annotated[list[str] | None, typer.Option(help="A class name, commas and all. Repeatable.")] = None,
+    labels_file: Annotated[str | None, typer.Option(help="A text file of class names, one a line.")] = None,
     template: Annotated[str, typer.Option(help="Prompt with {} for the class name.")] = "a photo of a {}.",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let code that comes with the language model run.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Rank labels for an image."""
-    names = [name.strip() for name in labels.split(",") if name.strip()]
-    if len(names) < 2:
-        raise RequestError('--labels: give at least two, separated by commas, such as "a dog,a cat"')
+    names = _labels([*labels.split(","), *(label or ()), *(_lines(labels_file) if labels_file is not None else ())])
     from sharelock_ray.alignment.model import load_model
+    from sharelock_ray.encoders.images import ImageTooLargeError, upright_image
+    from sharelock_ray.sources.listing import read_image
 
-    probabilities = load_model(model).classify(_open_image(image), names, [template])[0].tolist()
+    loaded = load_model(model, trust_remote_code=trust_remote_code)
+    picture = upright_image(_content("image", image, read_image), image)
+    try:
+        probabilities = loaded.classify(picture, names, [template])[0].tolist()
+    except ImageTooLargeError as error:
+        raise RequestError(f"the image {image} does not suit {model}: {error}") from None
     ranked = sorted(zip(names, probabilities, strict=True), key=lambda item: -item[1])
     _show(
-        _table(["label", "probability"], [[name, f"{p:.1%}"] for name, p in ranked]),
+        text_table(["label", "probability"], [[name, f"{p:.1%}"] for name, p in ranked]),
         {"image": image, "labels": [{"label": name, "probability": p} for name, p in ranked]},
         as_json,
     )
@@ -244,6 +259,9 @@ def run_job(verb: str) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command and exits: 0 done, 1 the run failed, 2 the request was wrong, 130 interrupted."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # As standard error has it: what a terminal has no letter for is shown, and ends nothing.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         # Typer turns Ctrl-C into its own exit code, which it returns.
         if app(arguments, standalone_mode=False) == INTERRUPTED:
@@ -256,11 +274,12 @@ def main(arguments: list[str] | None = None) -> None:
         # Typer's own complaints about flags and arguments; anything else is our fault and shows where it was.
         if not hasattr(error, "format_message"):
             raise
-        _fail(f"{error.format_message()} (see `sharelock --help`)", RequestError.exit_code)
+        message = " ".join(error.format_message().split())
+        _fail(f"{message} (see `sharelock --help`)", RequestError.exit_code)
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"sharelock: {message}", file=sys.stderr)
+    print(printable(f"sharelock: {message}"), file=sys.stderr)
     sys.exit(code)
 
 
@@ -281,15 +300,39 @@ def _own_data(pattern: str) -> list[str]:
     ]
 
 
-def _open_image(path: str) -> Any:
-    from PIL import Image, UnidentifiedImageError
-
+def _labels(given: list[str]) -> list[str]:
+    names = [name.strip() for name in given if name.strip()]
+    if len(names) < 2:
+        raise RequestError('give at least two labels, by --labels "a dog,a cat", --label or --labels-file')
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise RequestError(f"the label {twice[0]!r} is given {names.count(twice[0])} times: give each label once")
     try:
-        return Image.open(path)
+        "".join(names).encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(f"the labels are no Unicode text: see {error.object[error.start]!a}") from None
+    return names
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return _content("labels file", path, storage.read_bytes).decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"the labels file {path} is not UTF-8: see byte {error.start:,}") from None
+
+
+def _content(what: str, path: str, read: Callable[[str], bytes]) -> bytes:
+    """The file that a user names."""
+    try:
+        return read(path)
+    except SharelockError:
+        raise
     except FileNotFoundError:
-        raise RequestError(f"no image at {path}") from None
-    except (UnidentifiedImageError, IsADirectoryError):
-        raise RequestError(f"{path} is not an image") from None
+        raise RequestError(f"no {what} at {path}") from None
+    # Each kind of storage has errors of its own.
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:160] or type(error).__name__
+        raise RequestError(f"the {what} {path} cannot be read: {reason}") from None
 
 
 def _amounts(of: SplitPlan | PlanTotal) -> list[str]:
@@ -297,21 +340,14 @@ def _amounts(of: SplitPlan | PlanTotal) -> list[str]:
     return [clock(of.hours * 3600), f"{of.gpu_hours:,.2f}", f"{of.bytes / 2**20:,.1f}", cost]
 
 
-def _table(header: list[str], rows: list[list[str]]) -> Table:
-    table = Table(*header)
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
 def _show_summary(summary: Summary | StudySummary, as_json: bool) -> None:
     _show(summary.table(), summary.as_json(), as_json)
     if not as_json:
-        print(f"report: {summary.page}")
+        print(printable(f"report: {summary.page}"))
 
 
 def _show(table: Table, result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(result))
     else:
-        Console(width=None if sys.stdout.isatty() else 140).print(table)
+        print_table(table)

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,10 @@ from typing import Self, TextIO
 
 _LOG_EVERY_S = 10.0
 _TERMINAL_EVERY_S = 0.2
+# What a terminal obeys or hides: controls, marks of direction, halves of surrogate pairs, separators of lines.
+_HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+_JOINERS = "\u200c\u200d"
+"""Of letters in Persian and in the scripts of India, and of emoji: they are spelling."""
 # Where the user looks while this process's standard error is a log file.
 _user: TextIO | None = None
 
@@ -81,7 +86,7 @@ class Progress:
 
     def _print(self, text: str) -> None:
         end, start = ("", "\r\x1b[2K") if self._terminal else ("\n", "")
-        print(f"{start}{text}", end=end, file=_stream(), flush=True)
+        print(f"{start}{printable(text)}", end=end, file=_stream(), flush=True)
 
     def __enter__(self) -> Self:
         return self
@@ -93,7 +98,20 @@ class Progress:
 
 def say(text: str) -> None:
     """One plain line about the run, on standard error, so that standard output stays the result."""
-    print(text, file=_stream(), flush=True)
+    print(printable(text), file=_stream(), flush=True)
+
+
+def printable(text: str) -> str:
+    """`text` on one line, with all that a terminal would obey or hide as escapes such as `\\x1b`.
+
+    For every text that may hold some of the data. Where the data is wanted as it is, there is `--json`.
+    """
+    return "".join(
+        char.encode("unicode_escape").decode()
+        if unicodedata.category(char) in _HIDDEN and char not in _JOINERS
+        else char
+        for char in text
+    )
 
 
 @contextmanager
@@ -106,7 +124,7 @@ def chatter_to(log: Path) -> Iterator[None]:
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(1), os.dup(2)]
-    with log.open("ab") as sink, os.fdopen(os.dup(2), "w") as user:
+    with log.open("ab") as sink, os.fdopen(os.dup(2), "w", errors="backslashreplace") as user:
         try:
             _user = user
             os.dup2(sink.fileno(), 1)

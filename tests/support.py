@@ -360,6 +360,9 @@ class KilledOnce:
     def shards(self) -> list[Shard]:
         return self.source.shards()
 
+    def version(self, shard: Shard) -> str:
+        return self.source.version(shard)
+
     def read(self, shard: Shard) -> Iterator[Sample | Reject]:
         for i, item in enumerate(self.source.read(shard)):
             if shard.index == self.shard and i == self.samples and not os.path.exists(self.mark):

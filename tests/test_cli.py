@@ -1,5 +1,6 @@
 """The command as a person runs it, in a process of its own: exit codes, clean output, interruption and continuation."""
 
+import io
 import json
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 import support
 from sharelock_ray import cli
@@ -53,6 +55,10 @@ class TestRequests:
             (["extract"], "Missing argument 'RECIPE'"),
             (["classify", "x.jpg", "--labels", "a", "--model", "nowhere"], "give at least two"),
             (["classify", "x.jpg", "--labels", "a,b", "--model", "nowhere"], "nowhere holds no trained model"),
+            (["classify", "x.jpg", "--labels", "a,b, a", "--model", "nowhere"], "the label 'a' is given 2 times"),
+            (["classify", "x.jpg", "--labels", "a,\udcff", "--model", "nowhere"], "no Unicode text: see '\\udcff'"),
+            (["classify", "x.jpg", "--labels-file", "nowhere.txt", "--model", "a"], "no labels file at nowhere.txt"),
+            (["classify", "x.jpg", "--labels-file", ".", "--model", "a"], "labels file . cannot be read: Is a direct"),
         ],
     )
     def test_a_wrong_request_is_one_line_and_code_2(
@@ -70,6 +76,13 @@ class TestRequests:
         assert (ended.value.code, out) == (2, "")
         assert message in err
         assert len(err.splitlines()) == 1
+
+    def test_labels_in_another_encoding_are_one_line(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        labels = tmp_path / "labels.txt"
+        labels.write_bytes("dog\ncafé".encode("latin-1"))
+        with pytest.raises(SystemExit):
+            cli.main(["classify", "x.jpg", "--labels-file", str(labels), "--model", "nowhere"])
+        assert capsys.readouterr().err == f"sharelock: the labels file {labels} is not UTF-8: see byte 7\n"
 
     def test_an_output_that_cannot_be_written_is_one_line(self) -> None:
         code, _, err = sharelock("extract", "demo", "--set", "output=/proc/nope")
@@ -104,6 +117,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Path:
     return recipe.parent / "run"
 
 
+def narrow() -> bytes:
+    """A PNG of 1 x 4,000,000 pixels, which would be 100 megapixels at the size that the encoder takes."""
+    buffer = io.BytesIO()
+    Image.new("1", (1, 4_000_000)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 @pytest.mark.slow
 class TestRuns:
     def test_verbs_work_one_after_another_and_end_in_a_model(self, undisturbed: Path, tmp_path: Path) -> None:
@@ -115,6 +135,58 @@ class TestRuns:
         assert code == 0
         assert {each["label"] for each in ranked} == {"red circle", "blue square"}
         assert ranked[0]["probability"] >= ranked[1]["probability"]
+
+    def test_labels_are_taken_from_each_option(
+        self, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        image, labels = tmp_path / "image.jpg", tmp_path / "labels.txt"
+        image.write_bytes(support.jpeg())
+        # As an editor of another system leaves it.
+        labels.write_bytes(b"\xef\xbb\xbfa green star\r\n\r\na star\xe2\x80\xa8of two lines\r\n")
+        given = ["--label", "red, and a circle", "--label", "{c}", "--labels-file", str(labels), "--labels", "a,b"]
+        cli.main(["classify", str(image), *given, "--model", str(undisturbed / "best"), "--json"])
+        ranked = json.loads(capsys.readouterr().out)["labels"]
+        expected = {"a", "b", "red, and a circle", "{c}", "a green star", "a star\u2028of two lines"}
+        assert {each["label"] for each in ranked} == expected
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            (
+                "truncated.jpg",
+                support.jpeg(size=(200, 100))[:2000],
+                "truncated.jpg cannot be decoded: image file is trunc",
+            ),
+            (
+                "rendered.eps",
+                b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+                "cannot identify 47 bytes as an image",
+            ),
+            ("narrow.png", narrow(), "does not suit"),
+            ("folder", None, "cannot be read: Is a directory"),
+            ("absent.jpg", None, "no image at"),
+        ],
+        ids=["truncated", "EPS", "narrow", "folder", "absent"],
+    )
+    def test_what_is_no_picture_is_one_line(
+        self,
+        name: str,
+        content: bytes | None,
+        message: str,
+        undisturbed: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        image = tmp_path / name
+        if content is not None:
+            image.write_bytes(content)
+        elif name == "folder":
+            image.mkdir()
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["classify", str(image), "--labels", "a,b", "--model", str(undisturbed / "best")])
+        _, err = capsys.readouterr()
+        assert (ended.value.code, len(err.splitlines())) == (2, 1)
+        assert message in err
 
     def test_killed_and_interrupted_a_run_ends_as_if_undisturbed(
         self, recipe: Path, tmp_path: Path, undisturbed: Path

@@ -1,5 +1,6 @@
 """Progress lines, and keeping libraries' chatter away from them."""
 
+import io
 import subprocess
 import sys
 import textwrap
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sharelock_ray import progress
-from sharelock_ray.progress import Progress
+from sharelock_ray.progress import Progress, printable, say
 
 
 def line_after(seconds: float, counter: Progress) -> str:
@@ -102,6 +103,36 @@ class TestLine:
         assert shown.err.startswith("s: 2/100 u, ")
         assert shown.err.endswith("left\n")
         assert "\r" not in shown.err
+
+
+class TestPrintable:
+    @pytest.mark.parametrize(
+        "text", ["a photo of a dog.", "[/b] {} $x$", "Straße 日本語\u3000한국어", "می\u200cروم", "👩\u200d🔬"]
+    )
+    def test_leaves_what_people_write(self, text: str) -> None:
+        assert printable(text) == text
+
+    @pytest.mark.parametrize(
+        ("text", "shown"),
+        [
+            ("\x1b[2J", r"\x1b[2J"),
+            ("\x9b31m", r"\x9b31m"),
+            ("a\rb\nc\x00\x7f", r"a\rb\nc\x00\x7f"),
+            ("\u202egpj.exe", r"\u202egpj.exe"),
+            ("a\u2066\u2028\u2029\u200b\ufeff", r"a\u2066\u2028\u2029\u200b\ufeff"),
+            ("\U000e0041", r"\U000e0041"),
+            ("caf\udce9", r"caf\udce9"),
+        ],
+    )
+    def test_escapes_what_a_terminal_obeys_or_hides(self, text: str, shown: str) -> None:
+        assert printable(text) == shown
+
+    def test_is_what_the_user_is_told(self, said: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(progress, "_LOG_EVERY_S", 0.0)
+        say("train: \x1b[31m\nsharelock: done")
+        Progress("extract", "images").update(1, "red\u202e")
+        assert said.getvalue().splitlines()[0] == r"train: \x1b[31m\nsharelock: done"
+        assert said.getvalue().endswith("extract: 1 images  red\\u202e\n")
 
 
 class TestChatter:

@@ -1,7 +1,6 @@
 """Storage: one set of functions for local disks, packages and object stores; files appear whole or not at all."""
 
 import hashlib
-import json
 import os
 import signal
 import subprocess
@@ -17,7 +16,7 @@ import pytest
 
 import sharelock_ray
 from sharelock_ray import storage
-from sharelock_ray.errors import RequestError
+from sharelock_ray.errors import RequestError, RunError
 
 # The kernel stops the process's files at 64 KiB, as a full disk would.
 WRITE_TOO_MUCH = """
@@ -36,6 +35,27 @@ storage.write_bytes("memory://a.tar", bytes(1 << 20))
 with storage.local_copy("memory://a.tar") as path:
     assert path.stat().st_size == 1 << 20
     os.kill(os.getpid(), signal.SIGKILL)
+"""
+WITHOUT_A_FOLDER = """
+import os, sys
+from sharelock_ray import storage
+from sharelock_ray.errors import RequestError
+root = sys.argv[1]
+os.makedirs(f"{root}/gone")
+os.chdir(f"{root}/gone")
+os.rmdir(f"{root}/gone")
+storage.write_bytes(f"{root}/folder/a", b"1")
+storage.write_bytes(f"{root}/file", b"1")
+assert storage.expand(f"{root}/f*") == [f"{root}/file", f"{root}/folder"]
+with storage.local_copy(f"{root}/file") as path:
+    assert path.read_bytes() == b"1"
+for name in ("folder", "file", "nothing"):
+    storage.remove(f"{root}/{name}")
+    assert not storage.exists(f"{root}/{name}")
+try:
+    storage.absolute("relative")
+except RequestError as error:
+    print(error)
 """
 
 
@@ -101,6 +121,14 @@ class TestEveryFilesystem:
         for name in ("gone", "folder", "never"):
             storage.remove(storage.join(root, name))
         assert storage.names(root) == ["folder.json", "kept"]
+
+    def test_removes_nothing_that_a_name_would_match_as_a_pattern(self, root: str) -> None:
+        for name in ("[ab]*/deep/1", "a/deep/1", "b1"):
+            storage.write_bytes(storage.join(root, name), b"")
+        storage.remove(storage.join(root, "[ab]*"))
+        assert storage.names(root) == ["a", "b1"]
+        storage.remove(storage.join(root, "b?"))
+        assert storage.names(root) == ["a", "b1"]
 
     def test_hashes_as_hashlib_does(self, root: str) -> None:
         uri = storage.join(root, "large")
@@ -196,9 +224,56 @@ class TestLocalWrites:
         storage.remove_unfinished(str(tmp_path))
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {f"{i}": b"%d" % i for i in range(100)}
 
-    def test_others_may_read_what_is_written(self, tmp_path: Path) -> None:
-        storage.write_bytes(str(tmp_path / "file"), b"")
-        assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
+    @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)], ids=oct)
+    @pytest.mark.parametrize("write", [storage.write_bytes, storage.create_bytes])
+    def test_the_umask_says_who_may_read_what_is_written(
+        self, write: Callable[[str, bytes], object], umask: int, mode: int, tmp_path: Path
+    ) -> None:
+        before = os.umask(umask)
+        try:
+            write(str(tmp_path / "folder" / "file"), b"")
+        finally:
+            os.umask(before)
+        assert (tmp_path / "folder" / "file").stat().st_mode & 0o777 == mode
+        assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o777 & ~umask
+
+    def test_work_goes_on_where_the_working_folder_was_deleted(self, tmp_path: Path) -> None:
+        run = subprocess.run(
+            [sys.executable, "-c", WITHOUT_A_FOLDER, str(tmp_path)],
+            env=os.environ | {"PYTHONPATH": str(Path(sharelock_ray.__file__).parents[1])},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        assert run.stdout.startswith("relative is relative to the working folder of this process, which was deleted")
+
+    def test_the_working_folder_itself_is_removed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        touch(tmp_path, "here/a")
+        monkeypatch.chdir(tmp_path / "here")
+        storage.remove(str(tmp_path / "here"))
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_link_is_removed_and_not_what_it_leads_to(self, tmp_path: Path) -> None:
+        touch(tmp_path, "folder/a")
+        (tmp_path / "link").symlink_to(tmp_path / "folder")
+        storage.remove(str(tmp_path / "link"))
+        assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+        assert storage.names(str(tmp_path / "folder")) == ["a"]
+
+    def test_what_another_process_removes_meanwhile_is_no_fault(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        touch(tmp_path, "folder/a", "folder/b")
+        unlink = os.unlink
+
+        def unlink_second(path: str, **options: Any) -> None:
+            unlink(path, **options)
+            raise FileNotFoundError(path)
+
+        monkeypatch.setattr(os, "unlink", unlink_second)
+        storage.remove(str(tmp_path / "folder"))
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_a_reader_that_is_killed_leaves_no_copy(tmp_path: Path) -> None:
@@ -227,6 +302,23 @@ class TestExpand:
         assert found == [f"{tmp_path}/{name}" for name in ("a/1.tar", "a/2.tar", "b/1.tar")]
         assert storage.expand(f"{tmp_path}/[ac]/1.*") == [f"{tmp_path}/a/1.tar", f"{tmp_path}/c/1.tar"]
         assert storage.expand(f"{tmp_path}/*.zip") == []
+
+    @pytest.mark.parametrize(
+        "pattern", ["{0..99999999}.tar", "{0..999}{0..9999}", "{{0,1}..{5,99999999}}", "{1..%s}" % ("9" * 5000)]
+    )
+    def test_braces_that_name_millions_are_a_wrong_request(self, pattern: str) -> None:
+        started = time.monotonic()
+        with pytest.raises(RequestError, match="name more than 1,000,000 files: check their numbers"):
+            storage.expand(pattern)
+        assert time.monotonic() - started < 1
+
+    def test_of_an_escaped_name_is_that_alone(self, root: str) -> None:
+        odd, other = storage.join(root, "[a]{b,c}*?}x"), storage.join(root, "ab")
+        for folder in (odd, other):
+            storage.write_bytes(storage.join(folder, "1.tar"), folder.encode())
+        pattern = f"{storage.escape(odd)}/*.tar"
+        assert [storage.read_bytes(uri) for uri in storage.expand(pattern)] == [odd.encode()]
+        assert storage.folder_of(pattern) == odd
 
 
 class TestPackages:
@@ -271,7 +363,7 @@ def test_joins_parts_below_any_root() -> None:
 
 def test_a_damaged_json_file_is_not_read_as_something_else(tmp_path: Path) -> None:
     touch(tmp_path, "half.json")
-    with pytest.raises(json.JSONDecodeError):
+    with pytest.raises(RunError, match=r"half\.json is damaged \(Expecting value: .*\): restore it, or delete it"):
         storage.read_json(str(tmp_path / "half.json"))
 
 

@@ -178,7 +178,7 @@ def _ids(values: np.ndarray) -> np.ndarray:
 
 def _label_ids(pairs: Pairs) -> np.ndarray:
     """(rows of the vision set,) int64 labels; a row without one has an id of its own."""
-    labels = pairs.vision.columns["label"].astype(np.float64)
+    labels = pairs.vision.labels
     missing = np.isnan(labels)
     if missing.all():
         raise RequestError(f"`alignment.positives` is label, but {pairs.vision.uri} has no labels: use text or pair")

@@ -1,7 +1,7 @@
 """Checkpoints: a folder with tensors in safetensors, and a `checkpoint.json`, written last, that names them.
 
-The tensors' file carries its step in its name, so a checkpoint is replaced by publishing a new JSON: whoever reads
-sees the old one or the new one whole, on a disk and on an object store.
+The tensors' file carries its step and its SHA-256 in its name, so a checkpoint is replaced by publishing a new JSON:
+whoever reads sees the old one or the new one whole, on a disk and on an object store.
 """
 
 import math
@@ -9,10 +9,10 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Self
+from typing import Annotated, Self
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
@@ -37,7 +37,7 @@ class Side(Config):
 
     encoder: EncoderSpec
     weights_sha256: str | None
-    dim: int
+    dim: Annotated[int, Field(ge=1)]
 
     @property
     def identity(self) -> str:
@@ -67,11 +67,19 @@ class Checkpoint(Config):
     schema_version: int = 1
     tensors: str = ""
     """Name of the tensors' file in the same folder."""
+    tensors_sha256: str | None = None
+    """Of that file; None where the version that wrote it did not know it yet."""
     spec: AlignmentSpec
     vision: Side
     language: Side
     position: Position
     metrics: dict[str, float]
+
+    @model_validator(mode="after")
+    def _sides(self) -> Self:
+        if (self.vision.encoder.modality, self.language.encoder.modality) != ("vision", "language"):
+            raise ValueError("an encoder is not on its side")
+        return self
 
 
 _Snapshot = tuple[Checkpoint, dict[str, torch.Tensor]]
@@ -184,12 +192,14 @@ def _publish(folder: str, checkpoint: Checkpoint, tensors: Mapping[str, torch.Te
     and its tensors. Workers whose driver is gone may still run beside those that a new one has started: neither takes
     the other back, nor removes what the other is about to publish.
     """
-    name = f"step-{checkpoint.position.step:08d}.safetensors"
-    storage.write_bytes(storage.join(folder, name), save({key: value.contiguous() for key, value in tensors.items()}))
+    data = save({key: value.contiguous() for key, value in tensors.items()})
+    digest = storage.sha256(data)
+    name = f"step-{checkpoint.position.step:08d}-{digest[:8]}.safetensors"
+    storage.write_bytes(storage.join(folder, name), data)
     replaced = read_checkpoint(folder) if has_checkpoint(folder) else None
     if replaced is not None and replaced.position.step >= checkpoint.position.step:
         return
-    published = checkpoint.model_copy(update={"tensors": name})
+    published = checkpoint.model_copy(update={"tensors": name, "tensors_sha256": digest})
     storage.write_json(storage.join(folder, CHECKPOINT), published.model_dump(mode="json"))
     for old in storage.names(folder):
         # Names sort by step.
@@ -205,7 +215,7 @@ def read_checkpoint(folder: str) -> Checkpoint:
     """The description of the checkpoint in `folder`.
 
     Raises:
-        RequestError: there is none.
+        RequestError: there is none, or none that this user may read.
         RunError: it is damaged.
     """
     path = storage.join(folder, CHECKPOINT)
@@ -215,14 +225,16 @@ def read_checkpoint(folder: str) -> Checkpoint:
         raise RequestError(
             f"{folder} holds no trained model ({CHECKPOINT} is missing): run `sharelock train`"
         ) from None
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read ({error.strerror or error})") from None
     except ValidationError as error:
         raise RunError(f"{path} is damaged ({error.errors()[0]['msg']}): delete {folder} and train again") from None
 
 
 def load_heads(folder: str, checkpoint: Checkpoint) -> Heads:
     """The trained projections of a checkpoint, on the CPU."""
-    heads = Heads(checkpoint.spec, checkpoint.vision.dim, checkpoint.language.dim)
     with _loading(folder, checkpoint) as tensors:
+        heads = Heads(checkpoint.spec, checkpoint.vision.dim, checkpoint.language.dim)
         heads.load_state_dict(_below(tensors, _HEADS))
     return heads
 
@@ -240,11 +252,19 @@ def restore(
 
 @contextmanager
 def _loading(folder: str, checkpoint: Checkpoint) -> Iterator[dict[str, torch.Tensor]]:
-    """A checkpoint's tensors; whatever is wrong with them is said of their file."""
+    """A checkpoint's tensors, verified; whatever is wrong with them is said of their file."""
     path = storage.join(folder, checkpoint.tensors)
     try:
-        yield load(storage.read_bytes(path))
-    except (OSError, RuntimeError, SafetensorError) as error:
+        data = storage.read_bytes(path)
+        if checkpoint.tensors_sha256 not in (None, storage.sha256(data)):
+            raise RuntimeError("its SHA-256 is not that of the checkpoint")
+        tensors = load(data)
+        for name, value in tensors.items():
+            # A square that an optimizer keeps may overflow, and a training that has one goes on.
+            if not name.startswith(_OPTIMIZER) and not value.isfinite().all():
+                raise RuntimeError(f"{name} is not finite")
+        yield tensors
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:160]
         raise RunError(f"{path} is damaged or missing ({reason}): delete {folder} and train again") from None
 

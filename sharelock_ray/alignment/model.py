@@ -1,7 +1,9 @@
 """An aligned model: two frozen encoders and the trained heads between them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ from sharelock_ray.alignment.prompts import DEFAULT_TEMPLATES, checked_templates
 from sharelock_ray.encoders.language import LanguageEncoder
 from sharelock_ray.encoders.spec import EncoderSpec, LanguageSpec, VisionSpec
 from sharelock_ray.encoders.vision import VisionEncoder
-from sharelock_ray.errors import RequestError
+from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.features.featureset import FeatureSet
 from sharelock_ray.progress import Progress
 
@@ -21,37 +23,58 @@ _ROWS = 8192
 _PROMPTS = 1024
 
 
-def load_model(folder: str, device: str = "cpu") -> "AlignedModel":
+_T = TypeVar("_T")
+_Encoder = TypeVar("_Encoder", VisionEncoder, LanguageEncoder)
+
+
+def load_model(folder: str, device: str = "cpu", *, trust_remote_code: bool = False) -> "AlignedModel":
     """Loads the model of a checkpoint folder (`<run>/best`). Its encoders are loaded when they are first needed.
+
+    Args:
+        trust_remote_code: whether Python code that the language model brings may run, with all rights of this process.
+            A checkpoint can ask for it, but only its user can consent.
 
     Raises:
         RequestError: there is no checkpoint.
+        RunError: it is damaged.
     """
-    return AlignedModel(folder, device)
+    return AlignedModel(folder, device, trust_remote_code=trust_remote_code)
 
 
 class AlignedModel:
-    """Embeds images and texts into one space, where a dot product is their cosine."""
+    """Embeds images and texts into one space, where a dot product is their cosine.
 
-    def __init__(self, folder: str, device: str = "cpu") -> None:
+    What loads an encoder raises RequestError where the encoder is not there, is not the one of the training, or wants
+    to run code without the user's consent. What embeds raises RunError where weights give non-finite numbers.
+    """
+
+    def __init__(self, folder: str, device: str = "cpu", *, trust_remote_code: bool = False) -> None:
         self.folder = folder
         self.checkpoint = read_checkpoint(folder)
         self.device = torch.device(device)
-        self._heads = load_heads(folder, self.checkpoint).eval().requires_grad_(False).to(self.device)
+        self._trusts = trust_remote_code
+        with _random_state_kept():
+            self._heads = load_heads(folder, self.checkpoint).eval().requires_grad_(False).to(self.device)
 
     @property
     def logit_scale(self) -> float:
         return float(self._heads.logit_scale)
 
-    def encode_image(self, images: Image.Image | Sequence[Image.Image]) -> torch.Tensor:
-        """(N, D) unit vectors of Pillow images; one image gives N = 1."""
-        images = [images] if isinstance(images, Image.Image) else list(images)
-        return self.project_image(torch.from_numpy(self._vision.encode_images(images)))
+    def encode_image(self, images: Image.Image | Iterable[Image.Image]) -> torch.Tensor:
+        """(N, D) unit vectors of Pillow images; one image gives N = 1.
 
-    def encode_text(self, texts: str | Sequence[str]) -> torch.Tensor:
-        """(N, D) unit vectors of texts; one string gives N = 1."""
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        return self.project_text(torch.from_numpy(self._language.encode(texts)))
+        Raises:
+            TypeError: something is no Pillow image.
+        """
+        return self.project_image(torch.from_numpy(self._vision.encode_images(_listed(images, Image.Image))))
+
+    def encode_text(self, texts: str | Iterable[str]) -> torch.Tensor:
+        """(N, D) unit vectors of texts; one string gives N = 1.
+
+        Raises:
+            TypeError: something is no string.
+        """
+        return self.project_text(torch.from_numpy(self._language.encode(_listed(texts, str))))
 
     def project_image(self, embeddings: torch.Tensor) -> torch.Tensor:
         """(N, D) unit vectors from embeddings (N, D_vision) of the frozen vision encoder."""
@@ -73,34 +96,34 @@ class AlignedModel:
         # What is mapped into memory is read a block at a time.
         return self._project(head, (features.embeddings[some] for some in torch.from_numpy(rows).split(_ROWS)))
 
-    def prototypes(self, class_names: Sequence[str], templates: Sequence[str] = DEFAULT_TEMPLATES) -> torch.Tensor:
+    def prototypes(
+        self, class_names: str | Iterable[str], templates: str | Iterable[str] = DEFAULT_TEMPLATES
+    ) -> torch.Tensor:
         """(C, D) unit vectors of classes: each the normalised mean over templates (CLIP, arXiv 2103.00020, 3.1.4).
 
         Raises:
+            TypeError: something is no string.
             TemplateError: there is no template, or one has not `{}` once, in place of the name.
         """
-        checked_templates(templates)
-        found, step = [], max(1, _PROMPTS // len(templates))
-        with Progress("prompts", "classes", len(class_names)) as progress:
-            for start in range(0, len(class_names), step):
-                names = class_names[start : start + step]
-                texts = [text for name in names for text in prompts_of(name, templates)]
-                embedded = self.encode_text(texts).view(len(names), len(templates), -1)
+        names, prompts = _listed(class_names, str), _listed(templates, str)
+        checked_templates(prompts)
+        found, step = [self.encode_text([])], max(1, _PROMPTS // len(prompts))
+        with Progress("prompts", "classes", len(names)) as progress:
+            for start in range(0, len(names), step):
+                some = names[start : start + step]
+                texts = [text for name in some for text in prompts_of(name, prompts)]
+                embedded = self.encode_text(texts).view(len(some), len(prompts), -1)
                 found.append(torch.nn.functional.normalize(embedded.mean(1), dim=-1))
-                progress.update(len(names))
+                progress.update(len(some))
         return torch.cat(found)
 
     def classify(
         self,
-        images: Image.Image | Sequence[Image.Image],
-        labels: Sequence[str],
-        templates: Sequence[str] = DEFAULT_TEMPLATES,
+        images: Image.Image | Iterable[Image.Image],
+        labels: str | Iterable[str],
+        templates: str | Iterable[str] = DEFAULT_TEMPLATES,
     ) -> torch.Tensor:
-        """(N, C) probabilities of `labels`: softmax of the scaled cosines.
-
-        Raises:
-            TemplateError: see `prototypes`.
-        """
+        """(N, C) probabilities of `labels`: softmax of the scaled cosines; the errors of what it is made of."""
         prototypes = self.prototypes(labels, templates)
         return (self.logit_scale * self.encode_image(images) @ prototypes.T).softmax(-1)
 
@@ -108,13 +131,20 @@ class AlignedModel:
     def _vision(self) -> VisionEncoder:
         spec = self._verified(self.checkpoint.vision)
         assert isinstance(spec, VisionSpec)
-        return VisionEncoder(spec, str(self.device))
+        with _random_state_kept():
+            return self._fitting(self.checkpoint.vision, VisionEncoder(spec, str(self.device)))
 
     @cached_property
     def _language(self) -> LanguageEncoder:
         spec = self._verified(self.checkpoint.language)
         assert isinstance(spec, LanguageSpec)
-        return LanguageEncoder(spec, str(self.device))
+        if spec.trust_remote_code and not self._trusts:
+            raise RequestError(
+                f"{self.folder} wants to run code that comes with {spec.model}: if you trust who wrote it, "
+                f"say so by load_model(..., trust_remote_code=True) or --trust-remote-code"
+            )
+        with _random_state_kept():
+            return self._fitting(self.checkpoint.language, LanguageEncoder(spec, str(self.device)))
 
     def _verified(self, side: Side) -> EncoderSpec:
         """What loads a side's encoder, once its weights on disk are known to be those of the training."""
@@ -123,8 +153,20 @@ class AlignedModel:
             raise RequestError(f"{path} is not the encoder that {self.folder} was trained on: its weights differ")
         return side.encoder
 
+    def _fitting(self, side: Side, encoder: _Encoder) -> _Encoder:
+        """The loaded encoder of a side, once it is known to be as wide as that of the training."""
+        if encoder.dim != side.dim:
+            raise RequestError(
+                f"{side.encoder.model} is not the encoder that {self.folder} was trained on: "
+                f"it gives {encoder.dim} numbers and not {side.dim}"
+            )
+        return encoder
+
     def _project(self, head: torch.nn.Module, blocks: Iterable[torch.Tensor]) -> torch.Tensor:
-        return torch.cat([head(rows.to(self.device, torch.float32)).cpu() for rows in blocks])
+        projected = [head(rows.to(self.device, torch.float32)).cpu() for rows in blocks]
+        if not all(rows.isfinite().all() for rows in projected):
+            raise RunError(f"{self.folder} gives non-finite numbers: its weights, or its encoders', are damaged")
+        return torch.cat(projected)
 
     def _is_vision(self, features: FeatureSet) -> bool:
         is_vision = features.manifest.modality == "vision"
@@ -138,5 +180,19 @@ class AlignedModel:
         return is_vision
 
 
+def _random_state_kept() -> AbstractContextManager[None]:
+    """Modules draw first weights as they are made, which must not change what the host draws next."""
+    return torch.random.fork_rng(devices=[])
+
+
 def _describe(side: Side) -> str:
     return f"{side.encoder.name}-{side.identity}"
+
+
+def _listed(values: _T | Iterable[_T], kind: type[_T]) -> list[_T]:
+    """`values` as a list; one alone is a list of one."""
+    found = list(values) if isinstance(values, Iterable) and not isinstance(values, kind) else [values]
+    for value in found:
+        if not isinstance(value, kind):
+            raise TypeError(f"expected {kind.__name__}, got {type(value).__name__}: {value!r:.80}")
+    return found

@@ -1,6 +1,7 @@
 """The folder of one training run, seen from outside: what it was asked, how far it is, how it ended. Needs no torch."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +66,7 @@ class RunFolder:
         return storage.age(self._request) if storage.exists(self._request) else None
 
     def begin(self, spec: AlignmentSpec, vision: Manifest, language: Manifest) -> None:
-        """Fixes what the run trains on.
+        """Fixes what the run trains on, and removes what writes that were killed have left.
 
         Raises:
             RequestError: the folder holds a training that was begun otherwise; the message names the difference.
@@ -75,17 +76,19 @@ class RunFolder:
             "features": {"vision": vision.digest, "language": language.digest},
         }
         if not storage.exists(self._request):
-            storage.write_json(self._request, asked)
-            return
+            storage.create_json(self._request, asked)
+        # Of several drivers that begin at once, the first has fixed it for all.
         known = storage.read_json(self._request)
         # A setting that the run's version did not know yet had what is its default now.
-        known["alignment"] = AlignmentSpec().model_dump(mode="json") | known["alignment"]
+        known["alignment"] = AlignmentSpec().model_dump(mode="json") | known.get("alignment", {})
         changed = _differences(known, asked)
         if changed:
             raise RequestError(
                 f"{self.uri} holds a training with other settings ({', '.join(changed)}): "
                 f"choose another `output`, or delete that folder to train anew"
             )
+        for folder in (self.uri, self.best, self.last):
+            storage.remove_unfinished(folder)
 
     def feeding(self) -> str | None:
         """Where the batches of the running training come from, and why; None while that is not known."""
@@ -123,11 +126,14 @@ class RunFolder:
         storage.write_json(storage.join(self.uri, "training.json"), result.model_dump(mode="json"))
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows of `metrics.jsonl`; none where there is no such file yet."""
+        """The rows of `metrics.jsonl`, but for a damaged line; none where there is no such file yet."""
         path = storage.join(self.uri, "metrics.jsonl")
-        if not storage.exists(path):
-            return []
-        return [json.loads(line) for line in storage.read_bytes(path).splitlines()]
+        rows: list[dict[str, Any]] = []
+        for line in storage.read_bytes(path).splitlines() if storage.exists(path) else []:
+            # They are for people to look at: no training, and none that wait for it, end for one of them.
+            with suppress(ValueError):
+                rows.append(json.loads(line))
+        return rows
 
     def metrics_age(self) -> float:
         """Seconds since `metrics.jsonl` was last written."""

@@ -139,7 +139,7 @@ def train(
                         told = metrics.publish()
                         checkpoints.save(checkpoint, heads, optimization.optimizer, optimization.average, after=told)
     if optimization.is_main:
-        run.finish(_result(position, metrics.rows, pairs, len(training), len(validation), heads, spec))
+        run.finish(_result(run, position, metrics.rows, pairs, len(training), len(validation), heads, spec))
 
 
 def _reached(run: RunFolder, device: torch.device, group: Group) -> Checkpoint | None:
@@ -257,6 +257,7 @@ def _judged(position: Position, values: dict[str, float], spec: AlignmentSpec) -
 
 
 def _result(
+    run: RunFolder,
     position: Position,
     rows: list[dict[str, Any]],
     pairs: Pairs,
@@ -266,13 +267,12 @@ def _result(
     spec: AlignmentSpec,
 ) -> TrainingResult:
     losses = [row["loss"] for row in rows if "loss" in row]
-    best = next(row for row in rows if row["step"] == position.best_step and "validation_loss" in row)
     return TrainingResult(
         steps=position.step,
         stopped_early=position.step < spec.steps,
         first_loss=losses[0],
         last_loss=losses[-1],
-        best_validation_loss=best["validation_loss"],
+        best_validation_loss=read_checkpoint(run.best).metrics["validation_loss"],
         best_step=position.best_step,
         training_pairs=training,
         validation_pairs=validation,

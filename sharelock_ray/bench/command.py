@@ -6,10 +6,9 @@ from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from sharelock_ray.bench.measure import DType, machine
+from sharelock_ray.report.table import print_table, text_table
 
 app = typer.Typer(help="Measure what is claimed, as ratios within one run.", no_args_is_help=True)
 
@@ -329,7 +328,4 @@ def _show(header: list[str], rows: list[list[str]], result: dict[str, Any], as_j
     if as_json:
         print(json.dumps({"machine": machine(), **result}))
         return
-    table = Table(*header, caption=machine(), caption_justify="left")
-    for row in rows:
-        table.add_row(*row)
-    Console(width=140).print(table)
+    print_table(text_table(header, rows, caption=machine()))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from sharelock_ray import storage
 from sharelock_ray.bench.extract import Setting as Tars
 from sharelock_ray.bench.extract import tar_files, write_tars
 from sharelock_ray.bench.measure import alternate, median_ratio, rate_by_cpu
@@ -54,7 +55,7 @@ def compare(setting: Setting, repeats: int) -> Comparison:
     """Writes the tar into a temporary folder and reads it in both ways in turn."""
     with tempfile.TemporaryDirectory(prefix="sharelock-bench-") as folder:
         write_tars(Path(folder), Tars(setting.images, 1, width=setting.width, height=setting.height))
-        source = WebDatasetSource(urls=f"{folder}/*.tar")
+        source = WebDatasetSource(urls=f"{storage.escape(folder)}/*.tar")
         preprocessing = setting.preprocessing
 
         def ours() -> int:

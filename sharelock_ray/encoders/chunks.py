@@ -12,8 +12,9 @@ import numpy as np
 from PIL import Image
 
 from sharelock_ray.encoders.images import Preprocessing, decode_image
+from sharelock_ray.errors import RunError, is_resource_fault
 from sharelock_ray.features.writer import EncodedChunk
-from sharelock_ray.sources.sample import Reject, Sample, Shard, Source
+from sharelock_ray.sources.sample import Reject, Sample, Shard, Source, change
 
 
 class _Encoder(Protocol):
@@ -34,6 +35,7 @@ class _Language(_Encoder, Protocol):
 class _Encoded(Protocol):
     embeddings: list[np.ndarray]
     too_large: list[int]
+    unknown: dict[int, str]
     seconds: float
     batch_reductions: int
     tokens: int
@@ -70,7 +72,13 @@ class Chunk:
 
 
 def cut(source: Source, shard: Shard, chunk_size: int) -> Iterator[Chunk]:
-    """The chunks of a shard, in order; an empty shard is one empty chunk."""
+    """The chunks of a shard, in order; an empty shard is one empty chunk.
+
+    Raises:
+        RunError: the shard is not the one that was listed.
+    """
+    if problem := change(source, shard):
+        raise RunError(problem)
     items = source.read(shard)
     # One item ahead tells whether a chunk is the last.
     ahead = list(islice(items, 1))
@@ -86,7 +94,11 @@ def cut(source: Source, shard: Shard, chunk_size: int) -> Iterator[Chunk]:
 
 
 def decode(chunk: Chunk, preprocessings: Collection[Preprocessing]) -> Chunk:
-    """The chunk with its images as pixels, for each preprocessing, and without their files' bytes."""
+    """The chunk with its images as pixels, for each preprocessing, and without their files' bytes.
+
+    Raises:
+        RunError: the machine lacks what decoding needs, such as memory.
+    """
     found: dict[Preprocessing, _Decoded] = {preprocessing: _Decoded() for preprocessing in preprocessings}
     for row, sample in enumerate(chunk.samples):
         decoded: dict[tuple[int, int], Image.Image] = {}
@@ -99,6 +111,9 @@ def decode(chunk: Chunk, preprocessings: Collection[Preprocessing]) -> Chunk:
                 of.rows.append(row)
             # A decoder fails on hostile bytes in more ways than it documents; each of them is that image's reject.
             except Exception as error:
+                if is_resource_fault(error):
+                    what = f"{type(error).__name__}: {error}".removesuffix(": ")
+                    raise RunError(f"decoding {sample.key} failed for want of resources ({what}): run again") from error
                 of.rejects.append(Reject.of(sample.key, "decode", error))
     pixels = {preprocessing: of.pixels(preprocessing.image_size) for preprocessing, of in found.items()}
     return replace(chunk, pixels=pixels, samples=[replace(sample, image=None) for sample in chunk.samples])
@@ -122,28 +137,30 @@ def encode_vision(encoder: _Vision, chunk: Chunk, preprocessing: Preprocessing) 
     pixels = chunk.pixels[preprocessing]
     samples = [chunk.samples[row] for row in pixels.rows]
     encoded = encoder.encode_each(pixels.images)
-    too_large = [_too_large(samples[row].key, "the image") for row in encoded.too_large]
+    unfit = [_too_large(samples[row].key, "the image") for row in encoded.too_large]
     return _chunks(
         encoder,
         encoded,
         columns={"key": [s.key for s in samples], "label": [s.label for s in samples]},
         rejects=[*chunk.rejects, *pixels.rejects],
-        too_large=too_large,
+        unfit=unfit,
     )
 
 
 def encode_language(encoder: _Language, chunk: Chunk) -> list[EncodedChunk]:
     """Rows and rejects of a chunk, of each of the language encoders that share the forward pass.
 
-    A row is a caption of a sample. A sample with a caption that is too large is one reject, and none of its captions a
-    row: so each key is in one place.
+    A row is a caption of a sample. A sample with a caption that cannot be encoded is one reject, and none of its
+    captions a row: so each key is in one place.
     """
     without = [_missing("caption", sample) for sample in chunk.samples if not sample.captions]
     captions = [(s.key, i, text) for s in chunk.samples for i, text in enumerate(s.captions)]
     encoded = encoder.encode_each([text for _, _, text in captions])
-    too_large: dict[str, Reject] = {}
-    for key, i, _ in (captions[row] for row in encoded.too_large):
-        too_large.setdefault(key, _too_large(key, f"caption {i}"))
+    unfit: dict[str, Reject] = {}
+    for row in sorted({*encoded.too_large, *encoded.unknown}):
+        key, i, _ = captions[row]
+        token = encoded.unknown.get(row)
+        unfit.setdefault(key, _unknown(key, i, token) if token is not None else _too_large(key, f"caption {i}"))
     return _chunks(
         encoder,
         encoded,
@@ -153,7 +170,7 @@ def encode_language(encoder: _Language, chunk: Chunk) -> list[EncodedChunk]:
             "text": [text for _, _, text in captions],
         },
         rejects=[*chunk.rejects, *without],
-        too_large=list(too_large.values()),
+        unfit=list(unfit.values()),
     )
 
 
@@ -163,16 +180,16 @@ def _chunks(
     *,
     columns: dict[str, list[object]],
     rejects: list[Reject],
-    too_large: list[Reject],
+    unfit: list[Reject],
 ) -> list[EncodedChunk]:
-    """A chunk for each reading of `encoded`, without the samples that were too large; they share its seconds."""
-    lost = {reject.key for reject in too_large}
+    """A chunk for each reading of `encoded`, without the samples that could not be encoded; they share its seconds."""
+    lost = {reject.key for reject in unfit}
     rows = [row for row, key in enumerate(columns["key"]) if key not in lost]
     return [
         EncodedChunk(
             columns={name: [values[row] for row in rows] for name, values in columns.items()},
             embeddings=embeddings[rows],
-            rejects=[*rejects, *too_large],
+            rejects=[*rejects, *unfit],
             seconds=encoded.seconds / len(encoded.embeddings),
             tokens=encoded.tokens,
             truncated=encoded.truncated,
@@ -186,6 +203,11 @@ def _chunks(
 
 def _too_large(key: str, what: str) -> Reject:
     return Reject(key, "encode", "OutOfMemory", f"{what} does not fit into the device's memory even alone")
+
+
+def _unknown(key: str, caption: int, token: str) -> Reject:
+    message = f"caption {caption} has the token {token!r}, of which the model has no embedding"
+    return Reject(key, "encode", "UnknownToken", message)
 
 
 def _missing(what: str, sample: Sample) -> Reject:

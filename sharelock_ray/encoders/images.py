@@ -4,12 +4,14 @@ Needs no torch, so that decoding workers stay small.
 """
 
 import io
+import struct
 from typing import Any, Literal
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from sharelock_ray.config import Config
+from sharelock_ray.errors import RequestError
 
 Interpolation = Literal["bicubic", "bilinear", "nearest"]
 CropMode = Literal["center", "squash"]
@@ -32,8 +34,6 @@ _TURNS = {
 }
 # A small file can claim any size (a decompression bomb); 100 megapixels is 300 MB once decoded.
 _MAX_PIXELS = 100_000_000
-# The limit below, which raises one error of ours, replaces Pillow's two.
-Image.MAX_IMAGE_PIXELS = None
 
 
 class ImageTooLargeError(ValueError):
@@ -72,9 +72,7 @@ def decode_image(
         OSError: the bytes are no image that Pillow can decode whole.
         ValueError: its texts or colour profile are beyond all measure.
     """
-    with _opened(data) as image:
-        if image.width * image.height > _MAX_PIXELS:
-            raise ImageTooLargeError(f"{image.width} x {image.height} pixels are more than {_MAX_PIXELS:,}")
+    with open_image(data) as image:
         if preprocessing.reduced_scale:
             # Twice the wanted side keeps the resampled result close.
             image.draft("RGB", (2 * preprocessing.resize, 2 * preprocessing.resize))
@@ -85,13 +83,51 @@ def decode_image(
         return crop_image(known[scale], preprocessing)
 
 
-def _opened(data: bytes) -> Image.Image:
+def open_image(data: bytes) -> Image.Image:
+    """An image file by its header: JPEG, PNG, WebP, GIF, BMP or TIFF. Its pixels are decoded when they are asked for.
+
+    The only way to open a file that nobody vouches for. `Image.open` does the same under a limit that is the whole
+    process's, warns below ours, and could be told otherwise only for every thread of the host at once.
+
+    Raises:
+        ImageTooLargeError: the header claims more than 100 megapixels.
+        UnidentifiedImageError: the bytes have none of the formats.
+    """
+    for name in _FORMATS:
+        if name not in Image.OPEN:
+            Image.init()
+        factory, accepts = Image.OPEN[name]
+        # What is returned instead of True says which library is missing.
+        if accepts is not None and accepts(data[:16]) is not True:
+            continue
+        try:
+            image = factory(io.BytesIO(data), "")
+        except (SyntaxError, IndexError, TypeError, struct.error):  # Those by which a plugin says that it is none.
+            continue
+        except Image.DecompressionBombError as error:
+            raise ImageTooLargeError(str(error)) from None
+        if image.width * image.height > _MAX_PIXELS:
+            raise ImageTooLargeError(f"{image.width} x {image.height} pixels are more than {_MAX_PIXELS:,}")
+        return image
+    raise UnidentifiedImageError(f"cannot identify {len(data):,} bytes as an image: none of {', '.join(_FORMATS)}")
+
+
+def upright_image(data: bytes, name: str) -> Image.Image:
+    """The picture in an image file as a person sees it, with the checks and limits of `decode_image`.
+
+    Args:
+        name: what the error calls the file.
+
+    Raises:
+        RequestError: it cannot be decoded.
+    """
     try:
-        return Image.open(io.BytesIO(data), formats=_FORMATS)
-    except UnidentifiedImageError:
-        # Pillow's own message names an address in memory, which says nothing and is another one in each run.
-        known = ", ".join(_FORMATS)
-        raise UnidentifiedImageError(f"cannot identify {len(data):,} bytes as an image: none of {known}") from None
+        with open_image(data) as image:
+            return upright(image)
+    # A decoder fails on hostile bytes in more ways than it documents.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise RequestError(f"the image {name} cannot be decoded: {reason}") from None
 
 
 def upright(image: Image.Image) -> Image.Image:

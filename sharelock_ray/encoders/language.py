@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
 from sharelock_ray.encoders.last_layer import layers_of, only_one_token
+from sharelock_ray.encoders.loading import WRAPPERS, listed, loading
 from sharelock_ray.encoders.norms import FinalNorm, find_norm
 from sharelock_ray.encoders.passes import Arrays, Encoded, Passes, suited
 from sharelock_ray.encoders.provenance import device_name, hub_commit
@@ -65,16 +65,10 @@ class LanguageEncoder:
         # Of several threads: a tokenizer that is told to truncate must not be at work elsewhere.
         self._tokenizing = threading.Lock()
         self._passes = Passes(self._device, token_budget or suited(self._device, _CPU_TOKENS, _GPU_TOKENS))
-        source = str(local_weights(spec.model)) if spec.is_local else spec.model
-        options = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            with _no_progress_bar():
-                model = AutoModel.from_pretrained(source, dtype=getattr(torch, spec.dtype), **options)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise RequestError(f"cannot load {spec.model!r}: {str(error).splitlines()[0]}") from None
-        model = _text_tower(model)
-        layers = int(model.config.get_text_config().num_hidden_layers)
+        with loading(repr(spec.model)):
+            self._tokenizer, model, lacks = _load(spec)
+            layers = int(model.config.get_text_config().num_hidden_layers)
+        self._vocabulary = _vocabulary(model)
         self._require(model, layers)
         self._norm = None if all(each.final_norm for each in self.specs) else _final_norm(model, spec)
         ends = [each for each in self.specs if each.layer in (None, -1, layers)]
@@ -83,18 +77,16 @@ class LanguageEncoder:
         # Nothing is generated, so the keys and values of the layers are of no use after the pass.
         model.config.get_text_config().use_cache = False
         self._model = model.eval().requires_grad_(False).to(self._device)
-        states, self._causal = self._tried()
-        self._dims = [int(each.shape[2]) for each in states]
+        self._dims, self._causal, self._pads = self._tried(lacks)
         self._last_token = only_one_token(stack[-1]) if stack and only_last else None
         if compiled:
             # One layer is compiled for all of them. Widths change with every batch.
             for part in stack or [model]:
                 part.compile(dynamic=True)
-        # Hidden by the mask, so any valid id does where the model has no padding token of its own.
-        self._pad_id = next(
-            (i for i in (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id) if i is not None), 0
-        )
-        self.revision = None if spec.is_local else hub_commit(spec.model, "config.json", revision=spec.revision)
+        # Hidden by the mask, so any token that the model knows does where it does not know that of the tokenizer.
+        special = (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id)
+        self._pad_id = next((i for i in special if i is not None and self._knows(i)), 0)
+        self.revision = None if spec.is_local else hub_commit(spec.model, spec.revision)
         """Commit of the model on the hub; None for others."""
 
     def _require(self, model: torch.nn.Module, layers: int) -> None:
@@ -111,8 +103,20 @@ class LanguageEncoder:
         if spec.prompt and not self._tokenizer.is_fast:
             raise RequestError(f"the tokenizer of {spec.model} does not tell a prompt's tokens from the caption's")
         self._before, _, self._after = (spec.prompt or "{}").partition("{}")
-        if spec.prompt and len(self._tokenizer(self._before + self._after)["input_ids"]) >= spec.max_length:
+        always = self._tokenizer(self._before + self._after)["input_ids"]
+        self._shortest = max(1, len(always))
+        if spec.prompt and len(always) >= spec.max_length:
             raise RequestError(f"the prompt alone fills `max_length` ({spec.max_length} tokens)")
+        for token in (*always, *([self._tokenizer.eos_token_id] if spec.append_eos else [])):
+            if not self._knows(token):
+                name = self._tokenizer.convert_ids_to_tokens(token)
+                raise RequestError(
+                    f"{spec.model} has no embedding of {name!r}, a token of each text: see its tokenizer"
+                )
+
+    def _knows(self, token: int) -> bool:
+        """Whether the model has an embedding of a token."""
+        return self._vocabulary is None or token < self._vocabulary
 
     @property
     def device(self) -> str:
@@ -146,15 +150,25 @@ class LanguageEncoder:
         unique = list(dict.fromkeys(texts))
         with self._tokenizing:
             ids, long = self._tokenize(unique)
+        unknown = {}
+        for i, tokens in enumerate(ids):
+            # Added to the tokenizer, perhaps, and not to the model.
+            token = next((token for token in tokens if not self._knows(token)), None)
+            if token is not None:
+                unknown[i] = str(self._tokenizer.convert_ids_to_tokens(token))
+                ids[i] = [self._pad_id]
 
         def cut(rows: Sequence[int], token_budget: int) -> Iterator[list[int]]:
-            for batch in token_batches([len(ids[row]) for row in rows], token_budget):
+            for batch in token_batches([len(ids[row]) for row in rows], token_budget, self._pads):
                 yield [rows[i] for i in batch]
 
         def load(rows: list[int]) -> Arrays:
             return self._padded([ids[row] for row in rows])
 
-        found = self._passes.run(len(unique), self._dims, cut, load, self._forward)
+        smallest = self._padded([[self._pad_id]])
+        found = self._passes.run(len(unique), self._dims, cut, load, self._forward, smallest)
+        for embeddings in found.embeddings:
+            embeddings[list(unknown)] = np.nan
         row = {text: i for i, text in enumerate(unique)}
         rows = [row[text] for text in texts]
         too_large = set(found.too_large)
@@ -162,6 +176,7 @@ class LanguageEncoder:
             found,
             embeddings=[embeddings[rows] for embeddings in found.embeddings],
             too_large=[i for i, r in enumerate(rows) if r in too_large],
+            unknown={i: unknown[r] for i, r in enumerate(rows) if r in unknown},
             tokens=sum(map(len, ids)),
             truncated=sum(r in long for r in rows),
         )
@@ -228,15 +243,34 @@ class LanguageEncoder:
         ]
 
     @torch.inference_mode()
-    def _tried(self) -> tuple[list[torch.Tensor], bool]:
-        """Hidden states of two made-up texts, and whether no token of this model sees those behind it.
+    def _tried(self, lacks: str) -> tuple[list[int], bool, bool]:
+        """What made-up texts show of the model.
 
-        For that it is not enough that the model says so: a bidirectional one may be made of a decoder's parts.
+        Args:
+            lacks: what its file lacks of its weights, as `_load` says.
+
+        Returns:
+            the widths of what each spec reads; whether no token sees those behind it, for which it is not enough that
+            the model says so, since a bidirectional one may be made of a decoder's parts; and whether texts may be
+            padded, which those do not notice who see nothing behind them, or heed the mask.
         """
-        half = torch.ones(1, _TRIED, dtype=torch.long, device=self._device)
-        states = self._states(torch.cat([torch.cat([half, half], 1), torch.cat([half, 2 * half], 1)]), None)
-        blind = all(torch.allclose(each[0, :_TRIED], each[1, :_TRIED], rtol=1e-3, atol=1e-3) for each in states)
-        return states, blind and _is_causal(self._model)
+        half = min(_TRIED, (_positions(self._model) or 2 * _TRIED) // 2)
+        # All of them different, since attention among equal ones is the same whatever it is of.
+        places = torch.arange(1, 2 * half + 1, device=self._device)[None]
+        tokens = places * (self._vocabulary or 2 * half + 1) // (2 * half + 1)
+        first, second = tokens.split(half, 1)
+        with loading(f"{self.spec.model!r} as a model of texts"):
+            both = self._states(torch.cat([torch.cat([first, first], 1), torch.cat([first, second], 1)]), None)
+            alone = self._states(first, places[:, :half] > 0)
+            padded = self._states(tokens, places <= half)
+            self._states(tokens[:, : self._shortest], places[:, : self._shortest] > 0)
+            if any(each.shape[1] != 2 * half for each in both):
+                raise ValueError("it gives states of something else than its tokens")
+        if lacks and not all(each.isfinite().all() for each in both):
+            raise RequestError(f"{self.spec.model} is not whole: {lacks}")
+        blind = all(torch.allclose(each[0, :half], each[1, :half], rtol=1e-3, atol=1e-3) for each in both)
+        causal = blind and _is_causal(self._model)
+        return [int(each.shape[2]) for each in both], causal, causal or _equal(alone, padded)
 
 
 def _final_norm(model: torch.nn.Module, spec: LanguageSpec) -> FinalNorm:
@@ -246,9 +280,58 @@ def _final_norm(model: torch.nn.Module, spec: LanguageSpec) -> FinalNorm:
     return FinalNorm(norm)
 
 
+def _load(spec: LanguageSpec) -> tuple[Any, Any, str]:
+    """The tokenizer, the model that reads text, and what its file lacks of the weights of the whole model, if anything.
+
+    What is lacking is NaN. Else it would be random, and so would be all that is computed of it.
+    """
+    source = str(local_weights(spec.model)) if spec.is_local else spec.model
+    options = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
+    tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    with _no_progress_bar():
+        model, info = AutoModel.from_pretrained(
+            source,
+            dtype=getattr(torch, spec.dtype),
+            key_mapping=WRAPPERS,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **options,
+        )
+    lacking = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+    for name in lacking:
+        weights = model.get_parameter_or_buffer(name)
+        if weights.is_floating_point():
+            weights.detach().fill_(torch.nan)
+    lacks = f"its file lacks weights that the model reads, or has them in another shape: {listed(lacking)}"
+    if info["unexpected_keys"]:
+        lacks += f"; it has others: {listed(info['unexpected_keys'])}"
+    return tokenizer, _text_tower(model), lacks if lacking else ""
+
+
 def _text_tower(model: Any) -> Any:
-    """Of an encoder-decoder, such as T5, the encoder; of a model that also sees, such as Gemma 3, what reads text."""
-    return model.get_encoder() if model.config.is_encoder_decoder else getattr(model, "language_model", model)
+    """What reads text: of an encoder-decoder, such as T5, the encoder; of Gemma 3, CLIP and the like one part."""
+    if model.config.is_encoder_decoder:
+        return model.get_encoder()
+    return getattr(model, "language_model", None) or getattr(model, "text_model", model)
+
+
+def _vocabulary(model: Any) -> int | None:
+    """How many tokens a model has an embedding of; None where it does not say."""
+    try:
+        table = model.get_input_embeddings()
+    except (NotImplementedError, AttributeError):
+        table = None
+    size = getattr(table, "num_embeddings", None)
+    return size or getattr(model.config.get_text_config(), "vocab_size", None)
+
+
+def _equal(some: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> bool:
+    """Whether hidden states (1, T, D) are those of `others`, which are of more tokens, but for rounding."""
+    for a, b in zip(some, others, strict=True):
+        tolerance = 1e-4 if a.dtype == torch.float32 else 0.1
+        if ((a - b[:, : a.shape[1]]).norm(dim=2) > tolerance * a.norm(dim=2)).any():
+            return False
+    return True
 
 
 def _positions(model: Any) -> int | None:
@@ -294,11 +377,16 @@ def _last(mask: torch.Tensor) -> torch.Tensor:
     return mask.sum(1) - 1
 
 
-def token_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
-    """Indices of texts in batches of similar length, each of at most `token_budget` padded tokens (or one text)."""
+def token_batches(lengths: Sequence[int], token_budget: int, pads: bool = True) -> Iterator[list[int]]:
+    """Indices of texts in batches of similar length, each of at most `token_budget` padded tokens (or one text).
+
+    Args:
+        pads: False for texts of one length in a batch.
+    """
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and lengths[i] * (len(batch) + 1) > token_budget:
+        full = lengths[i] * (len(batch) + 1) > token_budget
+        if batch and (full or not (pads or lengths[i] == lengths[batch[0]])):
             yield batch
             batch = []
         batch.append(i)

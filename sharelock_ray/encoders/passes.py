@@ -5,7 +5,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -32,6 +32,8 @@ class Encoded:
     """That the device was at work on it."""
     batch_reductions: int
     """How often passes were made smaller for want of memory."""
+    unknown: dict[int, str] = field(default_factory=dict)
+    """Of texts: rows with a token that the model has no embedding of, and that token; their embeddings are NaN."""
     tokens: int = 0
     """Of texts: what was read, each text once."""
     truncated: int = 0
@@ -41,17 +43,20 @@ class Encoded:
         """The embeddings of the first reading.
 
         Raises:
-            RunError: a row does not fit into memory.
+            RunError: a row does not fit into memory, or has a token that the model does not know.
         """
         if self.too_large:
             raise RunError(f"input {self.too_large[0]} does not fit into the device's memory even alone")
+        for row, token in self.unknown.items():
+            raise RunError(f"input {row} has the token {token!r}, of which the model has no embedding")
         return self.embeddings[0]
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Whether a device's memory did not suffice: torch, its libraries and its compiler each say so in their own way."""
     said = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in said or "_status_alloc_failed" in said
+    known = ("out of memory", "_status_alloc_failed", "can't allocate memory")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(each in said for each in known)
 
 
 def suited(device: torch.device, cpu: int, gpu: int) -> int:
@@ -105,6 +110,7 @@ class Passes:
         cut: Callable[[Sequence[int], int], Iterable[list[int]]],
         load: Callable[[list[int]], Arrays],
         forward: Callable[..., list[torch.Tensor]],
+        smallest: Arrays,
     ) -> Encoded:
         """Embeds `rows` inputs.
 
@@ -113,10 +119,14 @@ class Passes:
             cut: rows into batches of at most a limit each, or of one row.
             load: a batch's inputs.
             forward: those inputs, on the device, to each reading's (B, D).
+            smallest: inputs of the smallest pass. A row is too large only where these fit.
+
+        Raises:
+            RunError: not even the smallest pass fits into the device's memory.
         """
         with _turns.turn:
             begun = time.perf_counter()
-            done, results, too_large, reductions = self._passed(rows, cut, load, forward)
+            done, results, too_large, reductions = self._passed(rows, cut, load, forward, smallest)
             # Not before all are under way, since the copy waits for the device.
             fetched = [_Fetched(torch.cat([result[i] for result in results])) for i in range(len(dims)) if results]
         embeddings = [np.full((rows, dim), np.nan, np.float32) for dim in dims]
@@ -130,6 +140,7 @@ class Passes:
         cut: Callable[[Sequence[int], int], Iterable[list[int]]],
         load: Callable[[list[int]], Arrays],
         forward: Callable[..., list[torch.Tensor]],
+        smallest: Arrays,
     ) -> tuple[list[int], list[list[torch.Tensor]], list[int], int]:
         """Rows in the order of their passes, what each pass gave, rows that are too large, and reductions."""
         pending = deque(cut(range(rows), self.limit))
@@ -146,7 +157,7 @@ class Passes:
                 ahead = self._copy(load(pending[1])) if self._copies and len(pending) > 1 else None
                 result = forward(*inputs)
             except Exception as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 # The memory is free only once this block, which holds the failed pass by its traceback, has ended.
                 ahead = None
@@ -162,12 +173,25 @@ class Passes:
             if len(batch) == 1 and waits:
                 time.sleep(waits.pop(0))
             elif len(batch) == 1:
+                self._require_memory(forward, smallest)
                 too_large += pending.popleft()
             else:
                 self._reduce(batch, cut)
                 reductions += 1
                 pending = deque(cut([row for each in pending for row in each], self.limit))
         return done, results, too_large, reductions
+
+    def _require_memory(self, forward: Callable[..., list[torch.Tensor]], smallest: Arrays) -> None:
+        """Ends the run where the memory is gone for other reasons than an input's size."""
+        try:
+            forward(*self._copied(self._copy(smallest)))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise RunError(
+                f"the memory of {self._device} does not suffice for a single input of any size: end what else uses "
+                f"it, or take a larger device, then run again"
+            ) from None
 
     def _reduce(self, batch: list[int], cut: Callable[[Sequence[int], int], Iterable[list[int]]]) -> None:
         """Halves the limit until it cuts `batch`."""

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     import torch
 
 _ANSWER_S = 10
+# A model of the hub has at least one of these.
+_FILES = ("config.json", "model.safetensors", "pytorch_model.bin")
 
 
 def device_name(device: "torch.device") -> str:
@@ -24,16 +26,12 @@ def commit_now(repository: str, revision: str | None) -> str | None:
         return HfApi().model_info(repository, revision=revision, timeout=_ANSWER_S).sha
     # Whatever keeps the hub from answering, loading the model will say.
     except Exception:
-        return hub_commit(repository, "config.json", revision=revision)
+        return hub_commit(repository, revision)
 
 
-def hub_commit(repository: str, *files: str, revision: str | None = None) -> str | None:
-    """The commit that this node's hub cache holds for `revision` (a branch, a tag; None is the main branch).
-
-    Args:
-        files: names of which the model has at least one.
-    """
-    for name in files:
+def hub_commit(repository: str, revision: str | None) -> str | None:
+    """The commit that this node's hub cache holds for `revision` (a branch, a tag; None is the main branch)."""
+    for name in _FILES:
         path = try_to_load_from_cache(repository, name, revision=revision)
         if isinstance(path, str):
             return Path(path).parent.name

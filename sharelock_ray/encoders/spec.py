@@ -59,7 +59,7 @@ class _EncoderSpec(Config):
 
     def at(self, commit: str | None) -> Self:
         """This spec for those who load it at `commit`, where one is given. It makes the same set, by the same name."""
-        return self
+        return self.model_copy(update={"revision": commit}) if commit else self
 
     @property
     def path_field(self) -> str:
@@ -79,6 +79,8 @@ class VisionSpec(_EncoderSpec):
     modality: Literal["vision"] = "vision"
     weights: Annotated[str, AfterValidator(_found)] = "pretrained"
     """`pretrained` (timm's own, from the hub) or the path or URI of a safetensors file."""
+    revision: Annotated[str | None, Field(exclude_if=lambda revision: revision is None)] = None
+    """Commit, branch or tag of the weights on the hub. Left out, it is in no name, as before there was such a field."""
     pooling: Literal["model", "cls", "mean", "cls_mean"] = "model"
     """`model` is the model's own pooled output before its classifier; the others need a model with tokens."""
     image_size: Annotated[int, Field(ge=8)] | None = None
@@ -96,6 +98,12 @@ class VisionSpec(_EncoderSpec):
     """How position embeddings of another image size are resampled: antialiased as timm does, or as DINOv2's own
     `torch.hub` models do, which the released ShareLock code used."""
 
+    @model_validator(mode="after")
+    def _revision_is_of_the_hub(self) -> Self:
+        if self.revision is not None and self.weights != "pretrained":
+            raise ValueError("`revision` is of weights on the hub: leave it out where `weights` are given")
+        return self
+
     def resolved(self) -> "VisionSpec":
         """This spec with every omitted field filled in from the model's configuration.
 
@@ -104,13 +112,7 @@ class VisionSpec(_EncoderSpec):
         """
         if None not in (self.image_size, self.resize, self.crop_mode, self.interpolation, self.mean, self.std):
             return self
-        # Only here, because a recipe that says everything can be read without importing torch.
-        from timm.models import get_pretrained_cfg
-
-        try:
-            model = get_pretrained_cfg(self.model)
-        except RuntimeError:  # The model is known, but not its tag.
-            model = None
+        model = self._timm_config()
         if model is None:
             raise RequestError(f"timm knows no model {self.model!r}: see timm.list_models()")
         _, height, width = model.input_size
@@ -129,6 +131,30 @@ class VisionSpec(_EncoderSpec):
                 "std": self.std or tuple(model.std),
             }
         )
+
+    @property
+    def hub_id(self) -> str | None:
+        """The repository on the hub that has the weights; None where they come from elsewhere."""
+        model = self._timm_config() if self.weights == "pretrained" else None
+        return model.hf_hub_id if model else None
+
+    def _timm_config(self) -> Any:
+        """What timm says of the model; None where it does not know it."""
+        # Only here, because a recipe that says everything can be read without importing torch.
+        from timm.models import get_pretrained_cfg
+
+        try:
+            return get_pretrained_cfg(self.model)
+        except RuntimeError:  # The model is known, but not its tag.
+            return None
+
+    def commit(self) -> str | None:
+        if self.hub_id is None:
+            return None
+        # Only here, since it takes a second to import.
+        from sharelock_ray.encoders.provenance import commit_now
+
+        return commit_now(self.hub_id, self.revision)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -198,9 +224,6 @@ class LanguageSpec(_EncoderSpec):
         from sharelock_ray.encoders.provenance import commit_now
 
         return commit_now(self.model, self.revision)
-
-    def at(self, commit: str | None) -> Self:
-        return self.model_copy(update={"revision": commit}) if commit else self
 
     @property
     def is_local(self) -> bool:

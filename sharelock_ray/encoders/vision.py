@@ -14,6 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from sharelock_ray.encoders.images import crop_image, upright
 from sharelock_ray.encoders.last_layer import OneToken, only_one_token
+from sharelock_ray.encoders.loading import loading
 from sharelock_ray.encoders.norms import FinalNorm, find_norm
 from sharelock_ray.encoders.passes import Arrays, Encoded, Passes, suited
 from sharelock_ray.encoders.provenance import device_name, hub_commit
@@ -21,7 +22,6 @@ from sharelock_ray.encoders.spec import VisionSpec
 from sharelock_ray.encoders.weights import local_weights
 from sharelock_ray.errors import RequestError
 
-_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 # Images of a forward pass. On a CPU more than a few leave its caches: `sharelock bench encoders`.
 _CPU_IMAGES, _GPU_IMAGES = 16, 128
 
@@ -65,8 +65,7 @@ class VisionEncoder:
         self._norms = [None if each.final_norm else _final_norm(self._model, each) for each in self.specs]
         self._class_token = _only_class_token(self._model, self.specs)
         self._features = torch.compile(self._model.forward_features) if compiled else self._model.forward_features
-        hub = self._model.pretrained_cfg.get("hf_hub_id") if spec.weights == "pretrained" else None
-        self.revision = hub_commit(hub, *_HUB_FILES) if hub else None
+        self.revision = hub_commit(spec.hub_id, spec.revision) if spec.hub_id else None
         """Commit of the weights on the hub; None for others."""
         mean, std = (
             torch.tensor(value, device=self._device).view(3, 1, 1) for value in (self.spec.mean, self.spec.std)
@@ -94,7 +93,10 @@ class VisionEncoder:
         def load(rows: list[int]) -> Arrays:
             return (pixels[rows[0] : rows[-1] + 1],)
 
-        return self._passes.run(len(pixels), [self._dim(spec) for spec in self.specs], _cut, load, self._forward)
+        size = self.spec.preprocessing.image_size
+        smallest = (np.zeros((1, size, size, 3), np.uint8),)
+        dims = [self._dim(spec) for spec in self.specs]
+        return self._passes.run(len(pixels), dims, _cut, load, self._forward, smallest)
 
     def encode_images(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Embeds Pillow images; (N, D) float32."""
@@ -154,23 +156,31 @@ def _load(spec: VisionSpec) -> Any:
     """The model without its classifier, for images of the spec's size."""
     if not timm.is_model(spec.model.partition(".")[0]):
         raise RequestError(f"timm knows no model {spec.model!r}: see timm.list_models()")
+    if spec.revision and spec.hub_id is None:
+        raise RequestError(f"the weights of {spec.model} are not of the hub: leave `revision` out")
     pretrained = spec.weights == "pretrained"
+    size = spec.image_size
     if pretrained and spec.position_interpolation != "timm":
         # At the size of the weights, since timm resamples while it loads.
-        model = _create(spec.model, timm.get_pretrained_cfg(spec.model).input_size[-1], pretrained=True)
-    else:
-        model = _create(spec.model, spec.image_size, pretrained)
+        size = timm.get_pretrained_cfg(spec.model).input_size[-1]
+    with loading(repr(spec.model)):
+        model = _create(spec, size)
     if not pretrained:
         _load_file(model, spec)
     _set_image_size(model, spec)
     return model
 
 
-def _create(name: str, image_size: int | None, pretrained: bool) -> Any:
+def _create(spec: VisionSpec, image_size: int | None) -> Any:
+    settings = {
+        "pretrained": spec.weights == "pretrained",
+        "num_classes": 0,
+        "pretrained_cfg_overlay": {"hf_hub_id": f"{spec.hub_id}@{spec.revision}"} if spec.revision else None,
+    }
     try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, img_size=image_size)
+        return timm.create_model(spec.model, img_size=image_size, **settings)
     except TypeError:  # Only models with a fixed grid of positions take the size.
-        return timm.create_model(name, pretrained=pretrained, num_classes=0)
+        return timm.create_model(spec.model, **settings)
 
 
 def _load_file(model: Any, spec: VisionSpec) -> None:

@@ -99,13 +99,13 @@ def _nearest_classes(
 
 
 def labelled(vision: FeatureSet, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """(M,) rows of a vision set that have a label, and (M,) their labels; -1 is none.
+    """(M,) rows of a vision set that have a label, and (M,) their labels.
 
     Raises:
         RequestError: a label is none of `classes`.
     """
-    labels = vision.columns["label"].astype(np.float64)
-    rows = np.flatnonzero(~np.isnan(labels) & (labels != -1))
+    labels = vision.labels
+    rows = np.flatnonzero(~np.isnan(labels))
     truth = labels[rows].astype(np.int64)
     if len(truth) and (truth.min() < 0 or truth.max() >= classes):
         raise RequestError(

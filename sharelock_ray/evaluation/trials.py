@@ -13,6 +13,14 @@ State = Literal["running", "finished", "pruned", "diverged", "out of memory", "f
 
 TRIAL, STUDY = "trial.json", "study.json"
 LOWER_IS_BETTER = ("validation_loss", "parameters", "seconds")
+SHARES = ("recall_at_1", "zero_shot")
+"""Objectives between 0 and 1."""
+CHOSEN_ON_TEST = (
+    "This setting was chosen by the test split, so its zero-shot accuracy there is flattered: report another split's."
+)
+"""What is said wherever the best of a study with the objective `zero_shot` is shown."""
+_LEVEL = 0.05
+"""Of the tests that tell points apart."""
 
 
 class Trial(Config):
@@ -65,12 +73,6 @@ class Interval:
     low: float | None = None
     high: float | None = None
 
-    def overlaps(self, other: "Interval") -> bool | None:
-        """Whether both intervals have a value in common; None where one of them is not known."""
-        if self.low is None or self.high is None or other.low is None or other.high is None:
-            return None
-        return self.low <= other.high and other.low <= self.high
-
 
 @dataclass(frozen=True)
 class Point:
@@ -82,6 +84,16 @@ class Point:
     values: dict[str, Interval]
     """By objective."""
     runs: tuple[str, ...]
+    by_seed: dict[int, float]
+    """Of the objective that points are ranked by."""
+    p: float | None = None
+    """That the seeds alone make a difference from the best point as large as is seen (see `evaluation.study.ranked`);
+    None for the best one, and where fewer than two seeds are shared with it."""
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the seeds do not tell it apart from the best one."""
+        return self.p is None or self.p >= _LEVEL
 
 
 def write_trial(trial: Trial) -> None:

@@ -15,7 +15,7 @@ from sharelock_ray import engine
 import ray
 
 from sharelock_ray.encoders.spec import EncoderSpec
-from sharelock_ray.errors import RequestError
+from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.extraction.meter import Meter, combined
 from sharelock_ray.extraction.options import ExtractionOptions
 from sharelock_ray.extraction.report import ChunkReport
@@ -26,7 +26,7 @@ from sharelock_ray.features.schema import feature_set_uri
 from sharelock_ray.features.state import read_live, write_live
 from sharelock_ray.features.writer import FeatureSetWriter, StagedPart, remove_leftovers
 from sharelock_ray.progress import say
-from sharelock_ray.sources.sample import Shard, Source
+from sharelock_ray.sources.sample import Shard, Source, change
 
 _TELL_EVERY_S = 10.0
 _SOFTWARE = ("sharelock-ray", "ray", "torch", "timm", "transformers", "pyarrow", "pillow")
@@ -104,8 +104,11 @@ def _run(
     watch: Callable[[ChunkReport], None] | None,
 ) -> None:
     staged = [writer.staged() for writer in writers]
+    source, shard_of = ray.put(job.source), {shard.index: shard for shard in shards}
     sealing = [
-        _seal.remote(writer, part) for writer, parts in zip(writers, staged, strict=True) for part in _unsealed(parts)
+        _seal.remote(writer, source, shard_of[part])
+        for writer, parts in zip(writers, staged, strict=True)
+        for part in _unsealed(parts)
     ]
     tasks = _tasks(shards, staged)
     earlier = combined(read_live(writer.uri) for writer in writers)
@@ -126,7 +129,7 @@ def _run(
                         part = staged[i].get(report.part, StagedPart()).with_chunk(report.index, report.last)
                         staged[i][report.part] = part
                         if part.is_whole:
-                            sealing.append(_seal.remote(writers[i], report.part))
+                            sealing.append(_seal.remote(writers[i], source, shard_of[report.part]))
                     sealing = _unfinished(sealing)
                     meter.add(report, all(parts.get(report.part, StagedPart()).is_whole for parts in staged))
                     if watch:
@@ -205,5 +208,9 @@ def _tasks(shards: Sequence[Shard], staged: Sequence[dict[int, StagedPart]]) -> 
 # A whole CPU, since each holds copies of a part in memory. Nothing of the stream waits for it, so it can wait for a CPU
 # until the pool of actors is gone.
 @ray.remote(num_cpus=1, max_retries=3)
-def _seal(writer: FeatureSetWriter, part: int) -> None:
-    writer.seal(part)
+def _seal(writer: FeatureSetWriter, source: Source, shard: Shard) -> None:
+    # What was read of a shard that was replaced meanwhile may be of both.
+    if problem := change(source, shard):
+        writer.discard(shard.index)
+        raise RunError(problem)
+    writer.seal(shard.index)

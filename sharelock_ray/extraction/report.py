@@ -17,6 +17,7 @@ class ChunkReport:
     rejects: int
     """Of all encoders together."""
     tokens: int
+    """Of all forward passes together."""
     read_seconds: float
     """Reading and decoding."""
     encode_seconds: float

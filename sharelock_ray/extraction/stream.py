@@ -148,7 +148,10 @@ class _Encode:
         for group in self._groups:
             if not set(group.members) & set(work.missing):
                 continue
-            for i, encoded in zip(group.members, group.encode(chunk), strict=True):
+            readings = group.encode(chunk)
+            # Of the one pass that all of them read.
+            tokens += readings[0].tokens
+            for i, encoded in zip(group.members, readings, strict=True):
                 if i not in work.missing:
                     continue
                 started = time.perf_counter()
@@ -156,7 +159,6 @@ class _Encode:
                 write_seconds += time.perf_counter() - started
                 encode_seconds += encoded.seconds
                 rejects += len(encoded.rejects)
-                tokens += encoded.tokens
         report = ChunkReport(
             part=chunk.part,
             index=chunk.index,

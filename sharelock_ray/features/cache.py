@@ -1,14 +1,15 @@
 """What a node keeps of feature sets beside itself: made once, then mapped by every process, run and trial of the node.
 
-    <dataset>-<split>-<modality>-<encoder>-<digest>/     one folder for each content of a set
+    <dataset>-<split>-<modality>-<encoder>-<content>/    one folder for each content of a set
         embeddings.bin      (N, D) of the stored type, row after row
         columns.arrow       every other column, and a hash of each key
-        pairs-<digest>.npz  its join with the language set of that digest
+        pairs-<content>.npz its join with the language set of that content
         *.lock, *.partial   left by whoever makes, or was interrupted in making, the file of that name
 
 A folder's time is that of its last use. Nothing here is needed: what is removed is made again.
 """
 
+import json
 import os
 import re
 import shutil
@@ -36,7 +37,13 @@ def room() -> int:
 def folder_of(manifest: Manifest) -> Path:
     """The folder of a feature set, with a name that a person recognises; sets of the same content share it."""
     parts = (manifest.dataset, manifest.split, manifest.modality, str(manifest.encoder.get("name", "encoder")))
-    return cache_folder() / "-".join([*(re.sub(r"[^\w.-]+", "_", part) for part in parts), manifest.digest[:16]])
+    return cache_folder() / "-".join([*(re.sub(r"[^\w.-]+", "_", part) for part in parts), content_key(manifest)])
+
+
+def content_key(manifest: Manifest) -> str:
+    """Equal for sets whose decoded files are equal: what their manifests say of rows counts as much as their parts."""
+    parts = [(part.sha256, part.rows, part.keys_sha256) for part in manifest.parts]
+    return storage.sha256(json.dumps([manifest.dim, manifest.dtype, parts]).encode())[:16]
 
 
 def made_once(target: Path, make: Callable[[Path], None], size: int | None = None) -> Path:

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 
 from sharelock_ray import storage
 from sharelock_ray.errors import RequestError, RunError
-from sharelock_ray.features.cache import folder_of, made_once, unmade
-from sharelock_ray.features.manifest import Manifest, Part, keys_digest, read_manifest
+from sharelock_ray.features.cache import content_key, folder_of, made_once, unmade
+from sharelock_ray.features.manifest import MANIFEST, Manifest, Part, keys_digest, read_manifest, totals
 from sharelock_ray.features.schema import REJECTS, part_name, rows_schema
 from sharelock_ray.progress import Progress
 from sharelock_ray.sources.sample import DUPLICATE_KEY
@@ -77,6 +77,12 @@ class FeatureSet:
         """(N,) str."""
         return self.columns["key"]
 
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) float64 class indices of a vision set; NaN where an image has none, which older sets also have as -1."""
+        labels = self.columns["label"].astype(np.float64)
+        return np.where(labels == -1, np.nan, labels)
+
     @cached_property
     def embeddings(self) -> "torch.Tensor":
         """(N, D) tensor of the stored type, mapped from the node's cache."""
@@ -125,12 +131,16 @@ class FeatureSet:
     @cached_property
     def rejected_at_first(self) -> pa.Table:
         """What the extraction itself rejected."""
-        tables = [
-            pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(self.uri, "rejects", part_name(part.index)))))
-            for part in self.manifest.parts
-            if part.rejects
-        ]
+        tables = [self._rejects_of(part) for part in self.manifest.parts if part.rejects]
         return pa.concat_tables(tables) if tables else REJECTS.empty_table()
+
+    def _rejects_of(self, part: Part) -> pa.Table:
+        path = storage.join(self.uri, "rejects", part_name(part.index))
+        with _faults_named(path):
+            data = storage.read_bytes(path)
+            if storage.sha256(data) != part.rejects_sha256:
+                raise _not_as_made(path, "SHA-256 differs")
+            return pq.read_table(pa.BufferReader(data))
 
     def part(self, index: int) -> pa.Table:
         """The rows of one part, all columns."""
@@ -157,7 +167,7 @@ class FeatureSet:
     @property
     def _schema(self) -> pa.Schema:
         index = self.manifest.parts[0].index
-        with self._faults_named(index), storage.open_read(self._path(index)) as stream:
+        with _faults_named(self._path(index)), storage.open_read(self._path(index)) as stream:
             return pq.read_schema(stream)
 
     @property
@@ -169,25 +179,24 @@ class FeatureSet:
     def _row_bytes(self) -> int:
         return self.manifest.dim * np.dtype(self.manifest.dtype).itemsize
 
-    @property
+    @cached_property
     def _cache(self) -> Path:
+        of_parts = totals(self.manifest.parts)
+        for name in ("rows", "keys", "keys_sha256"):
+            told = getattr(self.manifest, name)
+            if told != of_parts[name]:
+                raise RunError(
+                    f"{storage.join(self.uri, MANIFEST)} is damaged ({name} is {told}, "
+                    f"and {of_parts[name]} of its parts): {_REMEDY}"
+                )
         return folder_of(self.manifest)
 
     def _path(self, part: int) -> str:
         return storage.join(self.uri, part_name(part))
 
     def _read(self, part: int, columns: list[str] | None) -> pa.Table:
-        with self._faults_named(part), storage.open_read(self._path(part)) as stream:
+        with _faults_named(self._path(part)), storage.open_read(self._path(part)) as stream:
             return pq.read_table(stream, columns=columns)
-
-    @contextmanager
-    def _faults_named(self, part: int) -> Iterator[None]:
-        """Whatever is wrong with a part's file is said of that part."""
-        try:
-            yield
-        except (OSError, pa.ArrowInvalid) as error:
-            reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
-            raise RunError(f"{self._path(part)} {reason}: {_REMEDY}") from None
 
     def _write_columns(self, target: Path) -> None:
         """Writes `table` as an Arrow file."""
@@ -197,7 +206,8 @@ class FeatureSet:
             table = self._read(part.index, names)
             keys = table["key"].to_pylist()
             if keys_digest(list(dict.fromkeys(keys))) != part.keys_sha256:
-                raise self._not_as_made(part, "its keys differ")
+                raise _not_as_made(self._path(part.index), "its keys differ")
+            self._require_rows(part, len(keys))
             hashes = b"".join(hashlib.sha256(key.encode()).digest()[:4] for key in keys)
             return table.append_column(_KEY_HASH, pa.array(np.frombuffer(hashes, ">u4").astype(np.uint32)))
 
@@ -224,19 +234,36 @@ class FeatureSet:
 
     def _decoded(self, part: Part) -> Iterator[np.ndarray]:
         """The embeddings of a part, flat, a few rows at a time, once its file is verified."""
-        with self._faults_named(part.index), storage.local_copy(self._path(part.index)) as path:
+        with _faults_named(self._path(part.index)), storage.local_copy(self._path(part.index)) as path:
             if storage.sha256_of(str(path)) != part.sha256:
-                raise self._not_as_made(part, "SHA-256 differs")
+                raise _not_as_made(self._path(part.index), "SHA-256 differs")
             with pq.ParquetFile(path, memory_map=True) as file:
                 # Of another width it would be read as other rows.
                 if file.schema_arrow.field("embedding").type != self._embedding_type:
-                    raise self._not_as_made(part, "its embeddings have another width or type")
+                    raise _not_as_made(self._path(part.index), "its embeddings have another width or type")
+                self._require_rows(part, file.metadata.num_rows)
                 rows = max(1, _DECODED_BYTES // self._row_bytes)
                 for batch in file.iter_batches(rows, columns=["embedding"], use_threads=False):
                     yield batch["embedding"].flatten().to_numpy(zero_copy_only=True)
 
-    def _not_as_made(self, part: Part, how: str) -> RunError:
-        return RunError(f"{self._path(part.index)} is not what its manifest says ({how}): {_REMEDY}")
+    def _require_rows(self, part: Part, found: int) -> None:
+        # Of another number, all rows behind them would be read as others.
+        if found != part.rows:
+            raise _not_as_made(self._path(part.index), f"it has {found} rows, not {part.rows}")
+
+
+@contextmanager
+def _faults_named(path: str) -> Iterator[None]:
+    """Whatever is wrong with a file of a set is said of that file."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+        raise RunError(f"{path} {reason}: {_REMEDY}") from None
+
+
+def _not_as_made(path: str, how: str) -> RunError:
+    return RunError(f"{path} is not what its manifest says ({how}): {_REMEDY}")
 
 
 def in_place_of(rejects: pa.Table, keys: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -342,7 +369,7 @@ def join(vision: FeatureSet, language: FeatureSet) -> Pairs:
         with target.open("wb") as stream:
             np.savez(stream, vision_rows=images, caption_start=starts, caption_rows=captions)
 
-    path = made_once(folder_of(vision.manifest) / f"pairs-{language.manifest.digest[:16]}.npz", write)
+    path = made_once(vision._cache / f"pairs-{content_key(language.manifest)}.npz", write)
     with np.load(path, allow_pickle=False) as rows:
         return Pairs(vision, language, **rows)
 

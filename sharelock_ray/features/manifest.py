@@ -1,6 +1,6 @@
 """`manifest.json`: what a feature set is, how it was made, and the proof that it is whole. Written last."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 from pydantic import ValidationError
@@ -9,6 +9,7 @@ from sharelock_ray import storage
 from sharelock_ray.config import Config
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.features.schema import SCHEMA_VERSION
+from sharelock_ray.sources.sample import Shard
 
 MANIFEST = "manifest.json"
 
@@ -19,6 +20,8 @@ class Input(Config):
     name: str
     uri: str
     bytes: int
+    version: str = ""
+    """Size and ETag, or time, of what it was read from. Empty in sets that were made before this was noted."""
 
 
 class Part(Config):
@@ -98,6 +101,22 @@ class Manifest(Origin):
     def digest(self) -> str:
         """Identifies the set's content: equal for equal parts."""
         return storage.sha256("".join(part.sha256 for part in self.parts).encode())
+
+    @property
+    def inputs_with_rejects(self) -> set[str]:
+        """Names of the inputs that have rejects, which may change: that is how rejects are mended."""
+        return {self.inputs[part.index].name for part in self.parts if part.rejects}
+
+    def other_inputs(self, listed: Sequence[Shard], may_change: Set[str]) -> dict[str, str]:
+        """The inputs that are not what the set was made of, sorted by name, and how: new, gone or of another size.
+
+        Those that `may_change` may be of any size.
+        """
+        made = {each.name: each.bytes for each in self.inputs}
+        now = {shard.name: shard.bytes for shard in listed}
+        found = dict.fromkeys(now.keys() - made.keys(), "new") | dict.fromkeys(made.keys() - now.keys(), "gone")
+        resized = {name for name in made.keys() & now.keys() - may_change if made[name] != now[name]}
+        return dict(sorted((found | dict.fromkeys(resized, "of another size")).items()))
 
 
 def totals(parts: Sequence[Part]) -> dict[str, Any]:

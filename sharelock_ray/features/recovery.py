@@ -3,9 +3,10 @@
 A set is never rewritten: recovered rows make one more part, and the manifest, replaced in one step, names it. The
 rejects of before stay where they are; those whose keys the new part holds count no more (`FeatureSet.rejects`).
 
-A part is published only where none is, and says itself all that the manifest tells of it. So where one was killed
-before it had named its part, or several retry at once, the next one names what is there and adds behind it what it has
-beyond that. As each looks again once it has written the manifest, none is left with less than there are parts.
+A part is published only where none is, and says itself all that the manifest tells of it but for the seconds, so that
+equal retries write equal bytes. So where one was killed before it had named its part, or several retry at once, the
+next one names what is there, with its own seconds, and adds behind it what it has beyond that. As each looks again once
+it has written the manifest, none is left with less than there are parts.
 """
 
 import json
@@ -40,7 +41,7 @@ def recover(feature_set: FeatureSet, retried: FeatureSet) -> FeatureSet:
         data = _new_part(feature_set, retried) if there is None else there
         if data is None:
             return feature_set
-        part = _recorded(feature_set, index, path, data)
+        part = _recorded(feature_set, retried, index, path, data)
         if there is not None or storage.create_bytes(path, data):
             parts = [*feature_set.manifest.parts, part]
             grown = feature_set.manifest.model_copy(update=totals(parts))
@@ -55,12 +56,12 @@ def _new_part(feature_set: FeatureSet, retried: FeatureSet) -> bytes | None:
     if not rows.num_rows:
         return None
     effort = totals(retried.manifest.parts)
-    told = {name: effort[name] for name in ("encoder_seconds", "tokens", "truncated", "devices", "revisions")}
+    told = {name: effort[name] for name in ("tokens", "truncated", "devices", "revisions")}
     rows = rows.sort_by(sort_columns(feature_set.manifest.modality))
     return parquet(rows.replace_schema_metadata({_EFFORT: json.dumps(told)}))
 
 
-def _recorded(feature_set: FeatureSet, index: int, path: str, data: bytes) -> Part:
+def _recorded(feature_set: FeatureSet, retried: FeatureSet, index: int, path: str, data: bytes) -> Part:
     """What the manifest is to tell of a part of recovered rows."""
     manifest = feature_set.manifest
     rows = pq.read_table(pa.BufferReader(data))
@@ -74,5 +75,5 @@ def _recorded(feature_set: FeatureSet, index: int, path: str, data: bytes) -> Pa
         rejects_sha256=None,
         recovered=pc.sum(in_place_of(feature_set.rejects, rows["key"])).as_py(),
         **content(rows, data),
-        **json.loads(told),
+        **({"encoder_seconds": retried.manifest.encoder_seconds} | json.loads(told)),
     )

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from sharelock_ray import storage
 from sharelock_ray.config import Config
+from sharelock_ray.errors import RunError
 from sharelock_ray.features.manifest import Manifest, is_complete, read_manifest
 
 
@@ -73,10 +74,10 @@ def state_of(uri: str) -> SetState:
 
 
 def read_live(uri: str) -> Live | None:
-    """What the driver last told; None where it told nothing, or is of another version."""
+    """What the driver last told; None where it told nothing, is of another version, or is damaged."""
     try:
         return Live.model_validate(storage.read_json(_path(uri)))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RunError):
         return None
 
 

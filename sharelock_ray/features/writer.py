@@ -16,6 +16,7 @@ has gone further is there in a later form: chunks in a sealed part, records in t
 
 import io
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -25,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
 from sharelock_ray import storage
 from sharelock_ray.errors import RequestError, RunError
@@ -45,6 +47,10 @@ from sharelock_ray.sources.sample import Reject, Shard
 
 _ROWS_PER_GROUP = 4096
 _LAST = "-last"
+# Whatever has another name is not ours: a desktop's, or what NFS keeps of a file that is removed while it is open.
+_STAGED_PART = re.compile(r"(?P<part>[0-9]+)(?P<record>\.json)?")
+_CHUNK = re.compile(rf"(?P<index>[0-9]+)(?P<last>{_LAST})?\.arrow")
+_OF_A_PART = re.compile(r"(rejects/)?part-[0-9]+\.parquet")
 
 
 @dataclass
@@ -94,6 +100,7 @@ class FeatureSetWriter:
 
         Raises:
             RequestError: the set was begun from another listing.
+            RunError: what the set was begun from cannot be read.
         """
         listing = [{"name": shard.name, "bytes": shard.bytes} for shard in shards]
         asked = {"listing": listing, "chunk_size": chunk_size, "commit": commit}
@@ -101,26 +108,31 @@ class FeatureSetWriter:
         storage.create_json(path, asked)
         try:
             begun = storage.read_json(path)
+            known, chosen = begun["listing"], Begun(int(begun["chunk_size"]), begun.get("commit"))
         except FileNotFoundError:  # Another driver has finished the set meanwhile.
-            begun = asked
-        if begun["listing"] != listing:
+            known, chosen = listing, Begun(chunk_size, commit)
+        except (RunError, KeyError, TypeError, ValueError):
+            # Without the chunk size that it told, chunks that are there could be continued by others that overlap them.
+            raise RunError(f"{path} is damaged: delete its folder and run extract again") from None
+        if known != listing:
             raise RequestError(
                 f"{self.uri} was begun from other inputs than are listed now: "
                 f"restore them, or delete that folder to begin again"
             )
-        return Begun(begun["chunk_size"], begun.get("commit"))
+        return chosen
 
     def staged(self) -> dict[int, "StagedPart"]:
         """What earlier runs left, by part."""
         found: dict[int, StagedPart] = {}
         for name in storage.names(storage.join(self.uri, "staging")):
-            stem = name.removesuffix(".json")
-            if not stem.isdigit():
+            match = _STAGED_PART.fullmatch(name)
+            if match is None:
                 continue
-            if name.endswith(".json"):
-                found[int(stem)] = StagedPart(sealed=True)
-            elif int(stem) not in found:
-                found[int(stem)] = self._staged_part(int(stem))
+            part = int(match["part"])
+            if match["record"]:
+                found[part] = StagedPart(sealed=True)
+            elif part not in found:
+                found[part] = self._staged_part(part)
         return found
 
     def staged_part(self, part: int) -> "StagedPart":
@@ -172,7 +184,7 @@ class FeatureSetWriter:
         """Makes the part's files from its staged chunks and records them; a part that is sealed is left alone.
 
         Raises:
-            RunError: chunks are missing, and nobody has sealed the part.
+            RunError: chunks are missing or damaged, and nobody has sealed the part; the next run makes them again.
         """
         if not self._is_sealed(part):
             chunks = self._chunks(part)
@@ -181,6 +193,10 @@ class FeatureSetWriter:
                 storage.create_json(self._record(part), self._publish(part, chunks).model_dump(mode="json"))
             elif not self._is_sealed(part):
                 raise RunError(f"chunks are missing in {self._folder(part)}: run extract again")
+        self.discard(part)
+
+    def discard(self, part: int) -> None:
+        """Removes the staged chunks of a part."""
         storage.remove(self._folder(part))
 
     def _chunks(self, part: int) -> list[pa.Table] | None:
@@ -190,7 +206,7 @@ class FeatureSetWriter:
         if not _staged(names).is_whole:
             return None
         try:
-            return [_read_arrow(storage.join(folder, name)) for name in names]
+            return [_read_chunk(storage.join(folder, name)) for name in names if _CHUNK.fullmatch(name)]
         except FileNotFoundError:
             return None
 
@@ -250,10 +266,10 @@ class FeatureSetWriter:
             wall_seconds: of all runs that worked on the set.
 
         Raises:
-            RunError: a part is not sealed, or its files are gone; the next run makes it again.
+            RunError: a part is not sealed, its record is damaged, or its files are gone; the next run makes it again.
         """
         try:
-            parts = [Part.model_validate(storage.read_json(self._record(shard.index))) for shard in shards]
+            parts = [self._recorded(shard.index) for shard in shards]
         except FileNotFoundError:
             # Another driver has finished the set and removed the records.
             if not is_complete(self.uri):
@@ -268,7 +284,9 @@ class FeatureSetWriter:
                 modality=self.modality,
                 dim=dim,
                 dtype=self.stored_dtype,
-                inputs=tuple(Input(name=shard.name, uri=shard.uri, bytes=shard.bytes) for shard in shards),
+                inputs=tuple(
+                    Input(name=shard.name, uri=shard.uri, bytes=shard.bytes, version=shard.version) for shard in shards
+                ),
                 wall_seconds=round(wall_seconds, 2),
                 gpu_hours=round(sum(part.encoder_seconds for part in parts) * gpus / 3600, 6),
                 planned=planned,
@@ -277,6 +295,15 @@ class FeatureSetWriter:
             storage.create_json(storage.join(self.uri, MANIFEST), manifest.model_dump(mode="json"))
         remove_leftovers(self.uri)
         return read_manifest(self.uri)
+
+    def _recorded(self, part: int) -> Part:
+        """The record of a part; one that is damaged is removed."""
+        path = self._record(part)
+        data = storage.read_bytes(path)
+        try:
+            return Part.model_validate_json(data)
+        except ValidationError as error:
+            raise _made_anew(path, error.errors()[0]["msg"]) from None
 
     def _require_files(self, parts: Sequence[Part]) -> None:
         """Sees that the files of all parts are there, and removes others.
@@ -294,9 +321,9 @@ class FeatureSetWriter:
                 storage.remove(self._record(part.index))
                 raise RunError(f"{name} of {self.uri} is gone: run extract again, which makes it anew")
         named = {part_name(part.index): part for part in parts}
-        others = [name for name in rows if name.endswith(".parquet") and name not in named]
+        others = [name for name in rows if name not in named]
         others += [f"rejects/{name}" for name in rejects if name not in named or not named[name].rejects]
-        for name in others:
+        for name in filter(_OF_A_PART.fullmatch, others):
             # What was there before the manifest was is not of a retry, which adds parts to it.
             if not is_complete(self.uri):
                 storage.remove(storage.join(self.uri, name))
@@ -340,9 +367,8 @@ class StagedPart:
 def _staged(names: Iterable[str]) -> StagedPart:
     """What the names of staged chunks say."""
     found = StagedPart()
-    for name in names:
-        stem = name.removesuffix(".arrow")
-        found = found.with_chunk(int(stem.removesuffix(_LAST)), stem.endswith(_LAST))
+    for match in filter(None, map(_CHUNK.fullmatch, names)):
+        found = found.with_chunk(int(match["index"]), match["last"] is not None)
     return found
 
 
@@ -364,8 +390,22 @@ def content_of_rows(rows: pa.Table) -> dict[str, Any]:
     }
 
 
-def _read_arrow(uri: str) -> pa.Table:
-    return pa.ipc.open_file(pa.BufferReader(storage.read_bytes(uri))).read_all()
+def _read_chunk(uri: str) -> pa.Table:
+    """The rows of a staged chunk, and what their schema's metadata tells of it; one that is damaged is removed."""
+    data = storage.read_bytes(uri)
+    try:
+        rows = pa.ipc.open_file(pa.BufferReader(data)).read_all()
+        rows.validate(full=True)
+        json.loads(rows.schema.metadata[b"chunk"])
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise _made_anew(uri, str(error)) from None
+    return rows
+
+
+def _made_anew(uri: str, reason: str) -> RunError:
+    """What to raise of a staged file that is damaged, which is removed."""
+    storage.remove(uri)
+    return RunError(f"{uri} was damaged ({' '.join(reason.split())[:160]}): run extract again, which makes it anew")
 
 
 def _read_parquet(data: bytes) -> pa.Table | None:

@@ -13,6 +13,7 @@ from sharelock_ray.encoders.spec import EncoderSpec, LanguageSpec, VisionSpec
 from sharelock_ray.errors import RequestError
 from sharelock_ray.extraction.options import ExtractionOptions
 from sharelock_ray.features.schema import feature_set_uri
+from sharelock_ray.sources.content import read_lines
 from sharelock_ray.sources.spec import SourceSpec
 from sharelock_ray.sources.webdataset import WebDatasetSource
 from sharelock_ray.storage import Uri
@@ -119,19 +120,25 @@ class Recipe(Config):
     def splits(self) -> dict[str, SourceSpec]:
         """The source of each split that there is."""
         if self.data.shapes is not None:
-            return {split: WebDatasetSource(urls=f"{self.data_folder}/{split}/*.tar") for split in ("train", "test")}
+            folder = storage.escape(self.data_folder)
+            return {split: WebDatasetSource(urls=f"{folder}/{split}/*.tar") for split in ("train", "test")}
         named = {"train": self.data.train, "test": self.data.test}
         return {split: source for split, source in named.items() if source is not None}
 
     def class_names(self) -> list[str] | None:
-        """Names by label; None where the recipe gives none."""
+        """Names by label; None where the recipe gives none.
+
+        Raises:
+            RequestError: there is no such file, it is no UTF-8 text, or a line before its end is empty.
+        """
         path = storage.join(self.data_folder, "classes.txt") if self.data.shapes else self.data.classes
         if path is None:
             return None
-        try:
-            return storage.read_bytes(path).decode().splitlines()
-        except FileNotFoundError:
-            raise RequestError(f"no class names at {path}: check `data.classes`") from None
+        names = read_lines(path, "class names")
+        if not all(name.strip() for name in names):
+            number = next(number for number, name in enumerate(names, 1) if not name.strip())
+            raise RequestError(f"{path}: line {number:,} is empty, and each line must name a class")
+        return names
 
 
 _Spec = TypeVar("_Spec", VisionSpec, LanguageSpec)

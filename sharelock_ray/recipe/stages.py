@@ -11,6 +11,7 @@ from dataclasses import asdict
 from sharelock_ray import storage
 from sharelock_ray.alignment.run import CHECKPOINT, TrainingResult
 from sharelock_ray.config import content_hash
+from sharelock_ray.encoders.spec import LanguageSpec
 from sharelock_ray.errors import RequestError, RunError, SharelockError
 from sharelock_ray.evaluation.result import Evaluation
 from sharelock_ray.evaluation.trials import STUDY, Study
@@ -26,7 +27,7 @@ from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.report.summary import StudySummary, Summary
 from sharelock_ray.sources.sample import Sample
 from sharelock_ray.sources.shapes import write_shapes
-from sharelock_ray.sources.spec import SourceSpec
+from sharelock_ray.sources.spec import SourceSpec, require_captions
 
 _AUDIT, _EVALUATION, _SECONDS = "audit.json", "evaluation.json", "seconds.json"
 
@@ -45,18 +46,24 @@ def demo(recipe: Recipe) -> Summary:
 
 
 def prepare(recipe: Recipe) -> None:
-    """Saves the resolved recipe, and writes the built-in data where the recipe asks for it."""
+    """Saves the resolved recipe, and writes the built-in data where the recipe asks for it.
+
+    Raises:
+        RequestError: the class names, which evaluation will want, cannot be read.
+    """
     if recipe.data.shapes is not None and not storage.exists(storage.join(recipe.data_folder, "shapes.json")):
         say(f"data: renders coloured shapes into {recipe.data_folder}")
     with _timed(recipe, "data"):
         if recipe.data.shapes is not None:
             write_shapes(recipe.data_folder, **recipe.data.shapes.model_dump())
+    recipe.class_names()
     write_recipe(recipe)
 
 
 def plan(recipe: Recipe, samples: int = PROBE, price: float | None = None) -> Plan:
     """What the recipe's extraction will take (see `recipe.plan`)."""
     prepare(recipe)
+    _check_inputs(recipe, recipe.splits)
     return estimate(recipe, samples, price)
 
 
@@ -69,7 +76,7 @@ def extract(recipe: Recipe) -> list[FeatureSet]:
         complete = [uri for uri in uris if is_complete(uri)]
         # What is another run's is only read.
         if recipe.features_of is None:
-            _refuse_other_inputs(source, [open_features(uri) for uri in complete])
+            refuse_other_inputs(source, [open_features(uri) for uri in complete])
         if complete == uris:
             say(f"extract {split}: already done")
             for uri in uris if recipe.features_of is None else []:
@@ -81,28 +88,36 @@ def extract(recipe: Recipe) -> list[FeatureSet]:
     return _feature_sets(recipe)
 
 
-def _refuse_other_inputs(source: SourceSpec, sets: Sequence[FeatureSet]) -> None:
+def refuse_other_inputs(source: SourceSpec, sets: Sequence[FeatureSet]) -> None:
     """Raises RequestError where a source lists other shards than the complete sets of its split were made from.
 
     One that has rejects may have changed, since that is how they are mended. Sets may outlive their inputs: where
     nothing can be listed any more, nothing is said.
     """
     try:
-        listed = {shard.name: shard.bytes for shard in source.shards()} if sets else {}
+        listed = source.shards() if sets else []
     except (SharelockError, OSError):
         return
-    may_change = {s.manifest.inputs[part.index].name for s in sets for part in s.manifest.parts if part.rejects}
+    may_change = _may_change(sets)
     for feature_set in sets if listed else ():
-        made = {shard.name: shard.bytes for shard in feature_set.manifest.inputs}
-        other = {name for name in made.keys() & listed.keys() - may_change if made[name] != listed[name]}
-        other |= made.keys() ^ listed.keys()
-        if other:
-            name = min(other)
-            how = "new" if name not in made else "gone" if name not in listed else "of another size"
+        for name, how in feature_set.manifest.other_inputs(listed, may_change).items():
             raise RequestError(
                 f"{feature_set.uri} was made from other inputs than are listed now ({name} is {how}): "
                 f"restore them, set another `output` or `data.dataset`, or delete that folder to make it anew"
             )
+
+
+def _may_change(sets: Sequence[FeatureSet]) -> set[str]:
+    """Inputs of a split that have rejects in one of its sets."""
+    return set().union(*(s.manifest.inputs_with_rejects for s in sets))
+
+
+def _check_inputs(recipe: Recipe, splits: Mapping[str, SourceSpec]) -> None:
+    """Raises RequestError where a source names no inputs, or none of a kind that an encoder wants."""
+    for source in splits.values():
+        source.shards()
+        if any(encoder.modality == "language" for encoder in recipe.encoders):
+            require_captions(source)
 
 
 def _extract(recipe: Recipe, splits: Mapping[str, SourceSpec]) -> None:
@@ -110,8 +125,7 @@ def _extract(recipe: Recipe, splits: Mapping[str, SourceSpec]) -> None:
     from sharelock_ray.extraction.extract import ExtractionJob
     from sharelock_ray.extraction.extract import extract as extract_job
 
-    for source in splits.values():
-        source.shards()  # A wrong path is said before Ray is started for it.
+    _check_inputs(recipe, splits)  # Before Ray is started for it.
     with engine.connected():
         for split, source in splits.items():
             planned = predictions(recipe, split)
@@ -191,6 +205,8 @@ def train(recipe: Recipe) -> TrainingResult:
 
 def _train(recipe: Recipe) -> TrainingResult:
     run = recipe.run
+    if recipe.data.classes is not None:
+        recipe.class_names()  # What evaluation cannot use is said before the training.
     vision, language = (recipe.feature_set_uri("train", encoder) for encoder in (recipe.vision, recipe.language))
     run.begin(recipe.alignment, read_manifest(vision), read_manifest(language))
     # Not before: a request that does not fit must leave the recipe of the training that is there.
@@ -249,7 +265,8 @@ def evaluate(recipe: Recipe) -> Evaluation:
             split, pairs = "validation", split_validation(pairs, recipe.alignment.validation_fraction)[1]
         names = recipe.class_names() or () if split == "test" else None
         spec = recipe.evaluation
-        result = evaluate_model(load_model(recipe.run.best), pairs, split, names, spec.templates, spec.recall_at)
+        model = load_model(recipe.run.best, trust_remote_code=_trusts(recipe))
+        result = evaluate_model(model, pairs, split, names, spec.templates, spec.recall_at)
     storage.write_json(path, {"request": asked, "result": result.model_dump(mode="json")})
     scored = [
         f"{what} of {found.images:,} images"
@@ -263,6 +280,15 @@ def evaluate(recipe: Recipe) -> Evaluation:
     for note in result.notes:
         say(f"evaluate: {note}")
     return result
+
+
+def _trusts(recipe: Recipe) -> bool:
+    """Whether the recipe consents to what its checkpoint would run: the code of the model that it names itself."""
+    from sharelock_ray.alignment.checkpoint import read_checkpoint
+
+    ours, theirs = recipe.language, read_checkpoint(recipe.run.best).language.encoder
+    same = isinstance(theirs, LanguageSpec) and (theirs.model, theirs.revision) == (ours.model, ours.revision)
+    return ours.trust_remote_code and same
 
 
 def report(recipe: Recipe) -> Summary:

@@ -10,7 +10,7 @@ from sharelock_ray.alignment.prompts import prompts_of
 from sharelock_ray.config import content_hash
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.evaluation.study import ranked
-from sharelock_ray.evaluation.trials import STUDY, Study, Trial
+from sharelock_ray.evaluation.trials import CHOSEN_ON_TEST, STUDY, Study, Trial
 from sharelock_ray.features.featureset import open_features
 from sharelock_ray.features.manifest import read_manifest
 from sharelock_ray.progress import say
@@ -30,6 +30,8 @@ def tune(recipe: Recipe) -> Study:
         RunError: no trial finished.
     """
     spec = _spec(recipe)
+    if "zero_shot" in spec.objective:
+        say("tune: chooses by zero-shot accuracy on the test split, which flatters what is chosen: see its report")
     checked = [point_recipe(recipe, point) for point in _points_to_check(spec)]
     prepare = _Preparation(recipe, spec)
     sets = sorted({digest for each in checked for digest in prepare.digests(each)})
@@ -204,6 +206,8 @@ def _write_winner(recipe: Recipe, study: Study) -> None:
     # In a folder of its own: the study's output may hold another training.
     own = {"output": storage.join(recipe.output, "winner"), "features_of": recipe.features_of or recipe.output}
     settings = {"alignment.seed": study.seeds[0], "tuning": None, **own}
+    if "zero_shot" in study.objective:
+        settings["note"] = f"{recipe.note} {CHOSEN_ON_TEST}".strip()
     winner = with_settings(point_recipe(recipe, best.point), settings)
     content = yaml.safe_dump(winner.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     storage.write_bytes(storage.join(recipe.output, WINNER), content.encode())

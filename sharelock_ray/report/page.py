@@ -7,10 +7,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
-from PIL import Image
 
 from sharelock_ray import storage
-from sharelock_ray.encoders.images import upright
+from sharelock_ray.encoders.images import upright_image
 from sharelock_ray.report.plots import as_svg
 from sharelock_ray.report.summary import Summary
 
@@ -22,6 +21,9 @@ def write_page(summary: Summary, images: Mapping[str, bytes]) -> None:
 
     Args:
         images: image files of the evaluation's examples, by key.
+
+    Raises:
+        RequestError: one of them cannot be decoded any more.
     """
     environment = Environment(loader=PackageLoader("sharelock_ray.report", "."), autoescape=True)
     zero_shot = summary.evaluation.zero_shot
@@ -30,7 +32,7 @@ def write_page(summary: Summary, images: Mapping[str, bytes]) -> None:
         curves=_curves(summary.metrics),
         per_class=sorted(zero_shot.among_present.per_class.items(), key=lambda item: -item[1]) if zero_shot else [],
         chance=zero_shot.among_present.chance if zero_shot else 0,
-        examples=[(_thumbnail(images[example.key]), example) for example in summary.evaluation.examples],
+        examples=[(_thumbnail(images[example.key], example.key), example) for example in summary.evaluation.examples],
     )
     storage.write_bytes(summary.page, page.encode())
 
@@ -48,11 +50,10 @@ def _curves(metrics: Sequence[Mapping[str, Any]]) -> str:
     return as_svg(figure)
 
 
-def _thumbnail(data: bytes) -> str:
+def _thumbnail(data: bytes, key: str) -> str:
     """A small PNG as a data URI."""
-    with Image.open(io.BytesIO(data)) as image:
-        small = upright(image)
-        small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    small = upright_image(data, key)
+    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
     buffer = io.BytesIO()
     small.save(buffer, "PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -17,14 +17,13 @@ from sharelock_ray.alignment.run import RunFolder
 from sharelock_ray.evaluation.study import (
     Effect,
     heat_map,
-    inside_spread,
     main_effects,
     pareto,
     ranked,
     variance_shares,
 )
-from sharelock_ray.evaluation.trials import LOWER_IS_BETTER, Point, Study, Trial
-from sharelock_ray.report.plots import as_svg
+from sharelock_ray.evaluation.trials import CHOSEN_ON_TEST, LOWER_IS_BETTER, Point, Study, Trial
+from sharelock_ray.report.plots import as_svg, plain
 from sharelock_ray.report.summary import StudySummary, interval_text
 
 PAGE = "study.html"
@@ -52,7 +51,7 @@ def write_study(study: Study, folder: str) -> StudySummary:
         objective=objective,
         states={str(state): count for state, count in states.items()},
         points=tuple(points),
-        verdict=verdict(points, objective),
+        verdict=verdict(points, study.objective),
     )
     table = as_table(study.trials)
     csv, parquet = pa.BufferOutputStream(), pa.BufferOutputStream()
@@ -87,24 +86,26 @@ def write_study(study: Study, folder: str) -> StudySummary:
     return summary
 
 
-def verdict(points: Sequence[Point], objective: str) -> str:
-    """In one sentence: whether the best point is better than the next ones, or only luckier."""
+def verdict(points: Sequence[Point], objectives: Sequence[str]) -> str:
+    """In few words: whether the best point is better than the next ones, or only luckier, and what flatters it."""
     if not points:
         return "No trial finished."
+    objective = objectives[0]
     best = (
         f"Best: {_short(points[0].point)}, {NAMES[objective]} {interval_text(points[0].values[objective], objective)}."
     )
-    tied = inside_spread(points, objective)
-    if len(points) == 1:
+    if "zero_shot" in objectives:
+        best += f" {CHOSEN_ON_TEST}"
+    others = len(points) - 1
+    if not others:
         return best
-    if tied is None:
+    if points[0].seeds == 1:
         return f"{best} {_NO_TELLING}"
+    tied = sum(point.is_tied for point in points[1:])
+    by = f"paired t-tests over {points[0].seeds} seeds, at 5 % by Holm's correction for {others} comparisons"
     if not tied:
-        return f"{best} Its interval over {points[0].seeds} seeds meets that of no other point."
-    return (
-        f"{best} The seeds do not tell it apart from {len(tied)} of {len(points) - 1} other points, whose intervals "
-        f"over {points[0].seeds} seeds meet its own: differences among these are inside the seed spread."
-    )
+        return f"{best} The seeds tell it apart from every other point ({by})."
+    return f"{best} The seeds do not tell it apart from {tied} of {others} other points ({by})."
 
 
 def as_table(trials: Sequence[Trial]) -> pa.Table:
@@ -154,9 +155,9 @@ def _effects(effects: Sequence[Effect], objective: str) -> str:
         for place, mean in zip(places, means, strict=True):
             if mean.low is not None and mean.high is not None:
                 axes.plot([place, place], [mean.low, mean.high], color="#4c78a8")
-        axes.set_xticks(list(places), [level.label for level in effect.levels], rotation=30, fontsize=8)
+        axes.set_xticks(list(places), [plain(level.label) for level in effect.levels], rotation=30, fontsize=8)
         axes.set_xlim(-0.5, len(means) - 0.5)
-        axes.set_title(_name(effect.axis), fontsize=10)
+        axes.set_title(plain(_name(effect.axis)), fontsize=10)
         axes.grid(alpha=0.3)
     row[0].set_ylabel(NAMES[objective])
     return as_svg(figure)
@@ -187,11 +188,11 @@ def _heat_maps(study: Study, objective: str) -> str:
             text = f"{values[i, j]:.3f}" if np.isfinite(values[i, j]) else "–"
             box = {"facecolor": "white", "alpha": 0.6, "edgecolor": "none", "pad": 1}
             axes.text(j, i, text, ha="center", va="center", fontsize=8, bbox=box)
-        axes.set_xticks(range(len(columns[1])), [_value(value) for value in columns[1]], fontsize=8)
-        axes.set_yticks(range(len(rows[1])), [_value(value) for value in rows[1]], fontsize=8)
-        axes.set_xlabel(_name(columns[0]))
-        axes.set_title(title, fontsize=10)
-    row[0].set_ylabel(_name(rows[0]))
+        axes.set_xticks(range(len(columns[1])), [plain(_value(value)) for value in columns[1]], fontsize=8)
+        axes.set_yticks(range(len(rows[1])), [plain(_value(value)) for value in rows[1]], fontsize=8)
+        axes.set_xlabel(plain(_name(columns[0])))
+        axes.set_title(plain(title), fontsize=10)
+    row[0].set_ylabel(plain(_name(rows[0])))
     figure.colorbar(image, ax=list(row), label=NAMES[objective])
     return as_svg(figure)
 
@@ -208,7 +209,11 @@ def _front(points: Sequence[Point], objective: str, cost: str) -> str:
     )
     for i in front[:_CURVES]:
         axes.annotate(
-            _short(points[i].point), (pairs[i][1], pairs[i][0]), fontsize=6, xytext=(3, 3), textcoords="offset points"
+            plain(_short(points[i].point)),
+            (pairs[i][1], pairs[i][0]),
+            fontsize=6,
+            xytext=(3, 3),
+            textcoords="offset points",
         )
     axes.set(xlabel=NAMES[cost], ylabel=NAMES[objective], xscale="log" if min(p[1] for p in pairs) > 0 else "linear")
     axes.grid(alpha=0.3)
@@ -226,7 +231,7 @@ def _curves(points: Sequence[Point]) -> str:
     for point in chosen:
         rows = [row for row in RunFolder(point.runs[0]).metrics() if "validation_loss" in row]
         if rows:
-            axes.plot([r["step"] for r in rows], [r["validation_loss"] for r in rows], label=_short(point.point))
+            axes.plot([r["step"] for r in rows], [r["validation_loss"] for r in rows], label=plain(_short(point.point)))
     axes.set(xlabel="optimizer step", ylabel=NAMES["validation_loss"])
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -8,8 +8,9 @@ from rich.table import Table
 from sharelock_ray.alignment.run import TrainingResult
 from sharelock_ray.evaluation.result import Evaluation
 from sharelock_ray.evaluation.statistics import Estimate
-from sharelock_ray.evaluation.trials import Interval, Point
+from sharelock_ray.evaluation.trials import SHARES, Interval, Point
 from sharelock_ray.features.manifest import Manifest
+from sharelock_ray.report.table import text_table
 
 _SHOWN_POINTS = 20
 
@@ -61,10 +62,7 @@ class Summary:
 
     def table(self) -> Table:
         """For a terminal."""
-        table = Table(title=self.title, show_header=False, title_justify="left")
-        for name, value in self.rows():
-            table.add_row(name, value)
-        return table
+        return text_table([], self.rows(), title=self.title)
 
     def as_json(self) -> dict[str, Any]:
         """For a program."""
@@ -104,11 +102,12 @@ class StudySummary:
         others = ("recall_at_1", "zero_shot", "validation_loss", "parameters", "seconds")
         shown = [self.objective, *(name for name in others if name != self.objective)]
         shown = [name for name in shown if self.points and name in self.points[0].values]
-        table = Table("point", "seeds", *shown, title=self.title, title_justify="left", caption=self.verdict)
+        rows = []
         for point in self.points[:_SHOWN_POINTS]:
             settings = ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in point.point.items())
-            table.add_row(settings, str(point.seeds), *(interval_text(point.values.get(name), name) for name in shown))
-        return table
+            values = (interval_text(point.values.get(name), name) for name in shown)
+            rows.append([settings, str(point.seeds), *values])
+        return text_table(["point", "seeds", *shown], rows, title=self.title, caption=self.verdict)
 
     def as_json(self) -> dict[str, Any]:
         """For a program."""
@@ -121,6 +120,7 @@ class StudySummary:
                 {
                     "point": point.point,
                     "seeds": point.seeds,
+                    "p": point.p,
                     "values": {name: asdict(interval) for name, interval in point.values.items()},
                     "runs": list(point.runs),
                 }
@@ -135,7 +135,7 @@ def interval_text(interval: Interval | None, objective: str) -> str:
         return ""
     if objective in ("parameters", "seconds"):
         return f"{interval.value:,.0f}" if objective == "parameters" else f"{interval.value:,.1f}"
-    shown = "{:.1%}" if objective in ("recall_at_1", "zero_shot") else "{:.4f}"
+    shown = "{:.1%}" if objective in SHARES else "{:.4f}"
     text = shown.format(interval.value)
     if interval.low is None or interval.high is None:
         return text

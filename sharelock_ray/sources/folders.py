@@ -32,12 +32,16 @@ class ClassFolderSource(Config):
         shards = []
         for index, name in enumerate(folders):
             uri = storage.join(self.path, name)
-            shards.append(
-                Shard(index, name, uri, sum(size for name, size in _content(uri) if size and _is_image(name)))
-            )
+            content = _content(uri)
+            size = sum(size for name, size in content if size and _is_image(name))
+            shards.append(Shard(index, name, uri, size, _version(content)))
         if not any(shard.bytes for shard in shards):
             raise RequestError(f"the class folders of {self.path} hold no images: they are expected at <class>/<image>")
         return shards
+
+    def version(self, shard: Shard) -> str:
+        """Number of files, and a digest of their names and sizes."""
+        return _version(_content(shard.uri))
 
     def read(self, shard: Shard) -> Iterator[Sample | Reject]:
         """The images of one class, sorted by name; what is none, or is gone since the listing, is a reject."""
@@ -63,6 +67,10 @@ class ClassFolderSource(Config):
 def _content(folder: str) -> list[tuple[str, int | None]]:
     """Names and sizes of what is directly in `folder` and not hidden; a folder has no size."""
     return [(name, size) for name, size in storage.entries(folder).items() if not name.startswith(".")]
+
+
+def _version(content: list[tuple[str, int | None]]) -> str:
+    return f"{len(content):,} files of {storage.sha256(repr(content).encode())[:8]}"
 
 
 def _is_image(name: str) -> bool:

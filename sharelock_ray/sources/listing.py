@@ -4,7 +4,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,6 +14,8 @@ from sharelock_ray.sources.sample import DUPLICATE_KEY, Reject, Sample, Shard, p
 
 _PARALLEL_SIZES = 16
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff"})
+BOM = b"\xef\xbb\xbf"
+"""The byte order mark that some editors put before UTF-8 text."""
 # Faults of one path. Any other, such as EIO or EMFILE, is the machine's.
 _PATH_ERRNOS = frozenset(
     {errno.EACCES, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG, errno.ENODEV, errno.ENXIO, errno.EPERM}
@@ -34,15 +36,15 @@ def file_shards(urls: tuple[str, ...] | str, kind: str, ending: str) -> list[Sha
     """The files that patterns name, sorted, each a shard with a name unique in the listing.
 
     Args:
+        urls: absolute, as recipes resolve them.
         kind: what a file is called in errors.
         ending: a regular expression; what it matches at the end of a path is left out of the name.
 
     Raises:
         RequestError: a pattern matches nothing, a file is missing, or two files would have the same name.
     """
-    patterns = map(storage.absolute, (urls,) if isinstance(urls, str) else urls)
     named: dict[str, str] = {}
-    for pattern in patterns:
+    for pattern in (urls,) if isinstance(urls, str) else urls:
         uris = storage.expand(pattern)
         if not uris:
             raise RequestError(f"no {kind} matches {pattern!r}: check the path (quote it so that the shell leaves it)")
@@ -53,19 +55,27 @@ def file_shards(urls: tuple[str, ...] | str, kind: str, ending: str) -> list[Sha
     try:
         # An object store takes a moment to answer for each.
         with ThreadPoolExecutor(_PARALLEL_SIZES) as pool:
-            sizes = list(pool.map(storage.size, (uri for _, uri in sorted(named.items()))))
+            stamps = list(pool.map(storage.stamp, (uri for _, uri in sorted(named.items()))))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise RequestError(f"no such {kind}: {error.filename or error}") from None
     return [
-        Shard(index, name, uri, size)
-        for index, ((name, uri), size) in enumerate(zip(sorted(named.items()), sizes, strict=True))
+        Shard(index, name, uri, stamp[0], _version(stamp))
+        for index, ((name, uri), stamp) in enumerate(zip(sorted(named.items()), stamps, strict=True))
     ]
+
+
+def file_version(uri: str) -> str:
+    """The version of a shard that is read from the file at `uri`."""
+    return _version(storage.stamp(uri))
+
+
+def _version(stamp: tuple[int, str]) -> str:
+    return f"{stamp[0]:,} bytes of {stamp[1]}"
 
 
 def _name(uri: str, pattern: str, ending: str) -> str:
     """The file's path below the folder that precedes the pattern's first wildcard, without its ending."""
-    fixed = re.split(r"[*?\[{]", pattern)[0].rpartition("/")[0]
-    folder = storage.resolve(fixed or ".")[1]
+    folder = storage.resolve(storage.folder_of(pattern) or ".")[1]
     return re.sub(f"{ending}$", "", storage.resolve(uri)[1].removeprefix(folder).lstrip("/"))
 
 
@@ -90,10 +100,22 @@ def unique(items: Iterable[Sample | Reject]) -> Iterator[Sample | Reject]:
         yield item
 
 
+def called(name: str, columns: Collection[str]) -> str | None:
+    """The one of `columns` that is called `name`: exactly so, or else but for capitals and white space around it."""
+    if name in columns:
+        return name
+    return next((column for column in columns if column.strip().casefold() == name.strip().casefold()), None)
+
+
 def value(record: dict[str, Any], column: str | None, usual: tuple[str, ...]) -> Any:
-    """What a record says in a column, or else in the first of the usual ones that says anything."""
-    names = usual if column is None else (column,)
-    return next((record[name] for name in names if record.get(name) not in (None, "", [])), None)
+    """What a record says in a column, or else in the first of the usual ones that says anything.
+
+    Args:
+        column: "" for none at all.
+    """
+    names = usual if column is None else (column,) if column else ()
+    found = (record[place] for name in names if (place := called(name, record)) is not None)
+    return next((each for each in found if each not in (None, "", [])), None)
 
 
 def captions(found: object) -> tuple[str, ...]:
@@ -102,7 +124,12 @@ def captions(found: object) -> tuple[str, ...]:
     Raises:
         ValueError: one is no Unicode text; then the others are not taken either, so that a sample is in one place.
     """
-    texts = [text.strip() for text in (found if isinstance(found, list) else [found]) if isinstance(text, str)]
+    # An editor may have put a byte order mark before it.
+    texts = [
+        text.removeprefix("\ufeff").strip()
+        for text in (found if isinstance(found, list) else [found])
+        if isinstance(text, str)
+    ]
     for text in texts:
         text.encode()  # Half a surrogate pair, which JSON allows, is no text.
     return tuple(text for text in texts if text)
@@ -146,8 +173,8 @@ def raise_unless_its_own(error: Exception) -> None:
         raise error
 
 
-def class_label(found: str | bytes | int) -> int:
-    """The class index that `found` says.
+def class_label(found: str | bytes | int) -> int | None:
+    """The class index that `found` says; None for -1, by which Hugging Face's data sets mark images without a label.
 
     Raises:
         ValueError: it is no integer, or one that the schema cannot hold.
@@ -155,4 +182,4 @@ def class_label(found: str | bytes | int) -> int:
     label = int(found)
     if not -(2**31) <= label < 2**31:
         raise ValueError(f"label {label} does not fit int32")
-    return label
+    return None if label == -1 else label

@@ -7,7 +7,8 @@ import csv
 import io
 import json
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -15,7 +16,8 @@ from pydantic import Field
 from sharelock_ray import storage
 from sharelock_ray.config import Config
 from sharelock_ray.errors import RequestError
-from sharelock_ray.sources.listing import row_name, sample_key, unique, value
+from sharelock_ray.sources.content import START_BYTES, decoded, looks_like
+from sharelock_ray.sources.listing import BOM, called, file_version, row_name, sample_key, unique, value
 from sharelock_ray.sources.sample import Reject, Sample, Shard
 
 CAPTION_COLUMNS = ("caption", "blip_caption", "captions", "text", "title", "conversations")
@@ -25,7 +27,6 @@ _DIALECTS: dict[str, dict[str, Any]] = {
     "csv": {"delimiter": ",", "strict": True},
     "tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE},
 }
-_BOM = b"\xef\xbb\xbf"
 
 _Span = tuple[int, int]
 
@@ -38,7 +39,7 @@ class ListSource(Config):
     path: storage.Uri
     """The list; its ending says what it is."""
     caption_column: str | None = None
-    """Holds a text, a list of texts, or a LLaVA conversation, of which the first answer is the caption."""
+    """Holds a text, a list of texts, or a LLaVA conversation, of which the first answer is the caption; "" for none."""
     key_column: str | None = None
     """Names the rows; without one, they are numbered."""
     rows_per_shard: Annotated[int, Field(ge=1)] = 1000
@@ -53,17 +54,28 @@ class ListSource(Config):
             kinds = ", ".join(f".{ending}" for ending in self.endings)
             raise RequestError(f"{self.path} is no list that can be read: its name must end in {kinds}")
         try:
-            runs = self._runs()
-        except (FileNotFoundError, IsADirectoryError):
+            version = file_version(self.path)
+            with storage.open_read(self.path) as stream:
+                start = stream.read(START_BYTES)
+            if start and (kind := looks_like(start)):
+                raise RequestError(f"{self.path} is no list but {kind}")
+            runs = list(self._runs())
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise RequestError(f"no list at {self.path}: check the data's `path`") from None
+        except PermissionError:
+            raise RequestError(f"{self.path} may not be read by this user") from None
         if not runs:
             raise RequestError(f"{self.path} has no rows")
         self._check(self._columns(runs))
         stem = self.path.rpartition("/")[2].rpartition(".")[0]
         return [
-            Shard(index, f"{stem}-{index:05d}", f"{self.path}#{start}", end - start)
+            Shard(index, f"{stem}-{index:05d}", f"{self.path}#{start}", end - start, version)
             for index, (start, end) in enumerate(runs)
         ]
+
+    def version(self, shard: Shard) -> str:
+        """Size and ETag, or time, of the list."""
+        return file_version(self.path)
 
     def read(self, shard: Shard) -> Iterator[Sample | Reject]:
         """The samples of a run of rows; a row that cannot be one is a reject."""
@@ -77,10 +89,16 @@ class ListSource(Config):
     def _sample(self, key: str, row: dict[str, Any]) -> Sample | Reject:
         """What becomes of a row."""
 
+    def _has_captions(self, columns: list[str]) -> bool:
+        """Whether there is a column of captions, or one is named, which `_named` looks for."""
+        return bool(self.caption_column) or (
+            self.caption_column is None and any(called(name, columns) for name in CAPTION_COLUMNS)
+        )
+
     def _named(self, columns: list[str], *asked: str | None) -> None:
         """Raises RequestError where a column that is asked for is missing."""
         for column in asked:
-            if column is not None and column not in columns:
+            if column and called(column, columns) is None:
                 raise RequestError(f"{self.path} has no column {column!r}: its columns are {', '.join(columns)}")
 
     def _samples(self, shard: Shard) -> Iterator[Sample | Reject]:
@@ -112,15 +130,11 @@ class ListSource(Config):
     def _ending(self) -> str:
         return self.path.rpartition(".")[2].lower()
 
-    def _runs(self) -> list[_Span]:
+    def _runs(self) -> Iterator[_Span]:
         """Where each run of rows starts and ends, in bytes."""
-        runs: list[_Span] = []
-        for number, (start, end) in enumerate(self._spans()):
-            if number % self.rows_per_shard == 0:
-                runs.append((start, end))
-            else:
-                runs[-1] = runs[-1][0], end
-        return runs
+        spans = self._spans()
+        while run := list(islice(spans, self.rows_per_shard)):
+            yield run[0][0], run[-1][1]
 
     def _spans(self) -> Iterator[_Span]:
         """Where each row starts and ends, in bytes."""
@@ -136,7 +150,7 @@ class ListSource(Config):
             with storage.open_read(self.path) as stream:
                 for line in stream:
                     # An empty line of text is a text, though one that comes to nothing.
-                    if self._ending == "txt" or line.strip().removeprefix(_BOM):
+                    if self._ending == "txt" or line.strip().removeprefix(BOM):
                         yield start, start + len(line)
                     start += len(line)
 
@@ -144,14 +158,14 @@ class ListSource(Config):
         """The rows that are not empty, the header first."""
         end = 0
 
-        def decoded() -> Iterator[str]:
+        def texts() -> Iterator[str]:
             nonlocal end
             for line in lines:
                 end += len(line)
                 # What is no UTF-8 is found again in the row that holds it.
                 yield line.decode("utf-8-sig" if end == len(line) else "utf-8", "surrogateescape")
 
-        reader = csv.reader(decoded(), **_DIALECTS[self._ending])
+        reader = csv.reader(texts(), **_DIALECTS[self._ending])
         start, line = 0, 1
         try:
             # The reader takes no line beyond the row that it gives.
@@ -166,11 +180,11 @@ class ListSource(Config):
         content = storage.read_bytes(self.path)
         decoder = json.JSONDecoder()
         try:
-            text = content.decode("utf-8")
-            place = _skip(text, 1 if text.startswith("\ufeff") else 0)
+            text = decoded(content, self.path)
+            place = _skip(text, 0)
             if text[place : place + 1] != "[":
                 raise ValueError("it holds no list")
-            at, known = len(text[:place].encode()), place
+            at, known = len(BOM) * content.startswith(BOM) + len(text[:place].encode()), place
             place = _skip(text, place + 1)
             while text[place : place + 1] != "]":
                 _, end = decoder.raw_decode(text, place)
@@ -196,21 +210,29 @@ class ListSource(Config):
             for _, row in self._csv_rows(iter(io.BytesIO(content))):
                 yield header, row
         else:
-            lines = content.removeprefix(_BOM).removesuffix(b"\n").split(b"\n")
+            lines = content.removeprefix(BOM).removesuffix(b"\n").split(b"\n")
             yield from (line for line in lines if self._ending == "txt" or line.strip())
 
     def _header(self) -> list[str]:
         with storage.open_read(self.path) as stream:
-            return next(self._csv_rows(stream))[1]
+            header = next(self._csv_rows(stream))[1]
+        try:
+            "".join(header).encode()
+        except UnicodeEncodeError:
+            raise RequestError(f"{self.path}: its header is no UTF-8 text: save it as UTF-8") from None
+        return header
 
-    def _columns(self, runs: list[_Span]) -> list[str]:
-        """Those of the header, or of the first row that is one."""
+    def _columns(self, runs: Iterable[_Span]) -> list[str]:
+        """Those of the header, or of the rows of the first run that has any."""
         if self._ending in _DIALECTS:
             return self._header()
         if self._ending == "txt":
             return ["text"]
-        records = (record for run in runs for record in self._records(run))
-        return next((list(row) for record in records if (row := self._readable(record))), [])
+        for run in runs:
+            rows = (self._readable(record) for record in self._records(run))
+            if columns := list(dict.fromkeys(name for row in rows if row for name in row)):
+                return columns
+        return []
 
     def _readable(self, record: object) -> dict[str, Any] | None:
         try:

@@ -10,7 +10,17 @@ import pyarrow.parquet as pq
 from sharelock_ray import storage
 from sharelock_ray.config import Config
 from sharelock_ray.errors import RequestError
-from sharelock_ray.sources.listing import captions, class_label, file_shards, row_name, sample_key, unique, value
+from sharelock_ray.sources.listing import (
+    called,
+    captions,
+    class_label,
+    file_shards,
+    file_version,
+    row_name,
+    sample_key,
+    unique,
+    value,
+)
 from sharelock_ray.sources.sample import Reject, Sample, Shard
 
 _IMAGE = ("jpg", "image", "jpeg", "png", "webp", "img")
@@ -41,7 +51,7 @@ class ParquetSource(Config):
     """
 
     format: Literal["parquet"] = "parquet"
-    urls: tuple[str, ...] | str
+    urls: tuple[storage.Uri, ...] | storage.Uri
     image: str | None = None
     """Holds encoded images: bytes, or a struct with a field `bytes`."""
     caption: str | None = None
@@ -59,15 +69,22 @@ class ParquetSource(Config):
                 column of the first file that can be read is missing or of a wrong type.
         """
         shards = file_shards(self.urls, "Parquet file", r"\.parquet")
-        for shard in shards:
-            try:
-                with storage.open_read(shard.uri) as stream:
-                    self._columns(pq.read_schema(stream), shard.uri)
-            except (pa.ArrowException, OSError) as error:
-                _raise_unless_damage(error)
-            else:
-                break
+        for uri, schema in _first_schema(shards):
+            self._columns(schema, uri)
         return shards
+
+    def version(self, shard: Shard) -> str:
+        """Size and ETag, or time, of the file."""
+        return file_version(shard.uri)
+
+    def require_captions(self) -> None:
+        """Raises RequestError where the first file has no column of captions, and none is not what was asked for."""
+        for uri, schema in _first_schema(self.shards()):
+            if self.caption is None and not self._columns(schema, uri).captions:
+                raise RequestError(
+                    f"{uri} has no captions for the language encoders: name their column as `caption`, "
+                    f'or set `caption: ""` for none; {_listed(schema)}'
+                )
 
     def read(self, shard: Shard) -> Iterator[Sample | Reject]:
         """The rows of one file; a damaged row group gives what comes before the damage, then one reject for the rest.
@@ -104,7 +121,7 @@ class ParquetSource(Config):
         def find(field: str, usual: tuple[str, ...], fits: Callable[[Any], bool]) -> tuple[str, ...]:
             asked = getattr(self, field)
             names = usual if asked is None else (asked,) if asked else ()
-            there = [name for name in names if name in schema.names]
+            there = [place for name in names if (place := called(name, schema.names)) is not None]
             # A column that holds nothing in this file may have lost its type there.
             found = [name for name in there if pa.types.is_null(kind := schema.field(name).type) or fits(kind)]
             if there and not found:
@@ -123,6 +140,17 @@ class ParquetSource(Config):
         return _Columns(
             images[0], find("caption", _CAPTION, _is_text), next(iter(labels), None), next(iter(keys), None)
         )
+
+
+def _first_schema(shards: list[Shard]) -> list[tuple[str, Any]]:
+    """URI and schema of the first file that can be read, if one can."""
+    for shard in shards:
+        try:
+            with storage.open_read(shard.uri) as stream:
+                return [(shard.uri, pq.read_schema(stream))]
+        except (pa.ArrowException, OSError) as error:
+            _raise_unless_damage(error)
+    return []
 
 
 def _raise_unless_damage(error: Exception) -> None:

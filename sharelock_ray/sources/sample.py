@@ -20,7 +20,8 @@ def printable(text: str) -> str:
 class Shard:
     """A unit of reading, which also becomes one part of the feature sets made from it.
 
-    `index` numbers the shards of a listing from 0; `name` is unique in it and starts every key of the shard.
+    `index` numbers the shards of a listing from 0; `name` is unique in it and starts every key of the shard. `version`
+    changes when what the shard is read from does.
 
     Raises:
         RequestError: the URI, which a manifest shows, is not printable.
@@ -30,6 +31,7 @@ class Shard:
     name: str
     uri: str
     bytes: int
+    version: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if printable(self.uri) != self.uri:
@@ -86,3 +88,28 @@ class Source(Protocol):
     def read(self, shard: Shard) -> Iterator[Sample | Reject]:
         """Everything in one shard, in a fixed order, each key once among the samples."""
         ...
+
+    def version(self, shard: Shard) -> str:
+        """What `Shard.version` would be if the shard were listed now.
+
+        Raises:
+            FileNotFoundError: it is gone.
+        """
+        ...
+
+
+def change(source: Source, shard: Shard) -> str | None:
+    """What is wrong with a shard that is another one now than when it was listed.
+
+    Whoever replaces one under a run's hands could take samples from it in silence.
+    """
+    try:
+        now = source.version(shard)
+    except (FileNotFoundError, NotADirectoryError):
+        now = "gone"
+    if now == shard.version:
+        return None
+    return (
+        f"{shard.uri} was changed after the run had listed it (it was {shard.version}, and is {now}): "
+        f"leave inputs alone while they are read, and run the same command again"
+    )

@@ -21,3 +21,12 @@ SourceSpec = Annotated[
     Field(discriminator="format"),
     BeforeValidator(_with_format),
 ]
+
+
+def require_captions(source: SourceSpec) -> None:
+    """Raises RequestError where a table that is to be read for language encoders has no column of captions.
+
+    What tars hold is seen when they are read, and class folders are never asked for captions.
+    """
+    if isinstance(source, ParquetSource | TableSource):
+        source.require_captions()

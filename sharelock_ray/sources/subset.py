@@ -18,6 +18,10 @@ class Subset:
         """The shards that such inputs are of."""
         return [shard for shard in self.source.shards() if any(key.startswith(f"{shard.name}/") for key in self.keys)]
 
+    def version(self, shard: Shard) -> str:
+        """That of the source."""
+        return self.source.version(shard)
+
     def read(self, shard: Shard) -> Iterator[Sample | Reject]:
         """Those inputs of one shard."""
         return (item for item in self.source.read(shard) if item.key in self.keys)

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from sharelock_ray import storage
 from sharelock_ray.errors import RequestError
-from sharelock_ray.sources.listing import captions, class_label, raise_unless_its_own, read_image, value
+from sharelock_ray.sources.listing import called, captions, class_label, raise_unless_its_own, read_image, value
 from sharelock_ray.sources.lists import CAPTION_COLUMNS, ListSource, spoken
 from sharelock_ray.sources.sample import Reject, Sample
 
@@ -21,15 +21,24 @@ class TableSource(ListSource):
     label_column: str | None = None
     """Holds class indices."""
 
+    def require_captions(self) -> None:
+        """Raises RequestError where the list has no column of captions, and none is not what was asked for."""
+        columns = self._columns(self._runs())
+        if self.caption_column is None and not self._has_captions(columns):
+            raise RequestError(
+                f"{self.path} has no captions for the language encoders: name their column as `caption_column`, "
+                f'or set `caption_column: ""` for none; the columns are {", ".join(columns)}'
+            )
+
     def _check(self, columns: list[str]) -> None:
-        if self.image_column is None and not any(column in columns for column in _IMAGE_COLUMNS):
+        if not self.image_column and not any(called(column, columns) for column in _IMAGE_COLUMNS):
             raise RequestError(f"{self.path} names no images: set `image_column` to one of {', '.join(columns)}")
         self._named(columns, self.image_column, self.caption_column, self.label_column, self.key_column)
 
     def _sample(self, key: str, row: dict[str, Any]) -> Sample | Reject:
         try:
             texts = captions(spoken(value(row, self.caption_column, CAPTION_COLUMNS)))
-            label = row.get(self.label_column) if self.label_column else None
+            label = value(row, self.label_column, ())
             image = value(row, self.image_column, _IMAGE_COLUMNS)
             if not isinstance(image, str | None):
                 raise ValueError(f"the image is a {type(image).__name__}, not a path")
@@ -37,7 +46,7 @@ class TableSource(ListSource):
                 key,
                 None if image is None else read_image(self._image_uri(image)),
                 texts,
-                None if label in (None, "") else class_label(str(label)),
+                None if label is None else class_label(str(label)),
             )
         except (OSError, ValueError, RequestError) as error:
             raise_unless_its_own(error)

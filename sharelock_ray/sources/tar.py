@@ -5,13 +5,12 @@ and reads names of any length into memory.
 """
 
 import bz2
-import gzip
 import lzma
 import re
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +27,14 @@ _PAX_RECORD = re.compile(rb"([0-9]{1,9}) ([^=]+)=")
 _MAX_EXTENSION_BYTES = 1 << 20
 _FIRST_WINDOW_BYTES, _MAX_WINDOW_BYTES = 8 * _BLOCK, 1 << 20
 
-_COMPRESSIONS: dict[bytes, Any] = {
-    rb"\x1f\x8b\x08": gzip.open,
-    rb"BZh[1-9]1AY&SY": bz2.open,
-    rb"\xfd7zXZ\0": lzma.open,
+_GZIP_BITS = 16 + zlib.MAX_WBITS
+_COMPRESSIONS: dict[bytes, Callable[[], Any]] = {
+    rb"\x1f\x8b\x08": lambda: zlib.decompressobj(_GZIP_BITS),
+    rb"BZh[1-9]1AY&SY": bz2.BZ2Decompressor,
+    rb"\xfd7zXZ\0": lzma.LZMADecompressor,
 }
+# With what a call finds damaged it gives nothing of its other bytes.
+_BUFFER_BYTES = 64 << 10
 # Images hardly shrink and texts shrink to about a tenth; a gzip bomb shrinks to a thousandth.
 _MAX_EXPANSION = 50
 _MIN_EXPANDED_BYTES = 64 << 20
@@ -40,6 +42,10 @@ _MIN_EXPANDED_BYTES = 64 << 20
 
 class DecompressionBombError(ValueError):
     """A compressed tar grows beyond all measure."""
+
+
+class CorruptCompressionError(ValueError):
+    """A compressed tar is not what it was when it was compressed."""
 
 
 class _DamageError(Exception):
@@ -68,12 +74,22 @@ class Damage:
     problem: str
 
 
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with a compressed tar; its first `sound` bytes, once decompressed, can be trusted."""
+
+    error: Exception
+    sound: int
+
+
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[BinaryIO, Exception | None]]:
-    """A plain tar that can be read here and there, and what kept the end of a compressed one from it.
+def opened(path: Path) -> Iterator[tuple[BinaryIO, Fault | None]]:
+    """A plain tar that can be read here and there, and what is wrong where it was compressed.
 
     A tar that is compressed by gzip, bzip2 or xz is decompressed to a temporary file, up to 50 times its size (or
-    64 MiB, where that is more).
+    64 MiB, where that is more). So its checksums, which stand at the ends of its streams, are compared before anything
+    is read. Of a stream whose checksum is wrong no byte can be trusted, since nothing tells where the fault is; nor of
+    one that ends before its checksum, since a changed byte can make it seem to.
     """
     with path.open("rb", buffering=0) as stream:
         start = stream.read(16)
@@ -83,28 +99,53 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, Exception | None]]:
             return
     with tempfile.TemporaryFile(prefix="sharelock-", buffering=0) as plain:
         with writing(tempfile.gettempdir()):
-            broken = _decompress(compression, path, plain)
-        yield plain, broken
+            fault = _decompress(compression, path, plain)
+        yield plain, fault
 
 
-def _decompress(compression: Any, path: Path, plain: BinaryIO) -> Exception | None:
+def _decompress(compression: Callable[[], Any], path: Path, plain: BinaryIO) -> Fault | None:
     limit = max(_MIN_EXPANDED_BYTES, _MAX_EXPANSION * path.stat().st_size)
-    written = 0
-    try:
-        with compression(path) as stream:
-            # Not `read`, which would keep what it has read when the file breaks off.
-            while block := stream.read1(1 << 20):
-                if written + len(block) > limit:
-                    raise DecompressionBombError(f"the tar holds more than {limit:,} bytes once decompressed")
-                written += plain.write(block)
-    except OSError as error:
-        # Damage comes without a number, unlike what the disk says.
-        if error.errno is not None:
-            raise
-        return error
-    except (EOFError, zlib.error, lzma.LZMAError, DecompressionBombError) as error:
-        return error
+    written = checked = 0
+    with path.open("rb") as stream:
+        try:
+            rest = b""
+            while rest or (rest := stream.read(_BUFFER_BYTES)):
+                # One stream may follow another, with zeros between them.
+                rest = rest.lstrip(b"\0")
+                if not rest:
+                    continue
+                decoder = compression()
+                for block in _blocks(decoder, rest, stream):
+                    if written + len(block) > limit:
+                        raise DecompressionBombError(f"the tar holds more than {limit:,} bytes once decompressed")
+                    written += plain.write(block)
+                checked, rest = written, decoder.unused_data
+        except (EOFError, DecompressionBombError) as error:
+            return Fault(error, checked)
+        except (zlib.error, lzma.LZMAError, OSError) as error:
+            # Damage comes without a number, unlike what the disk says.
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            return Fault(CorruptCompressionError(f"no byte from {checked:,} on can be trusted: {error}"), checked)
     return None
+
+
+def _blocks(decoder: Any, rest: bytes, stream: BinaryIO) -> Iterator[bytes]:
+    """What a compressed stream holds, which begins with `rest` and goes on in `stream`.
+
+    Raises:
+        EOFError: it breaks off.
+    """
+    while not decoder.eof:
+        # Those of bzip2 and xz keep input that had no room yet; that of zlib gives it back.
+        wanted = not rest and getattr(decoder, "needs_input", True)
+        if wanted:
+            rest = stream.read(_BUFFER_BYTES)
+        block = decoder.decompress(rest, _BUFFER_BYTES)
+        if wanted and not rest and not block and not decoder.eof:
+            raise EOFError("the compressed tar ends before its end mark")
+        rest = getattr(decoder, "unconsumed_tail", b"")
+        yield block
 
 
 def members(stream: BinaryIO) -> Iterator[Member | Damage]:

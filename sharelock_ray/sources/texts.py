@@ -19,7 +19,7 @@ class TextSource(ListSource):
     format: Literal["texts"] = "texts"
 
     def _check(self, columns: list[str]) -> None:
-        if self.caption_column is None and not any(column in columns for column in CAPTION_COLUMNS):
+        if not self._has_captions(columns):
             raise RequestError(f"{self.path} names no texts: set `caption_column` to one of {', '.join(columns)}")
         self._named(columns, self.caption_column, self.key_column)
 

@@ -12,18 +12,20 @@ from typing import BinaryIO, Literal
 from sharelock_ray import storage
 from sharelock_ray.config import Config
 from sharelock_ray.sources.listing import (
+    BOM,
     IMAGE_EXTENSIONS,
     MAX_IMAGE_BYTES,
     TooLargeError,
     captions,
     class_label,
     file_shards,
+    file_version,
     sample_key,
     unique,
     value,
 )
 from sharelock_ray.sources.sample import Reject, Sample, Shard
-from sharelock_ray.sources.tar import Damage, Member, members, opened
+from sharelock_ray.sources.tar import Damage, Fault, Member, members, opened
 
 _CAPTIONS = ("caption", "captions", "text")
 # A caption or label beyond this is no caption; reading it whole would let one member fill the memory.
@@ -40,7 +42,7 @@ class WebDatasetSource(Config):
     """Tars named by one or more patterns (braces and wildcards; local path, `s3://…` or any fsspec URI)."""
 
     format: Literal["webdataset"] = "webdataset"
-    urls: tuple[str, ...] | str
+    urls: tuple[storage.Uri, ...] | storage.Uri
 
     def shards(self) -> list[Shard]:
         """The tars, sorted, each with a name unique in the listing.
@@ -50,22 +52,27 @@ class WebDatasetSource(Config):
         """
         return file_shards(self.urls, "tar", r"(\.tar(\.gz|\.bz2|\.xz)?|\.tgz)")
 
+    def version(self, shard: Shard) -> str:
+        """Size and ETag, or time, of the file."""
+        return file_version(shard.uri)
+
     def read(self, shard: Shard) -> Iterator[Sample | Reject]:
         """The samples of one tar in the order of their first members; what cannot be read comes as rejects.
 
-        A damaged tar gives the samples that are whole, then one reject for each damaged stretch.
+        A damaged tar gives the samples that are whole, then one reject for each damaged stretch. The samples of a
+        compressed one are rejects where its checksum does not vouch for them.
         """
-        with storage.local_copy(shard.uri) as path, opened(path) as (stream, broken):
+        with storage.local_copy(shard.uri) as path, opened(path) as (stream, fault):
             samples, damages = _index(stream)
-            yield from unique(_sample(shard, stream, stem, found) for stem, found in samples)
-            if broken is not None:
+            yield from unique(_sample(shard, stream, stem, found, fault) for stem, found in samples)
+            if fault is not None:
                 # The tar breaks off because of it.
                 damages = [damage for damage in damages if damage.end < stream.seek(0, 2)]
             for damage in damages:
                 message = f"bytes {damage.start:,} to {damage.end:,}: {damage.problem}"
                 yield Reject(sample_key(shard, f"@{damage.start}"), "read", "DamagedTar", message)
-            if broken is not None:
-                yield Reject.of(sample_key(shard, ""), "read", broken)
+            if fault is not None:
+                yield Reject.of(sample_key(shard, ""), "read", fault.error)
 
 
 def _index(stream: BinaryIO) -> tuple[list[tuple[str, _Members]], list[Damage]]:
@@ -94,8 +101,10 @@ def _index(stream: BinaryIO) -> tuple[list[tuple[str, _Members]], list[Damage]]:
     return samples, damages
 
 
-def _sample(shard: Shard, stream: BinaryIO, stem: str, found: _Members) -> Sample | Reject:
+def _sample(shard: Shard, stream: BinaryIO, stem: str, found: _Members, fault: Fault | None) -> Sample | Reject:
     key = sample_key(shard, stem)
+    if fault is not None and any(member.offset + member.size > fault.sound for member in found.values()):
+        return Reject.of(key, "read", fault.error)
     if ".." in stem.split("/"):
         return Reject(key, "read", "UnsafeName", "the name leads out of the folder")
     special = next((member.name for member in found.values() if member.kind == "other"), None)
@@ -106,7 +115,7 @@ def _sample(shard: Shard, stream: BinaryIO, stem: str, found: _Members) -> Sampl
         names = " and ".join(repr(member.name[:200]) for member in images)
         return Reject(key, "read", "SeveralImages", f"{names} are of one sample, since its name ends at the first dot")
     try:
-        label = next((_text(stream, member) for member in _behind_numbers(found, {"cls"})), None)
+        label = next((_text(stream, member).removeprefix(BOM) for member in _behind_numbers(found, {"cls"})), None)
         return Sample(
             key,
             _content(stream, images[0], MAX_IMAGE_BYTES) if images else None,
@@ -136,7 +145,7 @@ def _behind_numbers(found: _Members, extensions: Collection[str]) -> list[Member
 
 def _texts(stream: BinaryIO, found: _Members) -> list[object]:
     numbers = {name: int(match[1] or -1) for name in found if (match := _TEXT.fullmatch(name))}
-    return [_text(stream, found[name]).decode("utf-8-sig") for name in sorted(numbers, key=numbers.__getitem__)]
+    return [_text(stream, found[name]).decode() for name in sorted(numbers, key=numbers.__getitem__)]
 
 
 def _described(stream: BinaryIO, found: _Members) -> object:

@@ -16,11 +16,14 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
@@ -35,6 +38,11 @@ _PAUSE_S = 0.05
 # The disk's fault, not that of whoever named a place on it.
 _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _UNFINISHED = ".tmp-"
+_BRACES = re.compile(r"(?<!\[)\{([^{}]*)\}(?!\])")
+# With what it stands for, where that is itself.
+_WILDCARD = re.compile(r"\[([*?\[{}])\]|[*?\[{]")
+# The largest public set of tars has less.
+_MAX_NAMED, _MAX_DIGITS = 1_000_000, 18
 
 
 class ImpossibleUriError(RequestError):
@@ -65,13 +73,20 @@ def resolve(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
     Raises:
         ImpossibleUriError: the protocol or the package is unknown.
-        RequestError: the package that the protocol needs is not installed.
+        RequestError: the package that the protocol needs is not installed, or `uri` is a relative path and the
+            working folder was deleted.
     """
     if uri.startswith(_PACKAGE):
         return _filesystem("file"), str(package_path(uri))
     protocol, path = fsspec.core.split_protocol(uri)
     filesystem = _filesystem(protocol or "file")
-    return filesystem, filesystem._strip_protocol(path if protocol in (None, "file") else uri)
+    try:
+        return filesystem, filesystem._strip_protocol(path if protocol in (None, "file") else uri)
+    except FileNotFoundError:
+        raise RequestError(
+            f"{uri} is relative to the working folder of this process, which was deleted: "
+            f"change to a folder that exists, or give an absolute path"
+        ) from None
 
 
 def package_path(uri: str) -> Path:
@@ -148,6 +163,20 @@ def version(uri: str) -> str:
     return str(filesystem.ukey(path))
 
 
+def stamp(uri: str) -> tuple[int, str]:
+    """Bytes of the object at `uri`, and what tells it from another one in its place: its ETag, or when it was written.
+
+    The same on every node that sees the object.
+    """
+    filesystem, path = resolve(uri)
+    if is_local(uri):
+        found = os.stat(path)
+        return found.st_size, datetime.fromtimestamp(found.st_mtime, UTC).isoformat()
+    about = filesystem.info(path)
+    fields = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
+    return int(about["size"]), next((str(about[field]) for field in fields if about.get(field)), "")
+
+
 def open_read(uri: str) -> Any:
     """A binary stream that reads `uri`; the caller closes it."""
     filesystem, path = resolve(uri)
@@ -187,7 +216,16 @@ def local_copy(uri: str) -> Iterator[Path]:
 
 
 def read_json(uri: str) -> Any:
-    return json.loads(read_bytes(uri))
+    """The value that the JSON at `uri` stands for.
+
+    Raises:
+        FileNotFoundError: there is no object.
+        RunError: it is no JSON.
+    """
+    try:
+        return json.loads(read_bytes(uri))
+    except ValueError as error:
+        raise RunError(f"{uri} is damaged ({error}): restore it, or delete it and run the same command again") from None
 
 
 def names(folder: str) -> list[str]:
@@ -276,13 +314,13 @@ def _written(path: str, data: bytes, move: Callable[[str, str], None]) -> bool:
     """Writes a file beside `path`, flushed to disk, and moves it there."""
     folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=_UNFINISHED, dir=folder)
+    # Not by mkstemp, whose files are for their owner alone: the umask says who may read what is published.
+    temporary = os.path.join(folder, f"{_UNFINISHED}{uuid.uuid4().hex}")
     try:
-        with os.fdopen(handle, "wb") as stream:
+        with open(temporary, "xb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(temporary, 0o644)
         try:
             move(temporary, path)
         except FileExistsError:
@@ -354,18 +392,43 @@ def _json(value: Any) -> bytes:
 def remove(uri: str) -> None:
     """Removes the file or folder at `uri`; nothing happens where there is none, also where another removes it now."""
     filesystem, path = resolve(uri)
-    refused = 0
-    while filesystem.exists(path):
+    # fsspec's own removal of a local folder fails where the working folder was deleted, or is that folder.
+    removal = _remove_local if is_local(uri) else partial(_remove_stored, filesystem)
+    for attempt in range(_ATTEMPTS):
+        if not filesystem.exists(path):
+            return
         try:
-            filesystem.rm(path, recursive=True)
-        except FileNotFoundError:
-            pass
+            removal(path)
         except OSError as error:
-            # Another process has put a file into the folder meanwhile.
-            refused += 1
-            if error.errno != errno.ENOTEMPTY or refused == _ATTEMPTS:
+            # Another process removes it too, or has put a file into the folder meanwhile.
+            passing = isinstance(error, FileNotFoundError) or error.errno == errno.ENOTEMPTY
+            if not passing or attempt == _ATTEMPTS - 1:
                 raise _refusal(uri, "removed", error) from None
             time.sleep(_PAUSE_S)
+
+
+def _remove_local(path: str) -> None:
+    if not os.path.isdir(path) or os.path.islink(path):
+        os.unlink(path)
+        return
+
+    def raise_unless_gone(_call: object, _path: str, fault: tuple[Any, BaseException, Any]) -> None:
+        if not isinstance(fault[1], FileNotFoundError):
+            raise fault[1]
+
+    shutil.rmtree(path, onerror=raise_unless_gone)
+
+
+def _remove_stored(filesystem: fsspec.AbstractFileSystem, path: str) -> None:
+    if not has_wildcard(path):
+        filesystem.rm(path, recursive=True)
+        return
+    # Most filesystems would take the name for a pattern, and remove whatever else it matches.
+    found = {path: filesystem.info(path)} | filesystem.find(path, withdirs=True, detail=True)
+    for name in sorted(found, reverse=True):
+        # An object store has no folders: they are gone with what was in them.
+        with suppress(FileNotFoundError):
+            (filesystem.rmdir if found[name]["type"] == "directory" else filesystem.rm_file)(name)
 
 
 def sha256(data: bytes) -> str:
@@ -384,11 +447,15 @@ def sha256_of(uri: str) -> str:
 def expand(pattern: str) -> list[str]:
     """The URIs that `pattern` names, sorted: `{a,b}` and `{000..123}` braces first, then `*`, `?` and `[…]`.
 
-    A pattern without wildcards names itself, whether or not it exists.
+    A pattern without wildcards names itself, whether or not it exists; a wildcard in square brackets, as in `[*]` or
+    `[{]`, stands for itself.
+
+    Raises:
+        RequestError: the braces name more than a million URIs; none of them is made.
     """
     found: list[str] = []
     # Nested braces may name the same thing twice.
-    for uri in dict.fromkeys(_braces(pattern)):
+    for uri in dict.fromkeys(_braces(pattern, 1)):
         if not has_wildcard(uri):
             found.append(uri)
             continue
@@ -399,21 +466,42 @@ def expand(pattern: str) -> list[str]:
     return found
 
 
+def escape(uri: str) -> str:
+    """A pattern that names `uri` alone, whatever characters it has."""
+    return re.sub(r"[*?\[{}]", r"[\g<0>]", uri)
+
+
+def folder_of(pattern: str) -> str:
+    """The folder up to which `pattern` has no wildcard, so that all that it names is below it; maybe ""."""
+    # An escaped wildcard is none.
+    first = next((match for match in _WILDCARD.finditer(pattern) if not match[1]), None)
+    fixed = pattern[: first.start()] if first else pattern
+    return _WILDCARD.sub(lambda match: match[1] or match[0], fixed.rpartition("/")[0])
+
+
 def has_wildcard(uri: str) -> bool:
     return any(character in uri for character in "*?[")
 
 
-def _braces(pattern: str) -> Iterator[str]:
-    match = re.search(r"\{([^{}]*)\}", pattern)
+def _braces(pattern: str, times: int) -> Iterator[str]:
+    """What the braces of `pattern`, of which there are `times`, name."""
+    match = _BRACES.search(pattern)
     if match is None:
         yield pattern
         return
     body = match.group(1)
-    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", body)
+    numbers = re.fullmatch(r"([0-9]+)\.\.([0-9]+)", body)
+    choices: Iterable[str]
     if numbers:
         first, last = numbers.groups()
-        choices = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
+        # Longer ones are no numbers of files, and Python reads none of thousands of digits.
+        known = max(len(first), len(last)) < _MAX_DIGITS
+        of_range = range(int(first), int(last) + 1) if known else range(_MAX_NAMED + 1)
+        count, choices = len(of_range), (str(number).zfill(len(first)) for number in of_range)
     else:
         choices = body.split(",")
+        count = len(choices)
+    if count * times > _MAX_NAMED:
+        raise RequestError(f"the braces of {pattern!r} name more than {_MAX_NAMED:,} files: check their numbers")
     for choice in choices:
-        yield from _braces(pattern[: match.start()] + choice + pattern[match.end() :])
+        yield from _braces(pattern[: match.start()] + choice + pattern[match.end() :], count * times)

@@ -11,6 +11,11 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from sharelock_ray.config import Config
 from sharelock_ray.evaluation.trials import Objective
 
+PASSWORD = "SHARELOCK_OPTUNA_PASSWORD"
+"""Environment variable with the password of the database at `tuning.storage`."""
+# As SQLAlchemy reads a URL; drivers also take it from the query.
+_HAS_PASSWORD = re.compile(r"://[^:/]*:[^@]+@|[?&]\w*(password|passwd|pwd)=", re.IGNORECASE)
+
 Scalar = str | int | float | bool | None
 
 # Losses are means over batches of a kind: those of another kind are other numbers. So is recall within a batch.
@@ -72,7 +77,8 @@ class TuningSpec(Config):
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Lost processes after which a trial is given up."""
     storage: str | None = None
-    """SQLAlchemy URL of a database for the Optuna study, such as `sqlite:////tmp/s.db`; without it, a journal file."""
+    """SQLAlchemy URL of a database for the Optuna study, such as `sqlite:////tmp/s.db`; without it, a journal file.
+    Without its password, which is never stored: it is taken from the environment, `SHARELOCK_OPTUNA_PASSWORD`."""
 
     @field_validator("seeds", "objective")
     @classmethod
@@ -93,6 +99,16 @@ class TuningSpec(Config):
             raise ValueError("`trials` says how many points random and tpe try; the grid tries all of its own")
         if self.objective[0] in ("parameters", "seconds"):
             raise ValueError(f"`{self.objective[0]}` alone asks for no quality: put a quality first in `objective`")
+        return self
+
+    # Of the whole, since an error of the field would show the field.
+    @model_validator(mode="after")
+    def _no_password(self) -> Self:
+        if _HAS_PASSWORD.search(self.storage or ""):
+            raise ValueError(
+                f"`storage` holds a password, which would be stored with the run: leave it out of the URL, "
+                f"and give it as the environment variable {PASSWORD}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -5,7 +5,9 @@ never run again, also where the database is lost or belongs to another study of 
 is what samplers learn from and what its dashboard shows.
 """
 
+import json
 import math
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,13 +19,13 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from sharelock_ray import storage
 from sharelock_ray.errors import RequestError
 from sharelock_ray.evaluation.trials import LOWER_IS_BETTER, State, Trial, read_trial, write_trial
-from sharelock_ray.tuning.options import Range, TuningSpec
+from sharelock_ray.tuning.options import PASSWORD, Range, TuningSpec
 from sharelock_ray.tuning.tensorboard import write_hparams
 from sharelock_ray.tuning.trial import TrialJob, ended_early
 
@@ -32,6 +34,8 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 _RUN, _SEED, _REASON = "run", "seed", "reason"
 """What a trial of the database says beside its parameters."""
 
+_ANEW = "move that file away, and the study is made anew from the folders of its trials"
+
 Prepare = Callable[[dict[str, Any], int], TrialJob]
 """What makes a job of a point and a seed. Equal folders mean equal trainings."""
 
@@ -39,17 +43,62 @@ Prepare = Callable[[dict[str, Any], int], TrialJob]
 def open_storage(url: str) -> BaseStorage:
     """The database at an SQLAlchemy URL, or in a journal file at a path.
 
+    A database's password is what the environment variable `SHARELOCK_OPTUNA_PASSWORD` holds: a URL is stored.
+
     Raises:
-        RequestError: no database answers there.
+        RequestError: no database answers there, or the journal is damaged.
     """
     if "://" not in url:
-        Path(url).parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(url))
+        return _open_journal(Path(url))
+    password = os.environ.get(PASSWORD)
     try:
-        return RDBStorage(url)
+        return RDBStorage(url, engine_kwargs={"connect_args": {"password": password}} if password else None)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise RequestError(f"`tuning.storage`: {url.partition('://')[0]} cannot be used: {reason}") from None
+
+
+def _open_journal(path: Path) -> BaseStorage:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _drop_torn_line(path)
+        return JournalStorage(JournalFileBackend(str(path)))
+    except OSError as error:
+        raise RequestError(f"{path} cannot be written ({error.strerror})") from None
+    # Optuna raises what it comes upon where the records do not follow from each other.
+    except (LookupError, ValueError, TypeError, AssertionError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RequestError(f"{path} cannot be read ({type(error).__name__}: {reason}): {_ANEW}") from None
+
+
+def _drop_torn_line(journal: Path) -> None:
+    """Takes from a journal the last line, where the process that wrote it was killed before its end.
+
+    Optuna reads on behind such a line, until another one has been appended to it.
+
+    Raises:
+        RequestError: a line before the last one is damaged.
+    """
+    if not journal.exists():
+        return
+    lock = JournalFileSymlinkLock(str(journal))
+    lock.acquire()
+    try:
+        *lines, rest = journal.read_bytes().split(b"\n")
+        damaged = next((i for i, line in enumerate(lines) if not _is_record(line)), len(lines))
+        if damaged < len(lines) - 1 or (damaged < len(lines) and rest):
+            raise RequestError(f"line {damaged + 1} of {journal} is damaged: {_ANEW}")
+        if damaged < len(lines) or rest:
+            os.truncate(journal, sum(len(line) + 1 for line in lines[:damaged]))
+    finally:
+        lock.release()
+
+
+def _is_record(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
 
 
 @dataclass

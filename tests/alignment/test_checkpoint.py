@@ -76,6 +76,13 @@ def described(step: int) -> Checkpoint:
     return Checkpoint(spec=SPEC, vision=VISION, language=LANGUAGE, position=position, metrics={"loss": 1 / 3})
 
 
+def steps(folder: str) -> list[int]:
+    """Those of the tensors in a folder that holds nothing but a checkpoint."""
+    *tensors, description = sorted(storage.names(folder), reverse=True)
+    assert description == "checkpoint.json"
+    return sorted(int(name.removeprefix("step-").split("-")[0]) for name in tensors)
+
+
 def equal(one: Heads, other: Heads) -> bool:
     pairs = zip(one.state_dict().items(), other.state_dict().items(), strict=True)
     return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
@@ -87,7 +94,8 @@ def test_comes_back_as_it_was_saved(run: RunFolder, folder: str) -> None:
     save_best(run, described(10), saved)
     assert has_checkpoint(folder)
     found = read_checkpoint(folder)
-    assert found == described(10).model_copy(update={"tensors": found.tensors})
+    digest = storage.sha256_of(storage.join(folder, found.tensors))
+    assert found == described(10).model_copy(update={"tensors": found.tensors, "tensors_sha256": digest})
     assert equal(load_heads(folder, found), saved)
     assert not equal(load_heads(folder, found), heads(1))
 
@@ -110,7 +118,7 @@ def test_training_goes_on_as_if_nothing_had_happened(run: RunFolder) -> None:
 def test_a_new_one_replaces_the_old_and_removes_the_tensors_before_it(run: RunFolder, folder: str) -> None:
     for step in (10, 20, 30):
         save_best(run, described(step), heads(step))
-    assert storage.names(folder) == ["checkpoint.json", "step-00000020.safetensors", "step-00000030.safetensors"]
+    assert steps(folder) == [20, 30]
     found = read_checkpoint(folder)
     assert found.position.step == 30
     assert equal(load_heads(folder, found), heads(30))
@@ -147,7 +155,7 @@ def test_workers_of_a_lost_driver_never_take_the_new_ones_back(run: RunFolder, f
     assert found.position.step == 30
     assert equal(load_heads(folder, found), heads(30))
     save_best(run, described(40), heads(40))
-    assert storage.names(folder) == ["checkpoint.json", "step-00000030.safetensors", "step-00000040.safetensors"]
+    assert steps(folder) == [30, 40]
 
 
 def test_of_two_drivers_at_once_are_whole_at_any_moment(tmp_path: Path) -> None:
@@ -203,19 +211,48 @@ def test_a_damaged_description_is_an_error_that_names_it(run: RunFolder, folder:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing", "of other shapes"])
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "missing", "of other shapes"])
 def test_damaged_tensors_are_an_error_that_names_them(run: RunFolder, folder: str, damage: str) -> None:
-    save_best(run, described(10), heads(0))
-    path = storage.join(folder, "step-00000010.safetensors")
-    checkpoint = read_checkpoint(folder)
-    if damage == "truncated":
-        storage.write_bytes(path, storage.read_bytes(path)[:-10])
-    elif damage == "missing":
-        storage.remove(path)
-    else:
-        checkpoint = checkpoint.model_copy(update={"language": LANGUAGE.model_copy(update={"dim": 9})})
-    with pytest.raises(RunError, match=r"step-00000010\.safetensors"):
-        load_heads(folder, checkpoint)
+    trained = heads(0)
+    optimizer = optimizer_of(trained)
+    with CheckpointWriter(run) as checkpoints:
+        checkpoints.keep_best(described(10), trained)
+        checkpoints.save(described(10), trained, optimizer)
+    for place in (folder, run.last):
+        checkpoint = read_checkpoint(place)
+        path = storage.join(place, checkpoint.tensors)
+        if damage == "flipped":
+            data = bytearray(storage.read_bytes(path))
+            data[-1] ^= 1
+            storage.write_bytes(path, bytes(data))
+        elif damage == "truncated":
+            storage.write_bytes(path, storage.read_bytes(path)[:-10])
+        elif damage == "missing":
+            storage.remove(path)
+        else:
+            checkpoint = checkpoint.model_copy(update={"language": LANGUAGE.model_copy(update={"dim": 9})})
+        with pytest.raises(RunError, match=r"step-00000010-[0-9a-f]{8}\.safetensors is damaged or missing"):
+            load_heads(place, checkpoint)
+    if damage != "of other shapes":
+        with pytest.raises(RunError, match=r"step-00000010-[0-9a-f]{8}\.safetensors is damaged or missing"):
+            restore(run.last, read_checkpoint(run.last), trained, optimizer)
+
+
+def test_one_of_a_version_that_knew_no_digest_opens_where_its_weights_are_finite(run: RunFolder, folder: str) -> None:
+    def older(trained: Heads) -> Checkpoint:
+        save_best(run, described(10), trained)
+        found = read_checkpoint(folder).model_dump(mode="json")
+        storage.write_bytes(storage.join(folder, "old.safetensors"), storage.read_bytes(f"{folder}/{found['tensors']}"))
+        storage.remove(folder + "/checkpoint.json")
+        del found["tensors_sha256"]
+        return Checkpoint.model_validate(found | {"tensors": "old.safetensors"})
+
+    assert equal(load_heads(folder, older(heads(0))), heads(0))
+    broken = heads(0)
+    with torch.no_grad():
+        next(broken.language.parameters()).flatten()[3] = torch.inf
+    with pytest.raises(RunError, match=r"old\.safetensors is damaged or missing \(heads\.language\..* is not finite\)"):
+        load_heads(folder, older(broken))
 
 
 class TestWriter:
@@ -262,7 +299,7 @@ class TestWriter:
             assert not has_checkpoint(run.best)
             checkpoints.save(described(30), trained, optimizer_of(trained))
             checkpoints.wait()
-            assert storage.names(run.best) == ["checkpoint.json", "step-00000020.safetensors"]
+            assert steps(run.best) == [20]
             assert equal(load_heads(run.best, read_checkpoint(run.best)), heads(20))
             assert read_checkpoint(run.last).position.step == 30
             checkpoints.keep_best(described(40), heads(40))

@@ -1,12 +1,21 @@
 """A trained model embeds pictures and texts as its feature sets were embedded, and classifies by plain softmax."""
 
 import io
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
+import transformers.dynamic_module_utils
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import sharelock_ray
 import support
@@ -18,7 +27,7 @@ from sharelock_ray.encoders.images import decode_image
 from sharelock_ray.encoders.language import LanguageEncoder
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.encoders.vision import VisionEncoder
-from sharelock_ray.errors import RequestError
+from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.features.featureset import FeatureSet, open_features
 from sharelock_ray.features.writer import EncodedChunk
 
@@ -68,6 +77,15 @@ def model(tmp_path_factory: pytest.TempPathFactory, features: tuple[FeatureSet, 
 
 def pictures(count: int) -> list[Image.Image]:
     return [Image.open(io.BytesIO(data)) for data in FILES[:count]]
+
+
+def edited(model: AlignedModel, folder: Path, edit: Callable[[dict[str, Any]], object]) -> str:
+    """A copy of a model's checkpoint, below `folder`, with another `checkpoint.json`."""
+    place = shutil.copytree(model.folder, folder / "edited")
+    content = json.loads((place / "checkpoint.json").read_text())
+    edit(content)
+    (place / "checkpoint.json").write_text(json.dumps(content))
+    return str(place)
 
 
 class TestEmbeddings:
@@ -125,8 +143,23 @@ class TestEmbeddings:
         rows = features[0].embeddings
         torch.testing.assert_close(model.project(features[0]), rows / rows.norm(dim=1, keepdim=True))
 
-    def test_of_no_texts_are_no_rows(self, model: AlignedModel) -> None:
-        assert model.encode_text([]).shape == (0, model.checkpoint.vision.dim)
+    def test_of_nothing_are_no_rows(self, model: AlignedModel) -> None:
+        for found in (model.encode_text([]), model.encode_image([]), model.prototypes([])):
+            assert found.shape == (0, model.checkpoint.vision.dim)
+
+    def test_are_of_anything_that_can_be_iterated_over(self, model: AlignedModel) -> None:
+        torch.testing.assert_close(model.encode_text(iter(TEXTS[:3])), model.encode_text(TEXTS[:3]))
+        torch.testing.assert_close(model.encode_image(iter(pictures(3))), model.encode_image(pictures(3)))
+
+    @pytest.mark.parametrize("wrong", [None, 7, b"red", ["red", None], [["red"]]], ids=repr)
+    def test_of_what_is_no_text_are_refused(self, model: AlignedModel, wrong: Any) -> None:
+        with pytest.raises(TypeError, match="expected str, got"):
+            model.encode_text(wrong)
+
+    @pytest.mark.parametrize("wrong", [None, "red.jpg", Path("red.jpg"), [FILES[0]], np.zeros((2, 2, 3))], ids=type)
+    def test_of_what_is_no_picture_are_refused(self, model: AlignedModel, wrong: Any) -> None:
+        with pytest.raises(TypeError, match="expected Image, got"):
+            model.encode_image(wrong)
 
 
 class TestClassify:
@@ -149,6 +182,14 @@ class TestClassify:
         torch.testing.assert_close(
             model.classify(pictures(1)[0], ["red", "blue"]), model.classify(pictures(1), ["red", "blue"])
         )
+
+    def test_takes_generators_and_one_template(self, model: AlignedModel) -> None:
+        found = model.classify(iter(pictures(2)), (name for name in ("red", "blue")), "a {} circle .")
+        torch.testing.assert_close(found, model.classify(pictures(2), ["red", "blue"], ["a {} circle ."]))
+
+    def test_wants_a_template(self, model: AlignedModel) -> None:
+        with pytest.raises(RequestError, match="template"):
+            model.classify(pictures(1), ["red", "blue"], [])
 
     def test_prototypes_are_normalised_means_over_templates(self, model: AlignedModel) -> None:
         templates = ("a {} .", "the {} in a picture", "{}")
@@ -198,3 +239,120 @@ class TestRefuses:
         again.checkpoint = model.checkpoint.model_copy(update={"vision": changed})
         with pytest.raises(RequestError, match="weights"):
             again.encode_image(pictures(1))
+
+    def test_an_encoder_of_another_width(self, model: AlignedModel, models: Path, tmp_path: Path) -> None:
+        def another(content: dict[str, Any]) -> None:
+            content["vision"]["encoder"]["pooling"] = "mean"
+            content["vision"]["encoder"]["model"] = "test_vit"
+            content["vision"]["encoder"]["weights"] = str(weights)
+            content["vision"]["weights_sha256"] = None
+
+        weights = tmp_path / "vit.safetensors"
+        save_file(timm.create_model("test_vit", num_classes=0).state_dict(), weights)
+        other = sharelock_ray.load_model(edited(model, tmp_path, another))
+        with pytest.raises(RequestError, match=r"test_vit is not the encoder .* it gives 64 numbers and not 96"):
+            other.encode_image(pictures(1))
+
+    def test_sides_that_are_swapped(self, model: AlignedModel, tmp_path: Path) -> None:
+        place = edited(model, tmp_path, lambda c: c.update(vision=c["language"], language=c["vision"]))
+        with pytest.raises(RunError, match=r"checkpoint\.json is damaged .*not on its side"):
+            sharelock_ray.load_model(place)
+
+    def test_a_width_that_no_memory_holds(self, model: AlignedModel, tmp_path: Path) -> None:
+        place = edited(model, tmp_path, lambda c: c["language"].update(dim=10**13))
+        with pytest.raises(RunError, match=r"is damaged or missing"):
+            sharelock_ray.load_model(place)
+
+    def test_a_checkpoint_that_may_not_be_read(self, model: AlignedModel, tmp_path: Path) -> None:
+        place = shutil.copytree(model.folder, tmp_path / "copy")
+        (place / "checkpoint.json").unlink()
+        (place / "checkpoint.json").mkdir()
+        with pytest.raises(RequestError, match=r"checkpoint\.json cannot be read \(Is a directory\)"):
+            sharelock_ray.load_model(str(place))
+
+    def test_to_give_numbers_that_are_none(self, model: AlignedModel, tmp_path: Path) -> None:
+        weights = load_file(model.checkpoint.vision.encoder.weights)
+        weights["conv1.0.weight"].fill_(float("nan"))
+        save_file(weights, tmp_path / "nan.safetensors")
+
+        def damaged(content: dict[str, Any]) -> None:
+            content["vision"]["encoder"]["weights"] = str(tmp_path / "nan.safetensors")
+            content["vision"]["weights_sha256"] = None
+
+        other = sharelock_ray.load_model(edited(model, tmp_path, damaged))
+        with pytest.raises(RunError, match="gives non-finite numbers"):
+            other.classify(pictures(1), ["red", "blue"])
+
+
+class TestCodeOfACheckpointsAuthor:
+    """A language model that brings a Python file, which leaves a mark where it runs."""
+
+    @pytest.fixture
+    def mark(self, tmp_path: Path) -> Path:
+        return tmp_path / "ran"
+
+    @pytest.fixture
+    def folder(self, model: AlignedModel, tmp_path: Path, mark: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+        """A checkpoint that says it may run."""
+        bringing = shutil.copytree(model.checkpoint.language.encoder.model, tmp_path / "bringing")
+        config = json.loads((bringing / "config.json").read_text())
+        (bringing / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "theirs.Theirs"}}))
+        code = f"import pathlib, transformers\npathlib.Path({str(mark)!r}).touch()\n"
+        (bringing / "theirs.py").write_text(f"{code}class Theirs(transformers.LlamaModel):\n    pass\n")
+        # Where transformers copies code to before it runs.
+        monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+        monkeypatch.setattr(sys, "path", [*sys.path])
+
+        def asks(content: dict[str, Any]) -> None:
+            content["language"]["encoder"].update(model=str(bringing), trust_remote_code=True)
+            content["language"]["weights_sha256"] = None
+
+        return edited(model, tmp_path, asks)
+
+    def test_does_not_run_because_the_checkpoint_says_so(self, folder: str, mark: Path) -> None:
+        with pytest.raises(RequestError, match=r"wants to run code that comes with .*--trust-remote-code") as error:
+            sharelock_ray.load_model(folder).classify(pictures(1), ["red", "blue"])
+        assert "\n" not in str(error.value)
+        assert not mark.exists()
+
+    def test_runs_where_the_caller_consents(self, model: AlignedModel, folder: str, mark: Path) -> None:
+        trusting = sharelock_ray.load_model(folder, trust_remote_code=True)
+        torch.testing.assert_close(trusting.encode_text(TEXTS[:2]), model.encode_text(TEXTS[:2]))
+        assert mark.exists()
+
+    def test_is_not_wanted_for_the_side_that_brings_none(self, folder: str, mark: Path) -> None:
+        assert len(sharelock_ray.load_model(folder).encode_image(pictures(2))) == 2
+        assert not mark.exists()
+
+
+class TestTheHostProcess:
+    def test_is_left_as_it_was(self, model: AlignedModel) -> None:
+        code = f"""
+import logging, os, signal, sys, warnings
+import PIL.Image, PIL.ImageFile, torch, transformers, timm
+import scipy.optimize  # Which adds filters as transformers imports it.
+
+def settings():
+    return {{
+        "Pillow": (PIL.Image.MAX_IMAGE_PIXELS, PIL.ImageFile.LOAD_TRUNCATED_IMAGES),
+        "threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
+        "torch": (torch.get_default_dtype(), torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled()),
+        "matmul": (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32),
+        "random": torch.random.get_rng_state().tolist(),
+        "environment": dict(os.environ),
+        "path": list(sys.path),
+        "logging": (logging.root.level, list(logging.root.handlers), logging.root.manager.disable),
+        "progress": transformers.utils.logging.is_progress_bar_enabled(),
+        "warnings": list(warnings.filters),
+        "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)],
+    }}
+
+before = settings()
+import sharelock_ray
+model = sharelock_ray.load_model({model.folder!r})
+model.classify(PIL.Image.new("RGB", (40, 40)), ["red", "blue"])
+after = settings()
+print([name for name in before if before[name] != after[name]])
+"""
+        done = subprocess.run([sys.executable, "-c", code], env=support.alone(), capture_output=True, text=True)
+        assert done.stdout == "[]\n", done.stderr

@@ -1,5 +1,7 @@
 """What an encoder gives of a chunk: a row or a reject for each input, also where memory does not suffice."""
 
+import errno
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoTokenizer
 
 import support
 from sharelock_ray.encoders.chunks import Chunk, decode, encode_language, encode_vision
@@ -15,6 +18,7 @@ from sharelock_ray.encoders.images import Preprocessing, upright
 from sharelock_ray.encoders.language import LanguageEncoder
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.encoders.vision import VisionEncoder
+from sharelock_ray.errors import RunError
 from sharelock_ray.sources.sample import Sample
 
 CAPTIONS = [
@@ -55,6 +59,21 @@ class TestDecoding:
             assert found.rows == [0, 3]
             assert [reject.key for reject in found.rejects] == ["1", "2"]
             np.testing.assert_array_equal(found.images, alone.images)
+
+    @pytest.mark.parametrize(
+        "error",
+        [MemoryError(), *(OSError(number, "so it is") for number in (errno.ENOMEM, errno.ENOSPC, errno.EMFILE))],
+        ids=repr,
+    )
+    def test_for_want_of_resources_ends_and_rejects_no_image(
+        self, error: Exception, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def poor(*of: object) -> None:
+            raise error
+
+        monkeypatch.setattr("sharelock_ray.encoders.chunks.decode_image", poor)
+        with pytest.raises(RunError, match=f"decoding 0 failed for want of resources .{type(error).__name__}"):
+            self.of(self.PREPROCESSINGS)
 
     def test_is_of_each_scale_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         decoded: list[tuple[int, int]] = []
@@ -165,6 +184,24 @@ class TestLanguage:
         assert found.rejects[1].message == "caption 0 does not fit into the device's memory even alone"
         (expected,) = encode_language(LanguageEncoder(language_spec), chunk)
         np.testing.assert_allclose(found.embeddings, expected.embeddings[[0, 1, 3]], atol=1e-5)
+
+    def test_a_caption_with_a_token_that_the_model_does_not_know_is_a_reject(
+        self, tmp_path: Path, language_spec: LanguageSpec, chunk: Chunk
+    ) -> None:
+        path = shutil.copytree(language_spec.model, tmp_path / "model")
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer.add_tokens("photo_")
+        tokenizer.save_pretrained(path)
+        chunk.samples[0] = replace(chunk.samples[0], captions=("a red circle", "a photo_"))
+        (found,) = encode_language(LanguageEncoder(language_spec.model_copy(update={"model": str(path)})), chunk)
+        assert (found.columns["key"], found.embeddings.shape) == (["2", "3"], (2, 32))
+        assert np.isfinite(found.embeddings).all()
+        assert vars(found.rejects[1]) == {
+            "key": "0",
+            "stage": "encode",
+            "error": "UnknownToken",
+            "message": "caption 1 has the token 'photo_', of which the model has no embedding",
+        }
 
     def test_captions_that_do_not_fit_make_their_sample_one_reject(
         self, language_spec: LanguageSpec, chunk: Chunk

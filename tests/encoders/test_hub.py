@@ -17,6 +17,7 @@ import support
 from sharelock_ray.encoders.spec import LanguageSpec
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+EARLIER = "f" * 40
 LOAD = """
 import json
 import numpy as np
@@ -26,9 +27,11 @@ from sharelock_ray.encoders.vision import VisionEncoder
 
 vision = VisionEncoder(VisionSpec(name="v", model="test_resnet.r160_in1k", image_size=32))
 language = LanguageEncoder(LanguageSpec(name="l", model="someone/tiny", max_length=32, pooling="last"))
+earlier = VisionEncoder(VisionSpec(name="v", model="test_resnet.r160_in1k", image_size=32, revision="v1"))
 print(json.dumps({
-    "revisions": [vision.revision, language.revision],
-    "commit": language.spec.commit(),
+    "revisions": [vision.revision, language.revision, earlier.revision],
+    "commits": [vision.spec.commit(), language.spec.commit(), earlier.spec.commit()],
+    "earlier": earlier.encode(np.zeros((1, 32, 32, 3), np.uint8)).tolist(),
     "vision": vision.encode(np.zeros((1, 32, 32, 3), np.uint8)).tolist(),
     "language": language.encode(["a red circle"]).tolist(),
 }))
@@ -39,8 +42,9 @@ print(json.dumps({
 def loaded(tmp_path_factory: pytest.TempPathFactory, models: Path) -> dict:
     """What a process gives that finds a timm and a transformers model in its hub cache, and no network."""
     home = tmp_path_factory.mktemp("hub")
-    vision = snapshot(home, "timm--test_resnet.r160_in1k")
-    save_file(timm.create_model("test_resnet").state_dict(), vision / "model.safetensors")
+    for commit, revision in ((COMMIT, "main"), (EARLIER, "v1")):
+        vision = snapshot(home, "timm--test_resnet.r160_in1k", commit, revision)
+        save_file(timm.create_model("test_resnet").state_dict(), vision / "model.safetensors")
     language = snapshot(home, "someone--tiny")
     for file in Path(support.tiny_language(models).model).iterdir():
         (language / file.name).write_bytes(file.read_bytes())
@@ -50,17 +54,17 @@ def loaded(tmp_path_factory: pytest.TempPathFactory, models: Path) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def snapshot(home: Path, repository: str) -> Path:
+def snapshot(home: Path, repository: str, commit: str = COMMIT, revision: str = "main") -> Path:
     folder = home / "hub" / f"models--{repository}"
-    (folder / "refs").mkdir(parents=True)
-    (folder / "refs" / "main").write_text(COMMIT)
-    (folder / "snapshots" / COMMIT).mkdir(parents=True)
-    return folder / "snapshots" / COMMIT
+    (folder / "refs").mkdir(parents=True, exist_ok=True)
+    (folder / "refs" / revision).write_text(commit)
+    (folder / "snapshots" / commit).mkdir(parents=True)
+    return folder / "snapshots" / commit
 
 
 def test_the_exact_commits_are_known(loaded: dict) -> None:
-    assert loaded["revisions"] == [COMMIT, COMMIT]
-    assert loaded["commit"] == COMMIT
+    assert loaded["revisions"] == loaded["commits"] == [COMMIT, COMMIT, EARLIER]
+    assert loaded["earlier"] != loaded["vision"]
 
 
 ASK = """

@@ -13,8 +13,16 @@ from PIL import Image, UnidentifiedImageError
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from sharelock_ray.encoders.images import ImageTooLargeError, PixelRangeError, Preprocessing, crop_image, decode_image
+from sharelock_ray.encoders.images import (
+    ImageTooLargeError,
+    PixelRangeError,
+    Preprocessing,
+    crop_image,
+    decode_image,
+    upright_image,
+)
 from sharelock_ray.encoders.spec import VisionSpec
+from sharelock_ray.errors import RequestError
 
 LOSSLESS: dict[str, dict] = {"JPEG": {}, "PNG": {}, "WEBP": {"lossless": True}}
 SIZES = [(40, 32), (32, 40), (32, 32), (47, 33), (33, 130), (300, 21), (9, 9), (64, 63)]
@@ -320,6 +328,47 @@ class TestRefuses:
     def test_what_is_no_image(self, data: bytes) -> None:
         with pytest.raises(OSError, match="cannot identify"):
             decode_image(data, preprocessing())
+
+
+class TestTheLimitOfTheHostProcess:
+    # Without TIFF, of which Pillow measures the pixels once more as it decodes them.
+    @pytest.mark.filterwarnings("error")
+    @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+    def test_is_no_limit_of_ours_and_stays_as_it_was(self, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        data = file_of(picture((40, 40)), kind)
+        expected = decode_image(data, preprocessing())
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+        np.testing.assert_array_equal(decode_image(data, preprocessing()), expected)
+        assert Image.MAX_IMAGE_PIXELS == 1000
+
+    def test_does_not_replace_ours_where_the_host_has_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+        with pytest.raises(ImageTooLargeError):
+            decode_image(png_header(20_000, 20_000), preprocessing())
+
+
+class TestOnePicture:
+    def test_is_upright(self) -> None:
+        tags = Image.Exif()
+        tags[0x0112] = 6
+        image = smooth((50, 40))
+        found = upright_image(file_of(image, exif=tags), "a.png")
+        np.testing.assert_array_equal(np.asarray(found), np.rot90(np.asarray(image), -1))
+
+    @pytest.mark.parametrize(
+        ("data", "reason"),
+        [
+            (file_of(picture((200, 200)), "JPEG")[:3000], "truncated"),
+            (file_of(picture((40, 40)), "EPS"), "none of JPEG, PNG"),
+            (png_header(20_000, 20_000), "20000 x 20000 pixels are more than"),
+            (b"", "cannot identify 0 bytes"),
+        ],
+        ids=["truncated", "EPS", "400 megapixels", "empty"],
+    )
+    def test_that_cannot_be_decoded_is_one_line(self, data: bytes, reason: str) -> None:
+        with pytest.raises(RequestError, match=rf"^the image a\.img cannot be decoded: .*{reason}") as error:
+            upright_image(data, "a.img")
+        assert "\n" not in str(error.value)
 
 
 class TestHeadersThatLie:

@@ -1,29 +1,44 @@
 """The language encoder gives what transformers gives for each text alone, whatever it is batched with."""
 
+import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
     AutoTokenizer,
+    BertConfig,
+    BertModel,
     BloomConfig,
     BloomModel,
+    CLIPConfig,
+    CLIPModel,
+    FNetConfig,
+    FNetModel,
     Gemma3Config,
     Gemma3Model,
     LlamaConfig,
     LlamaModel,
+    NystromformerConfig,
+    NystromformerModel,
     OPTConfig,
     OPTModel,
     PreTrainedModel,
+    SiglipConfig,
+    SiglipModel,
+    ViTConfig,
+    ViTModel,
 )
 
 import support
 from sharelock_ray.encoders.language import LanguageEncoder, token_batches
 from sharelock_ray.encoders.spec import LanguageSpec
-from sharelock_ray.errors import RequestError
+from sharelock_ray.errors import RequestError, RunError
 
 TEXTS = [
     "a red circle .",
@@ -56,6 +71,15 @@ PECULIAR = {
     "opt": (OPTModel, OPTConfig(**SIZES, ffn_dim=64, word_embed_proj_dim=16, do_layer_norm_before=False)),
     # It also sees, so what is of text is a part of it and of its configuration.
     "gemma3": (Gemma3Model, Gemma3Config(text_config=SIZES | {"head_dim": 8}, vision_config=SEES)),
+    # Two towers, of which one reads text.
+    "clip": (CLIPModel, CLIPConfig(text_config=SIZES, vision_config=SEES)),
+    "siglip": (SiglipModel, SiglipConfig(text_config=SIZES, vision_config=SEES)),
+    # It mixes all tokens, padding too, whatever the mask says.
+    "fnet": (FNetModel, FNetConfig(**SIZES)),
+    # It does so a little, by the landmarks of its attention.
+    "nystromformer": (NystromformerModel, NystromformerConfig(**SIZES)),
+    # It has no place for more tokens.
+    "short": (BertModel, BertConfig(**SIZES, max_position_embeddings=6)),
 }
 
 
@@ -72,7 +96,7 @@ def peculiar(models: Path, kind: str, **changes: object) -> LanguageSpec:
 def plain(spec: LanguageSpec) -> PreTrainedModel:
     """The model as transformers gives it; of an encoder-decoder the encoder."""
     model = AutoModel.from_pretrained(spec.model).eval()
-    return model.get_encoder() if model.config.is_encoder_decoder else model
+    return model.get_encoder() if model.config.is_encoder_decoder else getattr(model, "text_model", model)
 
 
 def alone(spec: LanguageSpec, texts: list[str]) -> np.ndarray:
@@ -101,11 +125,12 @@ def test_equals_transformers_on_one_text_at_a_time(models: Path, kind: str, pool
 @pytest.mark.parametrize("kind", PECULIAR)
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 def test_of_a_peculiar_model_too(models: Path, kind: str, pooling: str) -> None:
-    spec = peculiar(models, kind, pooling=pooling)
+    texts = TEXTS if kind != "short" else ["a red circle .", "photo", "a green square"]
+    spec = peculiar(models, kind, pooling=pooling, max_length=6 if kind == "short" else 32)
     encoder = LanguageEncoder(spec, token_budget=100_000)
-    found, expected = encoder.encode(TEXTS), alone(spec, TEXTS)
+    found, expected = encoder.encode(texts), alone(spec, texts)
     np.testing.assert_allclose(found, expected, atol=2e-6)
-    assert expected.shape == (5, encoder.dim)
+    assert expected.shape == (len(texts), encoder.dim)
 
 
 def test_layers_of_one_model_may_have_several_widths(models: Path) -> None:
@@ -305,6 +330,107 @@ def test_a_text_of_no_words_still_has_an_embedding(models: Path, kind: str) -> N
     np.testing.assert_allclose(found[:1], encoder.encode([""]), atol=1e-5)
 
 
+class TestWeights:
+    """A model is the weights of its file, or none: what the file lacks would be random numbers."""
+
+    def encoder(self, folder: Path, spec: LanguageSpec, weights: dict[str, torch.Tensor]) -> LanguageEncoder:
+        path = folder / "model"
+        shutil.copytree(spec.model, path)
+        save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+        return LanguageEncoder(spec.model_copy(update={"model": str(path)}))
+
+    @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.model.", "model."])
+    def test_are_known_by_the_names_that_training_gave_them(
+        self, tmp_path: Path, language_spec: LanguageSpec, prefix: str
+    ) -> None:
+        weights = {f"{prefix}{name}": value for name, value in weights_of(language_spec).items()}
+        found = self.encoder(tmp_path, language_spec, weights).encode(TEXTS)
+        np.testing.assert_allclose(found, LanguageEncoder(language_spec).encode(TEXTS), atol=1e-6)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (
+                lambda name, value: (f"net.{name}", value),
+                "20 .embed_tokens.weight, .* others: 20 .net.embed_tokens",
+            ),
+            (lambda name, value: None if "layers.1." in name else (name, value), "9 .layers.1.input_layernorm.weight,"),
+            (lambda name, value: (name, value[:-1]) if name == "norm.weight" else (name, value), "1 .norm.weight."),
+        ],
+        ids=["unknown names", "a layer less", "another shape"],
+    )
+    def test_that_are_lacking_are_named(
+        self, tmp_path: Path, language_spec: LanguageSpec, change: Callable, message: str
+    ) -> None:
+        weights = dict(filter(None, (change(*each) for each in weights_of(language_spec).items())))
+        with pytest.raises(RequestError, match=f"lacks weights that the model reads.*: {message}") as error:
+            self.encoder(tmp_path, language_spec, weights)
+        assert "\n" not in str(error.value)
+
+    def test_that_are_not_read_may_be_lacking(self, tmp_path: Path, models: Path) -> None:
+        spec = support.tiny_language(models, "encoder")
+        weights = {name: value for name, value in weights_of(spec).items() if not name.startswith("pooler.")}
+        assert len(weights) == len(weights_of(spec)) - 2
+        found = self.encoder(tmp_path, spec, weights).encode(TEXTS)
+        np.testing.assert_allclose(found, LanguageEncoder(spec).encode(TEXTS), atol=1e-6)
+
+    def test_that_may_run_code_are_refused(self, tmp_path: Path, language_spec: LanguageSpec) -> None:
+        path = shutil.copytree(language_spec.model, tmp_path / "model")
+        (path / "model.safetensors").unlink()
+        torch.save(weights_of(language_spec) | {"code": Path}, path / "pytorch_model.bin")
+        with pytest.raises(RequestError, match=r"may run code of its author.*: convert it to safetensors$") as error:
+            LanguageEncoder(language_spec.model_copy(update={"model": str(path)}))
+        assert "\n" not in str(error.value)
+
+
+def weights_of(spec: LanguageSpec) -> dict[str, torch.Tensor]:
+    return load_file(Path(spec.model) / "model.safetensors")
+
+
+class TestTokensOfNoEmbedding:
+    """A tokenizer may know more tokens than its model."""
+
+    def with_tokenizer(self, folder: Path, spec: LanguageSpec, **changes: object) -> LanguageSpec:
+        path = shutil.copytree(spec.model, folder / "model")
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer.add_tokens("unicorn")
+        for name, token in changes.items():
+            setattr(tokenizer, name, token)
+        tokenizer.save_pretrained(path)
+        return spec.model_copy(update={"model": str(path)})
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_for_padding_is_of_no_account(self, models: Path, tmp_path: Path, kind: str) -> None:
+        spec = support.tiny_language(models, kind)
+        strange = self.with_tokenizer(tmp_path, spec, pad_token="unicorn")
+        texts = [text for text in TEXTS if "unicorn" not in text]
+        found = LanguageEncoder(strange, token_budget=1000).encode(texts)
+        np.testing.assert_allclose(found, LanguageEncoder(spec).encode(texts), atol=2e-6)
+
+    def test_in_a_text_are_named_and_no_other_text_is_lost(self, tmp_path: Path, language_spec: LanguageSpec) -> None:
+        encoder = LanguageEncoder(self.with_tokenizer(tmp_path, language_spec))
+        encoded = encoder.encode_each(TEXTS)
+        assert encoded.unknown == {3: "unicorn"}
+        assert np.flatnonzero(np.isnan(encoded.embeddings[0]).any(1)).tolist() == [3]
+        expected = LanguageEncoder(language_spec).encode(TEXTS)
+        np.testing.assert_allclose(np.delete(encoded.embeddings[0], 3, 0), np.delete(expected, 3, 0), atol=1e-6)
+        with pytest.raises(RunError, match="input 3 has the token 'unicorn', of which the model has no embedding"):
+            encoder.encode(TEXTS)
+
+    def test_in_every_text_are_a_wrong_request(self, tmp_path: Path, language_spec: LanguageSpec) -> None:
+        spec = self.with_tokenizer(tmp_path, language_spec)
+        with pytest.raises(RequestError, match="has no embedding of 'unicorn', a token of each text"):
+            LanguageEncoder(spec.model_copy(update={"prompt": "{} of a unicorn"}))
+
+
+def test_what_reads_no_text_is_a_wrong_request(tmp_path: Path, language_spec: LanguageSpec) -> None:
+    ViTModel(ViTConfig(**SEES)).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(language_spec.model).save_pretrained(tmp_path)
+    with pytest.raises(RequestError, match=r"cannot load .* as a model of texts") as error:
+        LanguageEncoder(language_spec.model_copy(update={"model": str(tmp_path)}))
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("model", ["a folder", "an empty folder", "a folder without weights"])
 def test_what_is_no_model_is_a_wrong_request(tmp_path: Path, language_spec: LanguageSpec, model: str) -> None:
     path = tmp_path / "model"
@@ -355,6 +481,11 @@ class TestTokenBatches:
         for batch in batches:
             padded = len(batch) * max(self.LENGTHS[i] for i in batch)
             assert padded <= budget or len(batch) == 1
+
+    def test_of_a_model_that_sees_padding_hold_texts_of_one_length(self) -> None:
+        batches = list(token_batches(self.LENGTHS, 64, pads=False))
+        assert sorted(i for batch in batches for i in batch) == list(range(500))
+        assert all(len({self.LENGTHS[i] for i in batch}) == 1 for batch in batches)
 
     def test_waste_less_on_padding_than_texts_in_their_order(self) -> None:
         in_order = [range(start, start + 25) for start in range(0, 500, 25)]

@@ -11,6 +11,8 @@ import torch
 from sharelock_ray.encoders.passes import Encoded, Passes
 from sharelock_ray.errors import RunError
 
+SMALLEST = (np.array([0]),)
+
 
 class Device:
     """A model that has memory for `capacity` rows, and never for a row of `too_large`."""
@@ -26,7 +28,7 @@ class Device:
         return [rows[:, None].float(), rows[:, None] * torch.ones(3)]
 
     def run(self, passes: Passes, rows: int) -> Encoded:
-        return passes.run(rows, [1, 3], halves, lambda batch: (np.array(batch),), self.forward)
+        return passes.run(rows, [1, 3], halves, lambda batch: (np.array(batch),), self.forward, SMALLEST)
 
 
 def halves(rows, limit):
@@ -75,6 +77,8 @@ def test_are_halved_until_they_are_smaller_than_the_one_that_failed() -> None:
         "CUDA error: out of memory",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
         "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+        "allocate 17179869184 bytes. Error code 12 (Cannot allocate memory)",
     ],
 )
 def test_are_halved_whatever_says_that_memory_does_not_suffice(message: str) -> None:
@@ -83,7 +87,7 @@ def test_are_halved_whatever_says_that_memory_does_not_suffice(message: str) -> 
             raise RuntimeError(message)
         return [rows[:, None].float()]
 
-    found = new(4).run(4, [1], halves, lambda batch: (np.array(batch),), forward)
+    found = new(4).run(4, [1], halves, lambda batch: (np.array(batch),), forward, SMALLEST)
     assert np.array_equal(found.only()[:, 0], np.arange(4))
     assert found.batch_reductions == 1
 
@@ -104,7 +108,7 @@ def test_of_a_single_row_are_tried_again_while_a_neighbour_has_the_memory() -> N
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return [rows[:, None].float()]
 
-    found = new(1).run(2, [1], halves, lambda batch: (np.array(batch),), forward)
+    found = new(1).run(2, [1], halves, lambda batch: (np.array(batch),), forward, SMALLEST)
     assert (found.too_large, tries) == ([], 5)
 
 
@@ -120,6 +124,18 @@ def test_of_a_row_that_does_not_fit_alone_give_nothing_and_the_others_go_on() ->
         found.only()
 
 
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), MemoryError()], ids=repr)
+def test_end_the_run_where_the_memory_is_gone_for_any_input(error: Exception) -> None:
+    """No input is to blame for memory that another process has."""
+
+    def forward(rows: torch.Tensor) -> list[torch.Tensor]:
+        raise error
+
+    with pytest.raises(RunError, match="the memory of cpu does not suffice for a single input of any size"):
+        new(4).run(2, [1], halves, lambda batch: (np.array(batch),), forward, SMALLEST)
+
+
 def test_of_nothing_give_the_right_widths() -> None:
     assert [values.shape for values in Device(4).run(new(4), 0).embeddings] == [(0, 1), (0, 3)]
 
@@ -129,7 +145,7 @@ def test_any_other_error_is_not_taken_for_a_lack_of_memory() -> None:
         raise RuntimeError("device-side assert")
 
     with pytest.raises(RuntimeError, match="device-side assert"):
-        new(4).run(2, [1], halves, lambda batch: (np.array(batch),), forward)
+        new(4).run(2, [1], halves, lambda batch: (np.array(batch),), forward, SMALLEST)
 
 
 def test_of_two_threads_take_turns_and_their_time_is_counted_once() -> None:
@@ -145,7 +161,10 @@ def test_of_two_threads_take_turns_and_their_time_is_counted_once() -> None:
 
     begun = time.perf_counter()
     with ThreadPoolExecutor(2) as pool:
-        jobs = [pool.submit(new(2).run, 6, [1], halves, lambda batch: (np.array(batch),), forward) for _ in range(2)]
+        jobs = [
+            pool.submit(new(2).run, 6, [1], halves, lambda batch: (np.array(batch),), forward, SMALLEST)
+            for _ in range(2)
+        ]
         found = [job.result() for job in jobs]
     assert most == 1
     assert all(np.array_equal(each.only()[:, 0], np.arange(6)) for each in found)

@@ -8,14 +8,13 @@ from scipy import stats
 
 from sharelock_ray.evaluation.study import (
     heat_map,
-    inside_spread,
     main_effects,
     pareto,
     ranked,
     t_interval,
     variance_shares,
 )
-from sharelock_ray.evaluation.trials import Trial
+from sharelock_ray.evaluation.trials import Point, Trial
 
 AXES = {"depth": (2, 4, 6), "width": (32, 64), "activation": ("relu", "gelu")}
 SEEDS = (0, 1, 2)
@@ -48,12 +47,39 @@ class TestIntervals:
     def test_of_one_value_are_not_known(self) -> None:
         found = t_interval([0.5])
         assert (found.value, found.low, found.high) == (0.5, None, None)
-        assert found.overlaps(t_interval([0.1, 0.9])) is None
 
     def test_cover_the_truth_as_often_as_they_say(self) -> None:
         generator = np.random.default_rng(0)
         intervals = [t_interval(generator.normal(1, 2, 3)) for _ in range(2000)]
         assert np.mean([i.low <= 1 <= i.high for i in intervals]) == pytest.approx(0.95, abs=0.015)
+
+
+class TestIntervalsOfShares:
+    def test_contain_the_mean_and_stay_between_0_and_1(self) -> None:
+        for seed in range(200):
+            values = np.random.default_rng(seed).beta(0.3, 0.3, 2 + seed % 5)
+            found = t_interval(values, share=True)
+            assert 0 <= found.low <= found.value <= found.high <= 1
+        # Student's own goes from 95.1 % to 103.0 %.
+        assert t_interval([0.975, 1.0, 0.9975], share=True).high < 1
+
+    def test_are_those_of_the_logits_mean_by_the_delta_method(self) -> None:
+        values = [0.3, 0.5, 0.4, 0.45]
+        mean, step = np.mean(values), 1e-6
+        slope = (np.log((mean + step) / (1 - mean - step)) - np.log((mean - step) / (1 - mean + step))) / (2 * step)
+        scaled = stats.t.interval(0.95, 3, loc=np.log(mean / (1 - mean)), scale=stats.sem(values) * slope)
+        found = t_interval(values, share=True)
+        assert (found.low, found.high) == pytest.approx(tuple(1 / (1 + np.exp(-np.array(scaled)))))
+
+    @pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
+    def test_of_equal_values_are_that_value(self, value: float) -> None:
+        found = t_interval([value] * 3, share=True)
+        assert (found.value, found.low, found.high) == pytest.approx((value, value, value))
+
+    def test_cover_the_truth_as_often_as_they_say(self) -> None:
+        generator = np.random.default_rng(0)
+        intervals = [t_interval(generator.beta(47.5, 2.5, 3), share=True) for _ in range(2000)]
+        assert np.mean([i.low <= 0.95 <= i.high for i in intervals]) == pytest.approx(0.95, abs=0.025)
 
 
 class TestRanking:
@@ -75,14 +101,42 @@ class TestRanking:
         trials += [trial({"depth": 4}, seed, 0.5) for seed in (0, 1)]
         assert [point.point["depth"] for point in ranked(trials, "recall_at_1")] == [4, 2]
 
-    def test_says_which_points_the_seeds_do_not_tell_apart(self) -> None:
-        values = {2: [0.50, 0.52, 0.54], 4: [0.51, 0.53, 0.58], 6: [0.10, 0.11, 0.12]}
+    @staticmethod
+    def by_depth(values: dict[int, list[float]]) -> list[Point]:
         trials = [trial({"depth": d}, seed, v) for d, of in values.items() for seed, v in enumerate(of)]
-        points = ranked(trials, "recall_at_1")
-        assert [point.point["depth"] for point in inside_spread(points, "recall_at_1")] == [2]
+        return ranked(trials, "recall_at_1")
 
-    def test_says_nothing_of_a_single_seed(self) -> None:
-        assert inside_spread(ranked(grid(noisy, seeds=(0,)), "recall_at_1"), "recall_at_1") is None
+    def test_compares_with_the_best_by_paired_t_tests_with_holms_correction(self) -> None:
+        generator = np.random.default_rng(0)
+        luck = generator.normal(0, 0.1, 5)
+        values = {d: (0.5 - 0.01 * d + luck + generator.normal(0, 0.01, 5)).tolist() for d in range(6)}
+        best, *others = self.by_depth(values)
+        raw = [stats.ttest_rel(values[best.point["depth"]], values[p.point["depth"]]).pvalue for p in others]
+        for one, p in zip(others, raw, strict=True):
+            # The largest of what Holm's steps ask of all p up to this one.
+            asked = max(q * (len(raw) - sum(r < q for r in raw)) for q in raw if q <= p)
+            assert one.p == pytest.approx(min(1, asked))
+        assert [p.is_tied for p in others] == [p.p >= 0.05 for p in others]
+        assert {p.is_tied for p in others} == {True, False}
+
+    def test_seeds_that_move_all_points_alike_hide_no_difference(self) -> None:
+        # The intervals of both points overlap.
+        (_, other) = self.by_depth({2: [0.30, 0.50, 0.70], 4: [0.28, 0.481, 0.679]})
+        assert not other.is_tied
+
+    def test_differences_of_either_sign_are_a_tie(self) -> None:
+        (_, other) = self.by_depth({2: [0.50, 0.52, 0.54], 4: [0.51, 0.51, 0.53]})
+        assert other.is_tied
+
+    def test_equal_points_are_tied_and_equal_differences_are_none_by_chance(self) -> None:
+        (_, same, worse) = self.by_depth({2: [0.5, 0.75], 4: [0.5, 0.75], 6: [0.25, 0.5]})
+        assert (same.p, worse.p) == (1, 0)
+
+    def test_says_nothing_of_a_single_seed_nor_of_a_single_shared_one(self) -> None:
+        assert all(p.p is None and p.is_tied for p in ranked(grid(noisy, seeds=(0,)), "recall_at_1")[1:])
+        trials = [trial({"depth": 2}, seed, 0.9 + seed / 100) for seed in (0, 1)]
+        trials += [trial({"depth": 4}, seed, 0.1 + seed / 100) for seed in (1, 2)]
+        assert ranked(trials, "recall_at_1")[1].p is None
 
 
 class TestMainEffects:
@@ -96,7 +150,7 @@ class TestMainEffects:
                 for seed in SEEDS
             ]
             assert level.trials == 12
-            assert level.mean == t_interval(by_seed)
+            assert level.mean == t_interval(by_seed, share=True)
         assert depth.span == pytest.approx(depth.levels[-1].mean.value - depth.levels[0].mean.value)
 
     def test_of_an_incomplete_grid_have_intervals_over_trials(self) -> None:
@@ -120,13 +174,26 @@ class TestMainEffects:
 
 
 class TestVariance:
-    def test_one_factor_gives_the_f_test_of_scipy(self) -> None:
-        axes = {"depth": (2, 4, 6)}
-        trials = grid(lambda p, s: noisy({"width": 0, "activation": ""} | p, s), axes)
+    def test_one_factor_of_two_values_gives_the_paired_t_test_of_scipy(self) -> None:
+        axes = {"depth": (2, 4)}
+        trials = grid(lambda p, s: noisy({"width": 0, "activation": ""} | p, s) + s, axes)
         groups = [[t.values["recall_at_1"] for t in trials if t.point["depth"] == d] for d in axes["depth"]]
         (depth, rest) = variance_shares(trials, axes, "recall_at_1")
-        assert depth.p == pytest.approx(stats.f_oneway(*groups).pvalue)
+        assert depth.p == pytest.approx(stats.ttest_rel(*groups).pvalue)
         assert depth.share + rest.share == pytest.approx(1)
+
+    def test_its_f_tests_are_those_of_a_regression_with_the_seeds_as_blocks(self) -> None:
+        trials = grid(noisy)
+        y = np.array([t.values["recall_at_1"] for t in trials])
+        cells = np.array([[t.point == point for point in [t.point for t in trials[::3]]] for t in trials], float)
+        seeds = np.array([[t.seed == seed for seed in SEEDS] for t in trials], float)
+        x = np.concatenate([cells, seeds], axis=1)
+        noise = y - x @ np.linalg.lstsq(x, y, rcond=None)[0]
+        freedom = len(y) - np.linalg.matrix_rank(x)
+        means = [np.mean([t.values["recall_at_1"] for t in trials if t.point["width"] == w]) for w in AXES["width"]]
+        squares = len(y) / 2 * np.square(means - y.mean()).sum()
+        (width,) = (each for each in variance_shares(trials, AXES, "recall_at_1") if each.axes == ("width",))
+        assert width.p == pytest.approx(stats.f.sf(squares / (noise @ noise / freedom), 1, freedom))
 
     def test_shares_are_those_of_a_regression_on_dummy_variables(self) -> None:
         trials = grid(noisy)

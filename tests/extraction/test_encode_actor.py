@@ -55,6 +55,7 @@ def test_holds_one_model_for_encoders_that_read_it_differently(
     actor, writers, report = run(tmp_path / "together", specs, chunk, missing=[0, 1, 2, 3, 4])
     assert [group.members for group in actor._groups] == [(0,), (1, 2, 3), (4,)]
     assert report.rejects == 5
+    assert report.tokens == sum(run(tmp_path / "each", [specs[i]], chunk, missing=[0])[2].tokens for i in (1, 4))
     for i, writer in enumerate(writers):
         _, (alone,), _ = run(tmp_path / "alone", [specs[i]], chunk, missing=[0])
         assert staged(writer) == staged(alone)

@@ -102,6 +102,30 @@ class TestExtract:
         assert [s.manifest for s in sets[:2]] == [s.manifest for s in first]
         assert sets[2].manifest.rows == 18
 
+    def test_a_tar_that_is_replaced_while_it_is_read_ends_the_run_and_loses_nothing(
+        self, job: ExtractionJob, tmp_path: Path
+    ) -> None:
+        tars = [tmp_path / "data" / f"0000{part}.tar" for part in (0, 1)]
+        kept = [tar.read_bytes() for tar in tars]
+        replaced: list[int] = []
+
+        def replace(report: ChunkReport) -> None:
+            if not replaced:
+                replaced.append(report.part)
+                support.write_tar(tars[report.part], {"0000.jpg": support.jpeg(), "0000.txt": b"a red circle."})
+
+        with pytest.raises(RunError, match=r"0\.tar was changed after|1\.tar was changed after") as error:
+            extract(job, OPTIONS, watch=replace)
+        part = replaced[0]
+        assert tars[part].name in str(error.value)
+        assert "\n" not in str(error.value)
+        # What was staged of it is gone; nothing of the set says that it is whole.
+        assert {(p.name, p.parent.name) for p in Path(job.root).rglob("*") if p.name == f"0000{part}"} == set()
+        with pytest.raises(RequestError, match="begun from other inputs"):
+            extract(job, OPTIONS)
+        tars[part].write_bytes(kept[part])
+        assert [s.manifest.rows for s in extract(job, OPTIONS)] == [18, 18]
+
     def test_changed_inputs_cannot_mix_with_begun_work(self, job: ExtractionJob, tmp_path: Path) -> None:
         begun = {"listing": [], "chunk_size": 4}
         storage.write_json(storage.join(job.uri(job.encoders[0]), "staging", "begun.json"), begun)

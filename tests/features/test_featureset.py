@@ -21,6 +21,7 @@ from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.features import featureset
 from sharelock_ray.features.cache import cache_folder, folder_of, made_once
 from sharelock_ray.features.featureset import FeatureSet, Pairs, join, open_features
+from sharelock_ray.sources.sample import Reject
 
 VISION = VisionSpec(name="made-up", model="none")
 LANGUAGE = LanguageSpec(name="made-up", model="none")
@@ -121,6 +122,12 @@ class TestColumns:
     def test_carry_a_hash_of_each_key(self, feature_set: FeatureSet) -> None:
         expected = [int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") for key in feature_set.keys]
         assert feature_set.columns["key_hash"].tolist() == expected
+
+    def test_of_labels_take_minus_one_for_none(self, tmp_path: Path) -> None:
+        chunk = support.encoded("vision", ["a", "b", "c"])
+        chunk.columns["label"][:] = [2, -1, None]
+        uri = support.write_parts(str(tmp_path / "set"), VisionSpec(name="v", model="none"), [[chunk]])
+        assert str(open_features(uri).labels.tolist()) == "[2.0, nan, nan]"
 
     def test_are_read_once_for_the_node(self, feature_set: FeatureSet) -> None:
         keys = feature_set.keys.tolist()
@@ -265,6 +272,54 @@ class TestDamage:
         part_of(feature_set, 1).write_bytes(part_of(feature_set, 0).read_bytes())
         with pytest.raises(RunError, match=r"part-00001\.parquet is not what its manifest says \(its keys differ\)"):
             _ = feature_set.keys
+
+    @pytest.mark.parametrize("is_known", [False, True], ids=["new", "known-to-the-node"])
+    def test_to_the_rows_of_two_parts_is_an_error_and_spoils_no_other_set(
+        self, feature_set: FeatureSet, is_known: bool
+    ) -> None:
+        if is_known:
+            _ = feature_set.embeddings, feature_set.keys
+        first, second = feature_set.manifest.parts
+        parts = (first.model_copy(update={"rows": 3}), second.model_copy(update={"rows": 2}))
+        lying = FeatureSet(feature_set.uri, feature_set.manifest.model_copy(update={"parts": parts}))
+        said = r"part-0000\d\.parquet is not what its manifest says \(it has \d rows, not \d\)"
+        for read in (
+            lambda: lying.embeddings,
+            lambda: lying.keys,
+            lambda: lying.part_embeddings(0, np.array([0])),
+        ):
+            with pytest.raises(RunError, match=said):
+                read()
+        stored = [row for i in range(2) for row in pq.read_table(part_of(feature_set, i))["embedding"].to_pylist()]
+        assert open_features(feature_set.uri).embeddings.tolist() == stored
+
+    @pytest.mark.parametrize("is_known", [False, True], ids=["new", "known-to-the-node"])
+    @pytest.mark.parametrize(("field", "value"), [("rows", 4), ("keys", 6), ("keys_sha256", "other")])
+    def test_to_a_total_of_the_manifest_is_an_error_that_names_it(
+        self, feature_set: FeatureSet, field: str, value: object, is_known: bool
+    ) -> None:
+        if is_known:
+            _ = feature_set.embeddings, feature_set.keys
+        lying = FeatureSet(feature_set.uri, feature_set.manifest.model_copy(update={field: value}))
+        for read in (lambda: lying.embeddings, lambda: lying.keys):
+            with pytest.raises(RunError, match=rf"manifest\.json is damaged \({field} is"):
+                read()
+
+    @pytest.mark.parametrize("damage", ["flipped", "truncated", "missing"])
+    def test_to_a_file_of_rejects_is_an_error_that_names_it(self, tmp_path: Path, damage: str) -> None:
+        rejects = [Reject(f"b/{i}", "decode", "OSError", "half a file") for i in range(3)]
+        parts = [[support.encoded("vision", ["a/1"], rejects=rejects)]]
+        feature_set = open_features(support.write_parts(str(tmp_path / "set"), VISION, parts))
+        path = Path(feature_set.uri) / "rejects" / "part-00000.parquet"
+        data = bytearray(path.read_bytes())
+        # In a key: another one is read as well as the right one.
+        data[data.index(b"b/0") + 1] ^= 1
+        path.unlink()
+        if damage != "missing":
+            path.write_bytes(data if damage == "flipped" else data[:-20])
+        for read in (lambda: feature_set.rejects, lambda: feature_set.rejected_keys):
+            with pytest.raises(RunError, match=r"rejects/part-00000\.parquet is (not what|missing)"):
+                read()
 
     @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"schema_version": 1}', b"\xff"])
     def test_to_the_manifest_is_an_error_that_names_it(self, feature_set: FeatureSet, content: bytes) -> None:

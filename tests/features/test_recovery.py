@@ -1,5 +1,6 @@
 """Rows of inputs that were first rejected join their set, which is sound before, meanwhile and after."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,8 +37,10 @@ def first(tmp_path: Path) -> FeatureSet:
     return open_features(support.write_parts(str(tmp_path / "set"), VISION, parts))
 
 
-def retried(folder: Path, keys: list[str], failed: tuple[str, ...] = (), modality: str = "vision") -> FeatureSet:
-    chunk = support.encoded(modality, keys, seed=9, rejects=[reject(key) for key in failed])
+def retried(
+    folder: Path, keys: list[str], failed: tuple[str, ...] = (), modality: str = "vision", seconds: float = 0
+) -> FeatureSet:
+    chunk = support.encoded(modality, keys, seed=9, rejects=[reject(key) for key in failed], seconds=seconds)
     spec = VISION if modality == "vision" else LANGUAGE
     return open_features(support.write_parts(str(folder / "retried"), spec, [[chunk]]))
 
@@ -68,6 +71,18 @@ def test_a_repeated_step_changes_nothing(first: FeatureSet, tmp_path: Path) -> N
     again = retried(tmp_path, ["a/2"])
     grown = recover(first, again)
     assert recover(grown, again).manifest == grown.manifest
+
+
+def test_equal_retries_write_equal_bytes_however_long_they_took(first: FeatureSet, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(first.uri, tmp_path / "other"))
+    grown = [
+        recover(open_features(uri), retried(tmp_path / f"{seconds}", ["a/2"], seconds=seconds))
+        for uri, seconds in ((first.uri, 1.25), (str(other), 2.5))
+    ]
+    assert [each.manifest.parts[-1].encoder_seconds for each in grown] == [1.25, 2.5]
+    assert grown[0].manifest.digest == grown[1].manifest.digest
+    name = "part-00002.parquet"
+    assert (Path(first.uri) / name).read_bytes() == (other / name).read_bytes()
 
 
 def test_a_step_that_was_killed_before_the_manifest_is_done_again(first: FeatureSet, tmp_path: Path) -> None:

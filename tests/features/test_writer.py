@@ -19,7 +19,7 @@ from sharelock_ray.sources.sample import DUPLICATE_KEY, Reject, Shard
 
 VISION = VisionSpec(name="made-up", model="none")
 LANGUAGE = LanguageSpec(name="made-up", model="none")
-SHARDS = [Shard(0, "a", "data/a.tar", 10), Shard(1, "b", "data/b.tar", 20)]
+SHARDS = [Shard(0, "a", "data/a.tar", 10, "10 bytes of then"), Shard(1, "b", "data/b.tar", 20, "20 bytes of now")]
 CHUNKS = [support.encoded("vision", [f"a/{i}{j}" for i in "dacb"], seed=j) for j in range(3)]
 ORIGIN = Origin(
     dataset="d", split="s", encoder=VISION.model_dump(mode="json"), weights_sha256=None, software={"x": "1"}
@@ -156,6 +156,70 @@ class TestStaged:
         assert to.staged() == {0: StagedPart(frozenset({0}), None)}
 
 
+class TestStagingOfOthers:
+    """What a desktop, a network filesystem or a broken disk has left among what is staged."""
+
+    def test_files_that_are_not_ours_are_left_out_and_alone(self, tmp_path: Path) -> None:
+        strays = [
+            ".DS_Store",
+            ".nfs000000000a1b2c",
+            "Thumbs.db",
+            "00000.arrow~",
+            "notes.json",
+            "\u00b2.json",
+            "1.parquet",
+        ]
+
+        def scattered(*folders: str) -> None:
+            for folder in folders:
+                for name in strays:
+                    (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+                    (tmp_path / folder / name).write_bytes(b"of others")
+
+        to = writer(tmp_path)
+        scattered("", "rejects", "staging", "staging/00000", "staging/00001")
+        to.start(SHARDS[:1], 2)
+        to.stage(0, 0, False, "a", CHUNKS[0])
+        assert to.staged() == {0: StagedPart(frozenset({0})), 1: StagedPart()}
+        expected = write_part(writer(tmp_path / "other"), [0, 1, 2])
+        assert write_part(to, [1, 2]) == expected
+        to.finish(SHARDS[:1], ORIGIN, gpus=0, wall_seconds=0)
+        assert open_features(to.uri).manifest.rows == 12
+        assert [path.name for path in sorted((tmp_path / "rejects").iterdir())] == sorted(strays)
+
+    @pytest.mark.parametrize("length", [0, 100, -20])
+    def test_a_chunk_that_is_cut_short_is_made_anew_by_the_next_run(self, tmp_path: Path, length: int) -> None:
+        expected = write_part(writer(tmp_path / "whole"), [0, 1, 2])
+        to = writer(tmp_path / "set")
+        for index in (0, 1, 2):
+            to.stage(0, index, index == 2, "data/a.tar", CHUNKS[index])
+        chunk = tmp_path / "set" / "staging" / "00000" / "00001.arrow"
+        chunk.write_bytes(chunk.read_bytes()[:length])
+        with pytest.raises(RunError, match=r"00001\.arrow was damaged \(.*\): run extract again, which makes it anew"):
+            to.seal(0)
+        assert to.staged() == {0: StagedPart(frozenset({0, 2}), 2)}
+        assert write_part(to, [1]) == expected
+
+    @pytest.mark.parametrize("content", [b"", b'{"index": 0, "sha', b"[]", b"{}"])
+    def test_a_record_that_is_damaged_is_made_anew_by_the_next_run(self, tmp_path: Path, content: bytes) -> None:
+        to = writer(tmp_path)
+        to.start(SHARDS[:1], 2)
+        expected = write_part(to, [0, 1, 2])
+        (tmp_path / "staging" / "00000.json").write_bytes(content)
+        with pytest.raises(RunError, match=r"00000\.json was damaged \(.*\): run extract again, which makes it anew"):
+            to.finish(SHARDS[:1], ORIGIN, gpus=0, wall_seconds=0)
+        assert to.staged() == {}
+        assert write_part(to, [0, 1, 2]) == expected
+        assert to.finish(SHARDS[:1], ORIGIN, gpus=0, wall_seconds=0).rows == 12
+
+    @pytest.mark.parametrize("content", [b'{"listing": [', b"[]", b"{}", b'{"listing": [], "chunk_size": null}'])
+    def test_a_beginning_that_is_damaged_is_an_error_that_names_it(self, tmp_path: Path, content: bytes) -> None:
+        writer(tmp_path).start(SHARDS, 2)
+        (tmp_path / "staging" / "begun.json").write_bytes(content)
+        with pytest.raises(RunError, match=r"staging/begun\.json is damaged: delete its folder and run extract again"):
+            writer(tmp_path).start(SHARDS, 2)
+
+
 class TestNumbersThatCannotBeStored:
     @pytest.mark.parametrize(
         ("value", "dtype", "shown"),
@@ -253,7 +317,7 @@ class TestManifest:
         assert (manifest.encoder_seconds, manifest.wall_seconds) == (3.5, 1.23)
         assert manifest.gpu_hours == pytest.approx(7 / 3600, abs=1e-6)
         assert [i.model_dump() for i in manifest.inputs] == [
-            {"name": s.name, "uri": s.uri, "bytes": s.bytes} for s in SHARDS
+            {"name": s.name, "uri": s.uri, "bytes": s.bytes, "version": s.version} for s in SHARDS
         ]
         for part in manifest.parts:
             data = (tmp_path / f"part-{part.index:05d}.parquet").read_bytes()

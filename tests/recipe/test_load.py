@@ -8,7 +8,9 @@ import yaml
 
 import support
 from sharelock_ray.errors import RequestError
+from sharelock_ray.recipe import stages
 from sharelock_ray.recipe.load import SHIPPED, read_recipe, with_settings, write_recipe
+from sharelock_ray.recipe.schema import Recipe
 
 
 @pytest.fixture
@@ -54,6 +56,38 @@ def test_a_source_is_told_by_its_format_and_tars_go_without_saying(path: str, da
     assert recipe.splits["train"].format == kind
     write_recipe(recipe)
     assert read_recipe(f"{recipe.output}/recipe.yaml") == recipe
+
+
+@pytest.mark.parametrize(
+    ("source", "resolved"),
+    [
+        ({"urls": "data/{00..01}/*.tar"}, {"urls": "HERE/data/{00..01}/*.tar"}),
+        (
+            {"urls": ["a.tar", "../b/?.tar", "s3://bucket/*.tar"]},
+            {"urls": ["HERE/a.tar", "UP/b/?.tar", "s3://bucket/*.tar"]},
+        ),
+        ({"format": "parquet", "urls": "*.parquet"}, {"urls": "HERE/*.parquet"}),
+        ({"format": "table", "path": "x.csv", "images": "i"}, {"path": "HERE/x.csv", "images": "HERE/i"}),
+        ({"format": "texts", "path": "x.txt"}, {"path": "HERE/x.txt"}),
+        ({"format": "class_folders", "path": "val"}, {"path": "HERE/val"}),
+    ],
+    ids=str,
+)
+def test_a_saved_recipe_names_the_same_data_from_any_folder(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: dict, resolved: dict
+) -> None:
+    here = tmp_path / "up" / "here"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    data = {"dataset": "own", "train": source, "classes": "names.txt"}
+    recipe = read_recipe(path, [f"data={json.dumps(data)}"])
+    write_recipe(recipe)
+    saved = yaml.safe_load(Path(recipe.output, "recipe.yaml").read_text())["data"]
+    monkeypatch.chdir(tmp_path)
+    assert read_recipe(f"{recipe.output}/recipe.yaml") == recipe
+    shown = json.loads(json.dumps(resolved).replace("HERE", str(here)).replace("UP", str(here.parent)))
+    assert {name: saved["train"][name] for name in resolved} == shown
+    assert saved["classes"] == str(here / "names.txt")
 
 
 def test_a_mistake_in_a_source_names_the_field_and_knows_its_format(path: str) -> None:
@@ -130,6 +164,46 @@ def test_two_encoders_of_a_kind_must_not_be_guessed_between(path: str) -> None:
     twice = recipe.model_copy(update={"encoders": (recipe.vision, *recipe.encoders)})
     with pytest.raises(RequestError, match="one vision encoder, and lists 2"):
         _ = twice.vision
+
+
+@pytest.mark.parametrize("folder", ["[a]*", "{a,b}?", "[!x"])
+def test_the_built_in_data_is_found_whatever_its_folder_is_called(path: str, tmp_path: Path, folder: str) -> None:
+    recipe = read_recipe(path, [f"output={json.dumps(str(tmp_path / folder))}"])
+    support.write_tar(tmp_path / folder / "data" / "train" / "00000.tar", {})
+    assert [shard.name for shard in recipe.splits["train"].shards()] == ["00000"]
+
+
+class TestClassNames:
+    def named(self, path: str, tmp_path: Path, content: bytes) -> Recipe:
+        (tmp_path / "classes.txt").write_bytes(content)
+        data = {"dataset": "mine", "train": {"urls": "*.tar"}, "classes": str(tmp_path / "classes.txt")}
+        return read_recipe(path, [f"data={json.dumps(data)}"])
+
+    def test_are_the_lines_of_a_file(self, path: str, tmp_path: Path) -> None:
+        recipe = self.named(path, tmp_path, "\ufefftench\r\ngreat\u2028white\r\n\r\n".encode())
+        assert recipe.class_names() == ["tench", "great\u2028white"]
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [(b"tench\n \nray", "line 2 is empty, and each line must name a class"), (b"\xff\xfet\0", "save it as UTF-8")],
+        ids=["empty line", "utf-16"],
+    )
+    def test_that_cannot_be_used_are_refused_before_any_work(
+        self, path: str, tmp_path: Path, content: bytes, message: str
+    ) -> None:
+        recipe = self.named(path, tmp_path, content)
+        for stage in (stages.extract, stages.plan, stages.train):
+            with pytest.raises(RequestError, match=message):
+                stage(recipe)
+
+
+def test_a_list_without_captions_is_refused_before_any_work(path: str, tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("file_name,alt\n0.jpg,a\n")
+    data = {"dataset": "mine", "train": {"format": "table", "path": str(tmp_path / "x.csv")}}
+    recipe = read_recipe(path, [f"data={json.dumps(data)}"])
+    for stage in (stages.extract, stages.plan):
+        with pytest.raises(RequestError, match=r"has no captions for the language encoders: .* are file_name, alt"):
+            stage(recipe)
 
 
 @pytest.mark.parametrize("templates", ["['no place']", "['a {}.', 'a {name}.']", "[]"])

@@ -154,6 +154,30 @@ class TestAlone:
         with pytest.raises(RequestError, match="no trained model"):
             stages.evaluate(changed(recipe, output=str(tmp_path)))
 
+    def test_evaluation_runs_no_code_but_that_of_the_model_that_the_recipe_trusts(
+        self, recipe: Recipe, tmp_path: Path
+    ) -> None:
+        shutil.copytree(recipe.output, tmp_path / "run")
+        trusted = recipe.language.model_copy(update={"trust_remote_code": True})
+        ours = changed(recipe, output=str(tmp_path / "run"), encoders=(recipe.vision, trusted))
+        for split in recipe.splits:
+            folder = changed(ours, encoders=recipe.encoders).feature_set_uri(split, recipe.language)
+            Path(folder).rename(ours.feature_set_uri(split, trusted))
+        documents = [*Path(ours.output).rglob("language/*/manifest.json"), Path(ours.output) / "best/checkpoint.json"]
+        for place in documents:
+            content = json.loads(place.read_text())
+            content.get("language", content)["encoder"]["trust_remote_code"] = True
+            place.write_text(json.dumps(content))
+        stages.evaluate(ours)
+
+        # The same weights by another name: whose code that is, the recipe does not know.
+        theirs = shutil.copytree(trusted.model, tmp_path / "theirs")
+        content = json.loads(documents[-1].read_text())
+        content["language"]["encoder"]["model"] = str(theirs)
+        documents[-1].write_text(json.dumps(content))
+        with pytest.raises(RequestError, match=f"wants to run code that comes with {theirs}"):
+            stages.evaluate(ours)
+
     def test_report_wants_an_evaluation(self, recipe: Recipe, tmp_path: Path) -> None:
         with pytest.raises(RequestError, match="no finished training"):
             stages.report(changed(recipe, output=str(tmp_path)))

@@ -114,6 +114,10 @@ def test_a_killed_study_goes_on_and_ends_in_a_page(extracted: Path, said: io.Str
     assert {row["run"] for row in rows} == {trial.run for trial in trials}
     winner = read_recipe(str(Path(recipe.output) / "winner.yaml"))
     assert winner.tuning is None
+    # What chose it is said before the trials run, with the result, and beside the winner.
+    assert "tune: chooses by zero-shot accuracy on the test split" in said.getvalue()
+    assert "chosen by the test split" in summary.verdict
+    assert "chosen by the test split" in winner.note
     assert winner.alignment.language.depth == summary.points[0].point["alignment.language.depth"]
     # It trains on the features that are there, in a folder where no other training is.
     assert winner.output == f"{recipe.output}/winner"

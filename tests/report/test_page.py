@@ -11,6 +11,7 @@ import torch
 
 import support
 from sharelock_ray.alignment.run import TrainingResult
+from sharelock_ray.errors import RequestError
 from sharelock_ray.evaluation.result import Evaluation, Example
 from sharelock_ray.evaluation.retrieval import retrieval
 from sharelock_ray.evaluation.zero_shot import zero_shot
@@ -165,6 +166,12 @@ def test_lists_classes_from_best_to_worst(summary: Summary) -> None:
     assert section.index(HOSTILE) < section.index("red circle")
     assert "100 %" in section
     assert "50 %" in section
+
+
+def test_an_example_whose_image_is_damaged_by_now_is_named(summary: Summary) -> None:
+    damaged = support.jpeg(size=(200, 100))[:2000]
+    with pytest.raises(RequestError, match=r"the image k0 cannot be decoded: .*truncated"):
+        write_page(summary, {example.key: damaged for example in summary.evaluation.examples})
 
 
 def test_an_example_without_its_image_is_not_shown_as_another(summary: Summary) -> None:

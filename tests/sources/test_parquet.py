@@ -12,6 +12,7 @@ from sharelock_ray import storage
 from sharelock_ray.errors import RequestError
 from sharelock_ray.sources.parquet import ParquetSource
 from sharelock_ray.sources.sample import Reject, Sample
+from sharelock_ray.sources.spec import require_captions
 
 
 def write(path: Path | str, columns: dict[str, object], **options: object) -> str:
@@ -68,6 +69,21 @@ class TestLayouts:
     def test_a_column_of_an_empty_name_is_none(self, tmp_path: Path) -> None:
         path = write(tmp_path / "0.parquet", {"jpg": [b"i"], "caption": [{"raw": "a"}], "label": ["cat"], "key": [0.5]})
         assert read(path, caption="", label="", key="") == [Sample("0/000000000", b"i")]
+
+    def test_names_of_columns_may_have_capitals_and_white_space(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "0.parquet", {" Image": [b"i"], "TEXT": ["a"], "Label ": [3], "Key": ["k"]})
+        assert read(path) == [Sample("0/k", b"i", ("a",), 3)]
+
+    def test_captions_are_missing_where_no_column_is_called_so(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "0.parquet", {"image": [b"i"], "alt": ["a"]})
+        with pytest.raises(RequestError, match=r"0\.parquet has no captions for the .* the columns are image, alt$"):
+            require_captions(ParquetSource(urls=path))
+        for column in ("alt", ""):
+            require_captions(ParquetSource(urls=path, caption=column))
+
+    def test_a_label_of_minus_one_is_none(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "0.parquet", {"image": [b"i", b"j"], "label": [-1, 0]})
+        assert [sample.label for sample in read(path)] == [None, 0]
 
     def test_files_of_an_object_store(self) -> None:
         try:

@@ -14,6 +14,7 @@ from sharelock_ray import storage
 from sharelock_ray.errors import RequestError
 from sharelock_ray.sources.listing import MAX_IMAGE_BYTES
 from sharelock_ray.sources.sample import Reject, Sample
+from sharelock_ray.sources.spec import require_captions
 from sharelock_ray.sources.table import TableSource
 
 PAIRS = [{"file_name": f"{i}.jpg", "text": f'"ä {i}" is, next'} for i in range(5)]
@@ -97,6 +98,26 @@ class TestEveryKindOfList:
         with pytest.raises(RequestError, match="names no images: set `image_column` to one of url, text"):
             TableSource(path=path).shards()
 
+    def test_names_of_columns_may_have_capitals_and_white_space(self, tmp_path: Path, ending: str) -> None:
+        path = write_list(tmp_path / f"x.{ending}", [{" Image": "0.jpg", "Caption ": "a", "LABEL": 3, "Id": "k"}])
+        assert read(path, label_column="label") == [Sample("x-00000/k", b"0", ("a",), 3)]
+        path = write_list(tmp_path / f"y.{ending}", [{"image": "0.jpg", "Text": "a", "text": "b"}])
+        assert read(path, caption_column="Text")[0].captions == ("a",)
+
+    def test_captions_are_missing_where_no_column_is_called_so(self, tmp_path: Path, ending: str) -> None:
+        path = write_list(tmp_path / f"x.{ending}", [{"image": "0.jpg", "alt": "a"}])
+        with pytest.raises(
+            RequestError, match=r"x\.\w+ has no captions for the language .* the columns are image, alt$"
+        ):
+            require_captions(TableSource(path=path))
+        for column in ("alt", ""):
+            require_captions(TableSource(path=path, caption_column=column))
+        assert read(path, caption_column="") == [Sample("x-00000/000000000", b"0")]
+
+    def test_a_label_of_minus_one_is_none(self, tmp_path: Path, ending: str) -> None:
+        path = write_list(tmp_path / f"x.{ending}", [{"image": "0.jpg", "label": label} for label in (-1, 0)])
+        assert [sample.label for sample in read(path, label_column="label")] == [None, 0]
+
     def test_an_empty_list_is_a_wrong_request(self, tmp_path: Path, ending: str) -> None:
         (tmp_path / f"x.{ending}").write_text("[]" if ending == "json" else "")
         with pytest.raises(RequestError, match="has no rows"):
@@ -165,6 +186,16 @@ class TestCaptions:
         assert isinstance(bad, Reject)
         assert (bad.key, bad.stage, bad.error) == ("x-00000/000000000", "read", "UnicodeEncodeError")
         assert good == Sample("x-00000/000000001", b"i", ("a\0b",))
+
+    @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "json"])
+    def test_lose_a_byte_order_mark(self, tmp_path: Path, ending: str) -> None:
+        path = write_list(tmp_path / f"x.{ending}", [{"image": "0.jpg", "text": "\ufeff a cat\u2028two"}])
+        assert read(path) == [Sample("x-00000/000000000", b"0", ("a cat\u2028two",))]
+
+    def test_may_be_missing_in_the_first_rows_of_json(self, tmp_path: Path) -> None:
+        path = tmp_path / "x.jsonl"
+        path.write_text('{"image": "0.jpg"}\n{"image": "0.jpg", "caption": "a"}\n')
+        require_captions(TableSource(path=str(path)))
 
 
 class TestKeys:
@@ -287,9 +318,9 @@ class TestDamagedLists:
         assert fewer.message == "the row has 1 fields and the header 2"
         assert good == Sample("x-00000/000000002", b"0", ("good",))
 
-    @pytest.mark.parametrize("content", ['{"a": 1}', '[{"image": "a"}', '[{"image": "a"} {}]', "[nothing]", "[\udcff]"])
+    @pytest.mark.parametrize("content", ['{"a": 1}', '[{"image": "a"}', '[{"image": "a"} {}]', "[nothing]"])
     def test_what_is_no_json_list_is_a_wrong_request(self, tmp_path: Path, content: str) -> None:
-        (tmp_path / "x.json").write_bytes(content.encode("utf-8", "surrogateescape"))
+        (tmp_path / "x.json").write_text(content)
         with pytest.raises(RequestError, match=r"x\.json cannot be read"):
             TableSource(path=f"{tmp_path}/x.json").shards()
 

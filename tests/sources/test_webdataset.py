@@ -53,6 +53,15 @@ class TestSamples:
             Sample("00000/0002", b"other", (), None),
         ]
 
+    def test_texts_lose_a_byte_order_mark(self, tmp_path: Path) -> None:
+        texts = {"0.txt": "a cat", "1.json": '{"caption": "a dog"}', "2.json": '["\ufeffa fish"]', "0.cls": "7"}
+        found = read_members(tmp_path, {name: f"\ufeff{text}".encode() for name, text in texts.items()})
+        assert [(sample.captions, sample.label) for sample in found] == [
+            (("a cat",), 7),
+            (("a dog",), None),
+            (("a fish",), None),
+        ]
+
     @pytest.mark.parametrize(
         "record",
         [
@@ -328,26 +337,52 @@ class TestDamagedTars:
                 info.size = 4000
                 tar.addfile(info, io.BytesIO(noise.bytes(4000)))
         (tmp_path / "x.tar.gz").write_bytes(buffer.getvalue()[:40_000])
-        *good, bad = read(str(tmp_path / "x.tar.gz"))
-        assert len(good) == 40_000 // 4000 - 1
-        assert (bad.key, bad.stage, bad.error) == ("x/", "read", "EOFError")
+        found = read(str(tmp_path / "x.tar.gz"))
+        # Their checksum is gone with the end.
+        assert [item.key for item in found] == [*(f"x/{i:04d}" for i in range(40_000 // 4000 - 1)), "x/"]
+        assert {(type(item), item.stage, item.error) for item in found} == {(Reject, "read", "EOFError")}
 
-    def test_a_compressed_one_whose_checksum_is_wrong_gives_all_and_one_reject(self, tmp_path: Path) -> None:
-        content = bytearray(gzip.compress(raw_tar(3)))
-        content[-8] ^= 1
-        (tmp_path / "x.tar.gz").write_bytes(content)
-        *good, bad = read(str(tmp_path / "x.tar.gz"))
-        assert [item.key for item in good] == ["x/0000", "x/0001", "x/0002"]
-        assert (bad.key, bad.error) == ("x/", "BadGzipFile")
+    @pytest.mark.parametrize(
+        ("ending", "compress"), [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress)]
+    )
+    def test_a_compressed_one_whose_checksum_is_wrong_keeps_the_streams_before(
+        self, tmp_path: Path, ending: str, compress: Callable[[bytes], bytes]
+    ) -> None:
+        # Of two streams, one behind the other, the first holds a sample and the image of the next.
+        tar = raw_tar(4)
+        first, second = compress(tar[: 6 * BLOCK]), bytearray(compress(tar[6 * BLOCK :]))
+        place = {"gz": -8, "bz2": 12, "xz": -40}[ending]
+        second[place] ^= 1
+        for name, content in ("x", first + bytes(second)), ("whole", first + bytes(64) + compress(tar[6 * BLOCK :])):
+            (tmp_path / f"{name}.tar.{ending}").write_bytes(content)
+        *good, bad = read(f"{tmp_path}/x.tar.{ending}")
+        assert good == [Sample("x/0000", b"x" * BLOCK, ("x" * BLOCK,)), Sample("x/0001", b"x" * BLOCK)]
+        assert (bad.key, bad.stage, bad.error) == ("x/", "read", "CorruptCompressionError")
+        assert bad.message.startswith("no byte from 3,072 on can be trusted: ")
+        assert len(read(f"{tmp_path}/whole.tar.{ending}")) == 4
 
-    def test_a_gzip_bomb_gives_what_came_before_and_one_reject(self, tmp_path: Path) -> None:
+    def test_a_compressed_one_with_changed_bytes_gives_none_of_them(self, tmp_path: Path) -> None:
+        tar = raw_tar(300)
+        content = bytearray(gzip.compress(tar, compresslevel=0))  # Stored as it is: a changed byte stays one.
+        content[content.index(tar[:BLOCK]) + BLOCK] ^= 1
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / "x.tar.gz").write_bytes(content)
+        found = read(f"{tmp_path}/data/x.tar.gz")
+        assert {(type(item), item.error) for item in found} == {(Reject, "CorruptCompressionError")}
+        # The end of the tar, to which the fault was noticed, is the last one.
+        assert [item.key for item in found][:200] == [f"x/{i:04d}" for i in range(200)]
+        assert found[-1].key == "x/"
+        source = WebDatasetSource(urls=f"{tmp_path}/data/x.tar.gz")
+        support.prove_accounted(source, tmp_path / "features", inputs=len(found))
+
+    def test_a_gzip_bomb_gives_rejects_alone(self, tmp_path: Path) -> None:
         with gzip.open(tmp_path / "x.tar.gz", "wb", compresslevel=1) as stream:
             stream.write(raw_tar(2)[: 8 * BLOCK])
             for _ in range(65):
                 stream.write(bytes(1 << 20))
-        *good, bad = read(str(tmp_path / "x.tar.gz"))
-        assert [item.key for item in good] == ["x/0000", "x/0001"]
-        assert (bad.key, bad.error) == ("x/", "DecompressionBombError")
+        found = read(str(tmp_path / "x.tar.gz"))
+        assert [item.key for item in found] == ["x/0000", "x/0001", "x/"]
+        assert {(type(item), item.error) for item in found} == {(Reject, "DecompressionBombError")}
 
     @pytest.mark.parametrize("content", [b"", b"this is no tar" * 1000], ids=["empty", "garbage"])
     def test_what_is_no_tar_is_one_reject_beside_whole_tars(self, tmp_path: Path, content: bytes) -> None:

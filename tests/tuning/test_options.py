@@ -3,6 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
+from sharelock_ray.errors import RequestError
+from sharelock_ray.recipe.load import parse_recipe, read_recipe
 from sharelock_ray.tuning.options import TuningSpec
 
 SPACE = {"alignment.language.depth": [2, 4], "alignment.language.activation": ["relu", "gelu", "silu"]}
@@ -75,3 +77,28 @@ class TestComparability:
         space = {"alignment.global_batch_size": [64, 128]}
         message = refusal(space=space, objective="recall_at_1", scheduler="asha")
         assert "validations of different `alignment.global_batch_size` cannot be compared" in message
+
+
+class TestPassword:
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "postgresql://me:s3cret@db/studies",
+            "postgresql+psycopg2://:s3cret@db:5432/studies",
+            "mysql://me:s3cret/with:any?thing@db/studies",
+            "postgresql://db/studies?user=me&password=s3cret",
+            "mysql+pymysql://me@db/studies?passwd=s3cret",
+        ],
+    )
+    def test_in_a_url_is_refused_without_being_shown(self, url: str) -> None:
+        content = read_recipe("search").model_dump(mode="json")
+        content["tuning"]["storage"] = url
+        with pytest.raises(
+            RequestError, match=r"`tuning`: `storage` holds a password.*SHARELOCK_OPTUNA_PASSWORD"
+        ) as error:
+            parse_recipe(content, "search.yaml")
+        assert "s3cret" not in str(error.value)
+
+    @pytest.mark.parametrize("url", ["postgresql://me@db:5432/studies", "sqlite:////tmp/a:b@c/s.db", "sqlite:///s.db"])
+    def test_is_not_seen_where_there_is_none(self, url: str) -> None:
+        assert TuningSpec(space=SPACE, storage=url).storage == url

@@ -1,6 +1,7 @@
 """The queue of a study without Ray: every trial once, over interruptions and lost databases."""
 
 import shutil
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +197,54 @@ def test_a_folder_that_vanished_is_trained_anew(tmp_path: Path) -> None:
     trials = run(place.queue(GRID))
     shutil.rmtree(trials[0].run)
     assert [t.run for t in run(place.queue(GRID))] == [trials[0].run]
+
+
+def test_a_databases_password_is_taken_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def connect(*arguments: object, **options: object) -> None:
+        asked.append(options["password"])
+        raise RuntimeError("no such server")
+
+    monkeypatch.setenv("SHARELOCK_OPTUNA_PASSWORD", "s3cret{}@")
+    # What SQLAlchemy gives its arguments to.
+    monkeypatch.setattr(sqlite3.dbapi2, "connect", connect)
+    with pytest.raises(RequestError, match="sqlite cannot be used: no such server") as error:
+        open_storage("sqlite:////tmp/study.db")
+    assert set(asked) == {"s3cret{}@"}
+    assert "s3cret" not in str(error.value)
+
+
+class TestJournal:
+    """What a process leaves that was killed while it wrote."""
+
+    @pytest.fixture
+    def lines(self, place: Place) -> list[bytes]:
+        run(place.queue(GRID), most=3)
+        return Path(place.database).read_bytes().splitlines(keepends=True)
+
+    @pytest.mark.parametrize("cut", [1, 5, -1])
+    def test_a_torn_last_line_is_dropped(self, place: Place, lines: list[bytes], cut: int) -> None:
+        Path(place.database).write_bytes(b"".join(lines[:-1]) + lines[-1][:cut])
+        assert len(run(place.queue(GRID))) == 5
+        assert [t.state.name for t in place.study().trials].count("COMPLETE") == 8
+
+    def test_so_is_one_that_the_disk_filled_with_zeros(self, place: Place, lines: list[bytes]) -> None:
+        Path(place.database).write_bytes(b"".join(lines[:-1]) + b"\0" * 40 + b"\n")
+        assert len(run(place.queue(GRID))) == 5
+
+    def test_a_whole_journal_stays_as_it_is(self, place: Place, lines: list[bytes]) -> None:
+        open_storage(place.database)
+        assert Path(place.database).read_bytes() == b"".join(lines)
+
+    @pytest.mark.parametrize("damaged", [b"{\n", b"5\n", b'{"op_code": 4}\n'])
+    def test_a_damaged_line_within_is_named(self, place: Place, lines: list[bytes], damaged: bytes) -> None:
+        Path(place.database).write_bytes(b"".join([*lines[:4], damaged, *lines[5:]]))
+        with pytest.raises(
+            RequestError, match=r"optuna\.journal .*: move that file away, and the study is made"
+        ) as error:
+            place.queue(GRID)
+        assert "\n" not in str(error.value)
+        assert damaged.startswith(b'{"') or str(error.value).startswith("line 5 of ")
+        Path(place.database).unlink()
+        assert len(place.queue(GRID).trials) == 3
