@@ -37,6 +37,16 @@ def test_equals_torchs_own_with_weight_decay_where_it_applies(
         torch.testing.assert_close(ours[name], value)
 
 
+def test_without_decay_both_ways_to_decay_are_one_to_the_last_bit() -> None:
+    ends = [parameters(), parameters()]
+    for kind, of in zip((Adam, AdamW), ends, strict=True):
+        optimizer = kind(of)
+        for step in range(5):
+            set_gradients(of, step)
+            optimizer.step(0.01)
+    assert all(torch.equal(*values) for values in zip(*(of.values() for of in ends), strict=True))
+
+
 def test_lion_follows_its_algorithm() -> None:
     found, decay = parameters(), {"weight": 0.1, "scale": 0.0}
     value = {name: p.detach().clone() for name, p in found.items()}
