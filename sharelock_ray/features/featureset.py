@@ -206,7 +206,7 @@ class FeatureSet:
 
     def _read(self, part: int, columns: list[str] | None) -> pa.Table:
         with _faults_named(self._path(part)), storage.open_read(self._path(part)) as stream:
-            return pq.read_table(stream, columns=columns)
+            return pq.read_table(stream, columns=columns, page_checksum_verification=True)
 
     def _write_columns(self, target: Path) -> None:
         """Writes `table` as an Arrow file."""

@@ -319,6 +319,23 @@ class TestDamage:
                 read()
         assert cached("embeddings.bin") == cached("*.partial") == []
 
+    def test_to_a_label_or_a_caption_is_an_error_also_where_no_embedding_is_read(self, tmp_path: Path) -> None:
+        for spec, column in ((VISION, "label"), (LANGUAGE, "text")):
+            chunk = support.encoded(spec.modality, [f"a/{i}" for i in range(50)])
+            feature_set = open_features(support.write_parts(str(tmp_path / spec.modality), spec, [[chunk]]))
+            path = part_of(feature_set, 0)
+            whole, rows = path.read_bytes(), feature_set.part(0)
+            group = pq.read_metadata(path).row_group(0)
+            place = next(c for i in range(group.num_columns) if (c := group.column(i)).path_in_schema == column)
+            end = place.data_page_offset + place.total_compressed_size
+            # The page's content ends the column.
+            for offset in range(end - place.total_compressed_size // 2, end, 5):
+                path.write_bytes(whole[:offset] + bytes([whole[offset] ^ 1]) + whole[offset + 1 :])
+                with pytest.raises(RunError, match=r"part-00000\.parquet cannot be read"):
+                    feature_set.part(0)
+            path.write_bytes(whole)
+            assert feature_set.part(0) == rows
+
     def test_by_removal_of_a_part_is_an_error_that_names_it(self, feature_set: FeatureSet) -> None:
         part_of(feature_set, 1).unlink()
         with pytest.raises(RunError, match=r"part-00001\.parquet"):
