@@ -82,9 +82,9 @@ def extract(
 
 
 @app.command()
-def audit(recipe: RecipeArgument, settings: Settings = None, as_json: AsJson = False) -> None:
+def audit(recipe: RecipeArgument, settings: Settings = None, as_json: AsJson = False, address: Address = None) -> None:
     """Prove the feature sets: each input in rows or rejects exactly once, each part as the manifest says."""
-    audits = stages.audit(_recipe(recipe, settings))
+    audits = stages.audit(_recipe(recipe, settings, address))
     rows = [
         [
             a.uri,

@@ -34,7 +34,7 @@ _BUFFER_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class _Columns:
-    image: str
+    image: str | None
     captions: tuple[str, ...]
     """A row's caption is in the first of them that is not empty."""
     label: str | None
@@ -73,6 +73,10 @@ class ParquetSource(Config):
             self._columns(schema, uri)
         return shards
 
+    def keys_of(self, shard: Shard) -> Iterator[str]:
+        """Those of the key column, or the numbers of the rows."""
+        return (item.key for item in self._items(shard, keys_only=True))
+
     def version(self, shard: Shard) -> str:
         """Size and ETag, or time, of the file."""
         return file_version(shard.uri)
@@ -92,16 +96,21 @@ class ParquetSource(Config):
         Raises:
             RequestError: a column is missing or of a wrong type.
         """
+        yield from unique(self._items(shard))
+
+    def _items(self, shard: Shard, keys_only: bool = False) -> Iterator[Sample | Reject]:
         try:
             with storage.open_read(shard.uri) as stream:
                 file = pq.ParquetFile(stream, buffer_size=_BUFFER_BYTES, pre_buffer=False)
-                yield from unique(self._samples(shard, file))
+                yield from self._samples(shard, file, keys_only)
         except (pa.ArrowException, OSError) as error:
             _raise_unless_damage(error)
             yield Reject.of(sample_key(shard, ""), "read", error)
 
-    def _samples(self, shard: Shard, file: Any) -> Iterator[Sample | Reject]:
+    def _samples(self, shard: Shard, file: Any, keys_only: bool) -> Iterator[Sample | Reject]:
         columns = self._columns(file.schema_arrow, shard.uri)
+        if keys_only:
+            columns = _Columns(None, (), None, columns.key)
         row = 0
         for group in range(file.num_row_groups):
             end = row + file.metadata.row_group(group).num_rows
@@ -167,7 +176,7 @@ def _sample(shard: Shard, row: int, columns: _Columns, cells: dict[str, Any]) ->
         name = found[columns.key] if columns.key else None
         if name not in (None, ""):
             key = sample_key(shard, name)
-        image = found[columns.image]
+        image = found[columns.image] if columns.image else None
         label = found[columns.label] if columns.label else None
         return Sample(
             key,

@@ -65,14 +65,26 @@ class WebDatasetSource(Config):
         with storage.local_copy(shard.uri) as path, opened(path) as (stream, fault):
             samples, damages = _index(stream)
             yield from unique(_sample(shard, stream, stem, found, fault) for stem, found in samples)
-            if fault is not None:
-                # The tar breaks off because of it.
-                damages = [damage for damage in damages if damage.end < stream.seek(0, 2)]
-            for damage in damages:
-                message = f"bytes {damage.start:,} to {damage.end:,}: {damage.problem}"
-                yield Reject(sample_key(shard, f"@{damage.start}"), "read", "DamagedTar", message)
-            if fault is not None:
-                yield Reject.of(sample_key(shard, ""), "read", fault.error)
+            yield from _damaged(shard, stream, damages, fault)
+
+    def keys_of(self, shard: Shard) -> Iterator[str]:
+        """Those that the headers of the tar tell."""
+        with storage.local_copy(shard.uri) as path, opened(path) as (stream, fault):
+            samples, damages = _index(stream)
+            yield from (sample_key(shard, stem) for stem, _ in samples)
+            yield from (reject.key for reject in _damaged(shard, stream, damages, fault))
+
+
+def _damaged(shard: Shard, stream: BinaryIO, damages: list[Damage], fault: Fault | None) -> Iterator[Reject]:
+    """What is of no sample."""
+    if fault is not None:
+        # The tar breaks off because of it.
+        damages = [damage for damage in damages if damage.end < stream.seek(0, 2)]
+    for damage in damages:
+        message = f"bytes {damage.start:,} to {damage.end:,}: {damage.problem}"
+        yield Reject(sample_key(shard, f"@{damage.start}"), "read", "DamagedTar", message)
+    if fault is not None:
+        yield Reject.of(sample_key(shard, ""), "read", fault.error)
 
 
 def _index(stream: BinaryIO) -> tuple[list[tuple[str, _Members]], list[Damage]]:
