@@ -34,12 +34,12 @@ _COMPRESSIONS: dict[bytes, Any] = {
     rb"\xfd7zXZ\0": lzma.open,
 }
 # Images hardly shrink and texts shrink to about a tenth; a gzip bomb shrinks to a thousandth.
-_MAX_EXPANSION = 50
-_MIN_EXPANDED_BYTES = 64 << 20
+MAX_EXPANSION = 50
+MIN_EXPANDED_BYTES = 64 << 20
 
 
 class DecompressionBombError(ValueError):
-    """A compressed tar grows beyond all measure."""
+    """What is compressed grows beyond all measure."""
 
 
 class _DamageError(Exception):
@@ -88,7 +88,7 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, Exception | None]]:
 
 
 def _decompress(compression: Any, path: Path, plain: BinaryIO) -> Exception | None:
-    limit = max(_MIN_EXPANDED_BYTES, _MAX_EXPANSION * path.stat().st_size)
+    limit = max(MIN_EXPANDED_BYTES, MAX_EXPANSION * path.stat().st_size)
     written = 0
     try:
         with compression(path) as stream:
