@@ -15,6 +15,7 @@ from sharelock_ray.sources.listing import (
     BOM,
     IMAGE_EXTENSIONS,
     MAX_IMAGE_BYTES,
+    MAX_TEXT_BYTES,
     TooLargeError,
     captions,
     class_label,
@@ -28,8 +29,6 @@ from sharelock_ray.sources.sample import Reject, Sample, Shard
 from sharelock_ray.sources.tar import Damage, Fault, Member, members, opened
 
 _CAPTIONS = ("caption", "captions", "text")
-# A caption or label beyond this is no caption; reading it whole would let one member fill the memory.
-_MAX_TEXT_BYTES = 1 << 20
 # `txt` or `caption.txt`, or one of several captions: `0.txt`, `1.txt`, … or `caption0.txt`, …
 _TEXT = re.compile(r"(?:(?:captions?|text)?([0-9]{1,6})?\.)?(?:txt|text)")
 # The numbers may be the end of a name that has dots.
@@ -169,7 +168,7 @@ def _described(stream: BinaryIO, found: _Members) -> object:
 
 
 def _text(stream: BinaryIO, member: Member) -> bytes:
-    return _content(stream, member, _MAX_TEXT_BYTES)
+    return _content(stream, member, MAX_TEXT_BYTES)
 
 
 def _content(stream: BinaryIO, member: Member, limit: int) -> bytes:
