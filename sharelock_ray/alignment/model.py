@@ -103,13 +103,10 @@ class AlignedModel:
 
         Raises:
             TypeError: something is no string.
-            RequestError: there is no template, or one has not `{}` once, in place of the name.
+            TemplateError: there is no template, or one has not `{}` once, in place of the name.
         """
         names, prompts = _listed(class_names, str), _listed(templates, str)
-        try:
-            checked_templates(prompts)
-        except ValueError as error:
-            raise RequestError(str(error)) from None
+        checked_templates(prompts)
         found, step = [self.encode_text([])], max(1, _PROMPTS // len(prompts))
         with Progress("prompts", "classes", len(names)) as progress:
             for start in range(0, len(names), step):

@@ -2,21 +2,27 @@
 
 from collections.abc import Sequence
 
+from sharelock_ray.errors import RequestError
+
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
+
+
+class TemplateError(RequestError, ValueError):
+    """A template that no name can be put into. As a ValueError, it is the recipe field's own when one is read."""
 
 
 def checked_templates(templates: Sequence[str]) -> tuple[str, ...]:
     """These templates, each of which has one place for a name, `{}`, and no other braces.
 
     Raises:
-        ValueError: there are none, or one is wrong.
+        TemplateError: there are none, or one is wrong.
     """
     if not templates:
-        raise ValueError(f"give at least one template, such as {DEFAULT_TEMPLATES[0]!r}")
+        raise TemplateError(f"there is no template: give at least one, such as {DEFAULT_TEMPLATES[0]!r}")
     for template in templates:
         before, place, after = template.partition("{}")
         if not place or set("{}") & set(before + after):
-            raise ValueError(
+            raise TemplateError(
                 f"the template {template!r} must have {{}} once, in place of the name, and no other braces, "
                 f"such as {DEFAULT_TEMPLATES[0]!r}"
             )

@@ -5,7 +5,7 @@ from sharelock_ray.evaluation.statistics import Estimate
 
 
 class ZeroShotResult(Config):
-    """Accuracies as shares of 1. `candidates` classes were ranked; `classes` of them have test images."""
+    """Accuracies as shares of 1. `candidates` names of classes were ranked; `classes` is how many have test images."""
 
     images: int
     candidates: int
@@ -15,7 +15,7 @@ class ZeroShotResult(Config):
     top_5: Estimate
     mean_per_class: float
     per_class: dict[str, float]
-    """Top-1 by class name, of the classes that have images."""
+    """Top-1 by class name, of the classes that have images; with the label too where several have that name."""
 
 
 class RetrievalResult(Config):
@@ -43,11 +43,13 @@ class Example(Config):
 
 
 class Evaluation(Config):
-    """`evaluation.json`."""
+    """`evaluation.json`. Retrieval is None where no image has a caption, zero-shot where none has a named class."""
 
     split: str
     model_step: int
     templates: tuple[str, ...]
-    retrieval: RetrievalResult
+    retrieval: RetrievalResult | None
     zero_shot: ZeroShot | None
     examples: tuple[Example, ...]
+    notes: tuple[str, ...] = ()
+    """What was left out, and why; and what else a reader of the numbers must know."""

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from sharelock_ray import storage
 from sharelock_ray.alignment.run import CHECKPOINT, TrainingResult
+from sharelock_ray.config import content_hash
 from sharelock_ray.encoders.spec import LanguageSpec
 from sharelock_ray.errors import RequestError, RunError, SharelockError
 from sharelock_ray.evaluation.result import Evaluation
@@ -252,7 +253,7 @@ def evaluate(recipe: Recipe) -> Evaluation:
     """Scores the best checkpoint on the test split; without one, on the validation pairs of the training split."""
     path = storage.join(recipe.output, _EVALUATION)
     asked = _evaluation_request(recipe)
-    if storage.exists(path) and (known := storage.read_json(path))["request"] == asked:
+    if storage.exists(path) and asked | (known := storage.read_json(path))["request"] == asked:
         say("evaluate: already done")
         return Evaluation.model_validate(known["result"])
     from sharelock_ray.alignment.batches import split_validation
@@ -266,12 +267,22 @@ def evaluate(recipe: Recipe) -> Evaluation:
         )
         if split == "train":
             split, pairs = "validation", split_validation(pairs, recipe.alignment.validation_fraction)[1]
-        names = recipe.class_names() if split == "test" else None
+        names = recipe.class_names() or () if split == "test" else None
         spec = recipe.evaluation
         model = load_model(recipe.run.best, trust_remote_code=_trusts(recipe))
         result = evaluate_model(model, pairs, split, names, spec.templates, spec.recall_at)
     storage.write_json(path, {"request": asked, "result": result.model_dump(mode="json")})
-    say(f"evaluate: {result.retrieval.images:,} images of the {split} split")
+    scored = [
+        f"{what} of {found.images:,} images"
+        for what, found in (
+            ("zero-shot classification", result.zero_shot and result.zero_shot.among_all),
+            ("retrieval", result.retrieval),
+        )
+        if found
+    ]
+    say(f"evaluate: {', '.join(scored)} of the {split} split")
+    for note in result.notes:
+        say(f"evaluate: {note}")
     return result
 
 
@@ -322,6 +333,7 @@ def _evaluation_request(recipe: Recipe) -> dict[str, object]:
         "model": storage.sha256_of(checkpoint),
         "features": [s.manifest.digest for s in _feature_sets(recipe)],
         "evaluation": recipe.evaluation.model_dump(mode="json"),
+        "classes": content_hash(recipe.class_names()),
     }
 
 

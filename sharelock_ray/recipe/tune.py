@@ -13,6 +13,7 @@ from sharelock_ray.config import content_hash
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.evaluation.study import ranked
 from sharelock_ray.evaluation.trials import CHOSEN_ON_TEST, STUDY, Study, Trial
+from sharelock_ray.features.featureset import open_features
 from sharelock_ray.features.manifest import Manifest, read_manifest
 from sharelock_ray.progress import say
 from sharelock_ray.recipe.load import with_settings
@@ -26,7 +27,8 @@ def tune(recipe: Recipe) -> Study:
     """Runs what is left of the recipe's study; writes `study.json`, and the best point's recipe as `winner.yaml`.
 
     Raises:
-        RequestError: there is no `tuning`, a point is no valid recipe, or features of one are missing.
+        RequestError: there is no `tuning`, a point is no valid recipe, features of one are missing, or there are no
+            labels for the named classes.
         RunError: no trial finished.
     """
     spec = _spec(recipe)
@@ -35,9 +37,12 @@ def tune(recipe: Recipe) -> Study:
     checked = [point_recipe(recipe, point) for point in _points_to_check(spec)]
     prepare = Preparation(recipe, spec)
     sets = sorted({digest for each in checked for digest in prepare.digests(each)})
+    from sharelock_ray.evaluation.score import required_labels
     from sharelock_ray.tuning.study import StudyQueue
     from sharelock_ray.tuning.tune import tune as run_trials
 
+    for uri, classes in sorted({_labelled_set(each) for each in checked if _has_classes(each)}):
+        required_labels(open_features(uri), classes)
     for each in checked:
         _embed_prompts(recipe, each)
     database = spec.storage or _journal(recipe)
@@ -157,6 +162,7 @@ class Preparation:
             threads=max(1, int(self._tuning.cpus_per_trial)),
             test=test,
             prompts=prompts,
+            class_names=tuple(recipe.class_names() or ()) if prompts else (),
         )
 
     def digests(self, recipe: Recipe) -> list[str]:
@@ -206,6 +212,11 @@ def _has_classes(recipe: Recipe) -> bool:
     if not named and "zero_shot" in _spec(recipe).objective:
         raise RequestError("the objective zero_shot wants images with class names: give `data.test` and `data.classes`")
     return named
+
+
+def _labelled_set(recipe: Recipe) -> tuple[str, int]:
+    """The vision set that zero-shot classification is scored on, and how many classes are named."""
+    return recipe.feature_set_uri("test", recipe.vision), len(recipe.class_names() or ())
 
 
 def prompts_path(study: Recipe, recipe: Recipe) -> str:

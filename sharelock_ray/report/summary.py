@@ -50,11 +50,13 @@ class Summary:
             if every.candidates != present.candidates:
                 lines.append((f"among all {every.candidates} classes", _accuracy(every.top_1, every.chance)))
             lines.append(("top-5, mean per class", f"{present.top_5.value:.1%}, {present.mean_per_class:.1%}"))
-        found = evaluation.retrieval
-        for name, recalls in (("image to text", found.image_to_text), ("text to image", found.text_to_image)):
-            at = "/".join(str(k) for k in recalls)
-            values = " / ".join(f"{recall.value:.1%}" for recall in recalls.values())
-            lines.append((f"{name} recall@{at}", f"{values} of {found.images:,} {evaluation.split} images"))
+        if evaluation.retrieval is not None:
+            found = evaluation.retrieval
+            for name, recalls in (("image to text", found.image_to_text), ("text to image", found.text_to_image)):
+                at = "/".join(str(k) for k in recalls)
+                values = " / ".join(f"{recall.value:.1%}" for recall in recalls.values())
+                lines.append((f"{name} recall@{at}", f"{values} of {found.images:,} {evaluation.split} images"))
+        lines += [("note", note) for note in evaluation.notes]
         lines += [(f"seconds: {stage}", f"{seconds:.1f}") for stage, seconds in self.seconds.items()]
         return lines
 

@@ -41,6 +41,8 @@ class TrialJob(Config):
     """URI of the vision set that zero-shot classification is scored on."""
     prompts: str | None = None
     """File of the embedded prompts (C, T, D_language) of its classes."""
+    class_names: tuple[str, ...] = ()
+    """Of its classes."""
 
 
 def run_trial(job: TrialJob, report: Callable[[dict[str, Any]], None]) -> Trial:
@@ -97,7 +99,7 @@ def _trained(job: TrialJob, report: Callable[[dict[str, Any]], None]) -> dict[st
         "seconds": result.seconds,
     }
     if job.test is not None and job.prompts is not None:
-        values["zero_shot"] = zero_shot_accuracy(model, _classes(job.test, job.prompts))
+        values["zero_shot"] = zero_shot_accuracy(model, _classes(job.test, job.prompts, job.class_names))
     return {"state": "finished", "values": values, "steps": result.steps}
 
 
@@ -108,8 +110,8 @@ def _validation_pairs(vision: str, language: str, fraction: float) -> Pairs:
 
 
 @lru_cache(maxsize=4)
-def _classes(test: str, prompts: str) -> Classes:
-    return Classes(open_features(test), load(storage.read_bytes(prompts))[PROMPTS])
+def _classes(test: str, prompts: str, names: tuple[str, ...]) -> Classes:
+    return Classes(open_features(test), load(storage.read_bytes(prompts))[PROMPTS], names)
 
 
 def _wanted_memory(error: Exception) -> bool:

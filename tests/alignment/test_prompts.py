@@ -2,7 +2,7 @@
 
 import pytest
 
-from sharelock_ray.alignment.prompts import DEFAULT_TEMPLATES, checked_templates, prompts_of
+from sharelock_ray.alignment.prompts import DEFAULT_TEMPLATES, TemplateError, checked_templates, prompts_of
 
 
 def test_the_default_is_sound() -> None:
@@ -13,14 +13,14 @@ def test_the_default_is_sound() -> None:
     "wrong", ["no place", "", "a {c}.", "a {name}.", "a {} and a {}.", "a {0}.", "a {{}}.", "a {} of {c}.", "a } {}."]
 )
 def test_what_has_not_one_place_is_refused(wrong: str) -> None:
-    with pytest.raises(ValueError, match=r"must have \{\} once") as error:
+    with pytest.raises(TemplateError, match=r"must have \{\} once") as error:
         checked_templates(["a {}.", wrong])
     assert repr(wrong) in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_no_template_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least one template"):
+    with pytest.raises(TemplateError, match="there is no template"):
         checked_templates([])
 
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 
-from sharelock_ray.evaluation import retrieval as module
+from sharelock_ray.evaluation import ranks as module
 from sharelock_ray.evaluation.retrieval import retrieval
 
 KS = (1, 3, 10)
@@ -52,13 +53,42 @@ def test_recall_equals_plain_loops(owner: list[int], high: int) -> None:
     assert 0 < result.text_to_image[1].value < 1
 
 
-def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    owner = np.array(OWNERS["several, mixed"])
+@pytest.mark.parametrize("owner", OWNERS.values(), ids=OWNERS)
+def test_blocks_in_both_directions_change_nothing(monkeypatch: pytest.MonkeyPatch, owner: list[int]) -> None:
     image = small_integers(40, 0)
     text = image[owner] + small_integers(len(owner), 1, 1)
-    whole = retrieval(image, text, owner, KS)
+    whole = retrieval(image, text, np.array(owner), KS)
+    held = []
+
+    class Told(module.Progress):
+        def update(self, count: int) -> None:
+            held.append(count)
+            super().update(count)
+
+    monkeypatch.setattr(module, "Progress", Told)
     monkeypatch.setattr(module, "_BLOCK", 7)
-    assert retrieval(image, text, owner, KS) == whole
+    assert retrieval(image, text, np.array(owner), KS) == whole
+    # What is held at a time, and told.
+    assert max(held) == 7 * 7
+    assert sum(held) == 40 * len(owner)
+
+
+def test_intervals_of_both_directions_are_over_images() -> None:
+    # All five texts of an odd image describe it; those of an even one describe the odd image behind it.
+    image, owner = torch.eye(40), np.repeat(np.arange(40), 5)
+    text = image[torch.from_numpy(np.where(owner % 2, owner, owner + 1))]
+    result = retrieval(image, text, owner, (1,))
+    # An odd image has as many texts of its neighbour as near as its own, and ties count against it.
+    for recall, hits in ((result.image_to_text[1], 0), (result.text_to_image[1], 20)):
+        interval = binomtest(hits, 40).proportion_ci(method="wilson")
+        assert recall.value == hits / 40
+        assert (recall.low, recall.high) == pytest.approx((interval.low, interval.high), abs=1e-9)
+
+
+def test_equal_up_to_rounding_is_a_tie() -> None:
+    image = torch.nn.functional.normalize(torch.tensor([[1.0, 1e-4], [1.0, 1.001e-4]]), dim=1)
+    result = retrieval(image, image, np.arange(2), (1,))
+    assert (result.image_to_text[1].value, result.text_to_image[1].value) == (0, 0)
 
 
 def test_ties_count_against() -> None:
@@ -92,3 +122,8 @@ def test_embeddings_that_are_no_numbers_find_nothing() -> None:
     broken = torch.full((20, 4), torch.nan)
     result = retrieval(broken, broken, np.arange(20), (1,))
     assert (result.image_to_text[1].value, result.text_to_image[1].value) == (0, 0)
+
+
+def test_an_empty_gallery_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one item"):
+        retrieval(torch.empty(0, 4), torch.empty(0, 4), np.empty(0, np.int64))

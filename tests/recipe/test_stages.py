@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 import support
-from sharelock_ray import cli
+from sharelock_ray import cli, storage
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.recipe import stages
 from sharelock_ray.recipe.load import read_recipe
 from sharelock_ray.recipe.schema import DataSpec, EvaluationSpec, Recipe
+from sharelock_ray.sources.folders import ClassFolderSource
 from sharelock_ray.sources.webdataset import WebDatasetSource
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -101,6 +102,47 @@ class TestFeaturesOfAnotherRun:
         with pytest.raises(RequestError, match="steps: 2 there, 3 now"):
             stages.train(changed(other, alignment=alignment.model_copy(update={"steps": 3})))
         assert read_recipe(str(tmp_path / "recipe.yaml")) == other
+
+
+class TestEvaluation:
+    def test_of_class_folders_is_zero_shot_only_and_follows_the_class_names(
+        self, recipe: Recipe, tmp_path: Path, said: io.StringIO
+    ) -> None:
+        output = shutil.copytree(recipe.output, tmp_path / "run")
+        shutil.rmtree(output / "features" / "shapes" / "test")
+        for name, colour in (("blue", (30, 30, 200)), ("red", (200, 30, 30))):
+            for i in range(3):
+                storage.write_bytes(str(tmp_path / "test" / name / f"{i}.jpg"), support.jpeg(colour, seed=i))
+        classes = tmp_path / "classes.txt"
+        classes.write_text("blue circle\nred circle\n")
+        test = ClassFolderSource(path=str(tmp_path / "test"))
+        data = DataSpec(dataset="shapes", train=recipe.splits["train"], test=test, classes=str(classes))
+        own = changed(recipe, output=str(output), data=data)
+        stages.extract(own)
+        evaluation = stages.evaluate(own)
+        assert evaluation.retrieval is None
+        assert (evaluation.zero_shot.among_all.images, evaluation.zero_shot.among_all.candidates) == (6, 2)
+        note = "retrieval is left out: no image of the test split has a caption"
+        assert f"evaluate: zero-shot classification of 6 images of the test split\nevaluate: {note}" in said.getvalue()
+        summary = stages.report(own)
+        assert ("note", note) in summary.rows()
+        page = Path(summary.page).read_text()
+        assert note in page
+        assert page.count("<figure>") == 6
+        # Other names are another evaluation.
+        assert stages.evaluate(own) == evaluation
+        classes.write_text("red circle\nred circle\n")
+        assert stages.evaluate(own).zero_shot.among_all.candidates == 1
+
+    def test_of_an_earlier_version_is_already_done(self, recipe: Recipe, tmp_path: Path, said: io.StringIO) -> None:
+        output = shutil.copytree(recipe.output, tmp_path / "run")
+        path = str(output / "evaluation.json")
+        stored = storage.read_json(path)
+        del stored["request"]["classes"], stored["result"]["notes"]
+        storage.write_json(path, stored)
+        own = changed(recipe, output=str(output), features_of=recipe.output)
+        assert stages.evaluate(own) == stages.report(recipe).evaluation
+        assert said.getvalue() == "evaluate: already done\n"
 
 
 class TestAlone:

@@ -12,7 +12,7 @@ import torch
 import support
 from sharelock_ray.alignment.run import TrainingResult
 from sharelock_ray.errors import RequestError
-from sharelock_ray.evaluation.result import Evaluation, Example, ZeroShot
+from sharelock_ray.evaluation.result import Evaluation, Example
 from sharelock_ray.evaluation.retrieval import retrieval
 from sharelock_ray.evaluation.zero_shot import zero_shot
 from sharelock_ray.features.featureset import open_features
@@ -58,16 +58,13 @@ class Page(HTMLParser):
 def summary(tmp_path: Path) -> Summary:
     eye = torch.eye(3)
     labels = np.array([0, 1, 0])
-    result, predicted = zero_shot(eye, labels, eye, CLASSES)
-    examples = [
-        Example(key=f"k{i}", truth=CLASSES[labels[i]], predicted=CLASSES[predicted[i]]) for i in range(len(labels))
-    ]
+    examples = [Example(key=f"k{i}", truth=CLASSES[labels[i]], predicted=CLASSES[i]) for i in range(len(labels))]
     evaluation = Evaluation(
         split="test",
         model_step=100,
         templates=("a {}",),
         retrieval=retrieval(eye, eye.roll(1, 0), np.arange(3), (1, 3)),
-        zero_shot=ZeroShot(among_present=result, among_all=result),
+        zero_shot=zero_shot(eye, labels, eye, CLASSES),
         examples=tuple(examples),
     )
     sets = support.write_feature_sets(tmp_path / "features", pairs=20)
@@ -150,6 +147,17 @@ def test_goes_without_zero_shot(summary: Summary) -> None:
     assert "Accuracy by class" not in text
     assert "zero-shot" not in text
     assert "image to text recall@1/3" in text
+
+
+def test_goes_without_retrieval_and_says_why(summary: Summary) -> None:
+    note = "retrieval is left out: no image of the test split has a caption"
+    evaluation = summary.evaluation.model_copy(update={"retrieval": None, "notes": (note,)})
+    without = replace(summary, evaluation=evaluation)
+    text = Page(rendered(without)).text
+    assert "recall@" not in text
+    assert note in text
+    assert ("note", note) in without.rows()
+    assert without.as_json()["evaluation"]["retrieval"] is None
 
 
 def test_lists_classes_from_best_to_worst(summary: Summary) -> None:

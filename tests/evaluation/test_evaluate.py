@@ -1,0 +1,149 @@
+"""What a split has is scored, what it lacks is left out and noted, and nothing else is projected."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import support
+from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
+from sharelock_ray.errors import RequestError
+from sharelock_ray.evaluation.evaluate import evaluate
+from sharelock_ray.evaluation.result import Evaluation
+from sharelock_ray.evaluation.score import Classes, zero_shot_accuracy
+from sharelock_ray.features.featureset import FeatureSet, Pairs, join, open_features
+
+NAMES = ["circle", "square", "star"]
+WIDTH = 16
+
+
+class Model:
+    """A model whose heads change nothing, and whose classes lie on the axes; it notes the rows it is asked for."""
+
+    checkpoint = SimpleNamespace(position=SimpleNamespace(step=7))
+
+    def __init__(self) -> None:
+        self.projected: list[tuple[str, list[int]]] = []
+
+    def project(self, features: FeatureSet, rows: np.ndarray) -> torch.Tensor:
+        self.projected.append((features.manifest.modality, rows.tolist()))
+        return self.project_text(features.embeddings[torch.from_numpy(rows)])
+
+    def project_text(self, embeddings: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.normalize(embeddings.float(), dim=-1)
+
+    def prototypes(self, names: list[str], templates: tuple[str, ...]) -> torch.Tensor:
+        axes = list(dict.fromkeys([*NAMES, *names]))
+        return torch.eye(WIDTH)[[axes.index(name) for name in names]]
+
+
+def pairs_of(folder: Path, labels: list[int | None], captioned: list[int]) -> Pairs:
+    """Images of these labels, near the axis of their class, or near the last one; some of them have captions."""
+    keys = [f"00000/{i:04d}" for i in range(len(labels))]
+    axes = [WIDTH - 1 if label in (None, -1) else label % 3 for label in labels]
+    image = np.eye(WIDTH, dtype=np.float32)[axes] + 0.01 * np.arange(len(keys))[:, None]
+    spec = VisionSpec(name="signal", model="none", stored_dtype="float32")
+    chunk = support.encoded("vision", keys, embeddings=image, columns={"key": keys, "label": labels})
+    vision = support.write_parts(str(folder / "vision"), spec, [[chunk]])
+    some = [keys[i] for i in captioned]
+    chunk = support.encoded("language", some, embeddings=image[captioned].reshape(-1, WIDTH))
+    language = support.write_parts(
+        str(folder / "language"), LanguageSpec(name="signal", model="none", stored_dtype="float32"), [[chunk]]
+    )
+    return join(open_features(vision), open_features(language))
+
+
+def evaluated(pairs: Pairs, names: list[str] | None = NAMES, split: str = "test") -> tuple[Evaluation, Model]:
+    model = Model()
+    return evaluate(model, pairs, split, names, ("a {}.",), (1,)), model
+
+
+def test_labels_without_captions_are_classified_only(tmp_path: Path) -> None:
+    found, _ = evaluated(pairs_of(tmp_path, [0, 1, 2, 0], []))
+    assert found.retrieval is None
+    assert found.zero_shot.among_all.top_1.value == 1
+    assert found.notes == ("retrieval is left out: no image of the test split has a caption",)
+    assert [(example.truth, example.predicted) for example in found.examples[:2]] == [("circle",) * 2, ("square",) * 2]
+    assert Evaluation.model_validate_json(found.model_dump_json()) == found
+
+
+@pytest.mark.parametrize("none", [None, -1])
+def test_captions_without_labels_are_retrieved_only(tmp_path: Path, none: int | None) -> None:
+    found, _ = evaluated(pairs_of(tmp_path, [none, none], [0, 1]))
+    assert found.zero_shot is None
+    assert (found.retrieval.images, found.retrieval.texts) == (2, 2)
+    assert found.notes == ("zero-shot classification is left out: no image of the test split has a label",)
+    assert found.examples[0].truth == "text 0 of 00000/0000"
+
+
+def test_labels_that_nobody_has_named_are_left_out(tmp_path: Path) -> None:
+    found, _ = evaluated(pairs_of(tmp_path, [0, 1], [0, 1]), [])
+    assert found.zero_shot is None
+    assert found.notes == ("zero-shot classification is left out: `data.classes` names no class",)
+
+
+def test_validation_pairs_are_not_classified_and_not_said_to_lack_it(tmp_path: Path) -> None:
+    found, _ = evaluated(pairs_of(tmp_path, [0, 1], [0, 1]), None, "validation")
+    assert (found.zero_shot, found.notes) == (None, ())
+
+
+@pytest.mark.parametrize("names", [NAMES, [], None])
+def test_nothing_to_score_is_one_line(tmp_path: Path, names: list[str] | None) -> None:
+    with pytest.raises(RequestError, match="nothing to evaluate: retrieval is left out: no image of the test") as error:
+        evaluated(pairs_of(tmp_path, [None, None], []), names)
+    assert "\n" not in str(error.value)
+
+
+def test_a_split_of_texts_only_is_one_line(tmp_path: Path) -> None:
+    pairs = pairs_of(tmp_path, [], [])
+    with pytest.raises(RequestError, match="no image of the test split has a label"):
+        evaluated(pairs)
+
+
+def test_labels_beyond_the_names_are_refused_before_anything_is_projected(tmp_path: Path) -> None:
+    model = Model()
+    with pytest.raises(RequestError, match="labels go from 0 to 5, but 3 classes are named"):
+        evaluate(model, pairs_of(tmp_path, [0, 5], [0]), "test", NAMES, ("a {}.",), (1,))
+    assert model.projected == []
+
+
+def test_only_what_is_scored_is_projected(tmp_path: Path) -> None:
+    pairs = pairs_of(tmp_path, [0, None, 1, None, None, 2], [0, 1, 3])
+    _, model = evaluated(pairs)
+    assert model.projected == [("vision", [0, 1, 2, 3, 5]), ("language", [0, 1, 2])]
+    _, model = evaluated(pairs.select(np.array([False, True, False])), None, "validation")
+    assert model.projected == [("vision", [1]), ("language", [1])]
+
+
+def test_one_name_for_two_classes_is_noted_and_counts_for_both(tmp_path: Path) -> None:
+    pairs = pairs_of(tmp_path, [0, 1, 2, 3, 3], [])
+    found, _ = evaluated(pairs, [*NAMES, "circle"])
+    assert found.zero_shot.among_all.mean_per_class == 1
+    assert found.zero_shot.among_all.per_class["circle (label 3)"] == 1
+    assert found.notes[-1] == "one name for several classes, any of which counts as right: circle (labels 0, 3)"
+    # A trial of a study is scored by the same rule.
+    prompts = Model().prototypes([*NAMES, "circle"], ()).unsqueeze(1)
+    assert zero_shot_accuracy(Model(), Classes(pairs.vision, prompts, [*NAMES, "circle"])) == 1
+
+
+def test_many_double_names_are_counted(tmp_path: Path) -> None:
+    names = [*NAMES, *(f"name {i // 2}" for i in range(16))]
+    found, _ = evaluated(pairs_of(tmp_path, [0, 1], []), names)
+    assert found.notes[-1].endswith("name 4 (labels 11, 12) and 3 more")
+
+
+def test_a_trial_is_scored_among_the_classes_that_have_images(tmp_path: Path) -> None:
+    # The images of label 1 lie where label 0 is expected.
+    pairs = pairs_of(tmp_path, [0, 0, 1, 1, None], [])
+    prompts = torch.eye(WIDTH)[[0, 0, 1]].unsqueeze(1)
+    tied = Classes(pairs.vision, prompts, NAMES)
+    assert zero_shot_accuracy(Model(), tied) == 0
+    assert zero_shot_accuracy(Model(), Classes(pairs.vision, prompts[[0, 2, 1]], NAMES)) == 1
+
+
+def test_a_trial_without_labels_is_one_line(tmp_path: Path) -> None:
+    pairs = pairs_of(tmp_path, [None, None], [])
+    with pytest.raises(RequestError, match=r"no image of .* has a label: give labels, or take `data\.classes` away"):
+        zero_shot_accuracy(Model(), Classes(pairs.vision, torch.eye(WIDTH)[:3].unsqueeze(1), NAMES))
