@@ -12,7 +12,7 @@ from sharelock_ray import storage
 from sharelock_ray.config import Config
 from sharelock_ray.encoders.chunks import Chunk, decode
 from sharelock_ray.encoders.spec import EncoderSpec, VisionSpec
-from sharelock_ray.errors import RequestError
+from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.extraction.options import ExtractionOptions
 from sharelock_ray.features.manifest import Prediction
 from sharelock_ray.features.writer import EncodedChunk
@@ -130,7 +130,7 @@ def predictions(recipe: Recipe, split: str) -> dict[str, Prediction]:
         found = Plan.model_validate(storage.read_json(_path(recipe)))
     except FileNotFoundError:
         return {}
-    except ValueError:
+    except (ValueError, RunError):
         say(f"{_path(recipe)} cannot be read, and is not compared with what comes: run `sharelock plan` again for that")
         return {}
     return {
