@@ -263,7 +263,7 @@ def trained_alone(recipe: Recipe, folder: Path, seed: int = 0) -> RunFolder:
 
 def alone() -> dict[str, str]:
     """The environment without what the session's Ray put there: what starts in it has a Ray of its own."""
-    return {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
 
 
 def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
@@ -320,11 +320,15 @@ def encoded(modality: str, keys: list[str], dim: int = 4, seed: int = 0, **chang
 
 
 def write_parts(
-    uri: str, spec: VisionSpec | LanguageSpec, parts: list[list[EncodedChunk]], dataset: str = "pairs"
+    uri: str,
+    spec: VisionSpec | LanguageSpec,
+    parts: list[list[EncodedChunk]],
+    dataset: str = "pairs",
+    shards: list[Shard] | None = None,
 ) -> str:
-    """A complete feature set with a part for each list of chunks; its URI."""
+    """A complete feature set with a part for each list of chunks, as of a shard each; its URI."""
     writer = FeatureSetWriter(uri, spec.modality, spec.stored_dtype)
-    shards = [Shard(i, f"{i:05d}", f"memory/{i:05d}.tar", 100 + i) for i in range(len(parts))]
+    shards = shards or [Shard(i, f"{i:05d}", f"memory/{i:05d}.tar", 100 + i) for i in range(len(parts))]
     writer.start(shards, chunk_size=1)
     for part, chunks in enumerate(parts):
         for index, chunk in enumerate(chunks):
@@ -360,6 +364,9 @@ class KilledOnce:
     def shards(self) -> list[Shard]:
         return self.source.shards()
 
+    def keys_of(self, shard: Shard) -> Iterator[str]:
+        return self.source.keys_of(shard)
+
     def version(self, shard: Shard) -> str:
         return self.source.version(shard)
 
@@ -388,3 +395,5 @@ def prove_accounted(source: Source, folder: Path, inputs: int) -> None:
     spec = VisionSpec(name="made-up", model="none")
     report = audit(open_features(write_parts(str(folder), spec, parts)), [item.key for item in read_source(source)])
     assert (report.problems, report.inputs) == ([], inputs)
+    for shard in source.shards():
+        assert sorted(source.keys_of(shard)) == sorted(item.key for item in source.read(shard))

@@ -57,6 +57,17 @@ class ProjectionSpec(Config):
                 raise ValueError(f"the preset {given['preset']} has {field} {value}: leave out `{field}` or `preset`")
         return {**given, **preset} if preset else given
 
+    def effective(self, in_dim: int) -> "ProjectionSpec":
+        """The same head for inputs `in_dim` wide, with fields that change nothing of it at their defaults."""
+        if not self.depth:
+            return ProjectionSpec()
+        if self.depth == 1:
+            # All else is of hidden layers.
+            return ProjectionSpec(depth=1, input_norm=self.input_norm, init=self.init)
+        width = self.width_factor * in_dim if self.width_factor else self.width
+        adds_input = self.residual and (self.depth > 2 or width == in_dim)
+        return self.model_copy(update={"preset": None, "width": width, "width_factor": None, "residual": adds_input})
+
 
 class AlignmentSpec(Config):
     """Both projections, and how they are trained. Steps are optimizer steps."""
@@ -116,6 +127,22 @@ class AlignmentSpec(Config):
     def contrast_size(self) -> int:
         """Pairs that are contrasted with each other."""
         return self.global_batch_size // self.accumulation
+
+    def effective(self, vision_dim: int, language_dim: int) -> "AlignmentSpec":
+        """The same training on inputs so wide, with fields that change nothing of it at their defaults.
+
+        Equal ones train the same model.
+        """
+        heads = {"vision": self.vision.effective(vision_dim), "language": self.language.effective(language_dim)}
+        idle: dict[str, Any] = {}
+        if self.loss != "sigmoid":
+            idle["logit_bias"] = AlignmentSpec.model_fields["logit_bias"].default
+        if self.patience is None:
+            idle["min_delta"] = 0.0
+        if self.optimizer == "adamw" and not self.weight_decay:
+            # They differ in how weights decay.
+            idle["optimizer"] = "adam"
+        return self.model_copy(update=heads | idle)
 
     @model_validator(mode="after")
     def _one_space(self) -> Self:

@@ -1,6 +1,7 @@
 """Frozen vision encoders, through timm."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,13 @@ from timm.models.vision_transformer import VisionTransformer
 
 from sharelock_ray.encoders.images import crop_image, upright
 from sharelock_ray.encoders.last_layer import OneToken, only_one_token
-from sharelock_ray.encoders.loading import loading
+from sharelock_ray.encoders.loading import PICKLED, listed, loading, unwrapped
 from sharelock_ray.encoders.norms import FinalNorm, find_norm
-from sharelock_ray.encoders.passes import Arrays, Encoded, Passes, suited
+from sharelock_ray.encoders.passes import Arrays, Encoded, Passes, is_out_of_memory, suited
 from sharelock_ray.encoders.provenance import device_name, hub_commit
 from sharelock_ray.encoders.spec import VisionSpec
 from sharelock_ray.encoders.weights import local_weights
-from sharelock_ray.errors import RequestError
+from sharelock_ray.errors import RequestError, is_resource_fault
 
 # Images of a forward pass. On a CPU more than a few leave its caches: `sharelock bench encoders`.
 _CPU_IMAGES, _GPU_IMAGES = 16, 128
@@ -64,13 +65,19 @@ class VisionEncoder:
             _require_tokens(self._model, each)
         self._norms = [None if each.final_norm else _final_norm(self._model, each) for each in self.specs]
         self._class_token = _only_class_token(self._model, self.specs)
-        self._features = torch.compile(self._model.forward_features) if compiled else self._model.forward_features
+        self._features = self._model.forward_features
         self.revision = hub_commit(spec.hub_id, spec.revision) if spec.hub_id else None
         """Commit of the weights on the hub; None for others."""
         mean, std = (
             torch.tensor(value, device=self._device).view(3, 1, 1) for value in (self.spec.mean, self.spec.std)
         )
         self._mean, self._std = mean * 255, std * 255
+        size = self.spec.preprocessing.image_size
+        self._one = np.zeros((1, size, size, 3), np.uint8)
+        with loading(f"{spec.model!r} for images of {size} pixels"), torch.inference_mode():
+            self._dims = [each.shape[1] for each in self._forward(torch.tensor(self._one, device=self._device))]
+        if compiled:
+            self._features = torch.compile(self._features)
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """Embeds decoded images.
@@ -93,16 +100,12 @@ class VisionEncoder:
         def load(rows: list[int]) -> Arrays:
             return (pixels[rows[0] : rows[-1] + 1],)
 
-        size = self.spec.preprocessing.image_size
-        smallest = (np.zeros((1, size, size, 3), np.uint8),)
-        dims = [self._dim(spec) for spec in self.specs]
-        return self._passes.run(len(pixels), dims, _cut, load, self._forward, smallest)
+        return self._passes.run(len(pixels), self._dims, _cut, load, self._forward, (self._one,))
 
     def encode_images(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Embeds Pillow images; (N, D) float32."""
-        size = self.spec.preprocessing.image_size
         pixels = [crop_image(upright(image), self.spec.preprocessing) for image in images]
-        return self.encode(np.stack(pixels) if pixels else np.empty((0, size, size, 3), np.uint8))
+        return self.encode(np.stack(pixels) if pixels else self._one[:0])
 
     @property
     def device(self) -> str:
@@ -117,12 +120,7 @@ class VisionEncoder:
     @property
     def dim(self) -> int:
         """Width D of an embedding."""
-        return self._dim(self.spec)
-
-    def _dim(self, spec: VisionSpec) -> int:
-        # Some models widen what they pool, and say so by another name.
-        pooled = getattr(self._model, "head_hidden_size", None) if spec.pooling == "model" else None
-        return int(pooled or self._model.num_features) * (2 if spec.pooling == "cls_mean" else 1)
+        return self._dims[0]
 
     def _forward(self, pixels: torch.Tensor) -> list[torch.Tensor]:
         # Channels are last in memory already, whatever the model prefers.
@@ -185,24 +183,41 @@ def _create(spec: VisionSpec, image_size: int | None) -> Any:
 
 def _load_file(model: Any, spec: VisionSpec) -> None:
     """Loads the spec's own weights; the model then has the image size of the weights."""
+    path = local_weights(spec.weights)
     try:
-        weights = load_file(local_weights(spec.weights))
-        classifiers = model.pretrained_cfg.get("classifier") or ()
-        for name in (classifiers,) if isinstance(classifiers, str) else classifiers:
-            weights = {key: value for key, value in weights.items() if not key.startswith(f"{name}.")}
+        weights = {unwrapped(name): value for name, value in load_file(path).items()}
         if _has_positions(model) and "pos_embed" in weights:
             grid = int((weights["pos_embed"].shape[1] - _prefix(model)) ** 0.5)
-            model.set_input_size(img_size=grid * model.patch_embed.patch_size[0])
-        model.load_state_dict(weights)
+            model.set_input_size(img_size=grid * model.patch_embed.feat_ratio())
+        found = model.load_state_dict(weights, strict=False)
     except (RuntimeError, AssertionError, SafetensorError, OSError) as error:
+        if is_resource_fault(error) or is_out_of_memory(error):
+            raise
+        if _is_pickled(path):
+            raise RequestError(f"cannot load {spec.weights}: {PICKLED}") from None
         reason = " ".join(str(error).split())[:160]
         raise RequestError(f"{spec.weights} does not hold weights of {spec.model}: {reason} …") from None
+    classifiers = model.pretrained_cfg.get("classifier") or ()
+    # Its layers lie side by side in a part of the model that may keep others.
+    heads = {name.partition(".")[0] for name in ((classifiers,) if isinstance(classifiers, str) else classifiers)}
+    others = [name for name in found.unexpected_keys if name.partition(".")[0] not in heads]
+    if found.missing_keys or others:
+        lacks = f"it lacks {listed(found.missing_keys)}, and has others: {listed(others)}"
+        raise RequestError(f"{spec.weights} does not hold weights of {spec.model}: {lacks}")
+
+
+def _is_pickled(path: Path) -> bool:
+    """Whether `torch.save` wrote a file that is no safetensors file: a zip of pickles, or, long ago, a pickle."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(2) in (b"PK", b"\x80\x02")
 
 
 def _has_positions(model: Any) -> bool:
     """True where positions are a learnt vector for each patch of a square grid."""
     positions = getattr(model, "pos_embed", None)
-    return positions is not None and positions.ndim == 3 and hasattr(model, "set_input_size")
+    return isinstance(positions, torch.Tensor) and positions.ndim == 3 and hasattr(model, "set_input_size")
 
 
 def _prefix(model: Any) -> int:

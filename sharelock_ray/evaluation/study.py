@@ -11,7 +11,7 @@ from scipy import stats
 from scipy.special import expit, logit
 
 from sharelock_ray.evaluation.statistics import estimate
-from sharelock_ray.evaluation.trials import LOWER_IS_BETTER, SHARES, Interval, Point, Trial
+from sharelock_ray.evaluation.trials import LOWER_IS_BETTER, SHARES, Double, Interval, Point, Trial
 
 _ROUNDING = 1e-20
 """Of float64, in squares: less of a sum of squares is none."""
@@ -66,6 +66,7 @@ def ranked(trials: Iterable[Trial], objective: str) -> list[Point]:
             },
             runs=tuple(trial.run for trial in sorted(group, key=lambda trial: trial.seed)),
             by_seed={trial.seed: trial.values[objective] for trial in group},
+            without_effect=group[0].without_effect,
         )
         for group in groups.values()
     ]
@@ -123,17 +124,36 @@ class Effect:
         return max(means) - min(means)
 
 
-def main_effects(trials: Sequence[Trial], axes: Mapping[str, Sequence[Any] | None], objective: str) -> list[Effect]:
+def with_doubles(trials: Iterable[Trial], doubles: Iterable[Double]) -> list[Trial]:
+    """The trials, and for each point that is the same model as another one copies of that one's."""
+    trials = list(trials)
+    return trials + [
+        trial.model_copy(update={"point": double.point})
+        for double in doubles
+        for trial in trials
+        if trial.point == double.same_as
+    ]
+
+
+def main_effects(
+    trials: Sequence[Trial],
+    axes: Mapping[str, Sequence[Any] | None],
+    objective: str,
+    doubles: Sequence[Double] = (),
+) -> list[Effect]:
     """Marginal means of every factor, by finished trials.
+
+    A trial on which a factor has no effect, such as the activation at depth 1, is of no level of it.
 
     Where each seed has trained the whole grid, a level's mean is taken for each seed, and the interval over those:
     other factors do not blur it. Else it is a percentile bootstrap over the level's trials, which they do.
     """
     finished = _finished(trials, objective)
-    by_seeds = len(_seeds(finished)) > 1 and _grid(finished, axes, objective) is not None
+    whole = _grid(with_doubles(finished, doubles), axes, objective) is not None
+    by_seeds = whole and len(_seeds(finished)) > 1
     effects = []
     for axis in axes:
-        groups = _levels(finished, axis, axes[axis])
+        groups = _levels([trial for trial in finished if axis not in trial.without_effect], axis, axes[axis])
         levels = []
         for label, group in groups.items():
             if by_seeds:
@@ -143,7 +163,8 @@ def main_effects(trials: Sequence[Trial], axes: Mapping[str, Sequence[Any] | Non
                 found = estimate(np.array([trial.values[objective] for trial in group]))
                 interval = Interval(found.value, found.low, found.high) if len(group) > 1 else Interval(found.value)
             levels.append(Level(label, len(group), interval))
-        effects.append(Effect(axis, tuple(levels), "seeds" if by_seeds else "trials"))
+        if levels:
+            effects.append(Effect(axis, tuple(levels), "seeds" if by_seeds else "trials"))
     return effects
 
 
@@ -159,18 +180,27 @@ class Share:
 
 
 def variance_shares(
-    trials: Sequence[Trial], axes: Mapping[str, Sequence[Any] | None], objective: str
+    trials: Sequence[Trial],
+    axes: Mapping[str, Sequence[Any] | None],
+    objective: str,
+    doubles: Sequence[Double] = (),
 ) -> list[Share] | None:
     """Factorial analysis of variance of a balanced full grid: what main effects and pairwise interactions explain.
 
     Sums of squares of the functional ANOVA decomposition up to order two, over the total one; for a balanced design
     they are the classical ones and add up. What is left, (), is interactions of higher order and the seeds.
 
+    Levels at which another factor has no effect, such as depth 1 where activations are compared, are left out, or one
+    model would count as several.
+
     Returns:
         largest first, the rest last; None where trials are missing or an axis is a range.
     """
     finished = _finished(trials, objective)
-    cells = _grid(finished, axes, objective)
+    plain = [trial for trial in finished if not trial.without_effect]
+    points = [trial.point for trial in finished] + [double.point for double in doubles]
+    axes = {axis: values and _kept(axis, values, points, plain) for axis, values in axes.items()}
+    cells = _grid(plain, axes, objective)
     if cells is None:
         return None
     total = float(((cells - cells.mean()) ** 2).sum())
@@ -200,6 +230,12 @@ def variance_shares(
         found.append(share((one, other), _squares(both, cells), freedom))
     rest = max(0.0, 1 - sum(each.share for each in found))
     return [*sorted(found, key=lambda each: -each.share), Share((), rest, None)]
+
+
+def _kept(axis: str, values: Sequence[Any], points: Sequence[Mapping[str, Any]], plain: Sequence[Trial]) -> list[Any]:
+    """Values of an axis without those that have points, but no trial on which all factors have an effect."""
+    tried, compared = ({_key(of[axis]) for of in each} for each in (points, [trial.point for trial in plain]))
+    return [value for value in values if _key(value) in compared or _key(value) not in tried]
 
 
 def _component(cells: np.ndarray, kept: tuple[int, ...]) -> np.ndarray:

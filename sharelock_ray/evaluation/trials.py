@@ -31,6 +31,8 @@ class Trial(Config):
     seed: int
     run: str
     """Its folder."""
+    without_effect: tuple[str, ...] = ()
+    """Axes whose other values would give the same model, as any activation does at depth 1."""
     state: State
     reason: str = ""
     """Why it ended otherwise than finished."""
@@ -48,6 +50,13 @@ class Trial(Config):
         return self.state in ("finished", "pruned", "diverged")
 
 
+class Double(Config):
+    """A point that is the same model as another one, which is trained in its place."""
+
+    point: dict[str, Any]
+    same_as: dict[str, Any]
+
+
 class Study(Config):
     """`study.json`: what a report is made from."""
 
@@ -61,6 +70,7 @@ class Study(Config):
     sampler: str
     scheduler: str
     trials: tuple[Trial, ...]
+    doubles: tuple[Double, ...] = ()
     storage: str
     """Of the Optuna study: what `optuna-dashboard` opens."""
 
@@ -86,6 +96,8 @@ class Point:
     runs: tuple[str, ...]
     by_seed: dict[int, float]
     """Of the objective that points are ranked by."""
+    without_effect: tuple[str, ...] = ()
+    """Axes, as of its trials."""
     p: float | None = None
     """That the seeds alone make a difference from the best point as large as is seen (see `evaluation.study.ranked`);
     None for the best one, and where fewer than two seeds are shared with it."""

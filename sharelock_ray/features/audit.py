@@ -1,8 +1,9 @@
 """Proves that a feature set is whole: every input in exactly one place, every part what the manifest says."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 
 import numpy as np
@@ -13,10 +14,10 @@ import pyarrow.parquet as pq
 from sharelock_ray import storage
 from sharelock_ray.errors import RunError
 from sharelock_ray.features.featureset import FeatureSet
-from sharelock_ray.features.manifest import MANIFEST, Manifest, Part, totals
+from sharelock_ray.features.manifest import MANIFEST, Manifest, Part, inputs_with_rejects, totals
 from sharelock_ray.features.schema import REJECTS, part_name, rows_schema
 from sharelock_ray.features.writer import content_of_rows
-from sharelock_ray.sources.sample import DUPLICATE_KEY
+from sharelock_ray.sources.sample import DUPLICATE_KEY, Shard, Source
 
 
 @dataclass
@@ -41,13 +42,30 @@ class Audit:
 
 
 @dataclass
-class _Places:
-    """Where keys are: as a sample's rows, or as a reject that stands. Inputs that repeat a key may be any number."""
+class _Found:
+    """What is in a part: keys of its rows (of a language set each once), of its rejects, and of rejects that repeat a
+    key, of which there may be any number."""
 
-    samples: Counter[str] = field(default_factory=Counter)
-    rejects: Counter[str] = field(default_factory=Counter)
-    repeats: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
     rows: int = 0
+    keys: pa.Array = field(default_factory=lambda: pa.array([], pa.large_string()))
+    rejects: pa.Array = field(default_factory=lambda: pa.array([], pa.large_string()))
+    repeats: pa.Array = field(default_factory=lambda: pa.array([], pa.large_string()))
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """The parts that were made of a shard, how many inputs it has, and what is wrong between both, for each part."""
+
+    parts: list[_Found]
+    inputs: int
+    problems: list[list[str]]
+
+
+_Parts = list[tuple[int, Part]]
+_Item = tuple[Shard | None, _Parts]
+Each = Callable[[Callable[[_Item], _Checked], Sequence[_Item]], Iterable[_Checked]]
+"""Calls a function with each item, here or elsewhere, several at a time; gives the results in the items' order."""
 
 
 def audit(feature_set: FeatureSet, inputs: Iterable[str] | None = None) -> Audit:
@@ -56,24 +74,108 @@ def audit(feature_set: FeatureSet, inputs: Iterable[str] | None = None) -> Audit
     Args:
         inputs: the key of every input, read anew from the source; None leaves that comparison out.
     """
-    manifest = feature_set.manifest
-    report = Audit(feature_set.uri)
-    report.problems += _strays(feature_set)
-    places = _Places()
-    for part in manifest.parts:
-        report.problems += _check(feature_set, part, places)
-    taken = places.samples + places.rejects
-    report.problems += [f"key {key!r} is in more than one place" for key, count in taken.items() if count > 1]
-    for name, of_parts in totals(manifest.parts).items():
-        if getattr(manifest, name) != of_parts:
-            report.problems.append(f"{name} of the manifest is {getattr(manifest, name)}, and {of_parts} of its parts")
+    found = [_check(feature_set, part) for part in feature_set.manifest.parts]
+    report = _report(feature_set, found)
     if inputs is not None:
         listed = Counter(inputs)
         report.inputs = listed.total()
-        report.problems += _unaccounted(listed, Counter(dict.fromkeys(taken, 1)) + places.repeats)
-    report.rows, report.keys = places.rows, len(places.samples)
-    report.rejects = places.rejects.total() + places.repeats.total()
+        report.problems += _unaccounted(listed, _accounted(found))
     return report
+
+
+def audit_split(
+    sets: Sequence[FeatureSet], source: Source, each: Each, told: Callable[[int], None] = lambda inputs: None
+) -> list[Audit]:
+    """Checks the feature sets of a split against its source, shard by shard.
+
+    Args:
+        each: runs the checks of the shards.
+        told: is told how many inputs were compared, now and then.
+    """
+    shards = source.shards()
+    listed = {shard.name: shard for shard in shards}
+    # What `recover` has added is of no one shard.
+    work: dict[object, _Parts] = {}
+    for place, feature_set in enumerate(sets):
+        made = feature_set.manifest.inputs
+        for part in feature_set.manifest.parts:
+            of = made[part.index].name if part.index < len(made) else (place, part.index)
+            work.setdefault(of, []).append((place, part))
+    items = [(listed.get(str(of)), parts) for of, parts in work.items()]
+    # A manifest names every part, and every check wants only its own.
+    bare = [FeatureSet(s.uri, s.manifest.model_copy(update={"parts": (), "inputs": ()})) for s in sets]
+    found: list[dict[int, _Found]] = [{} for _ in sets]
+    problems: list[list[str]] = [[] for _ in sets]
+    inputs = 0
+    for (_, parts), checked in zip(items, each(partial(_check_shard, source, bare), items), strict=True):
+        for (place, part), of_part, wrong in zip(parts, checked.parts, checked.problems, strict=True):
+            found[place][part.index] = of_part
+            problems[place] += wrong
+        inputs += checked.inputs
+        told(checked.inputs)
+    may_change = inputs_with_rejects(s.manifest for s in sets)
+    reports = []
+    for feature_set, of_parts, wrong in zip(sets, found, problems, strict=True):
+        report = _report(feature_set, [of_parts[part.index] for part in feature_set.manifest.parts])
+        other = feature_set.manifest.other_inputs(shards, may_change)
+        report.problems += [f"the input shard {name} is {how}" for name, how in other.items()]
+        report.problems += wrong
+        report.inputs = inputs
+        reports.append(report)
+    return reports
+
+
+def _check_shard(source: Source, sets: Sequence[FeatureSet], item: _Item) -> _Checked:
+    """Checks the parts that were made of a shard, and that each of its inputs is in them; None is of no shard."""
+    shard, parts = item
+    found = [_check(sets[place], part) for place, part in parts]
+    if shard is None:
+        return _Checked(found, 0, [[] for _ in parts])
+    accounted = [_accounted([each]) for each in found]
+    listed = Counter(source.keys_of(shard))
+    if any(each != listed for each in accounted):
+        # Of what is damaged within, keys that were listed without it may be too many.
+        listed = Counter(item.key for item in source.read(shard))
+    return _Checked(found, listed.total(), [list(_unaccounted(listed, each)) for each in accounted])
+
+
+def _report(feature_set: FeatureSet, found: Sequence[_Found]) -> Audit:
+    """What the parts, in the manifest's order, come to together."""
+    manifest = feature_set.manifest
+    report = Audit(feature_set.uri, problems=[*_strays(feature_set), *(p for part in found for p in part.problems)])
+    rejects = pa.chunked_array([each.rejects for each in found], pa.large_string())
+    for part, of_part in zip(manifest.parts, found, strict=True):
+        if part.recovered:
+            # Its rejects of before stay on record, and stand no more.
+            never = of_part.keys.filter(pc.invert(pc.is_in(of_part.keys, value_set=rejects.combine_chunks())))
+            stand_no_more = pc.is_in(rejects, value_set=of_part.keys)
+            rejects = rejects.filter(pc.invert(stand_no_more))
+            name = part_name(part.index)
+            report.problems += [
+                f"key {key!r} was never rejected, so {name} cannot have recovered it" for key in never.to_pylist()
+            ]
+            if not of_part.problems and (pc.sum(stand_no_more).as_py() or 0) != part.recovered:
+                report.problems.append(f"{name} has other recovered than the manifest says")
+    taken = pa.chunked_array([*(each.keys for each in found), *rejects.chunks], pa.large_string()).value_counts()
+    twice = taken.field("values").filter(pc.greater(taken.field("counts"), 1))
+    report.problems += [f"key {key!r} is in more than one place" for key in twice.to_pylist()]
+    for name, of_parts in totals(manifest.parts).items():
+        if getattr(manifest, name) != of_parts:
+            report.problems.append(f"{name} of the manifest is {getattr(manifest, name)}, and {of_parts} of its parts")
+    report.rows = sum(each.rows for each in found)
+    report.keys = sum(len(each.keys.unique()) for each in found)
+    report.rejects = len(rejects) + sum(len(each.repeats) for each in found)
+    return report
+
+
+def _accounted(found: Iterable[_Found]) -> Counter[str]:
+    """How many inputs with each key are in parts. What was recovered is in one place, though a reject is on record."""
+    places: dict[str, int] = {}
+    repeats: Counter[str] = Counter()
+    for each in found:
+        places |= dict.fromkeys([*each.keys.to_pylist(), *each.rejects.to_pylist()], 1)
+        repeats.update(each.repeats.to_pylist())
+    return Counter(places) + repeats
 
 
 def _strays(feature_set: FeatureSet) -> Iterator[str]:
@@ -86,28 +188,29 @@ def _strays(feature_set: FeatureSet) -> Iterator[str]:
     return (f"{name} is not in the manifest" for name in found if name not in known)
 
 
-def _check(feature_set: FeatureSet, part: Part, places: _Places) -> list[str]:
-    """What is wrong with a part; what is in it is added to `places`."""
+def _check(feature_set: FeatureSet, part: Part) -> _Found:
+    """What a part holds, and what is wrong with it."""
     name = part_name(part.index)
-    problems: list[str] = []
-    data = _verified(feature_set.uri, name, part.sha256, problems)
+    found = _Found()
+    data = _verified(feature_set.uri, name, part.sha256, found.problems)
     if data is not None:
         rows = pq.read_table(pa.BufferReader(data))
-        problems += _check_rows(feature_set.manifest, part, rows, data, places)
+        found.problems += _check_rows(feature_set.manifest, part, rows, data, found)
     rejects = REJECTS.empty_table()
     if part.rejects_sha256:
-        data = _verified(feature_set.uri, f"rejects/{name}", part.rejects_sha256, problems)
+        data = _verified(feature_set.uri, f"rejects/{name}", part.rejects_sha256, found.problems)
         if data is None:
-            return problems
+            return found
         rejects = pq.read_table(pa.BufferReader(data))
     if rejects.num_rows != part.rejects:
-        problems.append(f"{name} has {rejects.num_rows} rejects, and the manifest says {part.rejects}")
-    for key, error in zip(rejects["key"].to_pylist(), rejects["error"].to_pylist(), strict=True):
-        (places.repeats if error == DUPLICATE_KEY else places.rejects)[key] += 1
-    return problems
+        found.problems.append(f"{name} has {rejects.num_rows} rejects, and the manifest says {part.rejects}")
+    repeats = pc.equal(rejects["error"], DUPLICATE_KEY)
+    found.rejects = _keys(rejects.filter(pc.invert(repeats)))
+    found.repeats = _keys(rejects.filter(repeats))
+    return found
 
 
-def _check_rows(manifest: Manifest, part: Part, rows: pa.Table, data: bytes, places: _Places) -> Iterator[str]:
+def _check_rows(manifest: Manifest, part: Part, rows: pa.Table, data: bytes, found: _Found) -> Iterator[str]:
     name = part_name(part.index)
     if not rows.schema.equals(rows_schema(manifest.modality, manifest.dim, manifest.dtype)):
         yield f"{name} has other columns, or embeddings of another width or type, than the manifest says"
@@ -117,24 +220,18 @@ def _check_rows(manifest: Manifest, part: Part, rows: pa.Table, data: bytes, pla
     if bad:
         yield f"{name} holds {bad} values that are not finite"
     # Its SHA-256 is verified.
-    found = {"bytes": len(data), **content_of_rows(rows)}
-    keys = pc.unique(rows["key"]).to_pylist()
-    if part.recovered:
-        yield from (
-            f"key {key!r} was never rejected, so {name} cannot have recovered it"
-            for key in keys
-            if key not in places.rejects
-        )
-        # Its rejects of before stay on record, and stand no more.
-        found["recovered"] = sum(places.rejects.pop(key, 0) for key in keys)
-    if other := [each for each, value in found.items() if value != getattr(part, each)]:
+    content = {"bytes": len(data), **content_of_rows(rows)}
+    if other := [each for each, value in content.items() if value != getattr(part, each)]:
         yield f"{name} has other {', '.join(other)} than the manifest says"
-    places.rows += rows.num_rows
+    found.rows = rows.num_rows
+    found.keys = _keys(rows)
     if manifest.modality == "language":
-        places.samples.update(keys)
+        found.keys = found.keys.unique()
         yield from (f"the captions of key {key!r} are not numbered from 0 on" for key in _misnumbered(rows))
-    else:
-        places.samples.update(rows["key"].to_pylist())
+
+
+def _keys(table: pa.Table) -> pa.Array:
+    return table["key"].combine_chunks().cast(pa.large_string())
 
 
 def _misnumbered(rows: pa.Table) -> list[str]:

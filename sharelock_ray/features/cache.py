@@ -5,20 +5,33 @@
         columns.arrow       every other column, and a hash of each key
         pairs-<content>.npz its join with the language set of that content
         *.lock, *.partial   left by whoever makes, or was interrupted in making, the file of that name
+        in-use              locked by each process that has the set open
 
-A folder's time is that of its last use. Nothing here is needed: what is removed is made again.
+A folder's time is that of its last use. Nothing here is needed: what is removed is made again. So before a file is
+made, the sets that were not used for the longest time, and that no process has open, are removed until the cache keeps
+its limit and the disk has room.
 """
 
+import fcntl
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 from sharelock_ray import storage
 from sharelock_ray.errors import RunError
 from sharelock_ray.features.manifest import Manifest
+
+LIMIT = "SHARELOCK_CACHE_BYTES"
+_IN_USE = "in-use"
+# Whatever else lies in the folder that a person has named is left alone.
+_FOLDERS = f"*-{'[0-9a-f]' * 16}"
+_OURS = re.compile(r"(embeddings\.bin|columns\.arrow|pairs-[0-9a-f]{16}\.npz)(\.lock|\.partial)?")
 
 
 def cache_folder() -> Path:
@@ -26,12 +39,21 @@ def cache_folder() -> Path:
     return storage.node_cache("features")
 
 
+def limit() -> int:
+    """Bytes that the cache may take of its disk; sets that a process has open may take more."""
+    return storage.number_from_environment(LIMIT, default=_disk().total // 2, least=0)
+
+
 def room() -> int:
-    """Bytes that are free on the disk of the cache."""
+    """Bytes that are free on the disk of the cache, or would be without the sets that no process has open."""
+    return _disk().free + sum(each.size for each in _kept() if not each.is_in_use)
+
+
+def _disk() -> Any:
     folder = cache_folder()
     while not folder.exists():
         folder = folder.parent
-    return shutil.disk_usage(folder).free
+    return shutil.disk_usage(folder)
 
 
 def folder_of(manifest: Manifest) -> Path:
@@ -46,6 +68,25 @@ def content_key(manifest: Manifest) -> str:
     return storage.sha256(json.dumps([manifest.dim, manifest.dtype, parts]).encode())[:16]
 
 
+def in_use(folder: Path) -> IO[str]:
+    """Keeps a set's folder, which is made where it is not there, from being removed while what it returns is open.
+
+    Raises:
+        RunError: the disk cannot hold it.
+    """
+    path = folder / _IN_USE
+    with _refusals_named(path):
+        while True:
+            folder.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):
+                stream = path.open("a")
+                fcntl.flock(stream, fcntl.LOCK_SH)
+                # Else it was removed between the two, and the lock keeps nothing.
+                if _is_at(stream, path):
+                    return stream
+                stream.close()
+
+
 def made_once(target: Path, make: Callable[[Path], None], size: int | None = None) -> Path:
     """`target`, made by `make` where it is not there yet: by one process, while others that want it wait.
 
@@ -58,19 +99,26 @@ def made_once(target: Path, make: Callable[[Path], None], size: int | None = Non
     Raises:
         RunError: the disk cannot hold it.
     """
-    if not _is_whole(target, size):
-        try:
+    with _refusals_named(target):
+        if not _is_whole(target, size):
             target.parent.mkdir(parents=True, exist_ok=True)
             with storage.locked(target.with_name(f"{target.name}.lock")):
                 if not _is_whole(target, size):
+                    _make_room(unmade(target, size or 0))
                     _make(target, make)
-        except OSError as error:
-            raise RunError(
-                f"{target} cannot be written ({error.strerror or error}): free space on that disk, or let the "
-                f"environment variable SHARELOCK_CACHE name a folder on another one"
-            ) from None
-    os.utime(target.parent)
+        os.utime(target.parent)
     return target
+
+
+@contextmanager
+def _refusals_named(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{target} cannot be written ({error.strerror or error}): free space on that disk, or let the "
+            f"environment variable SHARELOCK_CACHE name a folder on another one"
+        ) from None
 
 
 def unmade(target: Path, size: int) -> int:
@@ -81,6 +129,70 @@ def unmade(target: Path, size: int) -> int:
         return size - min(size, _partial(target).stat().st_size)
     except FileNotFoundError:
         return 0 if _is_whole(target, size) else size
+
+
+def _make_room(needed: int) -> None:
+    """Removes sets that no process has open, the one that was not used for the longest time first, as long as `needed`
+    more bytes would exceed the limit or the disk."""
+    kept = sorted(_kept(), key=lambda each: each.used)
+    excess = max(sum(each.size for each in kept) + needed - limit(), needed - _disk().free)
+    for each in kept:
+        if excess <= 0:
+            return
+        if each.remove():
+            excess -= each.size
+
+
+def _kept() -> list["_Kept"]:
+    """The sets in the cache; another process may remove any of them meanwhile."""
+    found = []
+    for folder in cache_folder().glob(_FOLDERS):
+        with suppress(OSError):
+            files = [path for path in folder.iterdir() if _OURS.fullmatch(path.name)]
+            found.append(_Kept(folder, files, sum(path.stat().st_size for path in files), folder.stat().st_mtime))
+    return found
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A set in the cache: our files in its folder, their bytes, and the Unix time of the last use."""
+
+    folder: Path
+    files: list[Path]
+    size: int
+    used: float
+
+    @property
+    def is_in_use(self) -> bool:
+        return not self._alone(lambda: None)
+
+    def remove(self) -> bool:
+        """Removes it, unless a process has it open or somebody else owns it; whether it did."""
+        return self._alone(self._unlink)
+
+    def _unlink(self) -> None:
+        for path in [*self.files, self.folder / _IN_USE]:
+            path.unlink(missing_ok=True)
+        # What somebody else has put there stays.
+        with suppress(OSError):
+            self.folder.rmdir()
+
+    def _alone(self, work: Callable[[], None]) -> bool:
+        """Does `work` while no process can open the set; whether that was so, and the disk allowed it."""
+        try:
+            with (self.folder / _IN_USE).open("a") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not _is_at(stream, self.folder / _IN_USE):
+                    return False
+                work()
+        except OSError:
+            return False
+        return True
+
+
+def _is_at(stream: IO[str], path: Path) -> bool:
+    """Whether `path` still is this open file, and not one that another process has put there since."""
+    return os.path.samestat(os.fstat(stream.fileno()), path.stat())
 
 
 def _is_whole(target: Path, size: int | None) -> bool:

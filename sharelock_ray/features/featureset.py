@@ -2,13 +2,14 @@
 
 import hashlib
 import os
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 
 from sharelock_ray import storage
 from sharelock_ray.errors import RequestError, RunError
-from sharelock_ray.features.cache import content_key, folder_of, made_once, unmade
+from sharelock_ray.features.cache import content_key, folder_of, in_use, made_once, unmade
 from sharelock_ray.features.manifest import MANIFEST, Manifest, Part, keys_digest, read_manifest, totals
 from sharelock_ray.features.schema import REJECTS, part_name, rows_schema
 from sharelock_ray.progress import Progress
@@ -64,7 +65,7 @@ class FeatureSet:
 
         That is the first four bytes of the SHA-256 of each key, big-endian.
         """
-        path = made_once(self._cache / "columns.arrow", self._write_columns)
+        path = self._made("columns.arrow", self._write_columns)
         return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
     @cached_property
@@ -92,7 +93,7 @@ class FeatureSet:
         shape = (self.manifest.rows, self.manifest.dim)
         if not self.manifest.rows:
             return torch.empty(shape, dtype=dtype)
-        path = made_once(self._cache / _EMBEDDINGS, self._write_embeddings, size=self.nbytes)
+        path = self._made(_EMBEDDINGS, self._write_embeddings, size=self.nbytes)
         return torch.from_file(str(path), shared=False, size=shape[0] * shape[1], dtype=dtype).view(shape)
 
     @property
@@ -181,6 +182,22 @@ class FeatureSet:
 
     @cached_property
     def _cache(self) -> Path:
+        self._require_totals()
+        return folder_of(self.manifest)
+
+    @cached_property
+    def _use(self) -> IO[str]:
+        """Open for as long as this object lives, so that the node's cache keeps the set."""
+        stream = in_use(self._cache)
+        weakref.finalize(self, stream.close)
+        return stream
+
+    def _made(self, name: str, make: Callable[[Path], None], size: int | None = None) -> Path:
+        """A file of the set in the node's cache."""
+        _ = self._use
+        return made_once(self._cache / name, make, size)
+
+    def _require_totals(self) -> None:
         of_parts = totals(self.manifest.parts)
         for name in ("rows", "keys", "keys_sha256"):
             told = getattr(self.manifest, name)
@@ -189,14 +206,13 @@ class FeatureSet:
                     f"{storage.join(self.uri, MANIFEST)} is damaged ({name} is {told}, "
                     f"and {of_parts[name]} of its parts): {_REMEDY}"
                 )
-        return folder_of(self.manifest)
 
     def _path(self, part: int) -> str:
         return storage.join(self.uri, part_name(part))
 
     def _read(self, part: int, columns: list[str] | None) -> pa.Table:
         with _faults_named(self._path(part)), storage.open_read(self._path(part)) as stream:
-            return pq.read_table(stream, columns=columns)
+            return pq.read_table(stream, columns=columns, page_checksum_verification=True)
 
     def _write_columns(self, target: Path) -> None:
         """Writes `table` as an Arrow file."""
@@ -360,6 +376,7 @@ def join(vision: FeatureSet, language: FeatureSet) -> Pairs:
     for feature_set, modality in ((vision, "vision"), (language, "language")):
         if feature_set.manifest.modality != modality:
             raise RequestError(f"{feature_set.uri} is a {feature_set.manifest.modality} set, not a {modality} set")
+        feature_set._require_totals()
     ours, theirs = ((s.manifest.dataset, s.manifest.split) for s in (vision, language))
     if ours != theirs:
         raise RequestError(f"{vision.uri} is of {'/'.join(ours)}, but {language.uri} of {'/'.join(theirs)}")
@@ -369,7 +386,7 @@ def join(vision: FeatureSet, language: FeatureSet) -> Pairs:
         with target.open("wb") as stream:
             np.savez(stream, vision_rows=images, caption_start=starts, caption_rows=captions)
 
-    path = made_once(vision._cache / f"pairs-{content_key(language.manifest)}.npz", write)
+    path = vision._made(f"pairs-{content_key(language.manifest)}.npz", write)
     with np.load(path, allow_pickle=False) as rows:
         return Pairs(vision, language, **rows)
 

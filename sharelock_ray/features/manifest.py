@@ -1,6 +1,6 @@
 """`manifest.json`: what a feature set is, how it was made, and the proof that it is whole. Written last."""
 
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
 from pydantic import ValidationError
@@ -102,11 +102,6 @@ class Manifest(Origin):
         """Identifies the set's content: equal for equal parts."""
         return storage.sha256("".join(part.sha256 for part in self.parts).encode())
 
-    @property
-    def inputs_with_rejects(self) -> set[str]:
-        """Names of the inputs that have rejects, which may change: that is how rejects are mended."""
-        return {self.inputs[part.index].name for part in self.parts if part.rejects}
-
     def other_inputs(self, listed: Sequence[Shard], may_change: Set[str]) -> dict[str, str]:
         """The inputs that are not what the set was made of, sorted by name, and how: new, gone or of another size.
 
@@ -117,6 +112,11 @@ class Manifest(Origin):
         found = dict.fromkeys(now.keys() - made.keys(), "new") | dict.fromkeys(made.keys() - now.keys(), "gone")
         resized = {name for name in made.keys() & now.keys() - may_change if made[name] != now[name]}
         return dict(sorted((found | dict.fromkeys(resized, "of another size")).items()))
+
+
+def inputs_with_rejects(manifests: Iterable[Manifest]) -> set[str]:
+    """Names of the inputs with rejects in one of the sets of a split. They may change: so rejects are mended."""
+    return {each.inputs[part.index].name for each in manifests for part in each.parts if part.rejects}
 
 
 def totals(parts: Sequence[Part]) -> dict[str, Any]:

@@ -12,10 +12,11 @@ from sharelock_ray import storage
 from sharelock_ray.config import Config
 from sharelock_ray.encoders.chunks import Chunk, decode
 from sharelock_ray.encoders.spec import EncoderSpec, VisionSpec
-from sharelock_ray.errors import RequestError
+from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.extraction.options import ExtractionOptions
 from sharelock_ray.features.manifest import Prediction
 from sharelock_ray.features.writer import EncodedChunk
+from sharelock_ray.machine import cpu_count
 from sharelock_ray.progress import say
 from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.sources.sample import Reject, Sample, Shard, Source
@@ -130,7 +131,7 @@ def predictions(recipe: Recipe, split: str) -> dict[str, Prediction]:
         found = Plan.model_validate(storage.read_json(_path(recipe)))
     except FileNotFoundError:
         return {}
-    except ValueError:
+    except (ValueError, RunError):
         say(f"{_path(recipe)} cannot be read, and is not compared with what comes: run `sharelock plan` again for that")
         return {}
     return {
@@ -260,7 +261,7 @@ def _free_cpus(options: ExtractionOptions, shards: int) -> float | None:
 
     actors = options.actors(shards)
     # As many as Ray is started with here.
-    free = max(2, os.cpu_count() or 1) - actors * options.num_cpus
+    free = max(2, cpu_count()) - actors * options.num_cpus
     here = free >= 1 and actors * options.num_gpus <= torch.cuda.device_count()
     return free if here and not os.environ.get("RAY_ADDRESS") else None
 

@@ -3,10 +3,13 @@
 Heavy libraries are imported by the stage that needs them, so that a run with nothing left to do ends at once.
 """
 
+import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
+from typing import TypeVar
 
 from sharelock_ray import storage
 from sharelock_ray.alignment.run import CHECKPOINT, TrainingResult
@@ -15,10 +18,9 @@ from sharelock_ray.encoders.spec import LanguageSpec
 from sharelock_ray.errors import RequestError, RunError, SharelockError
 from sharelock_ray.evaluation.result import Evaluation
 from sharelock_ray.evaluation.trials import STUDY, Study
-from sharelock_ray.features.audit import Audit
-from sharelock_ray.features.audit import audit as audit_set
+from sharelock_ray.features.audit import Audit, audit_split
 from sharelock_ray.features.featureset import FeatureSet, join, open_features
-from sharelock_ray.features.manifest import is_complete, read_manifest
+from sharelock_ray.features.manifest import inputs_with_rejects, is_complete, read_manifest
 from sharelock_ray.features.writer import remove_leftovers
 from sharelock_ray.progress import Progress, clock, say
 from sharelock_ray.recipe.load import write_recipe
@@ -29,6 +31,10 @@ from sharelock_ray.sources.sample import Sample
 from sharelock_ray.sources.shapes import write_shapes
 from sharelock_ray.sources.spec import SourceSpec, require_captions
 
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+# To start a Ray for fewer shards than this takes longer than to check them.
+_FEW = 64
 _AUDIT, _EVALUATION, _SECONDS = "audit.json", "evaluation.json", "seconds.json"
 
 
@@ -98,18 +104,13 @@ def refuse_other_inputs(source: SourceSpec, sets: Sequence[FeatureSet]) -> None:
         listed = source.shards() if sets else []
     except (SharelockError, OSError):
         return
-    may_change = _may_change(sets)
+    may_change = inputs_with_rejects(s.manifest for s in sets)
     for feature_set in sets if listed else ():
         for name, how in feature_set.manifest.other_inputs(listed, may_change).items():
             raise RequestError(
                 f"{feature_set.uri} was made from other inputs than are listed now ({name} is {how}): "
                 f"restore them, set another `output` or `data.dataset`, or delete that folder to make it anew"
             )
-
-
-def _may_change(sets: Sequence[FeatureSet]) -> set[str]:
-    """Inputs of a split that have rejects in one of its sets."""
-    return set().union(*(s.manifest.inputs_with_rejects for s in sets))
 
 
 def _check_inputs(recipe: Recipe, splits: Mapping[str, SourceSpec]) -> None:
@@ -145,9 +146,9 @@ def audit(recipe: Recipe) -> list[Audit]:
     audits = []
     with _timed(recipe, "audit"):
         for split, source in recipe.splits.items():
-            inputs = _read_keys(source)
             of_split = [s for s in sets if s.manifest.split == split]
-            found = [audit_set(s, inputs) for s in of_split]
+            with Progress("audit", "inputs") as progress:
+                found = audit_split(of_split, source, _each, progress.update)
             if not any(each.problems for each in found):
                 _match(of_split, found)
             audits += found
@@ -176,15 +177,18 @@ def _audit_once(recipe: Recipe) -> None:
         each.require()
 
 
-def _read_keys(source: SourceSpec) -> list[str]:
-    """The key of every input."""
-    keys = []
-    with Progress("audit", "inputs") as progress:
-        for shard in source.shards():
-            for item in source.read(shard):
-                keys.append(item.key)
-                progress.update()
-    return keys
+def _each(function: Callable[[_T], _R], items: Sequence[_T]) -> Iterator[_R]:
+    """What `function` gives of each of `items`, in their order: by threads where they are few, else by tasks of Ray.
+
+    On a cluster always by tasks, since its nodes may be nearer to the data.
+    """
+    if len(items) > _FEW or os.environ.get("RAY_ADDRESS"):
+        from sharelock_ray.extraction.tasks import each
+
+        yield from each("audit", function, items)
+    else:
+        with ThreadPoolExecutor() as pool:
+            yield from pool.map(function, items)
 
 
 def _match(sets: Sequence[FeatureSet], audits: Sequence[Audit]) -> None:

@@ -1,6 +1,8 @@
 """A recipe's study: what each of its trials is, and what is left of it when it ends."""
 
+import json
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import yaml
@@ -12,7 +14,7 @@ from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.evaluation.study import ranked
 from sharelock_ray.evaluation.trials import CHOSEN_ON_TEST, STUDY, Study, Trial
 from sharelock_ray.features.featureset import open_features
-from sharelock_ray.features.manifest import read_manifest
+from sharelock_ray.features.manifest import Manifest, read_manifest
 from sharelock_ray.progress import say
 from sharelock_ray.recipe.load import with_settings
 from sharelock_ray.recipe.schema import Recipe
@@ -33,7 +35,7 @@ def tune(recipe: Recipe) -> Study:
     if "zero_shot" in spec.objective:
         say("tune: chooses by zero-shot accuracy on the test split, which flatters what is chosen: see its report")
     checked = [point_recipe(recipe, point) for point in _points_to_check(spec)]
-    prepare = _Preparation(recipe, spec)
+    prepare = Preparation(recipe, spec)
     sets = sorted({digest for each in checked for digest in prepare.digests(each)})
     from sharelock_ray.evaluation.score import required_labels
     from sharelock_ray.tuning.study import StudyQueue
@@ -47,6 +49,8 @@ def tune(recipe: Recipe) -> Study:
     searched = spec.model_dump(mode="json", include={"space", "objective"})
     name = f"{recipe.name}-{content_hash(recipe.alignment, searched, sets)}"
     queue = StudyQueue(name, spec, trials_folder(recipe), database, prepare)
+    if queue.doubles:
+        say(f"tune: {len(queue.doubles):,} points are the same model as another one, which alone is trained")
     trials = run_trials(queue, spec, recipe.alignment.steps, recipe.alignment.evaluate_every)
     study = Study(
         name=name,
@@ -58,6 +62,7 @@ def tune(recipe: Recipe) -> Study:
         sampler=spec.sampler,
         scheduler=spec.scheduler,
         trials=tuple(sorted(trials, key=lambda trial: trial.run)),
+        doubles=tuple(queue.doubles),
         storage=database,
     )
     storage.write_json(storage.join(recipe.output, STUDY), study.model_dump(mode="json"))
@@ -101,10 +106,7 @@ def _points_to_check(spec: TuningSpec) -> Iterator[dict[str, Any]]:
     if spec.sampler == "grid":
         yield from spec.points()
         return
-    values = {
-        name: (axis.low, axis.high) if isinstance(axis, Range) else spec.labels(name) or ()
-        for name, axis in spec.space.items()
-    }
+    values = {name: _values(spec, name) for name in spec.space}
     base = {name: choices[0] for name, choices in values.items()}
     yield base
     for name, choices in values.items():
@@ -112,27 +114,42 @@ def _points_to_check(spec: TuningSpec) -> Iterator[dict[str, Any]]:
             yield base | {name: label}
 
 
-class _Preparation:
-    """Makes the job of a point and a seed; its folder is named by everything that decides its result."""
+def _values(spec: TuningSpec, axis: str) -> tuple[Any, ...]:
+    """Those of a list, or both ends of a range."""
+    of = spec.space[axis]
+    return (of.low, of.high) if isinstance(of, Range) else spec.labels(axis) or ()
+
+
+class Preparation:
+    """Makes the job of a point and a seed; its folder is named by everything that decides its result.
+
+    Of points that are the same model, such as those of any activation at depth 1, it makes the job of the first one
+    that it is asked for.
+    """
 
     def __init__(self, recipe: Recipe, spec: TuningSpec) -> None:
         self._recipe, self._tuning = recipe, spec
-        self._digests: dict[str, str] = {}
+        self._manifests: dict[str, Manifest] = {}
+        self._models: dict[str, str] = {}
+        """By point, what decides its model."""
+        self._first: dict[str, dict[str, Any]] = {}
+        """By model, the point that stands for it."""
 
     def __call__(self, point: dict[str, Any], seed: int) -> Any:
         from sharelock_ray.tuning.trial import TrialJob
 
+        point = self._first.setdefault(self._model(point), point)
         recipe = point_recipe(self._recipe, point)
         spec = recipe.alignment.model_copy(update={"seed": seed})
         vision, language = (recipe.feature_set_uri("train", encoder) for encoder in (recipe.vision, recipe.language))
         test = prompts = None
         if _has_classes(recipe):
             test, prompts = recipe.feature_set_uri("test", recipe.vision), prompts_path(self._recipe, recipe)
-        name = content_hash(spec, self.digests(recipe), prompts and prompts.rpartition("/")[2])
         trial = Trial(
             point=point,
             seed=seed,
-            run=storage.join(trials_folder(self._recipe), name),
+            run=storage.join(trials_folder(self._recipe), content_hash(spec, *self._inputs(recipe))),
+            without_effect=tuple(axis for axis in point if self._is_idle(axis, point)),
             state="running",
             gpus=self._tuning.gpus_per_trial,
         )
@@ -157,10 +174,36 @@ class _Preparation:
         uris = [recipe.feature_set_uri("train", encoder) for encoder in (recipe.vision, recipe.language)]
         if _has_classes(recipe):
             uris.append(recipe.feature_set_uri("test", recipe.vision))
-        for uri in uris:
-            if uri not in self._digests:
-                self._digests[uri] = read_manifest(uri).digest
-        return [self._digests[uri] for uri in uris]
+        return [self._manifest(uri).digest for uri in uris]
+
+    def _inputs(self, recipe: Recipe) -> tuple[list[str], str | None]:
+        """What a point is trained and scored on: digests of feature sets, and the name of the prompts."""
+        prompts = prompts_path(self._recipe, recipe).rpartition("/")[2] if _has_classes(recipe) else None
+        return self.digests(recipe), prompts
+
+    def _model(self, point: dict[str, Any]) -> str:
+        """What decides a point's model and its scores, but for the seed."""
+        key = json.dumps(point)
+        if key not in self._models:
+            recipe = point_recipe(self._recipe, point)
+            dims = (self._manifest(recipe.feature_set_uri("train", e)).dim for e in (recipe.vision, recipe.language))
+            spec = recipe.alignment.effective(*dims).model_copy(update={"seed": 0})
+            self._models[key] = json.dumps([spec.model_dump(mode="json"), *self._inputs(recipe)])
+        return self._models[key]
+
+    def _is_idle(self, axis: str, point: dict[str, Any]) -> bool:
+        """Whether every other value of an axis, as far as it makes a recipe, gives the same model."""
+        others = [point | {axis: value} for value in _values(self._tuning, axis) if value != point[axis]]
+        found = []
+        for other in others:
+            with suppress(RequestError):
+                found.append(self._model(other) == self._model(point))
+        return bool(found) and all(found)
+
+    def _manifest(self, uri: str) -> Manifest:
+        if uri not in self._manifests:
+            self._manifests[uri] = read_manifest(uri)
+        return self._manifests[uri]
 
 
 def _has_classes(recipe: Recipe) -> bool:

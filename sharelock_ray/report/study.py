@@ -21,6 +21,7 @@ from sharelock_ray.evaluation.study import (
     pareto,
     ranked,
     variance_shares,
+    with_doubles,
 )
 from sharelock_ray.evaluation.trials import CHOSEN_ON_TEST, LOWER_IS_BETTER, Point, Study, Trial
 from sharelock_ray.report.plots import as_svg, plain
@@ -60,8 +61,8 @@ def write_study(study: Study, folder: str) -> StudySummary:
     storage.write_bytes(storage.join(folder, "study.csv"), csv.getvalue().to_pybytes())
     storage.write_bytes(storage.join(folder, "study.parquet"), parquet.getvalue().to_pybytes())
     environment = Environment(loader=PackageLoader("sharelock_ray.report", "."), autoescape=True)
-    shares = variance_shares(study.trials, study.axes, objective)
-    effects = main_effects(study.trials, study.axes, objective)
+    shares = variance_shares(study.trials, study.axes, objective, study.doubles)
+    effects = main_effects(study.trials, study.axes, objective, study.doubles)
     page = environment.get_template("study.html").render(
         study=study,
         summary=summary,
@@ -71,8 +72,9 @@ def write_study(study: Study, folder: str) -> StudySummary:
         text=interval_text,
         short=_short,
         name=_name,
-        effects=_effects(effects, objective) if points else "",
+        effects=_effects(effects, objective) if effects else "",
         basis=effects[0].basis if effects else "",
+        any_idle=any(trial.without_effect for trial in study.trials),
         shares=shares,
         maps=_heat_maps(study, objective),
         fronts=[_front(points, objective, cost) for cost in ("parameters", "seconds")] if points else [],
@@ -91,9 +93,7 @@ def verdict(points: Sequence[Point], objectives: Sequence[str]) -> str:
     if not points:
         return "No trial finished."
     objective = objectives[0]
-    best = (
-        f"Best: {_short(points[0].point)}, {NAMES[objective]} {interval_text(points[0].values[objective], objective)}."
-    )
+    best = f"Best: {_point(points[0])}, {NAMES[objective]} {interval_text(points[0].values[objective], objective)}."
     if "zero_shot" in objectives:
         best += f" {CHOSEN_ON_TEST}"
     others = len(points) - 1
@@ -113,7 +113,7 @@ def as_table(trials: Sequence[Trial]) -> pa.Table:
     rows = []
     for trial in trials:
         row: dict[str, Any] = {name: _plain(value) for name, value in trial.point.items()}
-        row |= {"seed": trial.seed, "state": trial.state}
+        row |= {"without_effect": ", ".join(trial.without_effect), "seed": trial.seed, "state": trial.state}
         row |= {name: trial.values.get(name) for name in NAMES}
         row |= trial.model_dump(include={"steps", "device", "gpus", "joules", "reason", "run"})
         rows.append(row)
@@ -134,6 +134,11 @@ def _plain(value: Any) -> Any:
 def _short(point: Mapping[str, Any]) -> str:
     """A point in few words: fields by their last name."""
     return ", ".join(f"{_name(axis)} {_value(value)}" for axis, value in point.items())
+
+
+def _point(point: Point) -> str:
+    """In few words, what has an effect on it."""
+    return _short({axis: value for axis, value in point.point.items() if axis not in point.without_effect}) or "any"
 
 
 def _name(axis: str) -> str:
@@ -172,9 +177,10 @@ def _heat_maps(study: Study, objective: str) -> str:
         return ""
     rows, columns = ((axis, lists[axis]) for axis in shown[:2])
     third: list[tuple[str, Any]] = [(shown[2], value) for value in lists[shown[2]]] if len(shown) > 2 else [("", None)]
+    trials = with_doubles(study.trials, study.doubles)
     maps = []
     for axis, value in third[:_MAPS]:
-        chosen = [trial for trial in study.trials if not axis or trial.point.get(axis) == value]
+        chosen = [trial for trial in trials if not axis or trial.point.get(axis) == value]
         maps.append((f"{_name(axis)} {_value(value)}" if axis else "", heat_map(chosen, rows, columns, objective)))
     known = np.concatenate([values[np.isfinite(values)] for _, values in maps])
     if not len(known):
@@ -209,7 +215,7 @@ def _front(points: Sequence[Point], objective: str, cost: str) -> str:
     )
     for i in front[:_CURVES]:
         axes.annotate(
-            plain(_short(points[i].point)),
+            plain(_point(points[i])),
             (pairs[i][1], pairs[i][0]),
             fontsize=6,
             xytext=(3, 3),
@@ -231,7 +237,7 @@ def _curves(points: Sequence[Point]) -> str:
     for point in chosen:
         rows = [row for row in RunFolder(point.runs[0]).metrics() if "validation_loss" in row]
         if rows:
-            axes.plot([r["step"] for r in rows], [r["validation_loss"] for r in rows], label=plain(_short(point.point)))
+            axes.plot([r["step"] for r in rows], [r["validation_loss"] for r in rows], label=plain(_point(point)))
     axes.set(xlabel="optimizer step", ylabel=NAMES["validation_loss"])
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -104,7 +104,10 @@ class StudySummary:
         shown = [name for name in shown if self.points and name in self.points[0].values]
         rows = []
         for point in self.points[:_SHOWN_POINTS]:
-            settings = ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in point.point.items())
+            settings = ", ".join(
+                f"{name.rpartition('.')[2]} {'any' if name in point.without_effect else value}"
+                for name, value in point.point.items()
+            )
             values = (interval_text(point.values.get(name), name) for name in shown)
             rows.append([settings, str(point.seeds), *values])
         return text_table(["point", "seeds", *shown], rows, title=self.title, caption=self.verdict)
@@ -119,6 +122,7 @@ class StudySummary:
             "points": [
                 {
                     "point": point.point,
+                    "without_effect": list(point.without_effect),
                     "seeds": point.seeds,
                     "p": point.p,
                     "values": {name: asdict(interval) for name, interval in point.values.items()},

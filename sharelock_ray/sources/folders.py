@@ -43,6 +43,10 @@ class ClassFolderSource(Config):
         """Number of files, and a digest of their names and sizes."""
         return _version(_content(shard.uri))
 
+    def keys_of(self, shard: Shard) -> Iterator[str]:
+        """Those of the listing."""
+        return (sample_key(shard, name) for name, _ in _content(shard.uri))
+
     def read(self, shard: Shard) -> Iterator[Sample | Reject]:
         """The images of one class, sorted by name; what is none, or is gone since the listing, is a reject."""
         for name, size in _content(shard.uri):

@@ -22,6 +22,9 @@ _PATH_ERRNOS = frozenset(
 )
 # No picture needs more; reading a file whole that says it has would let one sample fill the memory.
 MAX_IMAGE_BYTES = 256 << 20
+# Of one sample. Texts beyond this are no captions, and each of them is a row that takes an encoder's time.
+MAX_TEXT_BYTES = 1 << 20
+MAX_CAPTIONS = 1000
 
 
 class NoPlainFileError(ValueError):
@@ -29,7 +32,7 @@ class NoPlainFileError(ValueError):
 
 
 class TooLargeError(ValueError):
-    """A file beyond all measure, which is not read."""
+    """An image, or the captions of a sample, beyond all measure."""
 
 
 def file_shards(urls: tuple[str, ...] | str, kind: str, ending: str) -> list[Shard]:
@@ -122,7 +125,8 @@ def captions(found: object) -> tuple[str, ...]:
     """The texts in `found`, a text or a list of them, without the empty ones.
 
     Raises:
-        ValueError: one is no Unicode text; then the others are not taken either, so that a sample is in one place.
+        ValueError: one is no Unicode text, or they are too many (TooLargeError); then none is taken, so that a sample
+            is in one place.
     """
     # An editor may have put a byte order mark before it.
     texts = [
@@ -130,9 +134,17 @@ def captions(found: object) -> tuple[str, ...]:
         for text in (found if isinstance(found, list) else [found])
         if isinstance(text, str)
     ]
-    for text in texts:
-        text.encode()  # Half a surrogate pair, which JSON allows, is no text.
+    # Half a surrogate pair, which JSON allows, is no text, and cannot be encoded.
+    check_captions(len(texts), sum(len(text.encode()) for text in texts))
     return tuple(text for text in texts if text)
+
+
+def check_captions(count: int, size: int) -> None:
+    """Raises TooLargeError where the captions of a sample are too many, or too long together, in bytes of UTF-8."""
+    if count > MAX_CAPTIONS:
+        raise TooLargeError(f"{count:,} captions are more than {MAX_CAPTIONS:,}")
+    if size > MAX_TEXT_BYTES:
+        raise TooLargeError(f"captions of {size:,} bytes together are more than {MAX_TEXT_BYTES:,}")
 
 
 def read_image(uri: str) -> bytes:

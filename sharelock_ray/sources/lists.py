@@ -73,6 +73,10 @@ class ListSource(Config):
             for index, (start, end) in enumerate(runs)
         ]
 
+    def keys_of(self, shard: Shard) -> Iterator[str]:
+        """Those of the rows."""
+        return (key for key, _ in self._rows(shard))
+
     def version(self, shard: Shard) -> str:
         """Size and ETag, or time, of the list."""
         return file_version(self.path)
@@ -102,6 +106,11 @@ class ListSource(Config):
                 raise RequestError(f"{self.path} has no column {column!r}: its columns are {', '.join(columns)}")
 
     def _samples(self, shard: Shard) -> Iterator[Sample | Reject]:
+        for key, row in self._rows(shard):
+            yield Reject.of(key, "read", row) if isinstance(row, Exception) else self._sample(key, row)
+
+    def _rows(self, shard: Shard) -> Iterator[tuple[str, dict[str, Any] | Exception]]:
+        """Key and fields of each row, or what is wrong with it."""
         start = int(shard.uri.rpartition("#")[2])
         first = shard.index * self.rows_per_shard
         for number, record in enumerate(self._records((start, start + shard.bytes)), first):
@@ -109,10 +118,10 @@ class ListSource(Config):
             try:
                 row = self._row(record)
             except (ValueError, RecursionError) as error:
-                yield Reject.of(key, "read", error)
+                yield key, error
                 continue
             name = value(row, self.key_column, _KEY_COLUMNS)
-            yield self._sample(sample_key(shard, name) if isinstance(name, str | int) else key, row)
+            yield (sample_key(shard, name) if isinstance(name, str | int) else key), row
 
     def _row(self, record: object) -> dict[str, Any]:
         if isinstance(record, tuple):

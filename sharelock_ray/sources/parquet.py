@@ -11,22 +11,36 @@ from sharelock_ray import storage
 from sharelock_ray.config import Config
 from sharelock_ray.errors import RequestError
 from sharelock_ray.sources.listing import (
+    MAX_CAPTIONS,
+    MAX_IMAGE_BYTES,
+    MAX_TEXT_BYTES,
+    TooLargeError,
     called,
     captions,
+    check_captions,
     class_label,
     file_shards,
     file_version,
     row_name,
     sample_key,
     unique,
-    value,
 )
 from sharelock_ray.sources.sample import Reject, Sample, Shard
+from sharelock_ray.sources.tar import MAX_EXPANSION, MIN_EXPANDED_BYTES, DecompressionBombError
 
 _IMAGE = ("jpg", "image", "jpeg", "png", "webp", "img")
 _CAPTION = ("caption", "captions", "text", "txt")
 _LABEL = ("label", "cls")
 _KEY = ("key", "__key__")
+_STRINGS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+_BINARIES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
+_LISTS = (
+    pa.types.is_list,
+    pa.types.is_large_list,
+    pa.types.is_fixed_size_list,
+    pa.types.is_list_view,
+    pa.types.is_large_list_view,
+)
 # With these, and without pre-buffering, memory holds a few pages at a time and not a whole row group.
 _BATCH_ROWS = 32
 _BUFFER_BYTES = 1 << 20
@@ -34,7 +48,7 @@ _BUFFER_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class _Columns:
-    image: str
+    image: str | None
     captions: tuple[str, ...]
     """A row's caption is in the first of them that is not empty."""
     label: str | None
@@ -73,6 +87,10 @@ class ParquetSource(Config):
             self._columns(schema, uri)
         return shards
 
+    def keys_of(self, shard: Shard) -> Iterator[str]:
+        """Those of the key column, or the numbers of the rows."""
+        return (item.key for item in self._items(shard, keys_only=True))
+
     def version(self, shard: Shard) -> str:
         """Size and ETag, or time, of the file."""
         return file_version(shard.uri)
@@ -92,26 +110,32 @@ class ParquetSource(Config):
         Raises:
             RequestError: a column is missing or of a wrong type.
         """
+        yield from unique(self._items(shard))
+
+    def _items(self, shard: Shard, keys_only: bool = False) -> Iterator[Sample | Reject]:
         try:
             with storage.open_read(shard.uri) as stream:
                 file = pq.ParquetFile(stream, buffer_size=_BUFFER_BYTES, pre_buffer=False)
-                yield from unique(self._samples(shard, file))
+                yield from self._samples(shard, file, keys_only)
         except (pa.ArrowException, OSError) as error:
             _raise_unless_damage(error)
             yield Reject.of(sample_key(shard, ""), "read", error)
 
-    def _samples(self, shard: Shard, file: Any) -> Iterator[Sample | Reject]:
+    def _samples(self, shard: Shard, file: Any, keys_only: bool) -> Iterator[Sample | Reject]:
         columns = self._columns(file.schema_arrow, shard.uri)
+        if keys_only:
+            columns = _Columns(None, (), None, columns.key)
         row = 0
         for group in range(file.num_row_groups):
             end = row + file.metadata.row_group(group).num_rows
             try:
+                rows_at_once = _rows_at_once(file.metadata.row_group(group), columns)
                 # A batch that went over the end of a row group would be lost with the next one.
-                for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns.names()):
+                for batch in file.iter_batches(rows_at_once, row_groups=[group], columns=columns.names()):
                     for i in range(batch.num_rows):
                         yield _sample(shard, row, columns, {name: batch.column(name)[i] for name in columns.names()})
                         row += 1
-            except (pa.ArrowException, OSError) as error:
+            except (pa.ArrowException, OSError, DecompressionBombError, TooLargeError) as error:
                 _raise_unless_damage(error)
                 key = sample_key(shard, f"@{row}")
                 yield Reject(key, "read", type(error).__name__, f"rows {row:,} to {end - 1:,}: {error}")
@@ -160,23 +184,70 @@ def _raise_unless_damage(error: Exception) -> None:
         raise error
 
 
+def _rows_at_once(group: Any, columns: _Columns) -> int:
+    """How many rows of a row group memory can hold, from what the file says of it.
+
+    Raises:
+        DecompressionBombError: a column grows beyond all measure when it is decompressed.
+        TooLargeError: it has more captions than that many rows may have.
+    """
+    largest = 1
+    for chunk in (group.column(i) for i in range(group.num_columns)):
+        # Behind a column's own name may follow that of a field or of its elements.
+        name = next((n for n in columns.names() if f"{chunk.path_in_schema}.".startswith(f"{n}.")), None)
+        if name is None:
+            continue
+        size = chunk.total_uncompressed_size
+        if size > max(MIN_EXPANDED_BYTES, MAX_EXPANSION * chunk.total_compressed_size):
+            raise DecompressionBombError(f"the column {name!r} holds {size:,} bytes once decompressed")
+        if name in columns.captions and chunk.num_values > MAX_CAPTIONS * group.num_rows:
+            raise TooLargeError(f"the column {name!r} holds {chunk.num_values:,} captions")
+        largest = max(largest, size)
+    # A dictionary may repeat its largest value in each row.
+    return min(_BATCH_ROWS, max(1, MAX_IMAGE_BYTES // largest))
+
+
 def _sample(shard: Shard, row: int, columns: _Columns, cells: dict[str, Any]) -> Sample | Reject:
     key = sample_key(shard, row_name(row))
     try:
-        found = {name: cell.as_py() for name, cell in cells.items()}
-        name = found[columns.key] if columns.key else None
+        name = cells[columns.key].as_py() if columns.key and _size(cells[columns.key]) <= MAX_TEXT_BYTES else None
         if name not in (None, ""):
             key = sample_key(shard, name)
-        image = found[columns.image]
-        label = found[columns.label] if columns.label else None
+        image = cells[columns.image] if columns.image else None
+        if isinstance(image, pa.StructScalar):
+            image = image["bytes"]
+        if image is not None and (size := _size(image)) > MAX_IMAGE_BYTES:
+            raise TooLargeError(f"the image has {size:,} bytes, more than {MAX_IMAGE_BYTES:,}")
+        label = cells[columns.label].as_py() if columns.label else None
+        texts = next((found for name in columns.captions if (found := _texts(cells[name]))), [])
         return Sample(
             key,
-            image["bytes"] if isinstance(image, dict) else image,
-            captions(value(found, None, columns.captions)),
+            None if image is None else image.as_py(),
+            captions(texts),
             None if label is None else class_label(label),
         )
     except ValueError as error:
         return Reject.of(key, "read", error)
+
+
+def _texts(cell: Any) -> list[Any]:
+    """The texts of a cell, a text or a list of them.
+
+    Raises:
+        TooLargeError: there are too many; they are not copied.
+    """
+    texts = (cell.values or []) if isinstance(cell, pa.ListScalar) else [cell]
+    check_captions(len(texts), 0)
+    check_captions(len(texts), sum(map(_size, texts)))
+    return [text.as_py() for text in texts if _size(text)]
+
+
+def _size(cell: Any) -> int:
+    """Bytes of a text or of binary data, which are not copied; 0 for any other."""
+    if isinstance(cell, pa.DictionaryScalar):
+        cell = cell.value
+    content = cell.as_buffer() if isinstance(cell, pa.BinaryScalar) else None
+    return 0 if content is None else int(content.size)
 
 
 def _decoded(kind: Any) -> Any:
@@ -185,20 +256,18 @@ def _decoded(kind: Any) -> Any:
 
 
 def _is_string(kind: Any) -> bool:
-    return bool(pa.types.is_string(_decoded(kind)) or pa.types.is_large_string(_decoded(kind)))
+    return any(is_one(_decoded(kind)) for is_one in _STRINGS)
 
 
 def _is_text(kind: Any) -> bool:
-    listed = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    return _is_string(kind.value_type if listed else kind)
+    return _is_string(kind.value_type if any(is_one(kind) for is_one in _LISTS) else kind)
 
 
 def _is_image(kind: Any) -> bool:
     if pa.types.is_struct(kind):
         place = kind.get_field_index("bytes")
         return place >= 0 and _is_image(kind.field(place).type)
-    inner = _decoded(kind)
-    return bool(pa.types.is_binary(inner) or pa.types.is_large_binary(inner) or pa.types.is_null(inner))
+    return any(is_one(_decoded(kind)) for is_one in (*_BINARIES, pa.types.is_null))
 
 
 def _listed(schema: Any) -> str:

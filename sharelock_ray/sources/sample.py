@@ -89,6 +89,13 @@ class Source(Protocol):
         """Everything in one shard, in a fixed order, each key once among the samples."""
         ...
 
+    def keys_of(self, shard: Shard) -> Iterator[str]:
+        """The keys of what `read` gives, read without images and captions where the format allows it.
+
+        Where contents are damaged `read` may give others, as only it sees that.
+        """
+        ...
+
     def version(self, shard: Shard) -> str:
         """What `Shard.version` would be if the shard were listed now.
 

@@ -18,6 +18,10 @@ class Subset:
         """The shards that such inputs are of."""
         return [shard for shard in self.source.shards() if any(key.startswith(f"{shard.name}/") for key in self.keys)]
 
+    def keys_of(self, shard: Shard) -> Iterator[str]:
+        """Those of them in one shard."""
+        return (key for key in self.source.keys_of(shard) if key in self.keys)
+
     def version(self, shard: Shard) -> str:
         """That of the source."""
         return self.source.version(shard)

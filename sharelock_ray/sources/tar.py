@@ -36,12 +36,12 @@ _COMPRESSIONS: dict[bytes, Callable[[], Any]] = {
 # With what a call finds damaged it gives nothing of its other bytes.
 _BUFFER_BYTES = 64 << 10
 # Images hardly shrink and texts shrink to about a tenth; a gzip bomb shrinks to a thousandth.
-_MAX_EXPANSION = 50
-_MIN_EXPANDED_BYTES = 64 << 20
+MAX_EXPANSION = 50
+MIN_EXPANDED_BYTES = 64 << 20
 
 
 class DecompressionBombError(ValueError):
-    """A compressed tar grows beyond all measure."""
+    """What is compressed grows beyond all measure."""
 
 
 class CorruptCompressionError(ValueError):
@@ -104,7 +104,7 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, Fault | None]]:
 
 
 def _decompress(compression: Callable[[], Any], path: Path, plain: BinaryIO) -> Fault | None:
-    limit = max(_MIN_EXPANDED_BYTES, _MAX_EXPANSION * path.stat().st_size)
+    limit = max(MIN_EXPANDED_BYTES, MAX_EXPANSION * path.stat().st_size)
     written = checked = 0
     with path.open("rb") as stream:
         try:

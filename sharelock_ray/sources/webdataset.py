@@ -15,6 +15,7 @@ from sharelock_ray.sources.listing import (
     BOM,
     IMAGE_EXTENSIONS,
     MAX_IMAGE_BYTES,
+    MAX_TEXT_BYTES,
     TooLargeError,
     captions,
     class_label,
@@ -28,8 +29,6 @@ from sharelock_ray.sources.sample import Reject, Sample, Shard
 from sharelock_ray.sources.tar import Damage, Fault, Member, members, opened
 
 _CAPTIONS = ("caption", "captions", "text")
-# A caption or label beyond this is no caption; reading it whole would let one member fill the memory.
-_MAX_TEXT_BYTES = 1 << 20
 # `txt` or `caption.txt`, or one of several captions: `0.txt`, `1.txt`, … or `caption0.txt`, …
 _TEXT = re.compile(r"(?:(?:captions?|text)?([0-9]{1,6})?\.)?(?:txt|text)")
 # The numbers may be the end of a name that has dots.
@@ -65,14 +64,26 @@ class WebDatasetSource(Config):
         with storage.local_copy(shard.uri) as path, opened(path) as (stream, fault):
             samples, damages = _index(stream)
             yield from unique(_sample(shard, stream, stem, found, fault) for stem, found in samples)
-            if fault is not None:
-                # The tar breaks off because of it.
-                damages = [damage for damage in damages if damage.end < stream.seek(0, 2)]
-            for damage in damages:
-                message = f"bytes {damage.start:,} to {damage.end:,}: {damage.problem}"
-                yield Reject(sample_key(shard, f"@{damage.start}"), "read", "DamagedTar", message)
-            if fault is not None:
-                yield Reject.of(sample_key(shard, ""), "read", fault.error)
+            yield from _damaged(shard, stream, damages, fault)
+
+    def keys_of(self, shard: Shard) -> Iterator[str]:
+        """Those that the headers of the tar tell."""
+        with storage.local_copy(shard.uri) as path, opened(path) as (stream, fault):
+            samples, damages = _index(stream)
+            yield from (sample_key(shard, stem) for stem, _ in samples)
+            yield from (reject.key for reject in _damaged(shard, stream, damages, fault))
+
+
+def _damaged(shard: Shard, stream: BinaryIO, damages: list[Damage], fault: Fault | None) -> Iterator[Reject]:
+    """What is of no sample."""
+    if fault is not None:
+        # The tar breaks off because of it.
+        damages = [damage for damage in damages if damage.end < stream.seek(0, 2)]
+    for damage in damages:
+        message = f"bytes {damage.start:,} to {damage.end:,}: {damage.problem}"
+        yield Reject(sample_key(shard, f"@{damage.start}"), "read", "DamagedTar", message)
+    if fault is not None:
+        yield Reject.of(sample_key(shard, ""), "read", fault.error)
 
 
 def _index(stream: BinaryIO) -> tuple[list[tuple[str, _Members]], list[Damage]]:
@@ -157,7 +168,7 @@ def _described(stream: BinaryIO, found: _Members) -> object:
 
 
 def _text(stream: BinaryIO, member: Member) -> bytes:
-    return _content(stream, member, _MAX_TEXT_BYTES)
+    return _content(stream, member, MAX_TEXT_BYTES)
 
 
 def _content(stream: BinaryIO, member: Member, limit: int) -> bytes:

@@ -126,6 +126,18 @@ def node_cache(kind: str) -> Path:
     return Path(os.environ.get("SHARELOCK_CACHE", default)) / kind
 
 
+def number_from_environment(variable: str, default: int, least: int) -> int:
+    """The whole number in an environment variable.
+
+    Raises:
+        RequestError: it is none, or less than `least`.
+    """
+    text = os.environ.get(variable) or str(default)
+    if not text.isdecimal() or int(text) < least:
+        raise RequestError(f"{variable} is {text!r}: give a whole number, at least {least}")
+    return int(text)
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Holds the lock file `path` for the time of the block, against every other thread and process of this machine."""

@@ -41,7 +41,7 @@ from fsspec.asyn import sync, sync_wrapper
 from s3fs import S3FileSystem
 
 from sharelock_ray.errors import RequestError, RunError, SharelockError
-from sharelock_ray.storage import ImpossibleUriError
+from sharelock_ray.storage import ImpossibleUriError, number_from_environment
 from sharelock_ray.storage.retry import ExhaustedError, RetryPolicy
 
 _T = TypeVar("_T")
@@ -143,8 +143,8 @@ class ObjectStore(S3FileSystem):
             endpoint=os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"),
             # botocore itself reads only the second.
             region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
-            part_bytes=_number("SHARELOCK_S3_PART_BYTES", 16 << 20, least=_MIN_PART_BYTES),
-            attempts=_number("SHARELOCK_S3_ATTEMPTS", RetryPolicy.attempts, least=1),
+            part_bytes=number_from_environment("SHARELOCK_S3_PART_BYTES", 16 << 20, least=_MIN_PART_BYTES),
+            attempts=number_from_environment("SHARELOCK_S3_ATTEMPTS", RetryPolicy.attempts, least=1),
         )
 
     # Every request of s3fs, a page of a listing or the removal of a folder as well, goes through here.
@@ -522,11 +522,3 @@ def _profile_says(setting: str) -> bool:
 
 def _uri(arguments: dict[str, Any]) -> str:
     return f"s3://{arguments.get('Bucket', '')}/{arguments.get('Key', arguments.get('Prefix', ''))}"
-
-
-def _number(variable: str, default: int, least: int) -> int:
-    """The whole number in an environment variable."""
-    text = os.environ.get(variable) or str(default)
-    if not text.isdecimal() or int(text) < least:
-        raise RequestError(f"{variable} is {text!r}: give a whole number, at least {least}")
-    return int(text)

@@ -24,20 +24,21 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from sharelock_ray import storage
 from sharelock_ray.errors import RequestError
-from sharelock_ray.evaluation.trials import LOWER_IS_BETTER, State, Trial, read_trial, write_trial
+from sharelock_ray.evaluation.trials import LOWER_IS_BETTER, Double, State, Trial, read_trial, write_trial
 from sharelock_ray.tuning.options import PASSWORD, Range, TuningSpec
 from sharelock_ray.tuning.tensorboard import write_hparams
 from sharelock_ray.tuning.trial import TrialJob, ended_early
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-_RUN, _SEED, _REASON = "run", "seed", "reason"
+_RUN, _SEED, _REASON, _SAME_AS = "run", "seed", "reason", "same as"
 """What a trial of the database says beside its parameters."""
 
 _ANEW = "move that file away, and the study is made anew from the folders of its trials"
 
 Prepare = Callable[[dict[str, Any], int], TrialJob]
-"""What makes a job of a point and a seed. Equal folders mean equal trainings."""
+"""What makes a job of a point and a seed. Of points that are the same model it makes the job of one of them, of the one
+that it is asked for first: equal folders mean equal trainings."""
 
 
 def open_storage(url: str) -> BaseStorage:
@@ -136,8 +137,13 @@ class StudyQueue:
         """Twins of trials that are about to begin, by folder."""
         self._points: dict[str, dict[str, Any]] = {}
         """Points that a sampler gave, by the folder of their first seed."""
+        self.doubles: list[Double] = []
+        """Points that are the same model as another one."""
         self._left = self._all()
         self._take_over(folder)
+        if spec.sampler == "grid":
+            for point in spec.points():
+                self._note_double(point, self._prepare(point, spec.seeds[0]))
 
     @property
     def trials(self) -> list[Trial]:
@@ -147,7 +153,7 @@ class StudyQueue:
     @property
     def total(self) -> int:
         """How many there will be, at most."""
-        points = self._spec.trials or sum(1 for _ in self._spec.points())
+        points = self._spec.trials or sum(1 for _ in self._spec.points()) - len(self.doubles)
         return points * len(self._spec.seeds)
 
     def next(self) -> TrialJob | None:
@@ -216,12 +222,21 @@ class StudyQueue:
             return None
         run = job.trial.run
         if run in self._points:
+            if self._note_double(point, job):
+                twin.set_user_attr(_SAME_AS, run)
             known = self._known.get(run)
             self._study.tell(twin, **(self._outcome(known) if known else {"state": TrialState.FAIL}))
             return None
         self._points[run] = point
         self._asked[run] = twin
         return point
+
+    def _note_double(self, point: dict[str, Any], job: TrialJob) -> bool:
+        """Whether the job made of a point is that of another one."""
+        is_double = job.trial.point != point
+        if is_double and not any(double.point == point for double in self.doubles):
+            self.doubles.append(Double(point=point, same_as=job.trial.point))
+        return is_double
 
     def _begin(self, job: TrialJob) -> TrialJob:
         run = job.trial.run
@@ -237,11 +252,15 @@ class StudyQueue:
 
     def _take_over(self, folder: str) -> None:
         """Learns from folders and database what an earlier process has left."""
-        twins = {twin.user_attrs.get(_RUN, ""): twin for twin in self._study.get_trials()}
-        for name in storage.names(folder):
-            trial = read_trial(storage.join(folder, name))
-            if trial is None or not self._is_own(trial):
+        in_database = self._study.get_trials()
+        twins = {twin.user_attrs.get(_RUN, ""): twin for twin in in_database}
+        records = [read_trial(storage.join(folder, name)) for name in storage.names(folder)]
+        # Those that are over come first, so that they stand for their doubles.
+        for record in sorted(filter(None, records), key=lambda record: not record.over):
+            job = self._own(record)
+            if job is None:
                 continue
+            trial = record.model_copy(update={"without_effect": job.trial.without_effect})
             self._points[self._prepare(trial.point, self._spec.seeds[0]).trial.run] = trial.point
             twin = twins.get(trial.run)
             if not trial.over:
@@ -254,17 +273,21 @@ class StudyQueue:
                 self._study.add_trial(self._twin_of(trial))
             elif not twin.state.is_finished():
                 self._study.tell(twin.number, **self._outcome(trial))
+        for twin in in_database:
+            if _SAME_AS in twin.user_attrs:
+                self._note_double(dict(twin.params), self._prepare(dict(twin.params), self._spec.seeds[0]))
         for twin in self._study.get_trials(states=(TrialState.RUNNING,)):
             if twin.user_attrs.get(_RUN) not in self._asked:
                 self._study.tell(twin.number, state=TrialState.FAIL)
 
-    def _is_own(self, trial: Trial) -> bool:
-        """Whether a record is of a trial that this study would also run, to the last setting."""
+    def _own(self, trial: Trial) -> TrialJob | None:
+        """The job of a record; None where this study would not run the same, to the last setting."""
         if trial.point.keys() != self._spec.space.keys() or trial.seed not in self._spec.seeds:
-            return False
+            return None
         if not all(self._holds(axis, value) for axis, value in trial.point.items()):
-            return False
-        return self._prepare(trial.point, trial.seed).trial.run == trial.run
+            return None
+        job = self._prepare(trial.point, trial.seed)
+        return job if job.trial.run == trial.run else None
 
     def _holds(self, axis: str, value: Any) -> bool:
         values = self._spec.space[axis]

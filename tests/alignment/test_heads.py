@@ -10,7 +10,7 @@ import torch
 
 import support
 from sharelock_ray.alignment.heads import UNDECAYED, Heads
-from sharelock_ray.alignment.spec import AlignmentSpec
+from sharelock_ray.alignment.spec import AlignmentSpec, ProjectionSpec
 from sharelock_ray.recipe.load import read_recipe
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "training.md"
@@ -63,6 +63,30 @@ def test_the_papers_recipes_hold_its_values(name: str) -> None:
     assert spec.vision.depth == 0
     assert (vision.image_size, vision.resize, vision.interpolation, vision.pooling) == (224, 256, "bilinear", "cls")
     assert (recipe.language.pooling, recipe.language.prompt, recipe.language.append_eos) == ("last", None, False)
+
+
+@pytest.mark.parametrize(
+    ("given", "change", "is_idle"),
+    [
+        ({}, {"logit_bias": -1.0}, True),
+        ({"loss": "sigmoid"}, {"logit_bias": -1.0}, False),
+        ({}, {"min_delta": 0.1}, True),
+        ({"patience": 3}, {"min_delta": 0.1}, False),
+        ({"weight_decay": 0.0}, {"optimizer": "adamw"}, True),
+        ({}, {"optimizer": "adamw"}, False),
+        ({"weight_decay": 0.0}, {"optimizer": "lion"}, False),
+        ({}, {"seed": 1}, False),
+        ({}, {"vision": ProjectionSpec(width=3, gated=True)}, True),
+        ({}, {"language": ProjectionSpec(depth=1, dropout=0.5)}, True),
+    ],
+)
+def test_an_alignment_is_the_same_where_a_field_does_nothing(
+    given: dict[str, object], change: dict[str, object], is_idle: bool
+) -> None:
+    one, other = (
+        AlignmentSpec(**({"language": ProjectionSpec(depth=1)} | given | more)).effective(4, 4) for more in ({}, change)
+    )
+    assert (one == other) == is_idle
 
 
 @pytest.mark.parametrize("loss", ["infonce", "sigmoid"])

@@ -175,6 +175,50 @@ class TestPictures:
         assert encoder.encode_images([]).shape == (0, encoder.dim)
 
 
+class TestWeights:
+    # Positions that are computed; a convolutional stem; classifiers of several layers, and beside a norm that stays.
+    @pytest.mark.parametrize(
+        ("name", "size"),
+        [("xcit_nano_12_p16_224", 32), ("vit_tiny_r_s16_p8_224", 64), ("levit_128s", 224), ("test_convnext", 32)],
+    )
+    def test_of_any_family_are_its_own(self, models: Path, name: str, size: int) -> None:
+        settings = {"img_size": size} if name.startswith("vit") else {}
+        path = saved(models, name, num_classes=10, **settings)
+        whole = timm.create_model(name, num_classes=10, **settings)
+        whole.load_state_dict(load_file(path))
+        whole.reset_classifier(0)
+        with torch.inference_mode():
+            expected = whole.eval()(torch.stack([prepared(data, size) for data in FILES[:2]])).numpy()
+        spec = support.tiny_vision(models, model=name, weights=path, image_size=size, resize=size)
+        found = VisionEncoder(spec).encode(np.stack([decode_image(d, spec.preprocessing) for d in FILES[:2]]))
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
+    def test_are_known_by_the_names_that_training_gave_them(
+        self, tmp_path: Path, vision_spec: VisionSpec, prefix: str
+    ) -> None:
+        path = tmp_path / "weights.safetensors"
+        save_file({f"{prefix}{name}": value for name, value in load_file(vision_spec.weights).items()}, path)
+        found = VisionEncoder(vision_spec.model_copy(update={"weights": str(path)})).encode(pixels(vision_spec))
+        np.testing.assert_array_equal(found, VisionEncoder(vision_spec).encode(pixels(vision_spec)))
+
+    def test_that_are_lacking_are_named(self, tmp_path: Path, vision_spec: VisionSpec) -> None:
+        path = tmp_path / "weights.safetensors"
+        weights = load_file(vision_spec.weights)
+        weights["net.bn1.weight"] = weights.pop("bn1.weight")
+        save_file(weights, path)
+        message = r"does not hold weights of test_resnet: it lacks 1 .bn1.weight., and has others: 1 .net.bn1.weight.$"
+        with pytest.raises(RequestError, match=message):
+            VisionEncoder(vision_spec.model_copy(update={"weights": str(path)}))
+
+    @pytest.mark.parametrize("zipped", [True, False])
+    def test_that_may_run_code_are_refused(self, tmp_path: Path, vision_spec: VisionSpec, zipped: bool) -> None:
+        path = tmp_path / "weights.pth"
+        torch.save(load_file(vision_spec.weights), path, _use_new_zipfile_serialization=zipped)
+        with pytest.raises(RequestError, match=r"may run code of its author.*: convert it to safetensors$"):
+            VisionEncoder(vision_spec.model_copy(update={"weights": str(path)}))
+
+
 class TestRefuses:
     def test_a_model_that_timm_does_not_know(self, vision_spec: VisionSpec) -> None:
         with pytest.raises(RequestError, match="timm knows no model 'resnet_of_dreams'"):
@@ -192,6 +236,11 @@ class TestRefuses:
             path.write_bytes(content)
         with pytest.raises(RequestError, match=r"weights\.safetensors"):
             VisionEncoder(vision_spec.model_copy(update={"weights": str(path)}))
+
+    def test_images_of_a_size_that_the_model_cannot_see(self, models: Path) -> None:
+        spec = support.tiny_vision(models, model="bat_resnext26ts", weights=saved(models, "bat_resnext26ts"))
+        with pytest.raises(RequestError, match="cannot load 'bat_resnext26ts' for images of 32 pixels"):
+            VisionEncoder(spec)
 
     @pytest.mark.parametrize("pooling", ["cls", "mean", "cls_mean"])
     def test_tokens_of_a_model_that_has_none(self, vision_spec: VisionSpec, pooling: str) -> None:

@@ -1,6 +1,7 @@
 """What a study says, against naive formulas and scipy."""
 
 import itertools
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from sharelock_ray.evaluation.study import (
     ranked,
     t_interval,
     variance_shares,
+    with_doubles,
 )
-from sharelock_ray.evaluation.trials import Point, Trial
+from sharelock_ray.evaluation.trials import Double, Point, Trial
 
 AXES = {"depth": (2, 4, 6), "width": (32, 64), "activation": ("relu", "gelu")}
 SEEDS = (0, 1, 2)
@@ -239,6 +241,56 @@ class TestVariance:
     def test_of_one_seed_has_no_test_of_noise(self) -> None:
         shares = variance_shares(grid(noisy, seeds=(0,)), AXES, "recall_at_1")
         assert all(each.p is None for each in shares)
+
+
+class TestDoubles:
+    """Depth 1 has no hidden layer: its model is the same with any width and activation, and is trained once."""
+
+    AXES: ClassVar = {"depth": (1, 2, 4), "activation": ("relu", "gelu")}
+    DOUBLES = (Double(point={"depth": 1, "activation": "gelu"}, same_as={"depth": 1, "activation": "relu"}),)
+
+    @pytest.fixture
+    def trials(self) -> list[Trial]:
+        def recall(point: dict[str, object], seed: int) -> float:
+            noise = np.random.default_rng([seed, *str(point).encode()]).normal(0, 0.01)
+            return 0.1 * point["depth"] + 0.2 * (point["activation"] == "gelu") + noise
+
+        trials = [t for t in grid(recall, self.AXES) if t.point != self.DOUBLES[0].point]
+        return [
+            t.model_copy(update={"without_effect": ("activation",)}) if t.point["depth"] == 1 else t for t in trials
+        ]
+
+    def test_are_no_level_of_a_factor_that_changes_nothing_of_them(self, trials: list[Trial]) -> None:
+        depth, activation = main_effects(trials, self.AXES, "recall_at_1", self.DOUBLES)
+        assert [level.trials for level in depth.levels] == [3, 6, 6]
+        deeper = [t for t in trials if t.point["depth"] > 1]
+        for level in activation.levels:
+            values = [t.values["recall_at_1"] for t in deeper if t.point["activation"] == level.label]
+            assert (level.trials, level.mean.value) == (6, pytest.approx(np.mean(values)))
+        # The grid is whole, so the intervals are the seeds'.
+        assert (depth.basis, activation.basis) == ("seeds", "seeds")
+
+    def test_are_not_counted_in_the_variance(self, trials: list[Trial]) -> None:
+        deeper = [t for t in trials if t.point["depth"] > 1]
+        expected = variance_shares(deeper, {"depth": (2, 4), "activation": ("relu", "gelu")}, "recall_at_1")
+        assert variance_shares(trials, self.AXES, "recall_at_1", self.DOUBLES) == expected
+
+    def test_hide_no_trial_that_is_missing(self, trials: list[Trial]) -> None:
+        lost = [t for t in trials if t.point["depth"] != 4]
+        assert variance_shares(lost, self.AXES, "recall_at_1", self.DOUBLES) is None
+        (depth, _) = main_effects(lost, self.AXES, "recall_at_1", self.DOUBLES)
+        assert depth.basis == "trials"
+
+    def test_fill_their_cells_of_a_heat_map(self, trials: list[Trial]) -> None:
+        axes = list(self.AXES.items())
+        found = heat_map(with_doubles(trials, self.DOUBLES), *axes, "recall_at_1")
+        assert found[0, 0] == found[0, 1]
+        assert np.isfinite(found).all()
+
+    def test_are_one_point_of_the_ranking(self, trials: list[Trial]) -> None:
+        points = ranked(trials, "recall_at_1")
+        assert len(points) == 5
+        assert [p.point["depth"] for p in points if p.without_effect] == [1]
 
 
 class TestPareto:

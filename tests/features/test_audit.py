@@ -8,10 +8,11 @@ import pytest
 import support
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.errors import RunError
-from sharelock_ray.features.audit import audit
+from sharelock_ray.features.audit import audit, audit_split
 from sharelock_ray.features.featureset import FeatureSet, open_features
 from sharelock_ray.features.writer import EncodedChunk
-from sharelock_ray.sources.sample import DUPLICATE_KEY, Reject
+from sharelock_ray.sources.sample import DUPLICATE_KEY, Reject, Shard
+from sharelock_ray.sources.webdataset import WebDatasetSource
 
 VISION = VisionSpec(name="made-up", model="none")
 LANGUAGE = LanguageSpec(name="made-up", model="none")
@@ -211,3 +212,78 @@ def test_require_says_the_first_problem_in_one_line(feature_set: FeatureSet, tmp
     assert str(error.value) == (
         f"{tmp_path}: part-00000.parquet is missing (and 2 more): restore it, or delete the set and run extract again"
     )
+
+
+class TestAgainstASource:
+    """Sets of two tars of two samples each; in both, the first image of the second tar is bad."""
+
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> WebDatasetSource:
+        return WebDatasetSource(urls=support.write_pairs(tmp_path / "data", shards=2, samples=2))
+
+    @pytest.fixture
+    def sets(self, source: WebDatasetSource, tmp_path: Path) -> list[FeatureSet]:
+        found = []
+        for spec in (VISION, LANGUAGE):
+            whole = [support.encoded(spec.modality, ["00000/0000", "00000/0001"])]
+            part = [support.encoded(spec.modality, ["00001/0001"], rejects=[bad("00001/0000")])]
+            uri = support.write_parts(str(tmp_path / spec.modality), spec, [whole, part], shards=source.shards())
+            found.append(open_features(uri))
+        return found
+
+    def test_only_the_keys_are_read(
+        self, sets: list[FeatureSet], source: WebDatasetSource, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def read(*_: object) -> None:
+            raise AssertionError
+
+        monkeypatch.setattr(WebDatasetSource, "read", read)
+        compared: list[int] = []
+        reports = audit_split(sets, source, map, compared.append)
+        assert [(r.problems, r.inputs, r.rows, r.keys, r.rejects) for r in reports] == [([], 4, 3, 3, 1)] * 2
+        assert compared == [2, 2]
+
+    def test_what_the_keys_alone_leave_open_is_decided_by_reading(
+        self, sets: list[FeatureSet], source: WebDatasetSource, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(WebDatasetSource, "keys_of", lambda self, shard: iter([f"{shard.name}/other"]))
+        assert [report.problems for report in audit_split(sets, source, map)] == [[], []]
+
+    def test_finds_inputs_of_another_size_that_are_new_or_gone(
+        self, sets: list[FeatureSet], source: WebDatasetSource, tmp_path: Path
+    ) -> None:
+        # The second has a reject, so it may have been mended.
+        for tar in ("00000.tar", "00001.tar"):
+            with (tmp_path / "data" / tar).open("ab") as stream:
+                stream.write(bytes(1024))
+        (tmp_path / "data" / "new.tar").write_bytes(b"")
+        assert [report.problems for report in audit_split(sets, source, map)] == [
+            ["the input shard 00000 is of another size", "the input shard new is new"]
+        ] * 2
+        (tmp_path / "data" / "00000.tar").unlink()
+        (tmp_path / "data" / "new.tar").unlink()
+        report, _ = audit_split(sets, source, map)
+        assert (report.problems, report.inputs) == (["the input shard 00000 is gone"], 2)
+
+    def test_finds_samples_that_another_tar_of_the_same_size_has_lost(
+        self, sets: list[FeatureSet], source: WebDatasetSource, tmp_path: Path
+    ) -> None:
+        support.write_pairs(tmp_path / "data", shards=2, samples=1)
+        assert [report.problems for report in audit_split(sets, source, map)] == [
+            [
+                "key '00000/0001' is of no input",
+                "key '00001/0001' is of no input",
+            ]
+        ] * 2
+
+    def test_sets_that_list_shards_otherwise_are_each_held_to_their_own_parts(
+        self, sets: list[FeatureSet], source: WebDatasetSource, tmp_path: Path
+    ) -> None:
+        first, second = source.shards()
+        shards = [Shard(0, second.name, second.uri, second.bytes), Shard(1, first.name, first.uri, first.bytes)]
+        parts = [
+            [support.encoded("vision", ["00001/0000", "00001/0001"])],
+            [support.encoded("vision", ["00000/0000"], rejects=[bad("00000/0001")])],
+        ]
+        turned = open_features(support.write_parts(str(tmp_path / "turned"), VISION, parts, shards=shards))
+        assert [report.problems for report in audit_split([sets[0], turned], source, map)] == [[], []]

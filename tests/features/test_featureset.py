@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,7 +20,7 @@ from sharelock_ray import storage
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.features import featureset
-from sharelock_ray.features.cache import cache_folder, folder_of, made_once
+from sharelock_ray.features.cache import cache_folder, folder_of, limit, made_once, room
 from sharelock_ray.features.featureset import FeatureSet, Pairs, join, open_features
 from sharelock_ray.sources.sample import Reject
 
@@ -205,6 +206,79 @@ class TestCache:
         _ = open_features(feature_set.uri).embeddings
         assert time.time() - folder.stat().st_mtime < 60
 
+    def test_over_its_limit_removes_what_no_process_has_open_the_oldest_first(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def used(name: str, day: int) -> FeatureSet:
+            uri = support.write_parts(str(tmp_path / name), VISION, [[support.encoded("vision", [name])]])
+            feature_set = open_features(uri)
+            _ = feature_set.embeddings
+            os.utime(folder_of(feature_set.manifest), (86400 * day, 86400 * day))
+            return feature_set
+
+        def kept() -> list[bool]:
+            return [folder_of(each).exists() for each in manifests]
+
+        sets = [used(name, day) for name, day in (("a", 3), ("b", 1), ("c", 2))]
+        manifests = [each.manifest for each in sets]
+        first = sets[0].embeddings.tolist()
+        # As of other runs that have ended: only `b` is still open.
+        del sets[0], sets[1]
+        # One row of 4 numbers of 2 bytes each.
+        monkeypatch.setenv("SHARELOCK_CACHE_BYTES", "24")
+        used("d", 4)
+        assert kept() == [True, True, False]
+        monkeypatch.setenv("SHARELOCK_CACHE_BYTES", "0")
+        last = used("e", 5)
+        assert kept() == [False, True, False]
+        assert len(list(cache_folder().iterdir())) == 2
+        assert open_features(str(tmp_path / "a")).embeddings.tolist() == first
+        assert len(last.embeddings) == 1
+
+    def test_of_another_process_that_has_it_open_stays(
+        self, feature_set: FeatureSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        code = (
+            "import sys; from sharelock_ray import open_features\n"
+            "features = open_features(sys.argv[1]); features.keys; print('open', flush=True); input()"
+        )
+        monkeypatch.setenv("SHARELOCK_CACHE_BYTES", "0")
+        command = [sys.executable, "-c", code, feature_set.uri]
+        other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert other.stdout.readline() == "open\n"
+        small = [support.write_parts(str(tmp_path / n), VISION, [[support.encoded("vision", [n])]]) for n in "ab"]
+        _ = open_features(small[0]).embeddings
+        assert folder_of(feature_set.manifest).exists()
+        other.communicate("\n")
+        _ = open_features(small[1]).embeddings
+        assert not folder_of(feature_set.manifest).exists()
+
+    def test_counts_what_it_may_remove_as_room(self, feature_set: FeatureSet, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=1000, free=100))
+        assert (room(), limit()) == (100, 500)
+        opened = [open_features(feature_set.uri) for _ in range(2)]
+        taken = [each.embeddings.nbytes for each in opened]
+        del opened[0]
+        assert room() == 100
+        opened.clear()
+        assert room() == 100 + taken[0]
+        monkeypatch.setenv("SHARELOCK_CACHE_BYTES", "half")
+        with pytest.raises(RequestError, match="SHARELOCK_CACHE_BYTES is 'half': give a whole number, at least 0"):
+            limit()
+
+    def test_leaves_alone_what_others_have_put_beside_it(
+        self, feature_set: FeatureSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A person may let SHARELOCK_CACHE name a folder with features of its own."""
+        others = [cache_folder() / "mine" / "part-00000.parquet", cache_folder() / f"mine-{'0' * 16}" / "train" / "a"]
+        for path in others:
+            path.parent.mkdir(parents=True)
+            path.write_bytes(bytes(100))
+            os.utime(path.parent, (0, 0))
+        monkeypatch.setenv("SHARELOCK_CACHE_BYTES", "0")
+        _ = feature_set.embeddings
+        assert [path.read_bytes() for path in others] == [bytes(100)] * 2
+
     def test_that_was_removed_is_made_again(self, feature_set: FeatureSet) -> None:
         kept = feature_set.embeddings.tolist()
         shutil.rmtree(cache_folder())
@@ -250,6 +324,23 @@ class TestDamage:
             with pytest.raises(RunError, match=r"part-00001\.parquet is not what its manifest says"):
                 read()
         assert cached("embeddings.bin") == cached("*.partial") == []
+
+    def test_to_a_label_or_a_caption_is_an_error_also_where_no_embedding_is_read(self, tmp_path: Path) -> None:
+        for spec, column in ((VISION, "label"), (LANGUAGE, "text")):
+            chunk = support.encoded(spec.modality, [f"a/{i}" for i in range(50)])
+            feature_set = open_features(support.write_parts(str(tmp_path / spec.modality), spec, [[chunk]]))
+            path = part_of(feature_set, 0)
+            whole, rows = path.read_bytes(), feature_set.part(0)
+            group = pq.read_metadata(path).row_group(0)
+            place = next(c for i in range(group.num_columns) if (c := group.column(i)).path_in_schema == column)
+            end = place.data_page_offset + place.total_compressed_size
+            # The page's content ends the column.
+            for offset in range(end - place.total_compressed_size // 2, end, 5):
+                path.write_bytes(whole[:offset] + bytes([whole[offset] ^ 1]) + whole[offset + 1 :])
+                with pytest.raises(RunError, match=r"part-00000\.parquet cannot be read"):
+                    feature_set.part(0)
+            path.write_bytes(whole)
+            assert feature_set.part(0) == rows
 
     def test_by_removal_of_a_part_is_an_error_that_names_it(self, feature_set: FeatureSet) -> None:
         part_of(feature_set, 1).unlink()

@@ -251,7 +251,10 @@ class TestAlone:
         support.write_pairs(tmp_path / "mine", shards=1, samples=5)
         damaged, language = stages.audit(recipe)
         assert damaged.problems[0] == "part-00000.parquet is not what the manifest says (SHA-256 differs)"
-        assert language.problems == ["input '00000/0004' is in neither rows nor rejects"]
+        assert language.problems == [
+            "the input shard 00000 is of another size",
+            "input '00000/0004' is in neither rows nor rejects",
+        ]
         # The command says all of every set, and ends with 1.
         with pytest.raises(SystemExit) as ended:
             cli.main(["audit", path, "--json"])

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import optuna
 import pytest
@@ -14,14 +15,16 @@ import pytest
 import losses
 import support
 from sharelock_ray.alignment.run import RunFolder
+from sharelock_ray.config import content_hash
 from sharelock_ray.errors import RequestError, RunError
-from sharelock_ray.evaluation.trials import Study, Trial
+from sharelock_ray.evaluation.trials import Study, Trial, write_trial
+from sharelock_ray.features.manifest import read_manifest
 from sharelock_ray.recipe import stages
 from sharelock_ray.recipe.load import read_recipe
 from sharelock_ray.recipe.schema import DataSpec, Recipe
-from sharelock_ray.recipe.tune import point_recipe
+from sharelock_ray.recipe.tune import Preparation, point_recipe, trials_folder
 from sharelock_ray.tuning.options import TuningSpec
-from sharelock_ray.tuning.study import open_storage
+from sharelock_ray.tuning.study import StudyQueue, open_storage
 
 DEPTHS = {"alignment.language.depth": [1, 2]}
 
@@ -96,6 +99,73 @@ def test_a_point_may_choose_among_encoders_and_set_fields(extracted: Path, model
     chosen = point_recipe(recipe, {"language": "tiny-encoder", "direction": "both"})
     assert chosen.language == other
     assert (chosen.alignment.vision.depth, chosen.alignment.dim) == (1, 8)
+
+
+class TestDoubles:
+    """At depth 1 there is no hidden layer: all activations and widths are one model."""
+
+    SPACE: ClassVar = {
+        "alignment.language.depth": [1, 2],
+        "alignment.language.activation": ["relu", "gelu"],
+        "alignment.language.width": [8, 16],
+    }
+
+    @pytest.fixture
+    def recipe(self, tmp_path: Path) -> Recipe:
+        path = support.write_study(tmp_path / "study.yaml", str(tmp_path / "run"))
+        return read_recipe(path, [f"tuning={json.dumps({'space': self.SPACE, 'seeds': [0, 1]})}"])
+
+    @staticmethod
+    def queue(recipe: Recipe, **tuning: object) -> StudyQueue:
+        spec = TuningSpec.model_validate(recipe.tuning.model_dump() | tuning)
+        changed = recipe.model_copy(update={"tuning": spec})
+        journal = f"{recipe.output}/optuna.journal"
+        return StudyQueue("study", spec, trials_folder(recipe), journal, Preparation(changed, spec))
+
+    @staticmethod
+    def run(queue: StudyQueue, most: int = 99) -> list[Trial]:
+        done: list[Trial] = []
+        while len(done) < most and (job := queue.next()) is not None:
+            done.append(job.trial.model_copy(update={"state": "finished", "values": {"validation_loss": 1.0}}))
+            write_trial(done[-1])
+            queue.tell(done[-1])
+        return done
+
+    def test_are_trained_once_with_every_seed(self, recipe: Recipe) -> None:
+        queue = self.queue(recipe)
+        trials = self.run(queue)
+        assert len(trials) == queue.total == 2 * 5
+        shallow = [t for t in trials if t.point["alignment.language.depth"] == 1]
+        assert [(t.seed, t.point) for t in shallow] == [(seed, queue.doubles[0].same_as) for seed in (0, 1)]
+        idle = {t.without_effect for t in shallow}, {t.without_effect for t in trials if t not in shallow}
+        assert idle == ({("alignment.language.activation", "alignment.language.width")}, {()})
+        assert [double.point["alignment.language.depth"] for double in queue.doubles] == [1] * 3
+
+    def test_change_no_name_of_what_is_trained(self, recipe: Recipe) -> None:
+        for trial in self.run(self.queue(recipe)):
+            known = point_recipe(recipe, trial.point)
+            digests = [read_manifest(known.feature_set_uri("train", e)).digest for e in (known.vision, known.language)]
+            asked = known.alignment.model_dump(mode="json") | {"seed": trial.seed}
+            assert Path(trial.run).name == content_hash(asked, digests, None)
+
+    def test_of_an_older_study_stand_for_each_other(self, recipe: Recipe) -> None:
+        first = self.run(self.queue(recipe), most=1)[0]
+        Path(f"{recipe.output}/optuna.journal").unlink()
+        # As if the axis had had its values in another order.
+        turned = self.SPACE | {"alignment.language.activation": ["gelu", "relu"]}
+        again = self.queue(recipe, space=turned)
+        assert [t.run for t in again.trials] == [first.run]
+        assert len(self.run(again)) == 9
+
+    def test_that_a_sampler_gives_are_known_also_after_an_interruption(self, recipe: Recipe) -> None:
+        asked = {"sampler": "random", "trials": 30, "seeds": [0]}
+        queue = self.queue(recipe, **asked)
+        trials = self.run(queue)
+        assert len(trials) == 5
+        assert len(queue.doubles) == 3
+        again = self.queue(recipe, **asked)
+        assert self.run(again) == []
+        assert [d.point for d in again.doubles] == [d.point for d in queue.doubles]
 
 
 def test_a_killed_study_goes_on_and_ends_in_a_page(extracted: Path, said: io.StringIO) -> None:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sharelock_ray.alignment.run import RunFolder
-from sharelock_ray.evaluation.trials import Study, Trial
+from sharelock_ray.evaluation.trials import Double, Study, Trial
 from sharelock_ray.report.study import verdict, write_study
 
 AXES = {
@@ -147,6 +147,37 @@ def test_the_tables_have_a_row_for_each_trial(tmp_path: Path) -> None:
     assert parquet.num_rows == pyarrow.csv.read_csv(tmp_path / "study.csv").num_rows == 24
     assert parquet["recall_at_1"].to_pylist() == [trial.values["recall_at_1"] for trial in of.trials]
     assert set(parquet["alignment.language.activation"].to_pylist()) == {"relu", "gelu"}
+
+
+def test_says_which_points_are_one_model(tmp_path: Path) -> None:
+    base = study(tmp_path)
+    gelu, relu = ({"alignment.language.activation": name} for name in ("gelu", "relu"))
+    doubles = tuple(
+        Double(point=t.point, same_as=t.point | relu)
+        for t in base.trials
+        if t.seed == 0 and t.point == t.point | gelu | {"alignment.language.depth": 2}
+    )
+    trials = tuple(
+        t.model_copy(update={"without_effect": tuple(gelu) if t.point["alignment.language.depth"] == 2 else ()})
+        for t in base.trials
+        if t.point not in [double.point for double in doubles]
+    )
+    summary = write_study(base.model_copy(update={"trials": trials, "doubles": doubles}), str(tmp_path))
+    page = Page(Path(summary.page).read_text()).text
+    assert "2 points are the same model as another one, which alone is trained and counted" in page
+    assert "depth 2, width 32, activation gelu: as depth 2, width 32, activation relu" in page
+    assert "without the values at which another factor has no" in page
+    assert summary.as_json()["points"][-1]["without_effect"] == list(gelu)
+    table = pq.read_table(tmp_path / "study.parquet")
+    assert table["without_effect"].to_pylist().count("alignment.language.activation") == 6
+
+
+def test_a_study_of_an_older_version_has_its_page(tmp_path: Path) -> None:
+    stored = study(tmp_path).model_dump(mode="json")
+    del stored["doubles"]
+    for trial in stored["trials"]:
+        del trial["without_effect"]
+    assert "24 trials" in page_of(Study.model_validate(stored), tmp_path).text
 
 
 class TestVerdict:

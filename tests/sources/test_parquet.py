@@ -10,6 +10,8 @@ import pytest
 import support
 from sharelock_ray import storage
 from sharelock_ray.errors import RequestError
+from sharelock_ray.sources import parquet
+from sharelock_ray.sources.listing import MAX_TEXT_BYTES
 from sharelock_ray.sources.parquet import ParquetSource
 from sharelock_ray.sources.sample import Reject, Sample
 from sharelock_ray.sources.spec import require_captions
@@ -65,6 +67,19 @@ class TestLayouts:
         }
         path = write(tmp_path / "0.parquet", columns)
         assert read(path) == [Sample("0/x", b"i", ("a", "b"), 7), Sample("0/y", b"j", ("c",), 3)]
+
+    @pytest.mark.parametrize(
+        "text", [pa.string_view(), pa.list_view(pa.string()), pa.large_list_view(pa.string_view())]
+    )
+    @pytest.mark.parametrize("image", [pa.binary_view(), pa.binary(1), pa.struct([("bytes", pa.binary_view())])])
+    def test_columns_may_be_of_views(self, tmp_path: Path, image: pa.DataType, text: pa.DataType) -> None:
+        columns = {
+            "image": pa.array([{"bytes": b"i"}, None] if pa.types.is_struct(image) else [b"i", None], image),
+            "caption": pa.array(["a", None] if pa.types.is_string_view(text) else [["a", ""], None], text),
+            "key": pa.array(["x", "y"], pa.string_view()),
+        }
+        path = write(tmp_path / "0.parquet", columns)
+        assert read(path) == [Sample("0/x", b"i", ("a",)), Sample("0/y", None)]
 
     def test_a_column_of_an_empty_name_is_none(self, tmp_path: Path) -> None:
         path = write(tmp_path / "0.parquet", {"jpg": [b"i"], "caption": [{"raw": "a"}], "label": ["cat"], "key": [0.5]})
@@ -142,6 +157,51 @@ class TestRejects:
     def test_a_row_without_key_goes_by_its_number(self, tmp_path: Path) -> None:
         path = write(tmp_path / "0.parquet", {"key": [None, "", "a"], "jpg": [b"i", b"j", b"k"]})
         assert [item.key for item in read(path)] == ["0/000000000", "0/000000001", "0/a"]
+
+
+class TestBeyondAllMeasure:
+    def test_an_image_and_captions_are_rejects_that_are_not_copied(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(parquet, "MAX_IMAGE_BYTES", 1000)
+        texts = [["a"], ["a"], ["a"] * 1001, ["a" * 600_000] * 2, ["a"], ["a"] * 1000]
+        columns = {
+            "key": [*"abcd", "e" * (MAX_TEXT_BYTES + 1), "f"],
+            "jpg": [b"i", b"i" * 1001, b"i", b"i", b"i", b"i" * 1000],
+            "caption": texts,
+        }
+        found = read(write(tmp_path / "0.parquet", columns))
+        assert [item.key for item in found] == ["0/a", "0/b", "0/c", "0/d", "0/000000004", "0/f"]
+        assert [getattr(item, "error", None) for item in found] == [None, *["TooLargeError"] * 3, None, None]
+
+    def test_a_small_file_of_huge_images_is_a_reject_from_what_it_says_of_itself(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(parquet, "MIN_EXPANDED_BYTES", 4 << 20)
+        images = [bytes(3 << 20), bytes(3 << 20), b"i"]
+        options = {"row_group_size": 2, "compression": "zstd", "use_dictionary": False}
+        path = Path(write(tmp_path / "0.parquet", {"jpg": images}, **options))
+        assert path.stat().st_size < 8 << 10
+        bad, good = read(str(path))
+        assert (bad.key, bad.error, good) == ("0/@0", "DecompressionBombError", Sample("0/000000002", b"i"))
+        assert bad.message.startswith("rows 0 to 1: the column 'jpg' holds 6,291,")
+
+    def test_lists_of_captions_that_a_dictionary_makes_small_are_one_reject(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "0.parquet", {"jpg": [b"i"], "caption": [["a"] * 262_000]})
+        (bad,) = read(path)
+        assert (bad.key, bad.error) == ("0/@0", "TooLargeError")
+
+    def test_rows_are_read_one_by_one_where_they_may_be_large(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # A dictionary holds the image once, and a batch of 32 rows 32 times.
+        path = write(tmp_path / "0.parquet", {"jpg": [bytes(1 << 20)] * 32})
+        monkeypatch.setattr(parquet, "MAX_IMAGE_BYTES", 2 << 20)
+        before = pa.total_allocated_bytes()
+        (shard,) = ParquetSource(urls=path).shards()
+        held = [pa.total_allocated_bytes() - before for _ in ParquetSource(urls=path).read(shard)]
+        assert len(held) == 32
+        assert max(held) < 8 << 20
 
 
 class TestDamagedFiles:

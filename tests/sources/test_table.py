@@ -12,7 +12,7 @@ import pytest
 import support
 from sharelock_ray import storage
 from sharelock_ray.errors import RequestError
-from sharelock_ray.sources.listing import MAX_IMAGE_BYTES
+from sharelock_ray.sources.listing import MAX_CAPTIONS, MAX_IMAGE_BYTES, MAX_TEXT_BYTES
 from sharelock_ray.sources.sample import Reject, Sample
 from sharelock_ray.sources.spec import require_captions
 from sharelock_ray.sources.table import TableSource
@@ -191,6 +191,14 @@ class TestCaptions:
     def test_lose_a_byte_order_mark(self, tmp_path: Path, ending: str) -> None:
         path = write_list(tmp_path / f"x.{ending}", [{"image": "0.jpg", "text": "\ufeff a cat\u2028two"}])
         assert read(path) == [Sample("x-00000/000000000", b"0", ("a cat\u2028two",))]
+
+    @pytest.mark.parametrize("captions", ["a" * (MAX_TEXT_BYTES + 1), ["a"] * (MAX_CAPTIONS + 1)], ids=["long", "many"])
+    @pytest.mark.parametrize("ending", ["jsonl", "json"])
+    def test_beyond_all_measure_are_rejects(self, tmp_path: Path, ending: str, captions: object) -> None:
+        rows = [{"image": "0.jpg", "captions": captions}, {"image": "1.jpg", "captions": ["a"] * MAX_CAPTIONS}]
+        bad, good = read(write_list(tmp_path / f"x.{ending}", rows))
+        assert (bad.key, bad.stage, bad.error) == ("x-00000/000000000", "read", "TooLargeError")
+        assert isinstance(good, Sample)
 
     def test_may_be_missing_in_the_first_rows_of_json(self, tmp_path: Path) -> None:
         path = tmp_path / "x.jsonl"

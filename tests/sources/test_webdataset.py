@@ -222,6 +222,20 @@ class TestRejects:
             tar.addfile(info, io.BytesIO(b"i"))
         assert read(f"{tmp_path}/00000.tar") == [Sample(key, b"i")]
 
+    @pytest.mark.parametrize(
+        "texts",
+        [
+            {"0.json": json.dumps(["a"] * 262_000).encode()},
+            {"0.0.txt": b"a" * 600_000, "0.1.txt": b"a" * 600_000},
+        ],
+        ids=["many", "long together"],
+    )
+    def test_captions_beyond_all_measure_are_one(self, tmp_path: Path, texts: dict[str, bytes]) -> None:
+        bad, good = read_members(tmp_path, {"0.jpg": b"i"} | texts | {"1.txt": b"a" * (1 << 20)})
+        assert isinstance(bad, Reject)
+        assert (bad.key, bad.stage, bad.error) == ("00000/0", "read", "TooLargeError")
+        assert isinstance(good, Sample)
+
     def test_a_json_member_nested_too_deeply(self, tmp_path: Path) -> None:
         (found,) = read_members(tmp_path, {"1.jpg": b"i", "1.json": b"[" * 200_000})
         assert isinstance(found, Reject)
