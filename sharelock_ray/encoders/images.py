@@ -10,6 +10,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from sharelock_ray.config import Config
+from sharelock_ray.sources.content import with_kind
 
 Interpolation = Literal["bicubic", "bilinear", "nearest"]
 CropMode = Literal["center", "squash"]
@@ -91,7 +92,8 @@ def _opened(data: bytes) -> Image.Image:
     except UnidentifiedImageError:
         # Pillow's own message names an address in memory, which says nothing and is another one in each run.
         known = ", ".join(_FORMATS)
-        raise UnidentifiedImageError(f"cannot identify {len(data):,} bytes as an image: none of {known}") from None
+        problem = f"cannot identify {len(data):,} bytes as an image: none of {known}"
+        raise UnidentifiedImageError(with_kind(problem, data)) from None
 
 
 def upright(image: Image.Image) -> Image.Image:

@@ -16,7 +16,7 @@ from sharelock_ray.features.featureset import FeatureSet
 from sharelock_ray.features.manifest import MANIFEST, Manifest, Part, totals
 from sharelock_ray.features.schema import REJECTS, part_name, rows_schema
 from sharelock_ray.features.writer import content_of_rows
-from sharelock_ray.sources.sample import DUPLICATE_KEY
+from sharelock_ray.sources.sample import DUPLICATE_KEY, MISSING
 
 
 @dataclass
@@ -71,9 +71,30 @@ def audit(feature_set: FeatureSet, inputs: Iterable[str] | None = None) -> Audit
         listed = Counter(inputs)
         report.inputs = listed.total()
         report.problems += _unaccounted(listed, Counter(dict.fromkeys(taken, 1)) + places.repeats)
+    if not report.problems and (nothing := why_empty(feature_set)):
+        report.problems.append(nothing)
     report.rows, report.keys = places.rows, len(places.samples)
     report.rejects = places.rejects.total() + places.repeats.total()
     return report
+
+
+def why_empty(feature_set: FeatureSet) -> str | None:
+    """Why a feature set has no rows, and is not sound.
+
+    None where it has some, and where its inputs are sound and have nothing for its encoder, as class folders have no
+    captions.
+    """
+    if feature_set.manifest.rows:
+        return None
+    rejects = feature_set.rejects
+    if not rejects.num_rows:
+        return "it has no rows, since its inputs hold no samples"
+    ((error, _),) = Counter(rejects["error"].to_pylist()).most_common(1)
+    if error in MISSING:
+        return None
+    example = rejects.filter(pc.equal(rejects["error"], error)).slice(0, 1).to_pylist()[0]
+    said = f"{example['key']}: {error}: {example['message']}"
+    return f"it has no rows, since none of its {rejects.num_rows:,} inputs could be encoded ({said})"
 
 
 def _strays(feature_set: FeatureSet) -> Iterator[str]:

@@ -7,10 +7,11 @@ import pytest
 import yaml
 
 import support
-from sharelock_ray.errors import RequestError
+from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.recipe import stages
 from sharelock_ray.recipe.load import SHIPPED, read_recipe, with_settings, write_recipe
 from sharelock_ray.recipe.schema import Recipe
+from sharelock_ray.sources.sample import Reject
 
 
 @pytest.fixture
@@ -172,3 +173,17 @@ def test_a_list_without_captions_is_refused_before_any_work(path: str, tmp_path:
     for stage in (stages.extract, stages.plan):
         with pytest.raises(RequestError, match=r"has no captions for the language encoders: .* are file_name, alt"):
             stage(recipe)
+
+
+def test_an_extraction_of_nothing_but_rejects_is_no_success(path: str, tmp_path: Path) -> None:
+    data = {"dataset": "mine", "train": {"urls": f"{tmp_path}/*.tar"}}
+    recipe = read_recipe(path, [f"data={json.dumps(data)}"])
+    lost = [Reject("00000/@0", "read", "DamagedTar", "bytes 0 to 133: the file is a Git LFS pointer")]
+    for encoder in recipe.encoders:
+        chunk = support.encoded(encoder.modality, [], rejects=lost)
+        support.write_parts(recipe.feature_set_uri("train", encoder), encoder, [[chunk]])
+    for _ in range(2):
+        with pytest.raises(
+            RunError, match=r"could be encoded \(00000/@0: DamagedTar: .* a Git LFS pointer\): mend the"
+        ):
+            stages.extract(recipe)
