@@ -244,11 +244,11 @@ class TestImages:
 
     def test_whose_protocol_is_no_text_are_rejects_that_can_be_stored(self, tmp_path: Path) -> None:
         (tmp_path / "data").mkdir()
-        (tmp_path / "data" / "x.jsonl").write_text('{"image": "\\ud800\\u0000\\ud800://x.jpg"}')
+        (tmp_path / "data" / "x.jsonl").write_text('{"image": "\\ud800\\u0000\\ud800://x.jpg"}\n{"image": ""}')
         source = TableSource(path=f"{tmp_path}/data/x.jsonl")
-        (bad,) = support.read_source(source)
+        bad, _ = support.read_source(source)
         assert "\\ud800\\x00\\ud800" in bad.message
-        support.prove_accounted(source, tmp_path / "features", inputs=1)
+        support.prove_accounted(source, tmp_path / "features", inputs=2)
 
     @pytest.mark.parametrize("uri", ["no-such-storage://x", "github://x/y", "package://none/x"])
     def test_that_no_uri_can_be_are_rejects(self, tmp_path: Path, uri: str) -> None:
