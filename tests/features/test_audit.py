@@ -167,6 +167,7 @@ def test_finds_a_part_of_another_width_and_no_reader_takes_it_for_one_of_the_set
 def test_finds_files_that_are_no_part_of_the_set(feature_set: FeatureSet, tmp_path: Path) -> None:
     shutil.copy(tmp_path / "rejects" / "part-00000.parquet", tmp_path / "rejects" / "part-00001.parquet")
     (tmp_path / "notes.txt").touch()
+    (tmp_path / ".DS_Store").touch()
     assert audit(feature_set, INPUTS).problems == [
         "notes.txt is not in the manifest",
         "rejects/part-00001.parquet is not in the manifest",
