@@ -12,6 +12,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from sharelock_ray.config import Config
 from sharelock_ray.errors import RequestError
+from sharelock_ray.sources.content import with_kind
 
 Interpolation = Literal["bicubic", "bilinear", "nearest"]
 CropMode = Literal["center", "squash"]
@@ -109,7 +110,8 @@ def open_image(data: bytes) -> Image.Image:
         if image.width * image.height > _MAX_PIXELS:
             raise ImageTooLargeError(f"{image.width} x {image.height} pixels are more than {_MAX_PIXELS:,}")
         return image
-    raise UnidentifiedImageError(f"cannot identify {len(data):,} bytes as an image: none of {', '.join(_FORMATS)}")
+    problem = f"cannot identify {len(data):,} bytes as an image: none of {', '.join(_FORMATS)}"
+    raise UnidentifiedImageError(with_kind(problem, data))
 
 
 def upright_image(data: bytes, name: str) -> Image.Image:
