@@ -6,7 +6,6 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +25,7 @@ from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.recipe.status import status as run_status
 from sharelock_ray.report.summary import StudySummary, Summary
 from sharelock_ray.report.table import print_table, text_table
+from sharelock_ray.sources.content import read_lines
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
@@ -240,13 +240,13 @@ def classify(
     as_json: AsJson = False,
 ) -> None:
     """Rank labels for an image."""
-    names = _labels([*labels.split(","), *(label or ()), *(_lines(labels_file) if labels_file is not None else ())])
+    lines = [] if labels_file is None else read_lines(labels_file, "labels")
+    names = _labels([*labels.split(","), *(label or ()), *lines])
     from sharelock_ray.alignment.model import load_model
     from sharelock_ray.encoders.images import ImageTooLargeError, upright_image
-    from sharelock_ray.sources.listing import read_image
 
     loaded = load_model(model, trust_remote_code=trust_remote_code)
-    picture = upright_image(_content("image", image, read_image), image)
+    picture = upright_image(_image_bytes(image), image)
     try:
         probabilities = loaded.classify(picture, names, [template])[0].tolist()
     except ImageTooLargeError as error:
@@ -333,25 +333,20 @@ def _labels(given: list[str]) -> list[str]:
     return names
 
 
-def _lines(path: str) -> list[str]:
-    try:
-        return _content("labels file", path, storage.read_bytes).decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise RequestError(f"the labels file {path} is not UTF-8: see byte {error.start:,}") from None
+def _image_bytes(path: str) -> bytes:
+    """The image file that a user names."""
+    from sharelock_ray.sources.listing import read_image
 
-
-def _content(what: str, path: str, read: Callable[[str], bytes]) -> bytes:
-    """The file that a user names."""
     try:
-        return read(path)
+        return read_image(path)
     except SharelockError:
         raise
     except FileNotFoundError:
-        raise RequestError(f"no {what} at {path}") from None
+        raise RequestError(f"no image at {path}") from None
     # Each kind of storage has errors of its own.
     except Exception as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:160] or type(error).__name__
-        raise RequestError(f"the {what} {path} cannot be read: {reason}") from None
+        raise RequestError(f"the image {path} cannot be read: {reason}") from None
 
 
 def _amounts(of: SplitPlan | PlanTotal) -> list[str]:

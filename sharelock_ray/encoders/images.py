@@ -11,7 +11,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from sharelock_ray.config import Config
-from sharelock_ray.errors import RequestError
+from sharelock_ray.errors import RequestError, is_resource_fault
 from sharelock_ray.sources.content import with_kind
 
 Interpolation = Literal["bicubic", "bilinear", "nearest"]
@@ -128,6 +128,8 @@ def upright_image(data: bytes, name: str) -> Image.Image:
             return upright(image)
     # A decoder fails on hostile bytes in more ways than it documents.
     except Exception as error:
+        if is_resource_fault(error):
+            raise
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise RequestError(f"the image {name} cannot be decoded: {reason}") from None
 
