@@ -34,7 +34,7 @@ lock:
 
 # Trains again the tiny vision encoder that the demo uses (see docs/benchmarks.md).
 standin: .venv/.installed
-	$(BIN)/python -m sharelock_ray.encoders.standin sharelock_ray/encoders/standin_vision.safetensors
+	$(BIN)/python -m sharelock_ray.demo.standin sharelock_ray/demo/standin_vision.safetensors
 
 clean:
 	rm -rf .venv runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sharelock_ray.alignment.model import load_model as load_model
     from sharelock_ray.features.featureset import join as join
     from sharelock_ray.features.featureset import open_features as open_features
+    from sharelock_ray.runs.model import load_model as load_model
 
 _PUBLIC = {"load_model": "alignment.model", "join": "features.featureset", "open_features": "features.featureset"}
 

@@ -18,14 +18,14 @@ from sharelock_ray import storage
 from sharelock_ray.bench import command as bench_command
 from sharelock_ray.errors import RequestError, SharelockError
 from sharelock_ray.progress import clock, printable
-from sharelock_ray.recipe import rejects, stages
 from sharelock_ray.recipe.load import read_recipe
-from sharelock_ray.recipe.plan import PROBE, PlanTotal, SplitPlan
 from sharelock_ray.recipe.schema import Recipe
-from sharelock_ray.recipe.status import status as run_status
 from sharelock_ray.report.summary import StudySummary, Summary
 from sharelock_ray.report.table import print_table, text_table
 from sharelock_ray.sources.content import read_lines
+from sharelock_ray.workflows import rejects, stages
+from sharelock_ray.workflows.plan import PROBE, PlanTotal, SplitPlan
+from sharelock_ray.workflows.status import status as run_status
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
@@ -242,8 +242,8 @@ def classify(
     """Rank labels for an image."""
     lines = [] if labels_file is None else read_lines(labels_file, "labels")
     names = _labels([*labels.split(","), *(label or ()), *lines])
-    from sharelock_ray.alignment.model import load_model
     from sharelock_ray.encoders.images import ImageTooLargeError, upright_image
+    from sharelock_ray.runs.model import load_model
 
     loaded = load_model(model, trust_remote_code=trust_remote_code)
     picture = upright_image(_image_bytes(image), image)
@@ -304,9 +304,9 @@ def _cluster(address: str | None) -> AbstractContextManager[None]:
     """The cluster at `address`, which stages then find; without one, each stage connects where it needs Ray."""
     if address is None:
         return nullcontext()
-    from sharelock_ray import engine
+    from sharelock_ray.engine import cluster
 
-    return engine.connected(address)
+    return cluster.connected(address)
 
 
 def _own_data(pattern: str) -> list[str]:

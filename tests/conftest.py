@@ -45,12 +45,12 @@ def language_spec(models: Path) -> LanguageSpec:
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """The one Ray that every engine test uses."""
-    from sharelock_ray import engine
+    from sharelock_ray.engine import cluster
 
     with pytest.MonkeyPatch.context() as patch:
         # What a test hands to workers is in the tests' own modules.
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
-        with engine.connected():
+        with cluster.connected():
             yield
 
 

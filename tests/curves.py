@@ -9,10 +9,10 @@ import torch.distributed as dist
 
 from sharelock_ray import storage
 from sharelock_ray.alignment.distributed import Group
-from sharelock_ray.alignment.run import RunFolder
 from sharelock_ray.alignment.spec import AlignmentSpec
-from sharelock_ray.alignment.train import train
 from sharelock_ray.errors import RunError
+from sharelock_ray.runs.folder import RunFolder
+from sharelock_ray.runs.loop import train
 
 CURVES = [
     {"language": {"norm": "batch"}, "accumulation": 2, "positives": "text"},

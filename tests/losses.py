@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sharelock_ray.alignment.run import RunFolder
 from sharelock_ray.alignment.spec import AlignmentSpec, ProjectionSpec
-from sharelock_ray.training.options import TrainingOptions
+from sharelock_ray.engine.training_options import TrainingOptions
+from sharelock_ray.runs.folder import RunFolder
 
 SPEC = AlignmentSpec(
     language=ProjectionSpec(depth=2, width=32, dropout=0.1, activation="gelu"),
@@ -39,7 +39,7 @@ def on_two_nodes(folder: str) -> None:
     """Two workers on two nodes, with a CPU on each to read what is streamed to them; one node is lost."""
     run = RunFolder(f"{folder}/run")
     with a_node_lost(lambda: reached(run, 100), cpus=3):
-        from sharelock_ray.training.train import train
+        from sharelock_ray.engine.training import train
 
         train(run, *features_of(folder), SPEC, TrainingOptions(num_workers=2, min_workers=1, num_cpus=2, stream=True))
 
@@ -54,7 +54,7 @@ def study_on_two_nodes(folder: str) -> None:
         return len(list(Path(recipe.output).glob("trials/*/last/checkpoint.json"))) == 2
 
     with a_node_lost(both_are_under_way):
-        from sharelock_ray.recipe import stages
+        from sharelock_ray.workflows import stages
 
         stages.tune(recipe)
 

@@ -36,16 +36,16 @@ from transformers import (
 )
 
 from sharelock_ray import storage
-from sharelock_ray.alignment.run import RunFolder
-from sharelock_ray.alignment.train import train
-from sharelock_ray.encoders.chunks import cut
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
+from sharelock_ray.extraction.chunks import cut
 from sharelock_ray.features.audit import audit
 from sharelock_ray.features.featureset import open_features
 from sharelock_ray.features.manifest import Origin
 from sharelock_ray.features.writer import EncodedChunk, FeatureSetWriter
 from sharelock_ray.recipe.load import read_recipe
 from sharelock_ray.recipe.schema import Recipe
+from sharelock_ray.runs.folder import RunFolder
+from sharelock_ray.runs.loop import train
 from sharelock_ray.sources.sample import Reject, Sample, Shard, Source
 from sharelock_ray.storage import write_bytes
 

@@ -11,27 +11,27 @@ import pytest
 import torch
 
 import support
-from sharelock_ray.alignment import feeding
 from sharelock_ray.alignment.distributed import Rows
 from sharelock_ray.alignment.projection import GlobalBatch, dropout_scales
-from sharelock_ray.alignment.run import RunFolder
 from sharelock_ray.alignment.spec import AlignmentSpec, ProjectionSpec
-from sharelock_ray.alignment.train import train as train_alone
+from sharelock_ray.batches import placement as placement_module
 from sharelock_ray.encoders.language import LanguageEncoder
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.encoders.vision import VisionEncoder
-from sharelock_ray.evaluation.trials import Trial
-from sharelock_ray.extraction.extract import ExtractionJob, extract
-from sharelock_ray.extraction.options import ExtractionOptions
+from sharelock_ray.engine.extraction import ExtractionJob, extract
+from sharelock_ray.engine.extraction_options import ExtractionOptions
+from sharelock_ray.engine.training import train
+from sharelock_ray.engine.training_options import TrainingOptions
+from sharelock_ray.engine.tuning import tune
 from sharelock_ray.features.audit import audit
 from sharelock_ray.features.featureset import open_features
+from sharelock_ray.runs.folder import RunFolder
+from sharelock_ray.runs.loop import train as train_alone
 from sharelock_ray.sources.webdataset import WebDatasetSource
-from sharelock_ray.training.options import TrainingOptions
-from sharelock_ray.training.train import train
-from sharelock_ray.tuning.options import TuningSpec
-from sharelock_ray.tuning.study import StudyQueue
-from sharelock_ray.tuning.trial import TrialJob
-from sharelock_ray.tuning.tune import tune
+from sharelock_ray.study.queue import StudyQueue
+from sharelock_ray.study.spec import TuningSpec
+from sharelock_ray.study.trial_job import TrialJob
+from sharelock_ray.study.trials import Trial
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -116,15 +116,15 @@ class TestTraining:
     def test_has_the_curve_of_a_cpu_from_wherever_batches_come(
         self, tmp_path: Path, features: tuple[str, str], on_cpu: RunFolder, kind: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(feeding, "_DEVICE_SHARE", 1.0 if kind == "device" else 0.0)
-        monkeypatch.setattr(feeding, "_HOST_SHARE", 0.0 if kind == "disk" else 1.0)
+        monkeypatch.setattr(placement_module, "_DEVICE_SHARE", 1.0 if kind == "device" else 0.0)
+        monkeypatch.setattr(placement_module, "_HOST_SHARE", 0.0 if kind == "disk" else 1.0)
         run = RunFolder(str(tmp_path))
         train_alone(run, *features, SPEC, "cuda")
         assert f"from the {kind}" in str(run.feeding())
         assert near(run.metrics(), on_cpu.metrics(), 1e-3)
 
     def test_finds_what_the_one_before_left_on_the_gpu(self, tmp_path: Path, features: tuple[str, str]) -> None:
-        residents = feeding.Residents()
+        residents = placement_module.Residents()
         runs = [RunFolder(str(tmp_path / name)) for name in ("first", "second")]
         for run in runs:
             train_alone(run, *features, SPEC, "cuda", residents=residents)

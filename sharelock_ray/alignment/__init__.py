@@ -1,4 +1,4 @@
-"""ALIGNMENT: the small trained part: projections, the contrastive loss, the training step, checkpoints and the model.
+"""ALIGNMENT: the small trained part: projections, the contrastive loss, the optimizers and the training step.
 
 Plain torch on one process or on any process group; knows nothing of recipes or Ray.
 """

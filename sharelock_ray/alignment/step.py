@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from sharelock_ray.alignment.batches import Batch
 from sharelock_ray.alignment.distributed import Group, Rows, gather_rows, rank, sum_over_ranks, world_size
 from sharelock_ray.alignment.heads import UNDECAYED, Heads
 from sharelock_ray.alignment.loss import contrastive_loss, sigmoid_loss
 from sharelock_ray.alignment.optimizer import optimizer_of
 from sharelock_ray.alignment.projection import GlobalBatch
 from sharelock_ray.alignment.spec import AlignmentSpec
+from sharelock_ray.batches.sampling import Batch
 
 _ROWS = 1024
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sharelock_ray.bench.measure import DType, alternate, median_ratio
 from sharelock_ray.bench.models import DECODERS, WORDS, write_decoder
+from sharelock_ray.bench.timing import DType, alternate, median_ratio
 from sharelock_ray.encoders.spec import LanguageSpec
 
 _BATCH = 32

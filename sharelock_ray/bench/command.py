@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from sharelock_ray.bench.measure import DType, machine
+from sharelock_ray.bench.timing import DType, machine
 from sharelock_ray.report.table import print_table, text_table
 
 app = typer.Typer(help="Measure what is claimed, as ratios within one run.", no_args_is_help=True)
@@ -33,7 +33,7 @@ def extract(
     as_json: AsJson = False,
 ) -> None:
     """Extraction of images, tars to Parquet, against a plain PyTorch loop over the same tars."""
-    from sharelock_ray.bench.extract import Setting, compare
+    from sharelock_ray.bench.measure_extract import Setting, compare
 
     setting = Setting(0, threads, model, image_size, dtype, device, width=size[0], height=size[1])
     found = [compare(replace(setting, images=count), repeats) for count in images or [2000, 20000]]
@@ -126,7 +126,7 @@ def encoders(
     as_json: AsJson = False,
 ) -> None:
     """Each encoder alone on a device, against the rate of the device's own matrix product."""
-    from sharelock_ray.bench import encoders as bench
+    from sharelock_ray.bench import measure_encoders as bench
 
     found = [bench.vision(vision, image_size, dtype, device, image_batch_size, compiled, repeats)]
     found += bench.language(language, dtype, device, token_budget, (12, 47), compiled, repeats)
@@ -155,7 +155,7 @@ def loss(
     as_json: AsJson = False,
 ) -> None:
     """The contrastive loss, forward and backward, against open_clip's, the released one and one bare product."""
-    from sharelock_ray.bench import loss as bench
+    from sharelock_ray.bench import measure_loss as bench
 
     found = bench.compare(bench.Setting(pairs, dim, threads), repeats)
     product = found[0]
@@ -211,7 +211,7 @@ def streaming(
     as_json: AsJson = False,
 ) -> None:
     """Features that are not in memory: rows here and there from the disk, against parts streamed from storage."""
-    from sharelock_ray.bench import streaming as bench
+    from sharelock_ray.bench import measure_streaming as bench
 
     c = bench.compare(bench.Setting(pairs, batch_size, vision_dim, language_dim), repeats)
     rows = [
@@ -245,7 +245,7 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """A training step against the device's matrix product, its cost by batch and by workers, and a whole training."""
-    from sharelock_ray.bench import train as bench
+    from sharelock_ray.bench import measure_train as bench
 
     setting = bench.Setting(
         batch_size,
@@ -304,7 +304,7 @@ def tune(
     as_json: AsJson = False,
 ) -> None:
     """A study of 36 trials on Ray Tune, against the same trainings in a plain loop with as many threads."""
-    from sharelock_ray.bench.tune import Setting, compare
+    from sharelock_ray.bench.measure_tune import Setting, compare
 
     found = compare(Setting(threads, pairs, steps=steps), repeats)
     row = [

@@ -9,11 +9,11 @@ from pathlib import Path
 from PIL import Image
 
 from sharelock_ray import storage
-from sharelock_ray.bench.extract import Setting as Tars
-from sharelock_ray.bench.extract import tar_files, write_tars
-from sharelock_ray.bench.measure import alternate, median_ratio, rate_by_cpu
-from sharelock_ray.encoders.chunks import cut, decode
+from sharelock_ray.bench.measure_extract import Setting as Tars
+from sharelock_ray.bench.measure_extract import tar_files, write_tars
+from sharelock_ray.bench.timing import alternate, median_ratio, rate_by_cpu
 from sharelock_ray.encoders.images import Preprocessing, crop_image, upright
+from sharelock_ray.extraction.chunks import cut, decode
 from sharelock_ray.sources.webdataset import WebDatasetSource
 
 _CHUNK = 64

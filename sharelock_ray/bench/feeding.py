@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from sharelock_ray.alignment.batches import PairBatches
-from sharelock_ray.bench.measure import alternate, median_ratio, rate_by_cpu
+from sharelock_ray.batches.sampling import PairBatches
 from sharelock_ray.bench.synthetic import write_pairs
+from sharelock_ray.bench.timing import alternate, median_ratio, rate_by_cpu
 from sharelock_ray.features.featureset import Pairs, join, open_features
 
 _CPU = torch.device("cpu")

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from sharelock_ray.alignment.model import AlignedModel
 from sharelock_ray.errors import RequestError
 from sharelock_ray.evaluation.result import Evaluation, Example
 from sharelock_ray.evaluation.retrieval import retrieval
 from sharelock_ray.evaluation.zero_shot import doubles, zero_shot
 from sharelock_ray.features.featureset import FeatureSet, Pairs
+from sharelock_ray.runs.model import AlignedModel
 
 _EXAMPLES = 24
 # Of the names that several classes have, so many are named.

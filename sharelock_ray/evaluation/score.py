@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sharelock_ray.alignment.model import AlignedModel
 from sharelock_ray.errors import RequestError
 from sharelock_ray.evaluation.evaluate import labelled
 from sharelock_ray.evaluation.ranks import ranks
 from sharelock_ray.evaluation.retrieval import retrieval
 from sharelock_ray.evaluation.zero_shot import targets
 from sharelock_ray.features.featureset import FeatureSet, Pairs
+from sharelock_ray.runs.model import AlignedModel
 
 GALLERY = 5000
 """Validation pairs that recall is measured among, at most: the first ones by key."""

@@ -1,4 +1,1 @@
-"""EXTRACTION: streams samples through pools of actors that hold the frozen encoders (Ray Data).
-
-Moves rows and places work; what is computed and how it is committed lives in `encoders` and `features`.
-"""
+"""EXTRACTION: encodes a chunk of samples by a group of encoders, and measures it. Knows nothing of Ray."""

@@ -1,4 +1,4 @@
-"""RECIPE: one YAML file that describes a run: its schema, how it is read, and the stages that it drives.
+"""RECIPE: one YAML file that describes a run: its schema, how it is read, and the recipes that are shipped.
 
-What `sharelock VERB` and `jobs/VERB.py` have in common. Computes nothing itself.
+Computes nothing itself.
 """

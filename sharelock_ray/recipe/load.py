@@ -12,7 +12,7 @@ from sharelock_ray import storage
 from sharelock_ray.errors import RequestError
 from sharelock_ray.recipe.schema import Recipe
 
-SHIPPED = Path(__file__).parents[2] / "jobs" / "recipes"
+SHIPPED = Path(__file__).parent / "recipes"
 
 
 def read_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:

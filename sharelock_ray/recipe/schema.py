@@ -6,23 +6,23 @@ from pydantic import AfterValidator, Field, model_validator
 
 from sharelock_ray import storage
 from sharelock_ray.alignment.prompts import DEFAULT_TEMPLATES, checked_templates
-from sharelock_ray.alignment.run import RunFolder
 from sharelock_ray.alignment.spec import AlignmentSpec
 from sharelock_ray.config import Config
 from sharelock_ray.encoders.spec import EncoderSpec, LanguageSpec, VisionSpec
+from sharelock_ray.engine.extraction_options import ExtractionOptions
+from sharelock_ray.engine.training_options import TrainingOptions
 from sharelock_ray.errors import RequestError
-from sharelock_ray.extraction.options import ExtractionOptions
 from sharelock_ray.features.schema import feature_set_uri
+from sharelock_ray.runs.folder import RunFolder
 from sharelock_ray.sources.content import read_lines
 from sharelock_ray.sources.spec import SourceSpec
 from sharelock_ray.sources.webdataset import WebDatasetSource
 from sharelock_ray.storage import Uri
-from sharelock_ray.training.options import TrainingOptions
-from sharelock_ray.tuning.options import TuningSpec
+from sharelock_ray.study.spec import TuningSpec
 
 
 class ShapesSpec(Config):
-    """The built-in data: coloured shapes, rendered from a seed into tars (see `sources.shapes`)."""
+    """The built-in data: coloured shapes, rendered from a seed into tars (see `demo.shapes`)."""
 
     seed: Annotated[int, Field(ge=0)] = 0
     train_images: Annotated[int, Field(ge=8)] = 2400

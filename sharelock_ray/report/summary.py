@@ -5,12 +5,12 @@ from typing import Any
 
 from rich.table import Table
 
-from sharelock_ray.alignment.run import TrainingResult
 from sharelock_ray.evaluation.result import Evaluation
 from sharelock_ray.evaluation.statistics import Estimate
-from sharelock_ray.evaluation.trials import SHARES, Interval, Point
 from sharelock_ray.features.manifest import Manifest
 from sharelock_ray.report.table import text_table
+from sharelock_ray.runs.folder import TrainingResult
+from sharelock_ray.study.trials import SHARES, Interval, Point
 
 _SHOWN_POINTS = 20
 

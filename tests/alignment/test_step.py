@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sharelock_ray.alignment.batches import Batch
 from sharelock_ray.alignment.heads import Heads
 from sharelock_ray.alignment.spec import AlignmentSpec, ProjectionSpec
 from sharelock_ray.alignment.step import Optimization, learning_rate
+from sharelock_ray.batches.sampling import Batch
 
 VISION, LANGUAGE, PAIRS = 10, 14, 24
 

@@ -14,7 +14,13 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from sharelock_ray.bench import captions, command, decode, encoders, extract, feeding, loss, streaming, train, tune
+from sharelock_ray.bench import captions, command, decode, feeding
+from sharelock_ray.bench import measure_encoders as encoders
+from sharelock_ray.bench import measure_extract as extract
+from sharelock_ray.bench import measure_loss as loss
+from sharelock_ray.bench import measure_streaming as streaming
+from sharelock_ray.bench import measure_train as train
+from sharelock_ray.bench import measure_tune as tune
 from sharelock_ray.bench.models import DECODERS
 from sharelock_ray.errors import RequestError
 from sharelock_ray.features.cache import cache_folder

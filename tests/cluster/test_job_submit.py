@@ -17,8 +17,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 _ROOT = Path(__file__).parents[2]
 # The job's part of the CLI's output starts here; what precedes it is the CLI's own chatter.
 _STARTS = "Running entrypoint for job"
-DEMO = "jobs/recipes/demo.yaml"
-ABLATION = "jobs/recipes/ablation.yaml"
+DEMO = "sharelock_ray/recipe/recipes/demo.yaml"
+ABLATION = "sharelock_ray/recipe/recipes/ablation.yaml"
 SMALL = {
     "alignment.steps": 4,
     "alignment.evaluate_every": 2,

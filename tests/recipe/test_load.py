@@ -8,10 +8,10 @@ import yaml
 
 import support
 from sharelock_ray.errors import RequestError, RunError
-from sharelock_ray.recipe import stages
 from sharelock_ray.recipe.load import SHIPPED, read_recipe, with_settings, write_recipe
 from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.sources.sample import Reject
+from sharelock_ray.workflows import stages
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 
 import support
 from sharelock_ray import storage
-from sharelock_ray.encoders.chunks import cut
 from sharelock_ray.errors import RunError
+from sharelock_ray.extraction.chunks import cut
 from sharelock_ray.sources.folders import ClassFolderSource
 from sharelock_ray.sources.parquet import ParquetSource
 from sharelock_ray.sources.sample import Source, change

@@ -7,11 +7,11 @@ import pytest
 
 import support
 from sharelock_ray import storage
-from sharelock_ray.encoders.chunks import cut, decode, encode_language
 from sharelock_ray.encoders.images import Preprocessing
 from sharelock_ray.encoders.language import LanguageEncoder
 from sharelock_ray.encoders.spec import LanguageSpec
 from sharelock_ray.errors import RequestError
+from sharelock_ray.extraction.chunks import cut, decode, encode_language
 from sharelock_ray.sources.sample import Reject, Sample
 from sharelock_ray.sources.texts import TextSource
 

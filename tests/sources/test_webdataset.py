@@ -14,10 +14,10 @@ import pytest
 
 import support
 from sharelock_ray import storage
-from sharelock_ray.encoders.chunks import cut, decode, encode_language
 from sharelock_ray.encoders.language import LanguageEncoder
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.errors import RequestError
+from sharelock_ray.extraction.chunks import cut, decode, encode_language
 from sharelock_ray.sources.sample import Reject, Sample, Shard
 from sharelock_ray.sources.webdataset import WebDatasetSource
 

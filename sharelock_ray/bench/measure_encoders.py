@@ -1,0 +1,142 @@
+"""The encoders alone, on the device that is there: how near they come to its matrix product, and who feeds them."""
+
+import io
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+from sharelock_ray.bench import captions
+from sharelock_ray.bench.models import DECODERS, random_vision, write_decoder
+from sharelock_ray.bench.timing import DType
+from sharelock_ray.encoders.images import decode_image
+from sharelock_ray.encoders.language import LanguageEncoder
+from sharelock_ray.encoders.provenance import device_name
+from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
+from sharelock_ray.encoders.vision import VisionEncoder
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Of one encoder: `per_second` units (images, tokens) in each round, and their arithmetic."""
+
+    name: str
+    unit: str
+    per_second: list[float]
+    flop_per_unit: float
+    peak_flop: float
+    """A second, of one large matrix product of the same type on the same device."""
+
+    @property
+    def share_of_peak(self) -> float:
+        return statistics.median(self.per_second) * self.flop_per_unit / self.peak_flop
+
+
+def vision(
+    model: str, image_size: int, dtype: DType, device: str, batch_size: int | None, compiled: bool, repeats: int
+) -> Throughput:
+    """Images per second of a timm model with random weights, from uint8 pixels in memory to float32 embeddings."""
+    with tempfile.TemporaryDirectory(prefix="sharelock-bench-") as folder:
+        spec = random_vision(Path(folder), model, image_size, dtype=dtype)
+        plain = VisionEncoder(spec, device, batch_size)
+        encoder = VisionEncoder(spec, device, batch_size, compiled=True) if compiled else plain
+    shape = (8 * encoder.batch_size, image_size, image_size, 3)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    flop = _flop(lambda: plain.encode(pixels[:1]))
+    rates = _rates(_by_two(lambda: encoder.encode(pixels)), 2 * len(pixels), repeats)
+    return Throughput(f"{model} at {image_size}, {dtype}", "images", rates, flop, peak(device, dtype))
+
+
+def language(
+    shape: str,
+    dtype: DType,
+    device: str,
+    token_budget: int | None,
+    mean_tokens: Sequence[int],
+    compiled: bool,
+    repeats: int,
+) -> list[Throughput]:
+    """Tokens per second of a Llama with random weights, from captions of each mean length to embeddings."""
+    with tempfile.TemporaryDirectory(prefix="sharelock-bench-") as folder:
+        write_decoder(Path(folder), DECODERS[shape], getattr(torch, dtype), device)
+        spec = LanguageSpec(name="bench", model=folder, pooling="last", dtype=dtype, max_length=512)
+        plain = LanguageEncoder(spec, device, token_budget)
+        encoder = LanguageEncoder(spec, device, token_budget, compiled=True) if compiled else plain
+
+    def throughput(mean: int) -> Throughput:
+        count = 32 * encoder.token_budget // mean
+        texts = captions.captions(captions.Setting(captions=count, mean_tokens=mean))
+        text = " ".join(["w1"] * mean)
+        flop = _flop(lambda: plain.encode([text])) / mean
+        tokens = encoder.encode_each(texts).tokens
+        rates = _rates(_by_two(lambda: encoder.encode(texts)), 2 * tokens, repeats)
+        return Throughput(f"{shape} shape, {mean} tokens, {dtype}", "tokens", rates, flop, peak(device, dtype))
+
+    return [throughput(mean) for mean in mean_tokens]
+
+
+def decode_rate(width: int = 500, height: int = 375, image_size: int = 224, images: int = 200) -> float:
+    """JPEGs per second that one core reads, resizes to 256/224 of `image_size` and crops."""
+    noise = np.random.default_rng(0).integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=85)
+    spec = VisionSpec(name="bench", model="test_vit", image_size=image_size, resize=image_size * 8 // 7).resolved()
+    started = time.process_time()
+    for _ in range(images):
+        decode_image(buffer.getvalue(), spec.preprocessing)
+    return images / (time.process_time() - started)
+
+
+def peak(device: str, dtype: DType, repeats: int = 5) -> float:
+    """FLOP per second of one large square matrix product, the fastest of `repeats`."""
+    size = 8192 if device == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
+
+    def product() -> None:
+        a @ b
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    product()
+    return max(_rates(product, 1, repeats)) * 2 * size**3
+
+
+def describe(device: str) -> str:
+    """The device's name, with its threads where it is a CPU."""
+    name = device_name(torch.device(device))
+    return f"{name}, {torch.get_num_threads()} threads" if device == "cpu" else name
+
+
+def _flop(work: Callable[[], object]) -> float:
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return float(counter.get_total_flops())
+
+
+def _by_two(work: Callable[[], object]) -> Callable[[], None]:
+    """The work twice, in two threads, as an actor of an extraction does it."""
+
+    def run() -> None:
+        with ThreadPoolExecutor(2) as pool:
+            for job in [pool.submit(work) for _ in range(2)]:
+                job.result()
+
+    return run
+
+
+def _rates(work: Callable[[], object], units: int, repeats: int) -> list[float]:
+    work()
+    rates = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        work()
+        rates.append(units / (time.perf_counter() - started))
+    return rates

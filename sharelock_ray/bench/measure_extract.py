@@ -1,0 +1,276 @@
+"""Extraction of images, tars to Parquet, against the plainest loop that could do the same work in one process."""
+
+import io
+import multiprocessing
+import os
+import shutil
+import statistics
+import tarfile
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from PIL import Image
+
+from sharelock_ray import storage
+from sharelock_ray.bench.models import random_vision
+from sharelock_ray.bench.timing import DType, alternate, median_ratio
+from sharelock_ray.encoders.spec import VisionSpec
+
+_DISTINCT = 256
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured: `images` in tars of `per_tar`, through a timm model with random weights.
+
+    On a CPU with `threads` of them; on a GPU the pipeline also decodes on every CPU there is.
+    """
+
+    images: int
+    threads: int
+    model: str = "test_vit"
+    image_size: int = 160
+    dtype: DType = "float32"
+    device: str = "cpu"
+    per_tar: int = 1000
+    width: int = 400
+    height: int = 300
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Images per second once warm, of each round; and what the pipeline took beside."""
+
+    setting: Setting
+    pipeline: list[float]
+    loop: list[float]
+    pipeline_per_cpu: list[float]
+    loop_per_cpu: list[float]
+    """Images per second of CPU time, of all processes together: the ratio where neither side waits for a core."""
+    spilled_bytes: int
+    """Written to disk by Ray's object store, over all rounds."""
+    start_seconds: float
+    """From the call to the first chunk, with a Ray that runs: the start of the actors and of the model. Median."""
+    driver_bytes: int
+    worker_bytes: int
+    """Peak private memory of the driver, and of the largest worker."""
+
+    @property
+    def ratio(self) -> float:
+        return median_ratio(self.pipeline, self.loop)
+
+    @property
+    def ratio_per_cpu(self) -> float:
+        return median_ratio(self.pipeline_per_cpu, self.loop_per_cpu)
+
+
+def compare(setting: Setting, repeats: int) -> Comparison:
+    """Runs both in turn, each in a process of its own, over the same tars in a temporary folder."""
+    with tempfile.TemporaryDirectory(prefix="sharelock-bench-") as folder:
+        write_tars(Path(folder), setting)
+        spec = random_vision(Path(folder), setting.model, setting.image_size, dtype=setting.dtype)
+        context = multiprocessing.get_context("spawn")
+        with (
+            ProcessPoolExecutor(1, context, _begin_pipeline) as pipeline,
+            ProcessPoolExecutor(1, context, _begin_loop, (setting.threads,)) as loop,
+        ):
+            taken: list[_Taken] = []
+            looped: list[_Rates] = []
+
+            def run_pipeline() -> float:
+                taken.append(pipeline.submit(_pipeline, folder, setting, spec).result())
+                return taken[-1].rates.per_second
+
+            def run_loop() -> float:
+                looped.append(loop.submit(_loop, folder, setting, spec).result())
+                return looped[-1].per_second
+
+            found = alternate({"loop": run_loop, "pipeline": run_pipeline}, repeats)
+            pipeline.submit(_end_pipeline).result()
+    return Comparison(
+        setting,
+        found["pipeline"],
+        found["loop"],
+        [t.rates.per_cpu_second for t in taken],
+        [rates.per_cpu_second for rates in looped],
+        taken[-1].spilled_bytes,
+        statistics.median(t.start_seconds for t in taken),
+        max(t.driver_bytes for t in taken),
+        max(t.worker_bytes for t in taken),
+    )
+
+
+def write_tars(folder: Path, setting: Setting) -> None:
+    """Tars of JPEGs with the detail of a photograph, roughly: smooth colours under noise."""
+    generator = np.random.default_rng(0)
+    files = []
+    for _ in range(min(_DISTINCT, setting.images)):
+        coarse = Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize((setting.width, setting.height), Image.Resampling.BICUBIC), np.int16)
+        noisy = smooth + generator.normal(0, 8, smooth.shape).astype(np.int16)
+        buffer = io.BytesIO()
+        Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=85)
+        files.append(buffer.getvalue())
+    for first in range(0, setting.images, setting.per_tar):
+        with tarfile.open(folder / f"{first // setting.per_tar:05d}.tar", "w") as tar:
+            for i in range(first, min(first + setting.per_tar, setting.images)):
+                info = tarfile.TarInfo(f"{i:09d}.jpg")
+                info.size = len(files[i % _DISTINCT])
+                tar.addfile(info, io.BytesIO(files[i % _DISTINCT]))
+
+
+def tar_files(folder: Path) -> Iterator[bytes]:
+    """The files in the tars of a folder, by the plainest loop."""
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                stream = tar.extractfile(member)
+                assert stream is not None
+                yield stream.read()
+
+
+def _begin_loop(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+@dataclass(frozen=True)
+class _Rates:
+    """Images per second by the clock, and by the CPU time of every process."""
+
+    per_second: float
+    per_cpu_second: float
+
+
+def _loop(folder: str, setting: Setting, spec: VisionSpec) -> _Rates:
+    """The loop: read a tar, decode, encode by batches, keep; save once at the end."""
+    from sharelock_ray.encoders.images import decode_image
+    from sharelock_ray.encoders.vision import VisionEncoder
+
+    encoder = VisionEncoder(spec, setting.device)
+    decoded = (decode_image(data, spec.preprocessing) for data in tar_files(Path(folder)))
+    embeddings = []
+    warm = encoder.encode(np.stack(list(islice(decoded, _BATCH))))
+    started, cpu_started = time.perf_counter(), time.process_time()
+    while batch := list(islice(decoded, _BATCH)):
+        embeddings.append(encoder.encode(np.stack(batch)))
+    np.save(Path(folder) / "loop.npy", np.concatenate([warm, *embeddings]).astype(np.float16))
+    images_done = setting.images - _BATCH
+    return _Rates(images_done / (time.perf_counter() - started), images_done / (time.process_time() - cpu_started))
+
+
+_stack = ExitStack()
+
+
+def _begin_pipeline() -> None:
+    from sharelock_ray.engine import cluster
+
+    _stack.enter_context(cluster.connected())
+
+
+def _end_pipeline() -> None:
+    _stack.close()
+
+
+@dataclass(frozen=True)
+class _Taken:
+    rates: _Rates
+    start_seconds: float
+    driver_bytes: int
+    worker_bytes: int
+    spilled_bytes: int
+
+
+def _pipeline(folder: str, setting: Setting, spec: VisionSpec) -> _Taken:
+    from sharelock_ray.engine.extraction import ExtractionJob, extract
+    from sharelock_ray.engine.extraction_options import ExtractionOptions
+    from sharelock_ray.extraction.report import ChunkReport
+    from sharelock_ray.sources.webdataset import WebDatasetSource
+
+    root = str(Path(folder) / "features")
+    job = ExtractionJob(root, "bench", "train", WebDatasetSource(urls=f"{storage.escape(folder)}/*.tar"), (spec,))
+    options = ExtractionOptions(min_actors=setting.threads, max_actors=setting.threads, chunk_size=256)
+    if setting.device == "cuda":
+        options = ExtractionOptions(num_gpus=1, chunk_size=1024)
+    news: list[tuple[float, float, int]] = []
+
+    def watch(report: ChunkReport) -> None:
+        news.append((time.perf_counter(), _cpu_seconds(), report.samples))
+
+    called = time.perf_counter()
+    with _peak_memory() as peak:
+        extract(job, options, watch)
+    ended = time.perf_counter()
+    shutil.rmtree(root)
+    warm_at, cpu_warm, samples = news[0]
+    rates = _Rates(
+        (setting.images - samples) / (ended - warm_at), (setting.images - samples) / (news[-1][1] - cpu_warm)
+    )
+    return _Taken(rates, warm_at - called, peak.driver, peak.worker, _spilled_bytes())
+
+
+def _cpu_seconds() -> float:
+    """Of this process and all below it: Ray's own too."""
+    process = psutil.Process(os.getpid())
+    total = 0.0
+    for each in [process, *process.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            times = each.cpu_times()
+            total += times.user + times.system
+    return total
+
+
+def _spilled_bytes() -> int:
+    """Since Ray was started."""
+    import ray
+    from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
+    state = get_state_from_address(ray.get_runtime_context().gcs_address)
+    return int(get_memory_info_reply(state).store_stats.spilled_bytes_total)
+
+
+@dataclass
+class _Peak:
+    driver: int = 0
+    worker: int = 0
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def sample(self) -> None:
+        """Samples until stopped, five times a second."""
+        driver = psutil.Process(os.getpid())
+        while not self._stop.wait(0.2):
+            self.driver = max(self.driver, _private(driver))
+            self.worker = max([self.worker, *map(_private, driver.children(recursive=True))])
+
+
+@contextmanager
+def _peak_memory() -> Iterator[_Peak]:
+    """Peak private memory (resident, not shared) of this process and of the largest below it."""
+    peak = _Peak()
+    thread = threading.Thread(target=peak.sample, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        peak._stop.set()
+        thread.join()
+
+
+def _private(process: psutil.Process) -> int:
+    try:
+        memory: Any = process.memory_info()
+    except psutil.NoSuchProcess:
+        return 0
+    return int(memory.rss - memory.shared)

@@ -1,0 +1,214 @@
+"""Extraction of one dataset split through any number of frozen encoders, in one read of the data.
+
+Decides what is left to do, follows the stream, seals a part as soon as its last chunk is staged, and finishes the sets.
+"""
+
+import importlib.metadata
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+
+import ray
+
+from sharelock_ray.encoders.spec import EncoderSpec
+from sharelock_ray.engine import cluster
+from sharelock_ray.engine.encoding import ReadTask, encoded_chunks
+from sharelock_ray.engine.extraction_options import ExtractionOptions
+from sharelock_ray.errors import RequestError, RunError
+from sharelock_ray.extraction.meter import Meter, combined
+from sharelock_ray.extraction.report import ChunkReport
+from sharelock_ray.features.featureset import FeatureSet, open_features
+from sharelock_ray.features.manifest import Origin, Prediction, is_complete
+from sharelock_ray.features.schema import feature_set_uri
+from sharelock_ray.features.state import read_live, write_live
+from sharelock_ray.features.writer import FeatureSetWriter, StagedPart, remove_leftovers
+from sharelock_ray.progress import say
+from sharelock_ray.sources.sample import Shard, Source, change
+
+_TELL_EVERY_S = 10.0
+_SOFTWARE = ("sharelock-ray", "ray", "torch", "timm", "transformers", "pyarrow", "pillow")
+
+
+@dataclass(frozen=True)
+class ExtractionJob:
+    """What to extract: a source, as one split of a dataset, through encoders, into feature sets below `root`."""
+
+    root: str
+    dataset: str
+    split: str
+    source: Source
+    encoders: tuple[EncoderSpec, ...]
+    planned: Mapping[str, Prediction] = field(default_factory=dict)
+    """What was foreseen, by an encoder's folder name."""
+
+    def uri(self, encoder: EncoderSpec) -> str:
+        """The feature set of one encoder."""
+        return feature_set_uri(self.root, self.dataset, self.split, encoder.modality, encoder.folder())
+
+
+def extract(
+    job: ExtractionJob, options: ExtractionOptions, watch: Callable[[ChunkReport], None] | None = None
+) -> list[FeatureSet]:
+    """Makes, or continues, the feature sets of `job`; complete ones are left alone.
+
+    Args:
+        watch: called with each chunk's report as it comes.
+
+    Returns:
+        the feature set of each encoder, in their order.
+
+    Raises:
+        RequestError: no input, an unknown model, or more resources than Ray has.
+        RunError: a worker failed.
+    """
+    encoders = tuple(encoder.resolved() for encoder in job.encoders)
+    todo = []
+    for encoder in encoders:
+        if is_complete(job.uri(encoder)):
+            remove_leftovers(job.uri(encoder))
+        else:
+            todo.append(encoder)
+    if todo:
+        shards = job.source.shards()
+        if not shards:
+            raise RequestError(f"the source of {job.dataset}/{job.split} is empty")
+        writers = [_writer(job, encoder) for encoder in todo]
+        with cluster.connected(), cluster.readable_errors(f"extract {job.split}"):
+            begun = [
+                writer.start(shards, options.chunk_size, encoder.commit())
+                for writer, encoder in zip(writers, todo, strict=True)
+            ]
+            # Sets that runs with other options began are cut otherwise, and so are a read of their own.
+            for size in sorted({each.chunk_size for each in begun}):
+                chosen = [i for i, each in enumerate(begun) if each.chunk_size == size]
+                same = options.model_copy(update={"chunk_size": size})
+                commits = [begun[i].commit for i in chosen]
+                _run(job, same, shards, [todo[i] for i in chosen], commits, [writers[i] for i in chosen], watch)
+    return [open_features(job.uri(encoder)) for encoder in encoders]
+
+
+def _writer(job: ExtractionJob, encoder: EncoderSpec) -> FeatureSetWriter:
+    return FeatureSetWriter(job.uri(encoder), encoder.modality, encoder.stored_dtype)
+
+
+def _run(
+    job: ExtractionJob,
+    options: ExtractionOptions,
+    shards: Sequence[Shard],
+    encoders: Sequence[EncoderSpec],
+    commits: Sequence[str | None],
+    writers: Sequence[FeatureSetWriter],
+    watch: Callable[[ChunkReport], None] | None,
+) -> None:
+    staged = [writer.staged() for writer in writers]
+    source, shard_of = ray.put(job.source), {shard.index: shard for shard in shards}
+    sealing = [
+        _seal.remote(writer, source, shard_of[part])
+        for writer, parts in zip(writers, staged, strict=True)
+        for part in _unsealed(parts)
+    ]
+    tasks = _tasks(shards, staged)
+    earlier = combined(read_live(writer.uri) for writer in writers)
+    with Meter(f"extract {job.split}", shards, _open_chunks(tasks), earlier) as meter, _told(writers, meter):
+        if tasks:
+            kept = sum(len(part.chunks) for parts in staged for part in parts.values())
+            sealed = sum(part.sealed for parts in staged for part in parts.values())
+            if kept or sealed:
+                say(f"extract {job.split}: continues after {sealed} finished parts and {kept} chunks of others")
+            say(f"extract {job.split}: starts workers, which load {', '.join(encoder.name for encoder in encoders)}")
+            # On every node the same, though the hub may have moved on.
+            loaded = [encoder.at(commit) for encoder, commit in zip(encoders, commits, strict=True)]
+            stream = encoded_chunks(job.source, tasks, loaded, writers, options)
+            # Else it would go on for as long as the error that ended the loop is held.
+            with closing(stream):
+                for report in stream:
+                    for i in report.encoders:
+                        part = staged[i].get(report.part, StagedPart()).with_chunk(report.index, report.last)
+                        staged[i][report.part] = part
+                        if part.is_whole:
+                            sealing.append(_seal.remote(writers[i], source, shard_of[report.part]))
+                    sealing = _unfinished(sealing)
+                    meter.add(report, all(parts.get(report.part, StagedPart()).is_whole for parts in staged))
+                    if watch:
+                        watch(report)
+        ray.get(sealing)
+    for encoder, writer in zip(encoders, writers, strict=True):
+        origin = Origin(
+            dataset=job.dataset,
+            split=job.split,
+            encoder=encoder.model_dump(mode="json"),
+            weights_sha256=encoder.weights_digest(),
+            software={name: importlib.metadata.version(name) for name in _SOFTWARE},
+        )
+        writer.finish(
+            shards,
+            origin,
+            gpus=options.num_gpus,
+            wall_seconds=meter.wall_seconds,
+            planned=job.planned.get(encoder.folder()),
+        )
+
+
+@contextmanager
+def _told(writers: Sequence[FeatureSetWriter], meter: Meter) -> Iterator[None]:
+    """Writes now and then, from the start of the block to its end, where others can see it how far the run is."""
+    ended = threading.Event()
+
+    def tell() -> None:
+        while True:
+            # A note for people: what keeps it from being written, the work itself will meet and say.
+            with suppress(Exception):
+                for writer in writers:
+                    write_live(writer.uri, meter.live())
+            if ended.wait(_TELL_EVERY_S):
+                return
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        ended.set()
+    # Or its last note could come after the staging area is removed.
+    teller.join()
+
+
+def _open_chunks(tasks: Sequence[ReadTask]) -> dict[int, int]:
+    """Of each shard that is not done, by index, how many chunks every encoder has staged."""
+    return {
+        task.shard.index: len(frozenset.intersection(*(chunks for chunks in task.done if chunks is not None)))
+        for task in tasks
+    }
+
+
+def _unfinished(sealing: list[ray.ObjectRef]) -> list[ray.ObjectRef]:
+    """Those that go on; one that has failed is raised, and ends the run."""
+    done, going_on = ray.wait(sealing, num_returns=len(sealing), timeout=0) if sealing else ([], [])
+    ray.get(done)
+    return going_on
+
+
+def _unsealed(parts: dict[int, StagedPart]) -> list[int]:
+    return [part for part, state in parts.items() if state.is_whole and not state.sealed]
+
+
+def _tasks(shards: Sequence[Shard], staged: Sequence[dict[int, StagedPart]]) -> list[ReadTask]:
+    tasks = []
+    for shard in shards:
+        states = [parts.get(shard.index, StagedPart()) for parts in staged]
+        done = tuple(None if state.is_whole else state.chunks for state in states)
+        if any(chunks is not None for chunks in done):
+            tasks.append(ReadTask(shard, done))
+    return tasks
+
+
+# A whole CPU, since each holds copies of a part in memory. Nothing of the stream waits for it, so it can wait for a CPU
+# until the pool of actors is gone.
+@ray.remote(num_cpus=1, max_retries=3)
+def _seal(writer: FeatureSetWriter, source: Source, shard: Shard) -> None:
+    # What was read of a shard that was replaced meanwhile may be of both.
+    if problem := change(source, shard):
+        writer.discard(shard.index)
+        raise RunError(problem)
+    writer.seal(shard.index)

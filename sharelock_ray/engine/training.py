@@ -1,0 +1,225 @@
+"""Training of one alignment on the workers of a cluster.
+
+Ray Train starts the workers, joins them in a process group, and starts them anew when one is lost; where to go on
+from, they read from the run's own `last` checkpoint, so a lost worker and a killed driver are the same case.
+"""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from ipaddress import ip_address
+from typing import Any
+
+import psutil
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
+from ray.train.collective import broadcast_from_rank_zero
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+from sharelock_ray import storage
+from sharelock_ray.alignment.spec import AlignmentSpec
+from sharelock_ray.engine import cluster
+from sharelock_ray.engine.environment import environment
+from sharelock_ray.engine.training_options import TrainingOptions
+from sharelock_ray.errors import SharelockError
+from sharelock_ray.features.featureset import open_features
+from sharelock_ray.progress import Progress, say
+from sharelock_ray.runs.folder import RunFolder, TrainingResult, newest, pairs_per_second
+
+_POLL_S = 1.0
+# Of a worker with the others in a step, of which one may wait for a CPU that reads its features. Of a lost worker Ray
+# tells within seconds.
+_PATIENCE = timedelta(minutes=20)
+# Of a worker with another one that still opens its node's features, which may come from far away.
+_OPENING_PATIENCE = timedelta(hours=2)
+
+
+def train(run: RunFolder, vision: str, language: str, spec: AlignmentSpec, options: TrainingOptions) -> TrainingResult:
+    """Trains, or goes on with, the run; a finished one is left alone.
+
+    Args:
+        vision, language: URIs of the feature sets of one dataset split.
+
+    Raises:
+        RequestError: the folder holds another training, the sets do not fit, or Ray has too few resources.
+        RunError: workers failed more often than `max_failures`, or the loss is not finite any more.
+    """
+    run.begin(spec, open_features(vision).manifest, open_features(language).manifest)
+    result = run.result()
+    if result is not None:
+        return result
+    with cluster.connected(), cluster.readable_errors("train"):
+        fewest = options.min_workers or options.num_workers
+        may_stream = spec.order == "parts"
+        cluster.require_resources(
+            {"CPU": fewest * options.num_cpus + may_stream, "GPU": fewest * options.use_gpu},
+            "lower operations.training.num_workers, min_workers or num_cpus"
+            + " (with alignment.order parts, one CPU must stay free to read)" * may_stream,
+        )
+        trainer = _trainer(run, vision, language, spec, options)
+        run.say_fault(None)
+        with _progress(run, spec.steps):
+            try:
+                trainer.fit()
+            except Exception:
+                if run.fault() is None:
+                    raise
+            finally:
+                storage.remove(_ray_folder(run))
+        fault = run.fault()
+        if fault is not None:
+            raise fault
+    result = run.result()
+    assert result is not None
+    return result
+
+
+class _Trainer(DataParallelTrainer):
+    """Ray Train's, but Ctrl-C stays what it is everywhere: Ray's own answer to it is to exit with 0.
+
+    Not Ray's TorchTrainer: it imports torch in the driver and in its controller too, 0.3 GB each for nothing.
+    """
+
+    def _register_sigint_handler(self, controller: object) -> None:
+        pass
+
+
+def _trainer(run: RunFolder, vision: str, language: str, spec: AlignmentSpec, options: TrainingOptions) -> _Trainer:
+    return _Trainer(
+        _worker,
+        train_loop_config={
+            "run": run.uri,
+            "vision": vision,
+            "language": language,
+            "spec": spec.model_dump(mode="json"),
+            "threads": max(1, int(options.num_cpus)),
+            "device": "cuda" if options.use_gpu else "cpu",
+            "compiled": options.compile,
+            "streams": options.stream,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=(options.min_workers, options.num_workers) if options.min_workers else options.num_workers,
+            use_gpu=options.use_gpu,
+            resources_per_worker={"CPU": options.num_cpus} | ({"GPU": 1} if options.use_gpu else {}),
+        ),
+        run_config=RunConfig(
+            # A name of its own for each attempt: Ray's record of an earlier one has nothing to add to `last`.
+            name=f"attempt-{time.time_ns()}",
+            storage_path=_ray_folder(run),
+            failure_config=FailureConfig(max_failures=options.max_failures),
+        ),
+    )
+
+
+def _worker(config: dict[str, Any]) -> None:
+    run = RunFolder(config["run"])
+    if run.fault() is not None:
+        return
+    import torch
+
+    from sharelock_ray.alignment.distributed import world_size
+    from sharelock_ray.engine.feature_reads import read_by_tasks
+    from sharelock_ray.runs.loop import train as train_on_rank
+
+    torch.set_num_threads(config["threads"])
+    with _process_group("nccl" if config["device"] == "cuda" else "gloo") as all_have_opened:
+        try:
+            train_on_rank(
+                run,
+                config["vision"],
+                config["language"],
+                AlignmentSpec.model_validate(config["spec"]),
+                device=config["device"],
+                compiled=config["compiled"],
+                streams=config["streams"],
+                read=read_by_tasks,
+                all_have_opened=all_have_opened,
+            )
+        except SharelockError as error:
+            run.say_fault(error)
+            # Others may wait for this one. To Ray it is lost, so it ends them too; what it starts anew returns.
+            if world_size() > 1:
+                raise
+
+
+@contextmanager
+def _process_group(backend: str) -> Iterator[Callable[[], object]]:
+    """torch's default process group over this training's workers; a worker that is alone needs none.
+
+    Its time-out is for steps. Yields a barrier with a long one.
+    """
+    import torch.distributed as dist
+
+    context, node = get_context(), ray.util.get_node_ip_address()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    if world_size == 1:
+        yield lambda: None
+        return
+    # Where Ray listens on this machine only, so do the workers.
+    own = next((name for name, known in psutil.net_if_addrs().items() if _is_loopback(node, known)), None)
+    listener = socket.create_server((node if own else "", 0)) if rank == 0 else None
+    host, port = broadcast_from_rank_zero(listener and (node, listener.getsockname()[1]))
+    listening = listener.detach() if listener else None
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        host, port, world_size, is_master=rank == 0, timeout=_PATIENCE, master_listen_fd=listening
+    )
+    with environment({f"{library}_SOCKET_IFNAME": own for library in ("GLOO", "NCCL")} if own else {}):
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=_PATIENCE)
+        opening = dist.new_group(timeout=_OPENING_PATIENCE, backend="gloo")
+        try:
+            yield lambda: dist.barrier(opening)  # type: ignore[arg-type]
+        finally:
+            dist.destroy_process_group()
+
+
+def _is_loopback(node: str, known: list[Any]) -> bool:
+    return ip_address(node).is_loopback and any(each.address == node for each in known)
+
+
+def _ray_folder(run: RunFolder) -> str:
+    """Where Ray Train keeps its own records of this run while it lasts."""
+    return storage.absolute(storage.join(run.uri, "ray"))
+
+
+@contextmanager
+def _progress(run: RunFolder, steps: int) -> Iterator[None]:
+    """Shows for the time of the block how far the run is, from what its workers write into its folder."""
+    before = run.metrics()
+    if before:
+        say(f"train: continues near step {_last_step(before):,}")
+    run.say_feeding(None)
+    ended = threading.Event()
+    # This is what is in a thread, not Ray: one that waits in `ray.get` crashes the process as Ray is shut down.
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(_follow, run, steps, before, ended)
+        try:
+            yield
+        finally:
+            ended.set()
+        following.result()
+
+
+def _follow(run: RunFolder, steps: int, before: list[dict[str, Any]], ended: threading.Event) -> None:
+    """Prints what is new in the run's folder since `before`."""
+    fed = None
+    with Progress("train", "steps", steps, _last_step(before)) as progress:
+        while not ended.wait(_POLL_S):
+            # A store that does not answer now is the workers' to judge.
+            with suppress(SharelockError):
+                if fed is None and (fed := run.feeding()) is not None:
+                    say(f"train: {fed}")
+                rows = run.metrics()
+                if rows != before:
+                    progress.update(_last_step(rows) - progress.count, _note(rows, progress.rate(time.monotonic())))
+
+
+def _last_step(rows: list[dict[str, Any]]) -> int:
+    return int(rows[-1]["step"]) if rows else 0
+
+
+def _note(rows: list[dict[str, Any]], steps_per_second: float) -> str:
+    return ", ".join(filter(None, (pairs_per_second(rows, steps_per_second), newest(rows))))

@@ -1,0 +1,287 @@
+"""The training of one alignment, from feature sets to a finished run folder, on one process or on each of several.
+
+best/  last/       checkpoints; `last` is where an interrupted training goes on
+metrics.jsonl      one JSON object a line: losses of steps and validations
+tensorboard/       the same for TensorBoard
+non-finite.json    the keys of the batch whose loss or gradient was no number, where that ended the training
+training.json      written last: the result of a finished training
+"""
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import closing
+from itertools import islice
+from typing import Any
+
+import torch
+
+from sharelock_ray import storage
+from sharelock_ray.batches.sampling import PairBatches, split_validation
+from sharelock_ray.runs.checkpoint import (
+    Checkpoint,
+    CheckpointWriter,
+    Position,
+    has_checkpoint,
+    read_checkpoint,
+    restore,
+    side_of,
+)
+from sharelock_ray.alignment.distributed import Group, rank, same_on_ranks, wait_for_all, world_size
+from sharelock_ray.batches.placement import MappedRows, Placement, Residents, RowStore, placement
+from sharelock_ray.alignment.heads import Heads
+from sharelock_ray.runs.memory import keep_freed_memory
+from sharelock_ray.runs.metrics import Metrics
+from sharelock_ray.runs.folder import RunFolder, TrainingResult
+from sharelock_ray.alignment.spec import AlignmentSpec
+from sharelock_ray.alignment.step import Optimization, learning_rate
+from sharelock_ray.batches.streaming import Reader, StreamedRows, read_here
+from sharelock_ray.errors import RequestError, RunError
+from sharelock_ray.features.featureset import Pairs, join, open_features
+
+_LOG_EVERY = 10
+_KEYS_SHOWN = 3
+
+
+def train(
+    run: RunFolder,
+    vision: str,
+    language: str,
+    spec: AlignmentSpec,
+    device: str = "cpu",
+    group: Group = None,
+    compiled: bool = False,
+    streams: bool = False,
+    read: Reader = read_here,
+    residents: Residents | None = None,
+    validated: Callable[[dict[str, Any]], None] = lambda row: None,
+    all_have_opened: Callable[[], object] = lambda: None,
+) -> None:
+    """Trains, or goes on training, until `training.json` is written.
+
+    Every rank calls it with the same arguments. After the same number of steps the result is the same on any number
+    of ranks, up to rounding, and after any interruption.
+
+    Args:
+        vision, language: URIs of feature sets of one dataset split.
+        compiled: whether the projections are compiled by `torch.compile`.
+        streams: whether rows are read from storage even where the node could hold them.
+        read: how they are then read.
+        residents: sets that an earlier training of this process has left on the device; the next one finds this one's.
+        validated: is called with the row in `metrics.jsonl` of each validation.
+        all_have_opened: returns once every rank has called it; is called where a rank may have waited for its features
+            for longer than the group's time-out.
+
+    Raises:
+        RequestError: the folder holds a training that was begun otherwise; the sets do not belong together, hold too
+            few pairs, lack the labels that are asked for, or cannot be streamed in the spec's order.
+        RunError: the loss is not finite any more, or the node cannot hold the features and they cannot be streamed.
+    """
+    pairs = join(open_features(vision), open_features(language))
+    run.begin(spec, pairs.vision.manifest, pairs.language.manifest)
+    training, validation = split_validation(pairs, spec.validation_fraction)
+    if len(training) < 2 or len(validation) < 2:
+        raise RequestError(
+            f"{len(pairs)} pairs leave {len(training)} to train on and {len(validation)} to validate: "
+            f"give more data or another `alignment.validation_fraction`"
+        )
+    vision_side, language_side = side_of(pairs.vision.manifest), side_of(pairs.language.manifest)
+    if torch.device(device).type == "cpu":
+        keep_freed_memory()
+    torch.manual_seed(spec.seed)
+    heads = Heads(spec, vision_side.dim, language_side.dim).to(device)
+    optimization = Optimization(heads, spec, group, compiled)
+    position = Position(step=0)
+    all_have_opened()
+    reached = _reached(run, torch.device(device), group)
+    if reached is not None:
+        restore(run.last, reached, heads, optimization.optimizer, optimization.average)
+        position = reached.position
+    store = _store(pairs, torch.device(device), spec, streams, read, residents or Residents())
+    all_have_opened()
+    batches, held_out = (
+        PairBatches(of, spec.contrast_size, spec.seed, store.device, spec.positives, spec.order, store)
+        for of in (training, validation)
+    )
+    if optimization.is_main:
+        run.say_feeding(f"batches come from the {store.placement.kind} ({store.placement.reason})")
+    ranks = rank(group), world_size(group)
+    started = time.monotonic() - position.seconds
+    finite = _Finite(run, batches, spec, group)
+    feed = batches.ahead(range(position.step * spec.accumulation, spec.steps * spec.accumulation), *ranks)
+    metrics = Metrics(run, optimization.is_main, position.step)
+    with closing(feed), metrics, CheckpointWriter(run) as checkpoints:
+        while not _is_over(spec, position):
+            step = position.step
+            taken = optimization.step(islice(feed, spec.accumulation), step)
+            finite.watch(step, taken)
+            position = position.model_copy(update={"step": step + 1, "seconds": time.monotonic() - started})
+            logs = (step + 1) % _LOG_EVERY == 0 or step == 0
+            evaluates = (step + 1) % spec.evaluate_every == 0 or step + 1 == spec.steps
+            if logs or evaluates:
+                finite.require(checkpoints, optimization.is_main)
+            if logs:
+                pairs_seen = (step + 1) * spec.accumulation * batches.global_batch_size
+                values = {name: float(value) for name, value in taken.items()}
+                metrics.add(
+                    {"step": step + 1, **values, "learning_rate": learning_rate(spec, step), "pairs": pairs_seen}
+                )
+            metrics.alive()
+            if evaluates:
+                values = optimization.validate(metrics.alive_over(held_out.sweep(*ranks)))
+                finite.require_validation(step, values, held_out, checkpoints)
+                position = _judged(position, values, spec)
+                row = {"step": step + 1, **values, "logit_scale": float(heads.logit_scale.detach())}
+                metrics.add(row)
+                validated(row)
+                if optimization.is_main:
+                    checkpoint = Checkpoint(
+                        spec=spec, vision=vision_side, language=language_side, position=position, metrics=values
+                    )
+                    if position.best_step == position.step:
+                        checkpoints.keep_best(checkpoint, optimization.evaluated)
+                    if _is_over(spec, position) or checkpoints.is_due:
+                        told = metrics.publish()
+                        checkpoints.save(checkpoint, heads, optimization.optimizer, optimization.average, after=told)
+    if optimization.is_main:
+        run.finish(_result(run, position, metrics.rows, pairs, len(training), len(validation), heads, spec))
+
+
+def _reached(run: RunFolder, device: torch.device, group: Group) -> Checkpoint | None:
+    """The last checkpoint, the same on every rank: a worker whose driver is gone may publish another one meanwhile."""
+    while True:
+        checkpoint = read_checkpoint(run.last) if has_checkpoint(run.last) else None
+        if same_on_ranks(checkpoint.position.step if checkpoint else 0, device, group):
+            return checkpoint
+
+
+def _store(
+    pairs: Pairs, device: torch.device, spec: AlignmentSpec, streams: bool, read: Reader, residents: Residents
+) -> RowStore:
+    sets = pairs.vision, pairs.language
+    residents.keep_only(*sets)
+    where = Placement("storage", "as asked") if streams else placement(*sets, device, residents)
+    if where.kind != "storage":
+        return MappedRows(*sets, device, where, residents)
+    if spec.order == "parts":
+        return StreamedRows(*sets, device, where, read)
+    remedy = "set `alignment.order: parts`, with which features are streamed from storage"
+    if streams:
+        raise RequestError(f"features cannot be streamed in the order `{spec.order}`: {remedy}")
+    raise RunError(
+        f"{where.reason}: free space there, let the environment variable SHARELOCK_CACHE name a "
+        f"folder on another disk, or {remedy}"
+    )
+
+
+class _Finite:
+    """Watches every step's loss and gradient, and stops a training in which one is no number any more.
+
+    On a GPU nothing waits for a step: what it gave is looked at on the GPU, and asked for when it is logged anyway.
+    Every rank finds the same, and raises once the main one has published all that it has, since one that raises may be
+    the end of the others.
+    """
+
+    def __init__(self, run: RunFolder, batches: PairBatches, spec: AlignmentSpec, group: Group) -> None:
+        self._run, self._batches, self._spec, self._group = run, batches, spec, group
+        # Of the first bad step: its number, loss and gradient norm; a step of -1 where all were good.
+        self._first: torch.Tensor | None = None
+
+    def watch(self, step: int, taken: dict[str, torch.Tensor]) -> None:
+        """Notes `step` (from 0) where what it gave is not finite, and none before it was noted."""
+        values = torch.stack([taken["loss"], taken["grad_norm"]]).double()
+        if self._first is None:
+            self._first = torch.tensor([-1.0, 0, 0], dtype=values.dtype, device=values.device)
+        here = torch.cat([values.new_full((1,), step), values])
+        bad = (self._first[0] < 0) & ~values.isfinite().all()
+        self._first = torch.where(bad, here, self._first)
+
+    def require(self, checkpoints: CheckpointWriter, is_main: bool) -> None:
+        """Raises where a step was noted.
+
+        Raises:
+            RunError: names the step, some keys of its batch, and where all of them and the last good checkpoint are.
+        """
+        assert self._first is not None
+        step, loss, norm = self._first.tolist()
+        if step < 0:
+            return
+        parts = range(int(step) * self._spec.accumulation, (int(step) + 1) * self._spec.accumulation)
+        keys = [key for part in parts for key in self._batches.keys(part)]
+        if is_main:
+            checkpoints.wait()
+            about = {"step": int(step) + 1, "loss": str(loss), "grad_norm": str(norm), "keys": keys}
+            storage.write_json(self._run.non_finite, about | {"last_good": self._last_good()})
+        wait_for_all(self._first.device, self._group)
+        raise RunError(
+            f"the loss is {loss:g} and its gradient {norm:g} at step {int(step) + 1}, over "
+            f"{', '.join(keys[:_KEYS_SHOWN])}, … (all {len(keys)} keys in {self._run.non_finite}); "
+            f"last good checkpoint: {self._last_good()}. Lower `alignment.learning_rate`, or look at these inputs"
+        )
+
+    def require_validation(
+        self, step: int, values: dict[str, float], held_out: PairBatches, checkpoints: CheckpointWriter
+    ) -> None:
+        """Raises where a validation gave no number: what is no number is never the best, nor a checkpoint.
+
+        Raises:
+            RunError: names the step, the pairs that are not finite themselves, and the last good checkpoint.
+        """
+        if all(map(math.isfinite, values.values())):
+            return
+        bad = held_out.not_finite()
+        cause = f"of the features of {', '.join(bad[:_KEYS_SHOWN])}" if bad else "of the weights, which are not either"
+        assert self._first is not None
+        checkpoints.wait()
+        wait_for_all(self._first.device, self._group)
+        raise RunError(
+            f"the validation loss is {values['validation_loss']:g} at step {step + 1}, because {cause}; "
+            f"last good checkpoint: {self._last_good()}"
+        )
+
+    def _last_good(self) -> str:
+        if not has_checkpoint(self._run.last):
+            return "none yet"
+        return f"{self._run.last}, of step {read_checkpoint(self._run.last).position.step}"
+
+
+def _is_over(spec: AlignmentSpec, position: Position) -> bool:
+    """Whether all steps are done, or there was no gain for too long."""
+    return position.step >= spec.steps or (spec.patience is not None and position.stale >= spec.patience)
+
+
+def _judged(position: Position, values: dict[str, float], spec: AlignmentSpec) -> Position:
+    """The best value of what is monitored; patience starts anew only at `min_delta` beyond where it last did."""
+    value, sign = (values["recall_at_1"], -1) if spec.monitor == "recall" else (values["validation_loss"], 1)
+    changes: dict[str, Any] = {"stale": position.stale + 1}
+    if position.patience_value is None or sign * (value - position.patience_value) < -spec.min_delta:
+        changes = {"stale": 0, "patience_value": value}
+    if position.best_value is None or sign * (value - position.best_value) < 0:
+        changes |= {"best_value": value, "best_step": position.step}
+    return position.model_copy(update=changes)
+
+
+def _result(
+    run: RunFolder,
+    position: Position,
+    rows: list[dict[str, Any]],
+    pairs: Pairs,
+    training: int,
+    validation: int,
+    heads: Heads,
+    spec: AlignmentSpec,
+) -> TrainingResult:
+    losses = [row["loss"] for row in rows if "loss" in row]
+    return TrainingResult(
+        steps=position.step,
+        stopped_early=position.step < spec.steps,
+        first_loss=losses[0],
+        last_loss=losses[-1],
+        best_validation_loss=read_checkpoint(run.best).metrics["validation_loss"],
+        best_step=position.best_step,
+        training_pairs=training,
+        validation_pairs=validation,
+        lost=pairs.lost,
+        parameters=sum(p.numel() for p in heads.parameters() if p.requires_grad),
+        seconds=round(position.seconds, 2),
+    )

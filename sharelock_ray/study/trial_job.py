@@ -1,0 +1,123 @@
+"""One trial, in whatever process: trains, scores, and records how it ended."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from safetensors.torch import load
+
+from sharelock_ray import storage
+from sharelock_ray.alignment.spec import AlignmentSpec
+from sharelock_ray.batches.placement import Residents
+from sharelock_ray.batches.sampling import split_validation
+from sharelock_ray.config import Config
+from sharelock_ray.energy import joules
+from sharelock_ray.errors import SharelockError
+from sharelock_ray.evaluation.score import Classes, recall_at_1, zero_shot_accuracy
+from sharelock_ray.features.featureset import Pairs, join, open_features
+from sharelock_ray.runs.folder import RunFolder
+from sharelock_ray.runs.loop import train
+from sharelock_ray.runs.model import load_model
+from sharelock_ray.study.trials import Trial, write_trial
+
+# A process runs trial after trial over the same sets.
+_residents = Residents()
+PROMPTS = "prompts"
+"""Name of the tensor in a file of embedded prompts."""
+
+
+class TrialJob(Config):
+    """What a process needs to know to run a trial. `trial` is its record, still running."""
+
+    trial: Trial
+    vision: str
+    language: str
+    """URIs of the feature sets that it trains on."""
+    spec: AlignmentSpec
+    device: str = "cpu"
+    threads: int = 1
+    test: str | None = None
+    """URI of the vision set that zero-shot classification is scored on."""
+    prompts: str | None = None
+    """File of the embedded prompts (C, T, D_language) of its classes."""
+    class_names: tuple[str, ...] = ()
+    """Of its classes."""
+
+
+def run_trial(job: TrialJob, report: Callable[[dict[str, Any]], None]) -> Trial:
+    """Trains and scores, or goes on with it, and publishes the record; whatever goes wrong is recorded too.
+
+    Args:
+        report: is given the row in `metrics.jsonl` of each validation. What it raises beyond `Exception`, such as
+            `SystemExit`, ends the trial without a record.
+    """
+    torch.set_num_threads(job.threads)
+    before = joules() if job.device == "cuda" else None
+    try:
+        ended = _trained(job, report)
+    except SharelockError as error:
+        # The training leaves this file where its loss is no number any more.
+        kind = "diverged" if storage.exists(RunFolder(job.trial.run).non_finite) else "failed"
+        ended = {"state": kind, "reason": str(error)}
+    # One trial's fault, foreseen or not, must not end the study.
+    except Exception as error:
+        kind = "out of memory" if _wanted_memory(error) else "failed"
+        ended = {"state": kind, "reason": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+    if job.device == "cuda":
+        # Trials beside this one, and after it, find what it leaves.
+        torch.cuda.empty_cache()
+    after = joules() if before is not None else None
+    used = None if before is None or after is None else (after - before) * min(job.trial.gpus, 1.0)
+    trial = job.trial.model_copy(update={**ended, "device": _name(job.device), "joules": used})
+    write_trial(trial)
+    return trial
+
+
+def ended_early(trial: Trial, rows: list[dict[str, Any]], state: str, reason: str) -> Trial:
+    """The record of a trial that did not come to its own end, with the last of what its metrics say."""
+    validated = [row for row in rows if "validation_loss" in row]
+    values = {name: validated[-1][name] for name in ("validation_loss",) if validated}
+    steps = int(rows[-1]["step"]) if rows else 0
+    return trial.model_copy(update={"state": state, "reason": reason, "values": values, "steps": steps})
+
+
+def _trained(job: TrialJob, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """The fields of a finished trial's record."""
+    run = RunFolder(job.trial.run)
+    run.begin(job.spec, open_features(job.vision).manifest, open_features(job.language).manifest)
+    if run.result() is None:
+        train(run, job.vision, job.language, job.spec, job.device, residents=_residents, validated=report)
+    result = run.result()
+    assert result is not None
+    model = load_model(run.best, job.device)
+    validation = _validation_pairs(job.vision, job.language, job.spec.validation_fraction)
+    values = {
+        "validation_loss": result.best_validation_loss,
+        "recall_at_1": recall_at_1(model, validation),
+        "parameters": float(result.parameters),
+        "seconds": result.seconds,
+    }
+    if job.test is not None and job.prompts is not None:
+        values["zero_shot"] = zero_shot_accuracy(model, _classes(job.test, job.prompts, job.class_names))
+    return {"state": "finished", "values": values, "steps": result.steps}
+
+
+# Their embeddings are mapped: these hold rows and keys only.
+@lru_cache(maxsize=4)
+def _validation_pairs(vision: str, language: str, fraction: float) -> Pairs:
+    return split_validation(join(open_features(vision), open_features(language)), fraction)[1]
+
+
+@lru_cache(maxsize=4)
+def _classes(test: str, prompts: str, names: tuple[str, ...]) -> Classes:
+    return Classes(open_features(test), load(storage.read_bytes(prompts))[PROMPTS], names)
+
+
+def _wanted_memory(error: Exception) -> bool:
+    # On a CPU torch has no error of its own for it.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _name(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else device

@@ -1,0 +1,80 @@
+"""How far a run is, read from storage alone: from any machine, while it runs or after it was killed."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sharelock_ray import storage
+from sharelock_ray.features.state import Live, SetState, state_of
+from sharelock_ray.progress import clock
+from sharelock_ray.recipe.schema import Recipe
+from sharelock_ray.runs.folder import newest, pairs_per_second
+
+# A driver that runs writes every ten seconds.
+_SILENT_S = 60.0
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """`state` is `done`, `running`, `stopped` (begun, and silent for a minute) or `waiting`."""
+
+    stage: str
+    state: str
+    detail: str = ""
+
+
+def status(recipe: Recipe) -> list[StageStatus]:
+    """The state of every feature set, of training and of evaluation, in the order of a run."""
+    return [*_extractions(recipe), _training(recipe), _evaluation(recipe)]
+
+
+def _extractions(recipe: Recipe) -> Iterator[StageStatus]:
+    for split in recipe.splits:
+        for encoder in recipe.encoders:
+            state = state_of(recipe.feature_set_uri(split, encoder))
+            yield StageStatus(f"extract {split} {encoder.modality} {encoder.name}", *_extraction(state))
+
+
+def _extraction(state: SetState) -> tuple[str, str]:
+    if state.manifest is not None:
+        return "done", f"{state.manifest.rows:,} rows, {state.manifest.rejects:,} rejects"
+    if not state.parts:
+        return "waiting", ""
+    parts = f"{state.sealed:,} of {state.parts:,} parts sealed"
+    if state.live is None:
+        return "stopped", parts
+    if state.live.age > _SILENT_S:
+        return "stopped", f"{parts}; last heard of {clock(state.live.age)} ago: run extract again to continue"
+    return "running", f"{parts}; {_pace(state.live)}"
+
+
+def _pace(live: Live) -> str:
+    if not live.seconds:
+        return "workers start and load models"
+    left = "" if live.seconds_left is None else f", {clock(live.seconds_left)} left"
+    pace = f"{live.samples:,} samples ({live.share:.0%}), {live.samples_per_second:,.1f}/s{left}"
+    return f"{pace}, {live.rejects:,} rejects; {live.work}"
+
+
+def _training(recipe: Recipe) -> StageStatus:
+    result = recipe.run.result()
+    if result is not None:
+        best = f"best validation loss {result.best_validation_loss:.3f} at step {result.best_step:,}"
+        return StageStatus("train", "done", f"{result.steps:,} steps, {best}")
+    rows = recipe.run.metrics()
+    if not rows:
+        age = recipe.run.begun_age()
+        return StageStatus("train", "waiting", "" if age is None else f"begun {clock(age)} ago, no step yet")
+    step, steps = rows[-1]["step"], recipe.alignment.steps
+    detail = f"step {step:,} of {steps:,}, {newest(rows)}"
+    if recipe.run.metrics_age() > _SILENT_S:
+        return StageStatus("train", "stopped", detail)
+    rate = recipe.run.steps_per_second()
+    if rate:
+        left = f"{clock((steps - step) / rate)} left"
+        detail += "; " + ", ".join(filter(None, (f"{rate:,.1f} steps/s", pairs_per_second(rows, rate), left)))
+    return StageStatus("train", "running", detail)
+
+
+def _evaluation(recipe: Recipe) -> StageStatus:
+    done = storage.exists(storage.join(recipe.output, "evaluation.json"))
+    return StageStatus("evaluate", "done" if done else "waiting")

@@ -1,0 +1,256 @@
+"""A recipe's study: what each of its trials is, and what is left of it when it ends."""
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import yaml
+
+from sharelock_ray import storage
+from sharelock_ray.alignment.prompts import prompts_of
+from sharelock_ray.config import content_hash
+from sharelock_ray.errors import RequestError, RunError
+from sharelock_ray.features.featureset import open_features
+from sharelock_ray.features.manifest import Manifest, read_manifest
+from sharelock_ray.progress import say
+from sharelock_ray.recipe.load import with_settings
+from sharelock_ray.recipe.schema import Recipe
+from sharelock_ray.study.effects import ranked
+from sharelock_ray.study.spec import Range, TuningSpec
+from sharelock_ray.study.trials import CHOSEN_ON_TEST, STUDY, Study, Trial
+
+WINNER = "winner.yaml"
+
+
+def tune(recipe: Recipe) -> Study:
+    """Runs what is left of the recipe's study; writes `study.json`, and the best point's recipe as `winner.yaml`.
+
+    Raises:
+        RequestError: there is no `tuning`, a point is no valid recipe, features of one are missing, or there are no
+            labels for the named classes.
+        RunError: no trial finished.
+    """
+    spec = _spec(recipe)
+    if "zero_shot" in spec.objective:
+        say("tune: chooses by zero-shot accuracy on the test split, which flatters what is chosen: see its report")
+    checked = [point_recipe(recipe, point) for point in _points_to_check(spec)]
+    prepare = Preparation(recipe, spec)
+    sets = sorted({digest for each in checked for digest in prepare.digests(each)})
+    from sharelock_ray.engine.tuning import tune as run_trials
+    from sharelock_ray.evaluation.score import required_labels
+    from sharelock_ray.study.queue import StudyQueue
+
+    for uri, classes in sorted({_labelled_set(each) for each in checked if _has_classes(each)}):
+        required_labels(open_features(uri), classes)
+    for each in checked:
+        _embed_prompts(recipe, each)
+    database = spec.storage or _journal(recipe)
+    searched = spec.model_dump(mode="json", include={"space", "objective"})
+    name = f"{recipe.name}-{content_hash(recipe.alignment, searched, sets)}"
+    queue = StudyQueue(name, spec, trials_folder(recipe), database, prepare)
+    if queue.doubles:
+        say(f"tune: {len(queue.doubles):,} points are the same model as another one, which alone is trained")
+    trials = run_trials(queue, spec, recipe.alignment.steps, recipe.alignment.evaluate_every)
+    study = Study(
+        name=name,
+        title=recipe.name,
+        note=recipe.note,
+        axes={axis: spec.labels(axis) for axis in spec.space},
+        objective=spec.objective,
+        seeds=spec.seeds,
+        sampler=spec.sampler,
+        scheduler=spec.scheduler,
+        trials=tuple(sorted(trials, key=lambda trial: trial.run)),
+        doubles=tuple(queue.doubles),
+        storage=database,
+    )
+    storage.write_json(storage.join(recipe.output, STUDY), study.model_dump(mode="json"))
+    if not any(trial.state == "finished" for trial in trials):
+        raise RunError(f"none of the {len(trials)} trials finished; the first: {trials[0].state}: {trials[0].reason}")
+    _write_winner(recipe, study)
+    return study
+
+
+def trials_folder(recipe: Recipe) -> str:
+    return storage.join(recipe.output, "trials")
+
+
+def point_recipe(recipe: Recipe, point: dict[str, Any]) -> Recipe:
+    """The recipe of one point, on the features of the study.
+
+    Raises:
+        RequestError: the point is no valid recipe, or names no encoder of it.
+    """
+    changes = _spec(recipe).changes(point)
+    chosen = {modality: changes.pop(modality) for modality in ("vision", "language") if modality in changes}
+    changed = with_settings(recipe, changes)
+    for modality, name in chosen.items():
+        names = [encoder.name for encoder in changed.encoders if encoder.modality == modality]
+        if name not in names:
+            raise RequestError(f"`tuning.space.{modality}` names {name}, but `encoders` has {', '.join(names)}")
+    kept = tuple(e for e in changed.encoders if chosen.get(e.modality, e.name) == e.name)
+    return changed.model_copy(update={"encoders": kept})
+
+
+def _spec(recipe: Recipe) -> TuningSpec:
+    if recipe.tuning is None:
+        raise RequestError(
+            "the recipe has no study: add `tuning`, such as `tuning: {space: {alignment.language.depth: [1, 2]}}`"
+        )
+    return recipe.tuning
+
+
+def _points_to_check(spec: TuningSpec) -> Iterator[dict[str, Any]]:
+    """Every point of a grid; of other spaces, points that have each value of each axis once."""
+    if spec.sampler == "grid":
+        yield from spec.points()
+        return
+    values = {name: _values(spec, name) for name in spec.space}
+    base = {name: choices[0] for name, choices in values.items()}
+    yield base
+    for name, choices in values.items():
+        for label in choices[1:]:
+            yield base | {name: label}
+
+
+def _values(spec: TuningSpec, axis: str) -> tuple[Any, ...]:
+    """Those of a list, or both ends of a range."""
+    of = spec.space[axis]
+    return (of.low, of.high) if isinstance(of, Range) else spec.labels(axis) or ()
+
+
+class Preparation:
+    """Makes the job of a point and a seed; its folder is named by everything that decides its result.
+
+    Of points that are the same model, such as those of any activation at depth 1, it makes the job of the first one
+    that it is asked for.
+    """
+
+    def __init__(self, recipe: Recipe, spec: TuningSpec) -> None:
+        self._recipe, self._tuning = recipe, spec
+        self._manifests: dict[str, Manifest] = {}
+        self._models: dict[str, str] = {}
+        """By point, what decides its model."""
+        self._first: dict[str, dict[str, Any]] = {}
+        """By model, the point that stands for it."""
+
+    def __call__(self, point: dict[str, Any], seed: int) -> Any:
+        from sharelock_ray.study.trial_job import TrialJob
+
+        point = self._first.setdefault(self._model(point), point)
+        recipe = point_recipe(self._recipe, point)
+        spec = recipe.alignment.model_copy(update={"seed": seed})
+        vision, language = (recipe.feature_set_uri("train", encoder) for encoder in (recipe.vision, recipe.language))
+        test = prompts = None
+        if _has_classes(recipe):
+            test, prompts = recipe.feature_set_uri("test", recipe.vision), prompts_path(self._recipe, recipe)
+        trial = Trial(
+            point=point,
+            seed=seed,
+            run=storage.join(trials_folder(self._recipe), content_hash(spec, *self._inputs(recipe))),
+            without_effect=tuple(axis for axis in point if self._is_idle(axis, point)),
+            state="running",
+            gpus=self._tuning.gpus_per_trial,
+        )
+        return TrialJob(
+            trial=trial,
+            vision=vision,
+            language=language,
+            spec=spec,
+            device="cuda" if self._tuning.gpus_per_trial else "cpu",
+            threads=max(1, int(self._tuning.cpus_per_trial)),
+            test=test,
+            prompts=prompts,
+            class_names=tuple(recipe.class_names() or ()) if prompts else (),
+        )
+
+    def digests(self, recipe: Recipe) -> list[str]:
+        """What the feature sets of a point hold.
+
+        Raises:
+            RequestError: one is missing.
+        """
+        uris = [recipe.feature_set_uri("train", encoder) for encoder in (recipe.vision, recipe.language)]
+        if _has_classes(recipe):
+            uris.append(recipe.feature_set_uri("test", recipe.vision))
+        return [self._manifest(uri).digest for uri in uris]
+
+    def _inputs(self, recipe: Recipe) -> tuple[list[str], str | None]:
+        """What a point is trained and scored on: digests of feature sets, and the name of the prompts."""
+        prompts = prompts_path(self._recipe, recipe).rpartition("/")[2] if _has_classes(recipe) else None
+        return self.digests(recipe), prompts
+
+    def _model(self, point: dict[str, Any]) -> str:
+        """What decides a point's model and its scores, but for the seed."""
+        key = json.dumps(point)
+        if key not in self._models:
+            recipe = point_recipe(self._recipe, point)
+            dims = (self._manifest(recipe.feature_set_uri("train", e)).dim for e in (recipe.vision, recipe.language))
+            spec = recipe.alignment.effective(*dims).model_copy(update={"seed": 0})
+            self._models[key] = json.dumps([spec.model_dump(mode="json"), *self._inputs(recipe)])
+        return self._models[key]
+
+    def _is_idle(self, axis: str, point: dict[str, Any]) -> bool:
+        """Whether every other value of an axis, as far as it makes a recipe, gives the same model."""
+        others = [point | {axis: value} for value in _values(self._tuning, axis) if value != point[axis]]
+        found = []
+        for other in others:
+            with suppress(RequestError):
+                found.append(self._model(other) == self._model(point))
+        return bool(found) and all(found)
+
+    def _manifest(self, uri: str) -> Manifest:
+        if uri not in self._manifests:
+            self._manifests[uri] = read_manifest(uri)
+        return self._manifests[uri]
+
+
+def _has_classes(recipe: Recipe) -> bool:
+    """Whether trials can be scored on zero-shot classification."""
+    named = "test" in recipe.splits and recipe.class_names() is not None
+    if not named and "zero_shot" in _spec(recipe).objective:
+        raise RequestError("the objective zero_shot wants images with class names: give `data.test` and `data.classes`")
+    return named
+
+
+def _labelled_set(recipe: Recipe) -> tuple[str, int]:
+    """The vision set that zero-shot classification is scored on, and how many classes are named."""
+    return recipe.feature_set_uri("test", recipe.vision), len(recipe.class_names() or ())
+
+
+def prompts_path(study: Recipe, recipe: Recipe) -> str:
+    """Where the embedded prompts of a point's language encoder lie, once for the whole study."""
+    texts = content_hash(recipe.class_names(), recipe.evaluation.templates)
+    folder = recipe.language.resolved().folder()
+    return storage.join(study.output, "prompts", f"{folder}-{texts}.safetensors")
+
+
+def _embed_prompts(study: Recipe, recipe: Recipe) -> None:
+    names = recipe.class_names() if _has_classes(recipe) else None
+    if names is None or storage.exists(prompts_path(study, recipe)):
+        return
+    from sharelock_ray.engine.tuning import embed_prompts
+
+    texts = [prompts_of(name, recipe.evaluation.templates) for name in names]
+    say(f"tune: embeds the prompts of {len(names):,} classes by {recipe.language.name}")
+    options = recipe.operations.extraction
+    embed_prompts(prompts_path(study, recipe), recipe.language.resolved(), texts, options.num_cpus, options.num_gpus)
+
+
+def _journal(recipe: Recipe) -> str:
+    """The file of the Optuna study: beside the trials, unless they are on an object store, where no file grows."""
+    folder = recipe.output if storage.is_local(recipe.output) else storage.absolute(f"runs/{recipe.name}")
+    return storage.join(folder, "optuna.journal")
+
+
+def _write_winner(recipe: Recipe, study: Study) -> None:
+    best = ranked(study.trials, study.objective[0])[0]
+    # In a folder of its own: the study's output may hold another training.
+    own = {"output": storage.join(recipe.output, "winner"), "features_of": recipe.features_of or recipe.output}
+    settings = {"alignment.seed": study.seeds[0], "tuning": None, **own}
+    if "zero_shot" in study.objective:
+        settings["note"] = f"{recipe.note} {CHOSEN_ON_TEST}".strip()
+    winner = with_settings(point_recipe(recipe, best.point), settings)
+    content = yaml.safe_dump(winner.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    storage.write_bytes(storage.join(recipe.output, WINNER), content.encode())

@@ -1,0 +1,69 @@
+"""The actor of an extraction, without Ray: encoders that can share a model do, and each stages what it is still due."""
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+import support
+from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
+from sharelock_ray.engine.encoding import ChunkReport, _Encode, _Work
+from sharelock_ray.engine.extraction_options import ExtractionOptions
+from sharelock_ray.engine.stream import packed
+from sharelock_ray.extraction.chunks import Chunk, cut, decode
+from sharelock_ray.features.writer import FeatureSetWriter
+from sharelock_ray.sources.webdataset import WebDatasetSource
+
+
+@pytest.fixture
+def specs(vision_spec: VisionSpec, language_spec: LanguageSpec, models: Path) -> list[VisionSpec | LanguageSpec]:
+    """One vision encoder, a language model read in three ways, and another language model."""
+    changes = [{}, {"layer": 1, "name": "layer"}, {"final_norm": False, "pooling": "mean", "name": "raw"}]
+    return [
+        vision_spec,
+        *(language_spec.model_copy(update=change) for change in changes),
+        support.tiny_language(models, "encoder"),
+    ]
+
+
+@pytest.fixture
+def chunk(tmp_path: Path, vision_spec: VisionSpec) -> Chunk:
+    source = WebDatasetSource(urls=support.write_pairs(tmp_path / "data", shards=1, samples=6, bad=True))
+    return decode(next(cut(source, source.shards()[0], 6)), {vision_spec.preprocessing})
+
+
+def run(
+    folder: Path, specs: Sequence[VisionSpec | LanguageSpec], chunk: Chunk, missing: list[int]
+) -> tuple[_Encode, list[FeatureSetWriter], ChunkReport]:
+    writers = [FeatureSetWriter(str(folder / spec.name), spec.modality, spec.stored_dtype) for spec in specs]
+    actor = _Encode(specs, writers, ExtractionOptions())
+    table = actor(packed(_Work(chunk, list(range(len(specs))), missing, 0.0), arrays=1))
+    return actor, writers, pickle.loads(table["report"][0].as_py())
+
+
+def staged(writer: FeatureSetWriter) -> dict[str, object]:
+    """The part's sealed content, without what differs between two runs."""
+    writer.seal(0)
+    (part,) = Path(writer.uri).glob("part-*.parquet")
+    return {"data": part.read_bytes(), "rejects": [p.read_bytes() for p in Path(writer.uri).glob("rejects/*")]}
+
+
+def test_holds_one_model_for_encoders_that_read_it_differently(
+    tmp_path: Path, specs: list[VisionSpec | LanguageSpec], chunk: Chunk
+) -> None:
+    actor, writers, report = run(tmp_path / "together", specs, chunk, missing=[0, 1, 2, 3, 4])
+    assert [group.members for group in actor._groups] == [(0,), (1, 2, 3), (4,)]
+    assert report.rejects == 5
+    assert report.tokens == sum(run(tmp_path / "each", [specs[i]], chunk, missing=[0])[2].tokens for i in (1, 4))
+    for i, writer in enumerate(writers):
+        _, (alone,), _ = run(tmp_path / "alone", [specs[i]], chunk, missing=[0])
+        assert staged(writer) == staged(alone)
+
+
+def test_stages_nothing_that_is_staged_already(
+    tmp_path: Path, specs: list[VisionSpec | LanguageSpec], chunk: Chunk
+) -> None:
+    _, writers, report = run(tmp_path, specs, chunk, missing=[2])
+    assert [writer.staged_part(0).chunks for writer in writers] == [set(), set(), {0}, set(), set()]
+    assert (report.encoders, report.rejects) == ((0, 1, 2, 3, 4), 1)

@@ -1,0 +1,180 @@
+"""The report is one page that fetches nothing, shows what was found, and trusts no name in the data."""
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import support
+from sharelock_ray.errors import RequestError
+from sharelock_ray.evaluation.result import Evaluation, Example
+from sharelock_ray.evaluation.retrieval import retrieval
+from sharelock_ray.evaluation.zero_shot import zero_shot
+from sharelock_ray.features.featureset import open_features
+from sharelock_ray.report.run_page import write_page
+from sharelock_ray.report.summary import Summary
+from sharelock_ray.runs.folder import TrainingResult
+
+HOSTILE = '<script>alert("x")</script>'
+CLASSES = ["red circle", HOSTILE, "blue & green"]
+TRAINING = TrainingResult(
+    steps=120,
+    stopped_early=False,
+    first_loss=4.125,
+    last_loss=1.25,
+    best_validation_loss=1.5,
+    best_step=100,
+    training_pairs=12345,
+    validation_pairs=67,
+    lost={"vision": 1, "language": 2},
+    parameters=1000,
+    seconds=9,
+)
+METRICS = tuple({"step": step, "loss": 4 / step, "learning_rate": 0.1} for step in range(1, 11))
+METRICS += ({"step": 10, "validation_loss": 0.5, "recall_at_1": 0.5},)
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: its tags with their attributes, and its text."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(content)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture
+def summary(tmp_path: Path) -> Summary:
+    eye = torch.eye(3)
+    labels = np.array([0, 1, 0])
+    examples = [Example(key=f"k{i}", truth=CLASSES[labels[i]], predicted=CLASSES[i]) for i in range(len(labels))]
+    evaluation = Evaluation(
+        split="test",
+        model_step=100,
+        templates=("a {}",),
+        retrieval=retrieval(eye, eye.roll(1, 0), np.arange(3), (1, 3)),
+        zero_shot=zero_shot(eye, labels, eye, CLASSES),
+        examples=tuple(examples),
+    )
+    sets = support.write_feature_sets(tmp_path / "features", pairs=20)
+    return Summary(
+        title="A run & its <title>",
+        note="Made-up data.",
+        page=str(tmp_path / "run" / "report.html"),
+        features=tuple(open_features(uri).manifest for uri in sets),
+        training=TRAINING,
+        metrics=METRICS,
+        evaluation=evaluation,
+        seconds={"train": 12.34},
+    )
+
+
+def rendered(summary: Summary) -> str:
+    write_page(summary, {example.key: support.jpeg(size=(200, 100)) for example in summary.evaluation.examples})
+    return Path(summary.page).read_text()
+
+
+def test_fetches_nothing(summary: Summary) -> None:
+    content = rendered(summary)
+    for tag, attributes in Page(content).tags:
+        assert tag not in {"script", "link", "iframe", "object", "embed", "base"}
+        for name in ("src", "href", "xlink:href", "srcset", "data", "poster", "action"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("data:", "#")), f"{tag} {name}={value}"
+    assert not re.search(r"@import|url\((?!#)|<\?xml-stylesheet", content)
+
+
+def test_shows_every_value_of_the_table(summary: Summary) -> None:
+    text = Page(rendered(summary)).text
+    for name, value in summary.rows():
+        assert name in text
+        assert value in text
+    for value in ("12,345 trained on, 67 for validation", "4.125 to 1.250 in 120 steps", "20 rows x 24 float32"):
+        assert value in text
+    assert "66.7% (95 % interval" in text
+    assert "A run & its <title>" in text
+    assert "Made-up data." in text
+
+
+def test_shows_an_image_for_each_example_beside_both_texts(summary: Summary) -> None:
+    page = Page(rendered(summary))
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert [image["alt"] for image in images] == [example.truth for example in summary.evaluation.examples]
+    assert all(image["src"].startswith("data:image/png;base64,") for image in images)
+    verdicts = [a["class"] for tag, a in page.tags if tag == "figcaption" and "class" in a]
+    assert verdicts == ["right", "right", "wrong"]
+
+
+def test_draws_training_and_validation_loss(summary: Summary) -> None:
+    content = rendered(summary)
+    assert content.count("<svg") == 1
+    assert "<?xml" not in content
+    for name in ("contrastive loss (nats)", "optimizer step", "training", "validation"):
+        assert f"<!-- {name} -->" in content
+
+
+def test_names_in_the_data_are_text_and_no_markup(summary: Summary) -> None:
+    content = rendered(summary)
+    assert "<script" not in content
+    assert "&lt;script&gt;" in content
+    assert HOSTILE in Page(content).text
+
+
+def test_hostile_captions_of_a_run_without_classes_are_text(summary: Summary) -> None:
+    example = Example(key="k", truth='"><img src=x onerror=alert(1)>', predicted=HOSTILE)
+    evaluation = summary.evaluation.model_copy(update={"zero_shot": None, "examples": (example,)})
+    page = Page(rendered(replace(summary, evaluation=evaluation)))
+    (image,) = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert set(image) == {"src", "alt"}
+    assert image["alt"] == example.truth
+    assert HOSTILE in page.text
+
+
+def test_goes_without_zero_shot(summary: Summary) -> None:
+    evaluation = summary.evaluation.model_copy(update={"zero_shot": None})
+    text = Page(rendered(replace(summary, evaluation=evaluation))).text
+    assert "Accuracy by class" not in text
+    assert "zero-shot" not in text
+    assert "image to text recall@1/3" in text
+
+
+def test_goes_without_retrieval_and_says_why(summary: Summary) -> None:
+    note = "retrieval is left out: no image of the test split has a caption"
+    evaluation = summary.evaluation.model_copy(update={"retrieval": None, "notes": (note,)})
+    without = replace(summary, evaluation=evaluation)
+    text = Page(rendered(without)).text
+    assert "recall@" not in text
+    assert note in text
+    assert ("note", note) in without.rows()
+    assert without.as_json()["evaluation"]["retrieval"] is None
+
+
+def test_lists_classes_from_best_to_worst(summary: Summary) -> None:
+    text = Page(rendered(summary)).text
+    section = text[text.index("Accuracy by class") : text.index("Images of the test split")]
+    assert section.index(HOSTILE) < section.index("red circle")
+    assert "100 %" in section
+    assert "50 %" in section
+
+
+def test_an_example_whose_image_is_damaged_by_now_is_named(summary: Summary) -> None:
+    damaged = support.jpeg(size=(200, 100))[:2000]
+    with pytest.raises(RequestError, match=r"the image k0 cannot be decoded: .*truncated"):
+        write_page(summary, {example.key: damaged for example in summary.evaluation.examples})
+
+
+def test_an_example_without_its_image_is_not_shown_as_another(summary: Summary) -> None:
+    with pytest.raises(KeyError):
+        write_page(summary, {})
+    assert not Path(summary.page).exists()
