@@ -46,7 +46,7 @@ def tune(recipe: Recipe) -> Study:
     for each in checked:
         _embed_prompts(recipe, each)
     database = spec.storage or _journal(recipe)
-    searched = spec.model_dump(mode="json", include={"space", "objective"})
+    searched = {"space": spec.space, "objective": spec.objective}
     name = f"{recipe.name}-{content_hash(recipe.alignment, searched, sets)}"
     queue = StudyQueue(name, spec, trials_folder(recipe), database, prepare)
     if queue.doubles:
