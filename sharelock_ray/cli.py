@@ -3,11 +3,10 @@
 import argparse
 import io
 import json
-import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +25,7 @@ from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.recipe.status import status as run_status
 from sharelock_ray.report.summary import StudySummary, Summary
 from sharelock_ray.report.table import print_table, text_table
+from sharelock_ray.sources.content import read_lines
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
@@ -63,7 +63,9 @@ def demo(
 ) -> None:
     """Run every stage, from data to report."""
     overrides = [*(_own_data(data) if data else []), *(settings or [])]
-    summary = stages.demo(_recipe(recipe, overrides, address))
+    loaded = _recipe(recipe, overrides)
+    with _cluster(address):
+        summary = stages.demo(loaded)
     _show_summary(summary, as_json)
 
 
@@ -72,7 +74,9 @@ def extract(
     recipe: RecipeArgument, settings: Settings = None, as_json: AsJson = False, address: Address = None
 ) -> None:
     """Make the feature sets: every input through the frozen encoders, once."""
-    sets = stages.extract(_recipe(recipe, settings, address))
+    loaded = _recipe(recipe, settings)
+    with _cluster(address):
+        sets = stages.extract(loaded)
     rows = [[s.uri, f"{s.manifest.rows:,}", f"{s.manifest.rejects:,}", str(s.manifest.dim)] for s in sets]
     _show(
         text_table(["feature set", "rows", "rejects", "dim"], rows),
@@ -84,7 +88,9 @@ def extract(
 @app.command()
 def audit(recipe: RecipeArgument, settings: Settings = None, as_json: AsJson = False, address: Address = None) -> None:
     """Prove the feature sets: each input in rows or rejects exactly once, each part as the manifest says."""
-    audits = stages.audit(_recipe(recipe, settings, address))
+    loaded = _recipe(recipe, settings)
+    with _cluster(address):
+        audits = stages.audit(loaded)
     rows = [
         [
             a.uri,
@@ -170,7 +176,9 @@ def retry_rejects(
     recipe: RecipeArgument, settings: Settings = None, as_json: AsJson = False, address: Address = None
 ) -> None:
     """Encode rejected inputs once more, and add what they give to their feature sets."""
-    found = rejects.retry(_recipe(recipe, settings, address))
+    loaded = _recipe(recipe, settings)
+    with _cluster(address):
+        found = rejects.retry(loaded)
     rows = [[each.uri, f"{each.tried:,}", f"{each.recovered:,}"] for each in found]
     _show(
         text_table(["feature set", "inputs tried", "rows recovered"], rows),
@@ -182,14 +190,19 @@ def retry_rejects(
 @app.command()
 def train(recipe: RecipeArgument, settings: Settings = None, as_json: AsJson = False, address: Address = None) -> None:
     """Train the alignment on extracted features."""
-    result = stages.train(_recipe(recipe, settings, address)).model_dump(mode="json")
+    loaded = _recipe(recipe, settings)
+    with _cluster(address):
+        result = stages.train(loaded).model_dump(mode="json")
     _show(text_table(["training", ""], [[name, str(value)] for name, value in result.items()]), result, as_json)
 
 
 @app.command()
 def tune(recipe: RecipeArgument, settings: Settings = None, as_json: AsJson = False, address: Address = None) -> None:
     """Train the points of the recipe's study, and tell which choices mattered."""
-    _show_summary(stages.tune(_recipe(recipe, settings, address)), as_json)
+    loaded = _recipe(recipe, settings)
+    with _cluster(address):
+        summary = stages.tune(loaded)
+    _show_summary(summary, as_json)
 
 
 @app.command()
@@ -227,13 +240,13 @@ def classify(
     as_json: AsJson = False,
 ) -> None:
     """Rank labels for an image."""
-    names = _labels([*labels.split(","), *(label or ()), *(_lines(labels_file) if labels_file is not None else ())])
+    lines = [] if labels_file is None else read_lines(labels_file, "labels")
+    names = _labels([*labels.split(","), *(label or ()), *lines])
     from sharelock_ray.alignment.model import load_model
     from sharelock_ray.encoders.images import ImageTooLargeError, upright_image
-    from sharelock_ray.sources.listing import read_image
 
     loaded = load_model(model, trust_remote_code=trust_remote_code)
-    picture = upright_image(_content("image", image, read_image), image)
+    picture = upright_image(_image_bytes(image), image)
     try:
         probabilities = loaded.classify(picture, names, [template])[0].tolist()
     except ImageTooLargeError as error:
@@ -283,11 +296,17 @@ def _fail(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def _recipe(path: str, settings: list[str] | None, address: str | None = None) -> Recipe:
-    if address:
-        # Where everything that starts or meets Ray looks, before ray is imported.
-        os.environ["RAY_ADDRESS"] = address
+def _recipe(path: str, settings: list[str] | None) -> Recipe:
     return read_recipe(path, settings or ())
+
+
+def _cluster(address: str | None) -> AbstractContextManager[None]:
+    """The cluster at `address`, which stages then find; without one, each stage connects where it needs Ray."""
+    if address is None:
+        return nullcontext()
+    from sharelock_ray import engine
+
+    return engine.connected(address)
 
 
 def _own_data(pattern: str) -> list[str]:
@@ -314,25 +333,20 @@ def _labels(given: list[str]) -> list[str]:
     return names
 
 
-def _lines(path: str) -> list[str]:
-    try:
-        return _content("labels file", path, storage.read_bytes).decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise RequestError(f"the labels file {path} is not UTF-8: see byte {error.start:,}") from None
+def _image_bytes(path: str) -> bytes:
+    """The image file that a user names."""
+    from sharelock_ray.sources.listing import read_image
 
-
-def _content(what: str, path: str, read: Callable[[str], bytes]) -> bytes:
-    """The file that a user names."""
     try:
-        return read(path)
+        return read_image(path)
     except SharelockError:
         raise
     except FileNotFoundError:
-        raise RequestError(f"no {what} at {path}") from None
+        raise RequestError(f"no image at {path}") from None
     # Each kind of storage has errors of its own.
     except Exception as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:160] or type(error).__name__
-        raise RequestError(f"the {what} {path} cannot be read: {reason}") from None
+        raise RequestError(f"the image {path} cannot be read: {reason}") from None
 
 
 def _amounts(of: SplitPlan | PlanTotal) -> list[str]:

@@ -37,7 +37,7 @@ class Progress:
         self._note = ""
         self._started: float | None = None
         self._printed_at = time.monotonic()
-        self._terminal = _stream().isatty()
+        self._terminal = on_terminal()
 
     def update(self, count: int = 1, note: str = "", share: float = 0.0) -> None:
         """Adds `count`; `note` replaces the free text at the end of the line.
@@ -112,6 +112,11 @@ def printable(text: str) -> str:
         else char
         for char in text
     )
+
+
+def on_terminal() -> bool:
+    """Whether a person looks at what is said; else it goes to a file or a job's log."""
+    return _stream().isatty()
 
 
 @contextmanager

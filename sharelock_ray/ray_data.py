@@ -4,9 +4,6 @@ import pickle
 from collections.abc import Sequence
 from typing import Any
 
-from sharelock_ray import engine as engine
-
-# isort: split
 import numpy as np
 import pyarrow as pa
 import ray.data
@@ -16,8 +13,7 @@ from ray.data import DataContext
 _BLOCK_BYTES = 1
 # Ray's own number. Not less: while a large model comes from the hub, or encodes on a CPU, no block moves for minutes.
 _NO_PROGRESS_S = 1800
-# How many blocks a task may be ahead of whoever takes them, before it waits on its CPU: Ray's own number, and no limit.
-_BLOCKS_AHEAD = DataContext.get_current()._max_num_blocks_in_streaming_gen_buffer
+# How many blocks a task may be ahead of whoever takes them, before it waits on its CPU.
 _ANY_NUMBER = 1 << 20
 
 
@@ -29,13 +25,17 @@ def stream_of(objects: Sequence[object], in_order: bool = False, may_rest: bool 
         may_rest: whether whoever takes from it may take nothing for long. Then tasks end without, and leave their CPUs
             to others; else that is an error after half an hour.
     """
-    context = DataContext.get_current()
+    # Of this stream only: the host may have others.
+    context = DataContext.get_current().copy()
     context.execution_no_progress_timeout_s = -1 if may_rest else _NO_PROGRESS_S
-    context._max_num_blocks_in_streaming_gen_buffer = _ANY_NUMBER if may_rest else _BLOCKS_AHEAD
-    context.print_on_execution_start = False
+    if may_rest:
+        context._max_num_blocks_in_streaming_gen_buffer = _ANY_NUMBER
+    context.enable_progress_bars = context.print_on_execution_start = False
     context.target_max_block_size = _BLOCK_BYTES
     context.execution_options.preserve_order = in_order
-    return ray.data.from_items([{"object": pickle.dumps(each)} for each in objects], override_num_blocks=len(objects))
+    items = [{"object": pickle.dumps(each)} for each in objects]
+    with DataContext.current(context):
+        return ray.data.from_items(items, override_num_blocks=len(items))
 
 
 def packed(content: object, arrays: int) -> pa.Table:

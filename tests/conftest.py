@@ -12,7 +12,7 @@ import torch
 
 import object_store
 import support
-from sharelock_ray import progress, ray_environment  # noqa: F401  (before any test imports ray)
+from sharelock_ray import progress
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.storage.object_store import ObjectStore
 
@@ -47,8 +47,11 @@ def local_ray() -> Iterator[None]:
     """The one Ray that every engine test uses."""
     from sharelock_ray import engine
 
-    with engine.connected():
-        yield
+    with pytest.MonkeyPatch.context() as patch:
+        # What a test hands to workers is in the tests' own modules.
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
+        with engine.connected():
+            yield
 
 
 @pytest.fixture

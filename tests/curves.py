@@ -1,5 +1,6 @@
 """Trainings whose course must not depend on the number of workers. Imports little: every process of a group does."""
 
+import sys
 import time
 from collections.abc import Iterator
 from typing import ClassVar
@@ -69,6 +70,8 @@ def train_on_two_and_four(rank: int, world_size: int, folder: str, features: tup
     if rank < 2:
         train_curves(folder, features, 2, pair)
     train_curves(folder, features, world_size)
+    # The import would cost every worker over a second and 80 MB: see `alignment/optimizer.py`.
+    assert "torch._dynamo" not in sys.modules
     return rank
 
 

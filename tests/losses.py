@@ -66,9 +66,6 @@ def a_node_lost(moment: Callable[[], bool], cpus: int = 1) -> Iterator[None]:
     os.environ["RAY_AUTH_MODE"] = "disabled"
     # Right after the loss Ray Train still counts on the lost node, and would wait a minute for it.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "10"
-    from sharelock_ray import engine  # noqa: F401  (before anything imports ray)
-
-    # isort: split
     from ray.cluster_utils import Cluster
 
     memory = 80 << 20

@@ -263,7 +263,7 @@ def trained_alone(recipe: Recipe, folder: Path, seed: int = 0) -> RunFolder:
 
 def alone() -> dict[str, str]:
     """The environment without what the session's Ray put there: what starts in it has a Ray of its own."""
-    return {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
 
 
 def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:

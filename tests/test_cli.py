@@ -57,8 +57,8 @@ class TestRequests:
             (["classify", "x.jpg", "--labels", "a,b", "--model", "nowhere"], "nowhere holds no trained model"),
             (["classify", "x.jpg", "--labels", "a,b, a", "--model", "nowhere"], "the label 'a' is given 2 times"),
             (["classify", "x.jpg", "--labels", "a,\udcff", "--model", "nowhere"], "no Unicode text: see '\\udcff'"),
-            (["classify", "x.jpg", "--labels-file", "nowhere.txt", "--model", "a"], "no labels file at nowhere.txt"),
-            (["classify", "x.jpg", "--labels-file", ".", "--model", "a"], "labels file . cannot be read: Is a direct"),
+            (["classify", "x.jpg", "--labels-file", "nowhere.txt", "--model", "a"], "no labels at nowhere.txt"),
+            (["classify", "x.jpg", "--labels-file", ".", "--model", "a"], "no labels at ."),
         ],
     )
     def test_a_wrong_request_is_one_line_and_code_2(
@@ -82,7 +82,10 @@ class TestRequests:
         labels.write_bytes("dog\ncafé".encode("latin-1"))
         with pytest.raises(SystemExit):
             cli.main(["classify", "x.jpg", "--labels-file", str(labels), "--model", "nowhere"])
-        assert capsys.readouterr().err == f"sharelock: the labels file {labels} is not UTF-8: see byte 7\n"
+        said = capsys.readouterr().err
+        assert said.startswith(f"sharelock: {labels}")
+        assert "UTF-8" in said
+        assert said.count("\n") == 1
 
     def test_an_output_that_cannot_be_written_is_one_line(self) -> None:
         code, _, err = sharelock("extract", "demo", "--set", "output=/proc/nope")
@@ -99,8 +102,8 @@ class TestRequests:
     def test_no_cluster_at_an_address_is_one_line(self, recipe: Path) -> None:
         code, _, err = sharelock("extract", str(recipe), "--address", "127.0.0.1:1")
         assert code == 2
-        assert err.splitlines()[-1].startswith("sharelock: no Ray cluster answers at 127.0.0.1:1")
-        assert "Traceback" not in err
+        assert err.startswith("sharelock: no Ray cluster answers at 127.0.0.1:1")
+        assert len(err.splitlines()) == 1
 
 
 @pytest.fixture(scope="module")

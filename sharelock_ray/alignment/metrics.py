@@ -1,10 +1,11 @@
 """What a training tells while it runs: `metrics.jsonl`, and the same for TensorBoard."""
 
-import struct
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self, TypeVar
 
 from sharelock_ray import storage
@@ -73,58 +74,50 @@ class Metrics:
     def _write(self, rows: list[dict[str, Any]], publishes: bool) -> None:
         if self._events is not None:
             self._run.write_metrics(rows)
-            self._events.append()
+            self._events.write()
             if publishes:
                 self._events.publish()
 
 
 class _Events:
-    """An event file of TensorBoard.
+    """An event file of TensorBoard; of a run on an object store, a copy of a temporary one.
 
-    Not tensorboardX's own writer: a thread of its writes what a flush has promised, and a run on S3 would need its own
-    way there.
+    It is written by tensorboardX's `RecordWriter`. Not by its `SummaryWriter`: the flush of that does not wait for rows
+    that are still in its queue, and an error of the disk ends its thread unnoticed.
     """
 
     def __init__(self, folder: str, step: int) -> None:
+        from tensorboardX import RecordWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-        self._uri = storage.join(folder, f"events.out.tfevents.{time.time_ns()}.sharelock")
-        self._written = 0
-        self._records = record(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        name = f"events.out.tfevents.{time.time_ns()}.sharelock"
+        self._uri = storage.join(folder, name)
+        self._temporary = None if storage.is_local(folder) else TemporaryDirectory()
+        parent = self._temporary.name if self._temporary else storage.resolve(folder)[1]
+        self._path = Path(parent, name)
+        with storage.writing(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = RecordWriter(str(self._path))
+        self._new = deque([Event(wall_time=time.time(), file_version="brain.Event:2")])
         if step:
             # TensorBoard forgets what earlier files say from here on.
             start = SessionLog(status=SessionLog.START)
-            self._records += record(Event(wall_time=time.time(), step=step + 1, session_log=start))
+            self._new.append(Event(wall_time=time.time(), step=step + 1, session_log=start))
 
     def add(self, row: dict[str, Any]) -> None:
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.proto.summary_pb2 import Summary
 
         values = [Summary.Value(tag=name, simple_value=value) for name, value in row.items() if name != "step"]
-        self._records += record(Event(wall_time=time.time(), step=row["step"], summary=Summary(value=values)))
+        self._new.append(Event(wall_time=time.time(), step=row["step"], summary=Summary(value=values)))
 
-    def append(self) -> None:
-        """Lets a local file grow by what is new."""
-        if storage.is_local(self._uri):
-            path, records = Path(storage.resolve(self._uri)[1]), self._records
-            with storage.writing(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("ab") as stream:
-                    stream.write(records[self._written :])
-            self._written = len(records)
+    def write(self) -> None:
+        with storage.writing(self._path):
+            while self._new:
+                self._file.write(self._new.popleft().SerializeToString())
+            self._file.flush()
 
     def publish(self) -> None:
         """Puts the whole file on an object store."""
-        if not storage.is_local(self._uri):
-            storage.write_bytes(self._uri, self._records)
-
-
-def record(event: Any) -> bytes:
-    """A TFRecord: length and content, each with its masked CRC-32C."""
-    from tensorboardX.record_writer import masked_crc32c
-
-    def checked(data: bytes) -> Iterable[bytes]:
-        return data, struct.pack("<I", masked_crc32c(data))
-
-    content = event.SerializeToString()
-    return b"".join([*checked(struct.pack("<Q", len(content))), *checked(content)])
+        if self._temporary is not None:
+            storage.write_bytes(self._uri, self._path.read_bytes())

@@ -1,22 +1,20 @@
 """Optimizers over named parameters, with a state of named tensors.
 
-Adam's update is torch's own functional, fused one. Not `torch.optim.Adam`: building one imports torch's compiler, which
-costs every training worker 80 MB and a second (measured with torch 2.15).
+Adam's update is torch's own functional, fused one. Not the classes of `torch.optim`, nor timm's Lion: their first use
+imports torch's compiler, which costs every training worker over a second and 80 MB (docs/benchmarks.md).
 """
 
 from collections.abc import Iterable, Mapping
-from itertools import groupby
+from typing import ClassVar
 
 import torch
 from torch.optim.adam import adam
 
 from sharelock_ray.alignment.spec import AlignmentSpec
 
-_EPSILON = 1e-8
-
 
 class Optimizer:
-    """What every optimizer is: parameters with a decay each, and kinds of state, a tensor for each parameter.
+    """Base class: parameters, each with a weight decay, and a state of several tensors for each.
 
     Args:
         parameters: by name.
@@ -24,13 +22,22 @@ class Optimizer:
         undecayed: names.
     """
 
+    _kinds: ClassVar[tuple[str, ...]]
+    """Of the state: `step` is a scalar, every other kind has the shape of its parameter."""
+
     def __init__(
         self, parameters: Mapping[str, torch.nn.Parameter], weight_decay: float = 0.0, undecayed: Iterable[str] = ()
     ) -> None:
-        self._parameters = dict(parameters)
         exempt = set(undecayed)
+        self._parameters = dict(parameters)
         self._decay = {name: 0.0 if name in exempt else weight_decay for name in parameters}
-        self._kinds: dict[str, dict[str, torch.Tensor]] = {}
+        self._state = {
+            kind: {
+                name: torch.zeros((), device=p.device) if kind == "step" else torch.zeros_like(p)
+                for name, p in parameters.items()
+            }
+            for kind in self._kinds
+        }
 
     def step(self, learning_rate: float) -> None:
         """Updates every parameter by its gradient."""
@@ -38,10 +45,10 @@ class Optimizer:
 
     def state(self) -> dict[str, torch.Tensor]:
         """Everything that a later `load_state` needs, by name."""
-        return {f"{kind}.{name}": value for kind, values in self._kinds.items() for name, value in values.items()}
+        return {f"{kind}.{name}": value for kind, values in self._state.items() for name, value in values.items()}
 
     def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Takes over what `state` gave.
+        """Copies what `state` returned into this optimizer.
 
         Raises:
             RuntimeError: it is of other parameters, or of another optimizer.
@@ -51,32 +58,23 @@ class Optimizer:
         for key, own in self.state().items():
             own.copy_(state[key])
 
-    def _like_parameters(self) -> dict[str, torch.Tensor]:
-        return {name: torch.zeros_like(p) for name, p in self._parameters.items()}
-
 
 class Adam(Optimizer):
     """Adam (arXiv 1412.6980) with coupled weight decay, an L2 term of the gradient."""
 
+    _kinds = ("mean", "square", "step")
     _decoupled = False
 
-    def __init__(
-        self, parameters: Mapping[str, torch.nn.Parameter], weight_decay: float = 0.0, undecayed: Iterable[str] = ()
-    ) -> None:
-        super().__init__(parameters, weight_decay, undecayed)
-        steps = {name: torch.zeros((), device=p.device) for name, p in parameters.items()}
-        self._kinds = {"mean": self._like_parameters(), "square": self._like_parameters(), "step": steps}
-
     def step(self, learning_rate: float) -> None:
-        for decay, group in groupby(sorted(self._parameters, key=self._decay.__getitem__), self._decay.__getitem__):
-            names = list(group)
+        for decay in set(self._decay.values()):
+            names = [name for name in self._parameters if self._decay[name] == decay]
             adam(
                 [self._parameters[name] for name in names],
                 [_gradient(self._parameters[name]) for name in names],
-                [self._kinds["mean"][name] for name in names],
-                [self._kinds["square"][name] for name in names],
+                [self._state["mean"][name] for name in names],
+                [self._state["square"][name] for name in names],
                 [],
-                [self._kinds["step"][name] for name in names],
+                [self._state["step"][name] for name in names],
                 fused=True,
                 decoupled_weight_decay=self._decoupled,
                 amsgrad=False,
@@ -84,7 +82,7 @@ class Adam(Optimizer):
                 beta2=0.999,
                 lr=learning_rate,
                 weight_decay=decay,
-                eps=_EPSILON,
+                eps=1e-8,
                 maximize=False,
             )
 
@@ -98,16 +96,12 @@ class AdamW(Adam):
 class Lion(Optimizer):
     """Lion (arXiv 2302.06675, algorithm 2) with its betas, 0.9 and 0.99, and decoupled weight decay."""
 
-    def __init__(
-        self, parameters: Mapping[str, torch.nn.Parameter], weight_decay: float = 0.0, undecayed: Iterable[str] = ()
-    ) -> None:
-        super().__init__(parameters, weight_decay, undecayed)
-        self._kinds = {"mean": self._like_parameters()}
+    _kinds = ("mean",)
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
         for name, parameter in self._parameters.items():
-            gradient, mean = _gradient(parameter), self._kinds["mean"][name]
+            gradient, mean = _gradient(parameter), self._state["mean"][name]
             parameter.mul_(1 - learning_rate * self._decay[name])
             parameter.sub_(mean.lerp(gradient, 0.1).sign_(), alpha=learning_rate)
             mean.lerp_(gradient, 0.01)

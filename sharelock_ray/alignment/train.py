@@ -55,6 +55,7 @@ def train(
     read: Reader = read_here,
     residents: Residents | None = None,
     validated: Callable[[dict[str, Any]], None] = lambda row: None,
+    all_have_opened: Callable[[], object] = lambda: None,
 ) -> None:
     """Trains, or goes on training, until `training.json` is written.
 
@@ -68,6 +69,8 @@ def train(
         read: how they are then read.
         residents: sets that an earlier training of this process has left on the device; the next one finds this one's.
         validated: is called with the row in `metrics.jsonl` of each validation.
+        all_have_opened: returns once every rank has called it; is called where a rank may have waited for its features
+            for longer than the group's time-out.
 
     Raises:
         RequestError: the folder holds a training that was begun otherwise; the sets do not belong together, hold too
@@ -89,11 +92,13 @@ def train(
     heads = Heads(spec, vision_side.dim, language_side.dim).to(device)
     optimization = Optimization(heads, spec, group, compiled)
     position = Position(step=0)
+    all_have_opened()
     reached = _reached(run, torch.device(device), group)
     if reached is not None:
         restore(run.last, reached, heads, optimization.optimizer, optimization.average)
         position = reached.position
     store = _store(pairs, torch.device(device), spec, streams, read, residents or Residents())
+    all_have_opened()
     batches, held_out = (
         PairBatches(of, spec.contrast_size, spec.seed, store.device, spec.positives, spec.order, store)
         for of in (training, validation)

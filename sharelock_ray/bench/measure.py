@@ -1,7 +1,6 @@
 """What every benchmark shares: alternating runs, medians, and on what machine."""
 
 import importlib.metadata
-import os
 import platform
 import statistics
 import time
@@ -11,6 +10,7 @@ from typing import Literal
 
 import psutil
 
+from sharelock_ray.machine import cpu_count
 from sharelock_ray.progress import say
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -25,7 +25,7 @@ def machine() -> str:
     memory = psutil.virtual_memory().total / 2**30
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _VERSIONS)
     gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
-    cpu = f"{_processor()}, {os.cpu_count()} cores"
+    cpu = f"{_processor()}, {cpu_count()} cores"
     return f"{gpu}{cpu}, {memory:.0f} GiB, Python {platform.python_version()}, {versions}"
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from sharelock_ray.config import Config
-from sharelock_ray.errors import RequestError
+from sharelock_ray.errors import RequestError, is_resource_fault
+from sharelock_ray.sources.content import with_kind
 
 Interpolation = Literal["bicubic", "bilinear", "nearest"]
 CropMode = Literal["center", "squash"]
@@ -109,7 +110,8 @@ def open_image(data: bytes) -> Image.Image:
         if image.width * image.height > _MAX_PIXELS:
             raise ImageTooLargeError(f"{image.width} x {image.height} pixels are more than {_MAX_PIXELS:,}")
         return image
-    raise UnidentifiedImageError(f"cannot identify {len(data):,} bytes as an image: none of {', '.join(_FORMATS)}")
+    problem = f"cannot identify {len(data):,} bytes as an image: none of {', '.join(_FORMATS)}"
+    raise UnidentifiedImageError(with_kind(problem, data))
 
 
 def upright_image(data: bytes, name: str) -> Image.Image:
@@ -126,6 +128,8 @@ def upright_image(data: bytes, name: str) -> Image.Image:
             return upright(image)
     # A decoder fails on hostile bytes in more ways than it documents.
     except Exception as error:
+        if is_resource_fault(error):
+            raise
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise RequestError(f"the image {name} cannot be decoded: {reason}") from None
 

@@ -46,4 +46,5 @@ def loading(what: str) -> Iterator[None]:
 def _line(error: Exception) -> str:
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     # What is raised for a missing field or attribute is often a bare name.
-    return line if isinstance(error, (OSError, ValueError)) and line else f"{type(error).__name__}: {line}"
+    plain = isinstance(error, (OSError, ValueError)) and line
+    return line if plain else f"{type(error).__name__}: {line}".removesuffix(": ")

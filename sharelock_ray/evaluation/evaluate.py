@@ -99,7 +99,7 @@ def _nearest_classes(
 
 
 def labelled(vision: FeatureSet, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """(M,) rows of a vision set that have a label, and (M,) their labels; -1 is none.
+    """(M,) rows of a vision set that have a label, and (M,) their labels.
 
     Raises:
         RequestError: a label is none of `classes`.

@@ -13,12 +13,10 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
-from sharelock_ray import engine
-
-# isort: split
 import pyarrow as pa
 from ray.data import ActorPoolStrategy
 
+from sharelock_ray import engine
 from sharelock_ray.encoders.chunks import Chunk, cut, decode
 from sharelock_ray.encoders.images import Preprocessing
 from sharelock_ray.encoders.spec import EncoderSpec, VisionSpec

@@ -17,7 +17,7 @@ from sharelock_ray.features.featureset import FeatureSet
 from sharelock_ray.features.manifest import MANIFEST, Manifest, Part, inputs_with_rejects, totals
 from sharelock_ray.features.schema import REJECTS, part_name, rows_schema
 from sharelock_ray.features.writer import content_of_rows
-from sharelock_ray.sources.sample import DUPLICATE_KEY, Shard, Source
+from sharelock_ray.sources.sample import DUPLICATE_KEY, MISSING, Shard, Source
 
 
 @dataclass
@@ -165,6 +165,8 @@ def _report(feature_set: FeatureSet, found: Sequence[_Found]) -> Audit:
     report.rows = sum(each.rows for each in found)
     report.keys = sum(len(each.keys.unique()) for each in found)
     report.rejects = len(rejects) + sum(len(each.repeats) for each in found)
+    if not report.problems and (nothing := why_empty(feature_set)):
+        report.problems.append(nothing)
     return report
 
 
@@ -178,6 +180,25 @@ def _accounted(found: Iterable[_Found]) -> Counter[str]:
     return Counter(places) + repeats
 
 
+def why_empty(feature_set: FeatureSet) -> str | None:
+    """Why a feature set has no rows, and is not sound.
+
+    None where it has some, and where its inputs are sound and have nothing for its encoder, as class folders have no
+    captions.
+    """
+    if feature_set.manifest.rows:
+        return None
+    rejects = feature_set.rejects
+    if not rejects.num_rows:
+        return "it has no rows, since its inputs hold no samples"
+    ((error, _),) = Counter(rejects["error"].to_pylist()).most_common(1)
+    if error in MISSING:
+        return None
+    example = rejects.filter(pc.equal(rejects["error"], error)).slice(0, 1).to_pylist()[0]
+    said = f"{example['key']}: {error}: {example['message']}"
+    return f"it has no rows, since none of its {rejects.num_rows:,} inputs could be encoded ({said})"
+
+
 def _strays(feature_set: FeatureSet) -> Iterator[str]:
     parts = feature_set.manifest.parts
     # What a run that was stopped right after the manifest has staged, the next one removes.
@@ -185,7 +206,9 @@ def _strays(feature_set: FeatureSet) -> Iterator[str]:
     known |= {f"rejects/{part_name(part.index)}" for part in parts if part.rejects_sha256}
     found = storage.names(feature_set.uri)
     found += [f"rejects/{name}" for name in storage.names(storage.join(feature_set.uri, "rejects"))]
-    return (f"{name} is not in the manifest" for name in found if name not in known)
+    # What a desktop or NFS leaves, such as `.DS_Store`, is none of ours and read by nobody.
+    ours = (name for name in found if not name.rpartition("/")[2].startswith("."))
+    return (f"{name} is not in the manifest" for name in ours if name not in known)
 
 
 def _check(feature_set: FeatureSet, part: Part) -> _Found:

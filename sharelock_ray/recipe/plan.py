@@ -17,6 +17,7 @@ from sharelock_ray.errors import RequestError, SharelockError
 from sharelock_ray.extraction.options import ExtractionOptions
 from sharelock_ray.features.manifest import Prediction
 from sharelock_ray.features.writer import EncodedChunk
+from sharelock_ray.machine import cpu_count
 from sharelock_ray.progress import say
 from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.sources.sample import Reject, Sample, Shard, Source
@@ -261,7 +262,7 @@ def _free_cpus(options: ExtractionOptions, shards: int) -> float | None:
 
     actors = options.actors(shards)
     # As many as Ray is started with here.
-    free = max(2, os.cpu_count() or 1) - actors * options.num_cpus
+    free = max(2, cpu_count()) - actors * options.num_cpus
     here = free >= 1 and actors * options.num_gpus <= torch.cuda.device_count()
     return free if here and not os.environ.get("RAY_ADDRESS") else None
 

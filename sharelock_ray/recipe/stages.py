@@ -20,7 +20,7 @@ from sharelock_ray.encoders.spec import LanguageSpec
 from sharelock_ray.errors import RequestError, RunError, SharelockError
 from sharelock_ray.evaluation.result import Evaluation
 from sharelock_ray.evaluation.trials import STUDY, Study
-from sharelock_ray.features.audit import Audit, audit_split
+from sharelock_ray.features.audit import Audit, audit_split, why_empty
 from sharelock_ray.features.featureset import FeatureSet, join, open_features
 from sharelock_ray.features.manifest import inputs_with_rejects, is_complete, read_manifest
 from sharelock_ray.features.writer import remove_leftovers
@@ -116,7 +116,11 @@ def plan(recipe: Recipe, samples: int = PROBE, price: float | None = None) -> Pl
 
 
 def extract(recipe: Recipe) -> list[FeatureSet]:
-    """The feature sets of every split and encoder; missing ones are made."""
+    """The feature sets of every split and encoder; missing ones are made.
+
+    Raises:
+        RunError: a set has no rows, since its inputs are not what they are called.
+    """
     prepare(recipe)
     missing = {}
     for split, source in recipe.splits.items():
@@ -133,7 +137,13 @@ def extract(recipe: Recipe) -> list[FeatureSet]:
             missing[split] = source
     if missing:
         _extract(recipe, missing)
-    return _feature_sets(recipe)
+    sets = _feature_sets(recipe)
+    for feature_set in sets:
+        if nothing := why_empty(feature_set):
+            raise RunError(
+                f"{feature_set.uri}: {nothing}: mend the inputs, delete that folder, and run the same command again"
+            )
+    return sets
 
 
 def refuse_other_inputs(source: SourceSpec, sets: Sequence[FeatureSet]) -> None:

@@ -5,8 +5,7 @@ import re
 from sharelock_ray import storage
 from sharelock_ray.errors import RequestError
 
-START_BYTES = 512
-"""Of a file that tell what it is."""
+_START_BYTES = 512
 _UNPACK = "decompress it"
 # Of what comes in place of data, and of what bears another's name.
 _KINDS = {
@@ -22,17 +21,31 @@ _KINDS = {
     rb"PK\x03\x04": "a ZIP archive: unpack it",
     rb"7z\xbc\xaf\x27\x1c": "a 7z archive: unpack it",
     rb"Rar!\x1a\x07": "a RAR archive: unpack it",
-    rb".{257}ustar": "a tar: `format: webdataset` reads it",
-    rb"PAR1": "a Parquet file: `format: parquet` reads it",
-    rb"\xff\xd8\xff|\x89PNG\r|GIF8|RIFF.{4}WEBP": "an image",
 }
 
 
-def looks_like(start: bytes) -> str | None:
-    """What a file is that begins with `start`, its first bytes, and what to do about it; None where nobody knows."""
+def looks_like(content: bytes) -> str | None:
+    """What a file is that is not what it is called, and what to do about it; None where nobody knows.
+
+    Args:
+        content: of the file, from its start; the first 512 bytes tell.
+    """
+    start = content[:_START_BYTES]
     if not start:
         return "empty: write or download it again"
-    return next((kind for pattern, kind in _KINDS.items() if re.match(pattern, start, re.DOTALL)), None)
+    return next((kind for pattern, kind in _KINDS.items() if re.match(pattern, start)), None)
+
+
+def start_of(uri: str) -> bytes:
+    """As much of the object at `uri` as `looks_like` wants."""
+    with storage.open_read(uri) as stream:
+        return bytes(stream.read(_START_BYTES))
+
+
+def with_kind(message: str, content: bytes) -> str:
+    """`message`, which says that a file could not be read, with what the file looks like instead."""
+    kind = looks_like(content)
+    return f"{message}; the file is {kind}" if kind else message
 
 
 def decoded(data: bytes, place: str) -> str:
@@ -41,7 +54,7 @@ def decoded(data: bytes, place: str) -> str:
     Raises:
         RequestError: it is in another encoding, or no text at all.
     """
-    kind = looks_like(data[:START_BYTES]) if data else None
+    kind = looks_like(data) if data else None
     if kind:
         raise RequestError(f"{place} is no UTF-8 text but {kind}")
     try:

@@ -180,7 +180,10 @@ def raise_unless_its_own(error: Exception) -> None:
         absent = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
         its_own = absent or error.errno in _PATH_ERRNOS
     else:
-        its_own = isinstance(error, ValueError | storage.ImpossibleUriError)
+        # What a web server answers of a path, unless it asks who one is, or for patience.
+        status = getattr(error, "status", 0)
+        answered = isinstance(status, int) and 300 <= status < 500 and status not in (401, 403, 407, 408, 429)
+        its_own = answered or isinstance(error, ValueError | storage.ImpossibleUriError)
     if not its_own:
         raise error
 

@@ -16,7 +16,7 @@ from pydantic import Field
 from sharelock_ray import storage
 from sharelock_ray.config import Config
 from sharelock_ray.errors import RequestError
-from sharelock_ray.sources.content import START_BYTES, decoded, looks_like
+from sharelock_ray.sources.content import decoded, looks_like, start_of
 from sharelock_ray.sources.listing import BOM, called, file_version, row_name, sample_key, unique, value
 from sharelock_ray.sources.sample import Reject, Sample, Shard
 
@@ -55,9 +55,7 @@ class ListSource(Config):
             raise RequestError(f"{self.path} is no list that can be read: its name must end in {kinds}")
         try:
             version = file_version(self.path)
-            with storage.open_read(self.path) as stream:
-                start = stream.read(START_BYTES)
-            if start and (kind := looks_like(start)):
+            if (start := start_of(self.path)) and (kind := looks_like(start)):
                 raise RequestError(f"{self.path} is no list but {kind}")
             runs = list(self._runs())
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from sharelock_ray import storage
 from sharelock_ray.config import Config
 from sharelock_ray.errors import RequestError
+from sharelock_ray.sources.content import start_of, with_kind
 from sharelock_ray.sources.listing import (
     MAX_CAPTIONS,
     MAX_IMAGE_BYTES,
@@ -119,7 +120,8 @@ class ParquetSource(Config):
                 yield from self._samples(shard, file, keys_only)
         except (pa.ArrowException, OSError) as error:
             _raise_unless_damage(error)
-            yield Reject.of(sample_key(shard, ""), "read", error)
+            message = with_kind(str(error), start_of(shard.uri))
+            yield Reject(sample_key(shard, ""), "read", type(error).__name__, message)
 
     def _samples(self, shard: Shard, file: Any, keys_only: bool) -> Iterator[Sample | Reject]:
         columns = self._columns(file.schema_arrow, shard.uri)

@@ -57,6 +57,9 @@ class Sample:
 DUPLICATE_KEY = "DuplicateKey"
 """The error of an input whose key another one of its shard has: the only reject whose key may be a row's too."""
 
+MISSING = ("MissingImage", "MissingCaption")
+"""The errors of a sample that has nothing for an encoder, though nothing is wrong with it."""
+
 
 @dataclass(frozen=True)
 class Reject:

@@ -7,10 +7,12 @@ A sample is the members that share a name up to its first dot, wherever they lie
 import json
 import re
 from collections.abc import Collection, Iterator
+from tarfile import BLOCKSIZE
 from typing import BinaryIO, Literal
 
 from sharelock_ray import storage
 from sharelock_ray.config import Config
+from sharelock_ray.sources.content import with_kind
 from sharelock_ray.sources.listing import (
     BOM,
     IMAGE_EXTENSIONS,
@@ -81,6 +83,9 @@ def _damaged(shard: Shard, stream: BinaryIO, damages: list[Damage], fault: Fault
         damages = [damage for damage in damages if damage.end < stream.seek(0, 2)]
     for damage in damages:
         message = f"bytes {damage.start:,} to {damage.end:,}: {damage.problem}"
+        if damage.start == 0:
+            stream.seek(0)
+            message = with_kind(message, stream.read(BLOCKSIZE))
         yield Reject(sample_key(shard, f"@{damage.start}"), "read", "DamagedTar", message)
     if fault is not None:
         yield Reject.of(sample_key(shard, ""), "read", fault.error)

@@ -28,6 +28,7 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 import fsspec
+import fsspec.asyn
 from pydantic import AfterValidator
 
 from sharelock_ray.errors import RequestError, RunError, SharelockError
@@ -35,6 +36,9 @@ from sharelock_ray.errors import RequestError, RunError, SharelockError
 _PACKAGE = "package://"
 _ATTEMPTS = 20
 _PAUSE_S = 0.05
+# Of one request to a web server. A list may name thousands of them, of which some are dead.
+_URL_ATTEMPTS = 3
+_URL_S = 60.0
 # The disk's fault, not that of whoever named a place on it.
 _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _UNFINISHED = ".tmp-"
@@ -43,6 +47,10 @@ _BRACES = re.compile(r"(?<!\[)\{([^{}]*)\}(?!\])")
 _WILDCARD = re.compile(r"\[([*?\[{}])\]|[*?\[{]")
 # The largest public set of tars has less.
 _MAX_NAMED, _MAX_DIGITS = 1_000_000, 18
+
+
+class NoAnswerError(RunError):
+    """A web server could not be reached, again and again."""
 
 
 class ImpossibleUriError(RequestError):
@@ -61,10 +69,11 @@ def _filesystem(protocol: str) -> fsspec.AbstractFileSystem:
     problem = f"{protocol}:// is not a storage that can be used here"
     try:
         return fsspec.filesystem(protocol, **options)
-    except ImportError as error:
+    # The second where it wants a library of the system.
+    except (ImportError, OSError) as error:
         raise RequestError(f"{problem}: {error}") from None
-    # The second where it wants more than a URI says.
-    except (ValueError, TypeError) as error:
+    # It wants more than a URI says, and each says so in its own way.
+    except Exception as error:
         raise ImpossibleUriError(f"{problem}: {error}") from None
 
 
@@ -199,9 +208,41 @@ def read_bytes(uri: str, start: int | None = None, end: int | None = None) -> by
     """The object at `uri`, or its bytes from `start` to before `end`."""
     filesystem, path = resolve(uri)
     try:
+        if fsspec.core.split_protocol(uri)[0] in ("http", "https"):
+            return _fetched(filesystem, path, start, end)
         return bytes(filesystem.cat_file(path, start=start, end=end))
     except NotADirectoryError:
         raise FileNotFoundError(f"no object at {uri}: a part of its path is a file") from None
+
+
+def _fetched(filesystem: Any, url: str, start: int | None, end: int | None) -> bytes:
+    """The bytes at a URL, asked for a few times.
+
+    Raises:
+        NoAnswerError: the server cannot be reached, or breaks off.
+        Exception: what it answers, an error of aiohttp's with its `status`.
+    """
+    import aiohttp
+
+    from sharelock_ray.storage.retry import ExhaustedError, RetryPolicy
+
+    def transient(error: Exception) -> bool:
+        status = getattr(error, "status", None)
+        if isinstance(error, aiohttp.ClientResponseError):
+            return status in (408, 429) or (status or 0) >= 500
+        return isinstance(error, aiohttp.ClientConnectionError | aiohttp.ClientPayloadError)
+
+    async def attempt() -> bytes:
+        return bytes(await filesystem._cat_file(url, start=start, end=end))
+
+    try:
+        policy = RetryPolicy(attempts=_URL_ATTEMPTS, total_s=_URL_S)
+        return fsspec.asyn.sync(filesystem.loop, policy.run, attempt, transient)[0]
+    except ExhaustedError as error:
+        if isinstance(error.__cause__, aiohttp.ClientResponseError):
+            raise error.__cause__ from None
+        why = " ".join(str(error.__cause__).split()) or type(error.__cause__).__name__
+        raise NoAnswerError(f"{url} still fails after {error} ({why})") from None
 
 
 @contextmanager

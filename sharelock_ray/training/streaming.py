@@ -2,14 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 
-from sharelock_ray import engine
-
-# isort: split
 import numpy as np
 import pyarrow as pa
 import ray
 from ray.exceptions import GetTimeoutError
 
+from sharelock_ray import engine
 from sharelock_ray.alignment.streaming import Piece
 from sharelock_ray.errors import RunError
 from sharelock_ray.features.featureset import FeatureSet

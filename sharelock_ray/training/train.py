@@ -7,32 +7,34 @@ from, they read from the run's own `last` checkpoint, so a lost worker and a kil
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from ipaddress import ip_address
 from typing import Any
 
-from sharelock_ray import engine
-
-# isort: split
+import psutil
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from sharelock_ray import storage
+from sharelock_ray import engine, storage
 from sharelock_ray.alignment.run import RunFolder, TrainingResult, newest, pairs_per_second
 from sharelock_ray.alignment.spec import AlignmentSpec
 from sharelock_ray.errors import SharelockError
 from sharelock_ray.features.featureset import open_features
 from sharelock_ray.progress import Progress, say
+from sharelock_ray.ray_environment import environment
 from sharelock_ray.training.options import TrainingOptions
 
 _POLL_S = 1.0
-# Of a worker with the others, of which one may still open its node's features. NCCL's own is ten minutes; of a lost
-# worker Ray tells within seconds.
-_PATIENCE = timedelta(hours=2)
+# Of a worker with the others in a step, of which one may wait for a CPU that reads its features. Of a lost worker Ray
+# tells within seconds.
+_PATIENCE = timedelta(minutes=20)
+# Of a worker with another one that still opens its node's features, which may come from far away.
+_OPENING_PATIENCE = timedelta(hours=2)
 
 
 def train(run: RunFolder, vision: str, language: str, spec: AlignmentSpec, options: TrainingOptions) -> TrainingResult:
@@ -65,12 +67,13 @@ def train(run: RunFolder, vision: str, language: str, spec: AlignmentSpec, optio
             except Exception:
                 if run.fault() is None:
                     raise
+            finally:
+                storage.remove(_ray_folder(run))
         fault = run.fault()
         if fault is not None:
             raise fault
     result = run.result()
     assert result is not None
-    storage.remove(_ray_folder(run))
     return result
 
 
@@ -122,7 +125,7 @@ def _worker(config: dict[str, Any]) -> None:
     from sharelock_ray.training.streaming import read_by_tasks
 
     torch.set_num_threads(config["threads"])
-    with _process_group("nccl" if config["device"] == "cuda" else "gloo"):
+    with _process_group("nccl" if config["device"] == "cuda" else "gloo") as all_have_opened:
         try:
             train_on_rank(
                 run,
@@ -133,6 +136,7 @@ def _worker(config: dict[str, Any]) -> None:
                 compiled=config["compiled"],
                 streams=config["streams"],
                 read=read_by_tasks,
+                all_have_opened=all_have_opened,
             )
         except SharelockError as error:
             run.say_fault(error)
@@ -142,25 +146,37 @@ def _worker(config: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _process_group(backend: str) -> Iterator[None]:
-    """torch's default process group over this training's workers."""
+def _process_group(backend: str) -> Iterator[Callable[[], object]]:
+    """torch's default process group over this training's workers; a worker that is alone needs none.
+
+    Its time-out is for steps. Yields a barrier with a long one.
+    """
     import torch.distributed as dist
 
-    context = get_context()
+    context, node = get_context(), ray.util.get_node_ip_address()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    address = broadcast_from_rank_zero(_free_address() if rank == 0 else None)
-    dist.init_process_group(backend, init_method=address, rank=rank, world_size=world_size, timeout=_PATIENCE)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    if world_size == 1:
+        yield lambda: None
+        return
+    # Where Ray listens on this machine only, so do the workers.
+    own = next((name for name, known in psutil.net_if_addrs().items() if _is_loopback(node, known)), None)
+    listener = socket.create_server((node if own else "", 0)) if rank == 0 else None
+    host, port = broadcast_from_rank_zero(listener and (node, listener.getsockname()[1]))
+    listening = listener.detach() if listener else None
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        host, port, world_size, is_master=rank == 0, timeout=_PATIENCE, master_listen_fd=listening
+    )
+    with environment({f"{library}_SOCKET_IFNAME": own for library in ("GLOO", "NCCL")} if own else {}):
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=_PATIENCE)
+        opening = dist.new_group(timeout=_OPENING_PATIENCE, backend="gloo")
+        try:
+            yield lambda: dist.barrier(opening)  # type: ignore[arg-type]
+        finally:
+            dist.destroy_process_group()
 
 
-def _free_address() -> str:
-    """Where the workers of a group find each other: a free port of this node."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+def _is_loopback(node: str, known: list[Any]) -> bool:
+    return ip_address(node).is_loopback and any(each.address == node for each in known)
 
 
 def _ray_folder(run: RunFolder) -> str:

@@ -5,25 +5,22 @@ features, are there once. Ray's own records of a study are thrown away: where to
 """
 
 import math
-import os
 import tempfile
 import time
 from collections.abc import Sequence
 from typing import Any, Self
 
-from sharelock_ray import engine
-
-# isort: split
 import ray
 from ray import tune as ray_tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
 
-from sharelock_ray import storage
+from sharelock_ray import engine, storage
 from sharelock_ray.alignment.run import RunFolder
 from sharelock_ray.encoders.spec import LanguageSpec
 from sharelock_ray.evaluation.trials import LOWER_IS_BETTER, State, Trial
 from sharelock_ray.progress import Progress, say
+from sharelock_ray.ray_environment import environment
 from sharelock_ray.tuning.options import TuningSpec
 from sharelock_ray.tuning.study import StudyQueue
 from sharelock_ray.tuning.trial import PROMPTS, TrialJob, run_trial
@@ -62,18 +59,16 @@ def tune(queue: StudyQueue, spec: TuningSpec, steps: int, evaluate_every: int) -
     first = queue.next()
     if first is None:
         return queue.trials
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     with (
         engine.connected(),
         engine.readable_errors("tune"),
-        tempfile.TemporaryDirectory(prefix="sharelock-tune-") as records,
+        environment(_ENVIRONMENT),
+        tempfile.TemporaryDirectory(prefix="sharelock-tune-", dir=engine.scratch()) as records,
         Progress("tune", "trials", queue.total, done) as progress,
     ):
         engine.require_resources(needed, "lower tuning.cpus_per_trial or gpus_per_trial")
-        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(_waiting(spec, needed))
         follower = _Follower(queue, spec, progress)
-        ray_tune.Tuner(
+        tuner = ray_tune.Tuner(
             ray_tune.with_resources(alignment_trial, {name.lower(): amount for name, amount in needed.items()}),
             tune_config=ray_tune.TuneConfig(
                 search_alg=_Search(first, queue, spec),
@@ -91,7 +86,9 @@ def tune(queue: StudyQueue, spec: TuningSpec, steps: int, evaluate_every: int) -
                 callbacks=[follower],
                 verbose=0,
             ),
-        ).fit()
+        )
+        with environment({"TUNE_MAX_PENDING_TRIALS_PG": str(_waiting(spec, needed))}):
+            tuner.fit()
     return queue.trials
 
 

@@ -52,6 +52,14 @@ def test_of_a_resumed_run_begin_where_it_goes_on(run: RunFolder, tmp_path: Path)
     assert shown(run, tmp_path / "copy") == {"loss": [(10, 1.0), (20, 1.0), (30, 2.0)]}
 
 
+def test_are_all_published_once_a_checkpoint_is_told_so(run: RunFolder, tmp_path: Path) -> None:
+    with Metrics(run, writes=True, step=0) as metrics:
+        for step in (10, 20):
+            metrics.add({"step": step, "loss": 1.0})
+        metrics.publish().result()
+        assert shown(run, tmp_path / "copy") == {"loss": [(10, 1.0), (20, 1.0)]}
+
+
 def test_only_one_rank_writes(run: RunFolder) -> None:
     with Metrics(run, writes=False, step=0) as metrics:
         metrics.add({"step": 10, "loss": 1.0})
@@ -101,3 +109,9 @@ def test_what_a_disk_refused_is_raised_by_a_later_call(tmp_path: Path, monkeypat
         metrics.publish().result()
     with pytest.raises(RequestError, match=r"metrics\.jsonl cannot be written"), metrics:
         metrics.add({"step": 20, "loss": 1.0})
+
+
+def test_an_event_file_that_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").touch()
+    with pytest.raises(RequestError, match=r"sharelock cannot be written"):
+        Metrics(RunFolder(str(tmp_path)), writes=True, step=0)

@@ -96,8 +96,10 @@ def test_two_drivers_at_once(job: ExtractionJob, tmp_path: Path, undisturbed: li
 LOSE_A_NODE = """
 import os, pickle, sys
 import psutil
-from sharelock_ray import ray_environment
 from ray.cluster_utils import Cluster
+
+# Its nodes are started without a token.
+os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
 
 # Nothing runs on the head, so that every actor is on a node that can be lost.
 small = {"object_store_memory": 128 << 20, "include_dashboard": False}

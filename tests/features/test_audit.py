@@ -167,6 +167,7 @@ def test_finds_a_part_of_another_width_and_no_reader_takes_it_for_one_of_the_set
 def test_finds_files_that_are_no_part_of_the_set(feature_set: FeatureSet, tmp_path: Path) -> None:
     shutil.copy(tmp_path / "rejects" / "part-00000.parquet", tmp_path / "rejects" / "part-00001.parquet")
     (tmp_path / "notes.txt").touch()
+    (tmp_path / ".DS_Store").touch()
     assert audit(feature_set, INPUTS).problems == [
         "notes.txt is not in the manifest",
         "rejects/part-00001.parquet is not in the manifest",
@@ -203,6 +204,24 @@ def test_finds_rejects_that_the_manifest_counts_otherwise(feature_set: FeatureSe
     manifest = feature_set.manifest.model_copy(update={"parts": (first, second.model_copy(update={"rejects": 7}))})
     problems = audit(FeatureSet(feature_set.uri, manifest)).problems
     assert problems[0] == "part-00001.parquet has 0 rejects, and the manifest says 7"
+
+
+def test_finds_a_set_of_which_no_input_could_be_encoded(tmp_path: Path) -> None:
+    lost = [bad("a"), bad("b"), Reject("c", "read", "MissingImage", "the sample has no image")]
+    report = audit(vision(tmp_path, [support.encoded("vision", [], rejects=lost)]), ["a", "b", "c"])
+    problem = "it has no rows, since none of its 3 inputs could be encoded (a: OSError: half a file)"
+    assert report.problems == [problem]
+
+
+def test_finds_a_set_of_no_inputs(tmp_path: Path) -> None:
+    report = audit(vision(tmp_path, [support.encoded("vision", [])]), [])
+    assert report.problems == ["it has no rows, since its inputs hold no samples"]
+
+
+def test_a_set_is_sound_whose_inputs_have_nothing_for_its_encoder(tmp_path: Path) -> None:
+    lost = [Reject(key, "read", "MissingCaption", "the sample has no caption") for key in "ab"]
+    chunk = support.encoded("language", [], rejects=lost)
+    assert audit(open_features(support.write_parts(str(tmp_path), LANGUAGE, [[chunk]])), ["a", "b"]).problems == []
 
 
 def test_require_says_the_first_problem_in_one_line(feature_set: FeatureSet, tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ import pytest
 import yaml
 
 import support
-from sharelock_ray.errors import RequestError
+from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.recipe import stages
 from sharelock_ray.recipe.load import SHIPPED, read_recipe, with_settings, write_recipe
 from sharelock_ray.recipe.schema import Recipe
+from sharelock_ray.sources.sample import Reject
 
 
 @pytest.fixture
@@ -216,3 +217,17 @@ def test_templates_are_checked_when_the_recipe_is_read(path: str, templates: str
 def test_recall_wants_a_k(path: str) -> None:
     with pytest.raises(RequestError, match=r"`evaluation\.recall_at`: .*at least 1 item"):
         read_recipe(path, ["evaluation.recall_at=[]"])
+
+
+def test_an_extraction_of_nothing_but_rejects_is_no_success(path: str, tmp_path: Path) -> None:
+    data = {"dataset": "mine", "train": {"urls": f"{tmp_path}/*.tar"}}
+    recipe = read_recipe(path, [f"data={json.dumps(data)}"])
+    lost = [Reject("00000/@0", "read", "DamagedTar", "bytes 0 to 133: the file is a Git LFS pointer")]
+    for encoder in recipe.encoders:
+        chunk = support.encoded(encoder.modality, [], rejects=lost)
+        support.write_parts(recipe.feature_set_uri("train", encoder), encoder, [[chunk]])
+    for _ in range(2):
+        with pytest.raises(
+            RunError, match=r"could be encoded \(00000/@0: DamagedTar: .* a Git LFS pointer\): mend the"
+        ):
+            stages.extract(recipe)

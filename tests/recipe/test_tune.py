@@ -21,7 +21,7 @@ from sharelock_ray.evaluation.trials import Study, Trial, write_trial
 from sharelock_ray.features.manifest import read_manifest
 from sharelock_ray.recipe import stages
 from sharelock_ray.recipe.load import read_recipe
-from sharelock_ray.recipe.schema import Recipe
+from sharelock_ray.recipe.schema import DataSpec, Recipe
 from sharelock_ray.recipe.tune import Preparation, point_recipe, trials_folder
 from sharelock_ray.tuning.options import TuningSpec
 from sharelock_ray.tuning.study import StudyQueue, open_storage
@@ -70,6 +70,16 @@ class TestRefusals:
         path = support.write_recipe(tmp_path / "tiny.yaml", models, data=data)
         with pytest.raises(RequestError, match="zero_shot wants images with class names"):
             stages.tune(study_of(path, objective="zero_shot"))
+
+    def test_labels_that_no_class_has_before_anything_runs(self, extracted: Path, tmp_path: Path) -> None:
+        (tmp_path / "classes.txt").write_text("red circle\nred square\n")
+        recipe = study_of(extracted)
+        train, test = (recipe.splits[split].model_dump() for split in ("train", "test"))
+        data = {"dataset": "shapes", "train": train, "test": test, "classes": str(tmp_path / "classes.txt")}
+        named = recipe.model_copy(update={"data": DataSpec.model_validate(data)})
+        with pytest.raises(RequestError, match="but 2 classes are named"):
+            stages.tune(named)
+        assert not (Path(recipe.output) / "trials").exists()
 
     def test_a_folder_without_a_study(self, tmp_path: Path) -> None:
         with pytest.raises(RequestError, match="holds no study: run `sharelock tune`"):

@@ -3,17 +3,20 @@
 import gzip
 import io
 import lzma
-import tarfile
 import zipfile
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
+import support
+from sharelock_ray.encoders.images import Preprocessing, decode_image
 from sharelock_ray.errors import RequestError
 from sharelock_ray.sources.content import looks_like, read_lines
+from sharelock_ray.sources.parquet import ParquetSource
 from sharelock_ray.sources.table import TableSource
 from sharelock_ray.sources.texts import TextSource
+from sharelock_ray.sources.webdataset import WebDatasetSource
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 HTML = b"\n<!DOCTYPE html>\n<html><body>Sign in</body></html>"
@@ -23,13 +26,6 @@ def zipped() -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as file:
         file.writestr("a.txt", "a")
-    return buffer.getvalue()
-
-
-def tarred() -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as file:
-        file.addfile(tarfile.TarInfo("a"))
     return buffer.getvalue()
 
 
@@ -46,9 +42,6 @@ KINDS = [
     (pa.compress(b"a", "zstd", asbytes=True), "compressed by Zstandard"),
     (pa.compress(b"a", "lz4", asbytes=True), "compressed by LZ4"),
     (zipped(), "a ZIP archive"),
-    (tarred(), "a tar"),
-    (b"PAR1", "a Parquet file"),
-    (b"\x89PNG\r\n\x1a\n", "an image"),
 ]
 
 
@@ -117,3 +110,17 @@ class TestLists:
         (tmp_path / "x.json").write_bytes('[{"text": "a"},\n{"text": "häher"}]'.encode("latin-1"))
         with pytest.raises(RequestError, match=r"x\.json is no UTF-8 text: line 2 has the byte 0xe4 .byte 27 "):
             TextSource(path=f"{tmp_path}/x.json").shards()
+
+
+class TestOtherInputs:
+    @pytest.mark.parametrize(("content", "kind"), [*KINDS[:3], KINDS[9]], ids=["empty", "lfs", "html", "zstd"])
+    def test_that_are_not_what_they_are_called_are_rejects_that_say_so(
+        self, tmp_path: Path, content: bytes, kind: str
+    ) -> None:
+        for ending, source in (("tar", WebDatasetSource), ("parquet", ParquetSource)):
+            path = tmp_path / f"x.{ending}"
+            path.write_bytes(content)
+            (bad,) = support.read_source(source(urls=str(path)))
+            assert f"; the file is {kind}" in bad.message
+        with pytest.raises(OSError, match=f"cannot identify .*; the file is {kind}"):
+            decode_image(content, Preprocessing(image_size=32, resize=32, interpolation="bicubic"))

@@ -5,13 +5,17 @@ import errno
 import json
 import os
 import socket
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 import support
 from sharelock_ray import storage
-from sharelock_ray.errors import RequestError
+from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.sources.listing import MAX_CAPTIONS, MAX_IMAGE_BYTES, MAX_TEXT_BYTES
 from sharelock_ray.sources.sample import Reject, Sample
 from sharelock_ray.sources.spec import require_captions
@@ -240,11 +244,11 @@ class TestImages:
 
     def test_whose_protocol_is_no_text_are_rejects_that_can_be_stored(self, tmp_path: Path) -> None:
         (tmp_path / "data").mkdir()
-        (tmp_path / "data" / "x.jsonl").write_text('{"image": "\\ud800\\u0000\\ud800://x.jpg"}')
+        (tmp_path / "data" / "x.jsonl").write_text('{"image": "\\ud800\\u0000\\ud800://x.jpg"}\n{"image": ""}')
         source = TableSource(path=f"{tmp_path}/data/x.jsonl")
-        (bad,) = support.read_source(source)
+        bad, _ = support.read_source(source)
         assert "\\ud800\\x00\\ud800" in bad.message
-        support.prove_accounted(source, tmp_path / "features", inputs=1)
+        support.prove_accounted(source, tmp_path / "features", inputs=2)
 
     @pytest.mark.parametrize("uri", ["no-such-storage://x", "github://x/y", "package://none/x"])
     def test_that_no_uri_can_be_are_rejects(self, tmp_path: Path, uri: str) -> None:
@@ -295,6 +299,128 @@ class TestImages:
             assert (bad.key, bad.error) == ("x-00001/000000001", "FileNotFoundError")
         finally:
             storage.remove("memory://table")
+
+
+class _Images(BaseHTTPRequestHandler):
+    """A web server: `/200` is an image, other paths are the status that they name."""
+
+    def do_GET(self) -> None:
+        status = int(self.path[1:4])
+        self.send_response(status)
+        self.send_header("Content-Length", "1" if status == 200 else "0")
+        self.end_headers()
+        self.wfile.write(b"i" if status == 200 else b"")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def connections(server: socket.socket) -> int:
+    """How many wait to be accepted."""
+    server.setblocking(False)
+    count = 0
+    with suppress(BlockingIOError):
+        while True:
+            server.accept()[0].close()
+            count += 1
+    return count
+
+
+class TestImagesOfTheWeb:
+    """Hosts that are dead are ports on which nothing listens."""
+
+    @pytest.fixture
+    def server(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+        monkeypatch.setattr("sharelock_ray.storage._URL_ATTEMPTS", 1)
+        with ThreadingHTTPServer(("127.0.0.1", 0), _Images) as server:
+            threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+            yield f"http://127.0.0.1:{server.server_port}"
+            server.shutdown()
+
+    def results(self, folder: Path, *images: str, **options: object) -> list[str | None]:
+        """For each row the name of its error, None for a sample."""
+        (folder / "0.jpg").write_bytes(b"i")
+        found = read(write_list(folder / "x.csv", [{"image": image} for image in images]), **options)
+        return [item.error if isinstance(item, Reject) else None for item in found]
+
+    @pytest.mark.parametrize(
+        ("image", "error"),
+        [
+            ("http://127.0.0.1:9/1.jpg", "NoAnswerError"),
+            ("http://no-such-host.invalid/1.jpg", "NoAnswerError"),
+            ("http://127.0.0.1:99999/1.jpg", "ImpossibleUriError"),
+            ("http:///1.jpg", "ImpossibleUriError"),
+            ("gs://bucket/1.jpg", "RequestError"),
+            ("hdfs://host/1.jpg", "RequestError"),
+            ("generic://host/1.jpg", "ImpossibleUriError"),
+        ],
+    )
+    def test_of_a_dead_host_or_an_impossible_protocol_are_rejects_beside_whole_rows(
+        self, tmp_path: Path, server: str, image: str, error: str
+    ) -> None:
+        found = self.results(tmp_path, image, f"{server}/200", "0.jpg", image)
+        assert found[1:3] == [None, None]
+        assert found[0] == found[3]
+        if error != "ImpossibleUriError":
+            assert found[0] == error
+        assert found[0] is not None
+        # Also where it is alone in the last run of rows.
+        assert self.results(tmp_path, f"{server}/200", "0.jpg", "0.jpg", image, rows_per_shard=3)[3] == found[0]
+
+    @pytest.mark.parametrize(
+        ("status", "error"),
+        [
+            (404, "FileNotFoundError"),
+            (410, "ClientResponseError"),
+            (403, "ClientResponseError"),
+            (500, "ClientResponseError"),
+        ],
+    )
+    def test_that_their_server_refuses_are_rejects_while_it_gives_others(
+        self, tmp_path: Path, server: str, status: int, error: str
+    ) -> None:
+        found = self.results(tmp_path, f"{server}/{status}", f"{server}/200", f"{server}/200?again")
+        assert found == [error, None, None]
+
+    @pytest.mark.parametrize("status", [403, 500])
+    def test_of_a_server_that_refuses_all_end_the_reading(self, tmp_path: Path, server: str, status: int) -> None:
+        with pytest.raises(RunError, match=rf"x-00000/000000001: the image {server}/{status}\?a cannot be read"):
+            self.results(tmp_path, "0.jpg", f"{server}/{status}?a", f"{server}/{status}?b", f"{server}/{status}?c")
+
+    def test_of_one_host_that_is_down_end_the_reading(self, tmp_path: Path, server: str) -> None:
+        images = [f"http://127.0.0.1:9/{i}.jpg" for i in range(3)]
+        with pytest.raises(RunError, match=r"x-00000/000000001: the image http://127.0.0.1:9/0.jpg cannot be read"):
+            self.results(tmp_path, f"{server}/200", *images)
+
+    def test_of_many_hosts_that_are_all_down_end_the_reading(self, tmp_path: Path, server: str) -> None:
+        images = [f"http://127.0.0.1:{port}/1.jpg" for port in (2, 3, 4, 5, 6)]
+        with pytest.raises(RunError, match=r"x-00000/000000001: the image http://127.0.0.1:2/1.jpg cannot be read"):
+            self.results(tmp_path, "0.jpg", *images)
+
+    def test_of_a_host_that_never_answers_are_waited_for_once(
+        self, tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("sharelock_ray.storage._URL_S", 1.0)
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            image = f"http://127.0.0.1:{silent.getsockname()[1]}/1.jpg"
+            found = self.results(tmp_path, f"{server}/200", image, "0.jpg", f"{server}/200", *[image] * 2, "0.jpg")
+            asked = connections(silent)
+        assert found == [None, "NoAnswerError", None, None, "NoAnswerError", "NoAnswerError", None]
+        assert asked == 1
+
+    def test_are_asked_for_again_after_a_fault_that_passes(
+        self, tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("sharelock_ray.storage._URL_ATTEMPTS", 3)
+        statuses = iter([503, 429, 200])
+        usual = _Images.do_GET
+
+        def passing(self: _Images) -> None:
+            self.path = f"/{next(statuses)}"
+            usual(self)
+
+        monkeypatch.setattr(_Images, "do_GET", passing)
+        assert self.results(tmp_path, f"{server}/1.jpg") == [None]
 
 
 class TestDamagedLists:

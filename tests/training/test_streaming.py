@@ -2,9 +2,6 @@
 
 from pathlib import Path
 
-from sharelock_ray import engine  # noqa: F401  (before anything imports ray)
-
-# isort: split
 import numpy as np
 import pytest
 import ray

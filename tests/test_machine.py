@@ -1,0 +1,51 @@
+"""How many CPUs this process has."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from sharelock_ray import machine
+
+NINE = "9:cpu,cpuacct:/docker/abc\n"
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "cpus"),
+    [
+        (None, {}, 8),
+        ("0::/user/job\n", {}, 8),
+        ("0::/user/job\n", {"user/job/cpu.max": "max 100000"}, 8),
+        ("0::/user/job\n", {"user/job/cpu.max": "300000 100000"}, 3),
+        # A part of a CPU is one that Ray may count.
+        ("0::/user/job\n", {"user/job/cpu.max": "150000 100000"}, 2),
+        ("0::/user/job\n", {"user/job/cpu.max": "25000 100000"}, 1),
+        # The tightest of the groups around it.
+        ("0::/user/job\n", {"user/cpu.max": "200000 100000", "user/job/cpu.max": "400000 100000"}, 2),
+        # A container, with and without a namespace of its own.
+        ("0::/\n", {"cpu.max": "200000 100000"}, 2),
+        ("0::/docker/abc\n", {"cpu.max": "200000 100000"}, 2),
+        ("0::/\n", {"cpu.max": "3200000 100000"}, 8),
+        (NINE, {"cpu,cpuacct/docker/abc/cpu.cfs_quota_us": "-1", "cpu,cpuacct/docker/abc/cpu.cfs_period_us": "1"}, 8),
+        (NINE, {"cpu,cpuacct/cpu.cfs_quota_us": "400000\n", "cpu,cpuacct/cpu.cfs_period_us": "100000\n"}, 4),
+        ("3:memory:/docker/abc\n", {"memory/docker/abc/cpu.max": "100000 100000"}, 8),
+    ],
+)
+def test_is_the_least_of_affinity_and_quotas(
+    groups: str | None, files: dict[str, str], cpus: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    contents = {f"cgroup/{name}": text for name, text in files.items()}
+    for name, text in (contents | ({"proc/self/cgroup": groups} if groups else {})).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert machine.cpu_count(tmp_path / "proc", tmp_path / "cgroup") == cpus
+
+
+def test_follows_the_affinity_of_this_process() -> None:
+    mine = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(mine)})
+        assert machine.cpu_count() == 1
+    finally:
+        os.sched_setaffinity(0, mine)
