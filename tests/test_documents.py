@@ -23,7 +23,7 @@ import torch
 from sharelock_ray import engine, storage
 from sharelock_ray.alignment.checkpoint import Checkpoint, read_checkpoint
 from sharelock_ray.alignment.model import load_model
-from sharelock_ray.alignment.run import RunFolder, TrainingRequest, TrainingResult
+from sharelock_ray.alignment.run import Fault, RunFolder, TrainingRequest, TrainingResult
 from sharelock_ray.alignment.train import train
 from sharelock_ray.documents import Document, NewerVersionError, parse_document, read_document
 from sharelock_ray.errors import RequestError, RunError
@@ -255,7 +255,7 @@ def fields_of(kind: type[Document]) -> dict[str, Any]:
 
 
 def all_fields() -> dict[str, Any]:
-    return {kind.__name__: fields_of(kind) for kind in (ChunkRecord, *(each.kind for each in STORED + OTHERS))}
+    return {kind.__name__: fields_of(kind) for kind in (ChunkRecord, Fault, *(each.kind for each in STORED + OTHERS))}
 
 
 def test_a_changed_document_has_another_version() -> None:

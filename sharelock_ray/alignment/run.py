@@ -24,6 +24,14 @@ class TrainingRequest(Document):
     """Digest of the feature set, by modality."""
 
 
+class Fault(Document):
+    """`fault.json`: what ended a run."""
+
+    is_request: bool
+    """Whether the request was wrong, and not the run."""
+    message: str
+
+
 class TrainingResult(Document):
     """`training.json`: how a finished training ended. Losses are in nats, of the kind that the spec says."""
 
@@ -108,8 +116,8 @@ class RunFolder:
         path = storage.join(self.uri, _FAULT)
         if not storage.exists(path):
             return None
-        known = storage.read_json(path)
-        return (RequestError if known["is_request"] else RunError)(known["message"])
+        known = read_document(Fault, path)
+        return (RequestError if known.is_request else RunError)(known.message)
 
     def say_fault(self, fault: SharelockError | None) -> None:
         """What `fault` gives from now on."""
@@ -117,7 +125,8 @@ class RunFolder:
         if fault is None:
             storage.remove(path)
         else:
-            storage.write_json(path, {"is_request": isinstance(fault, RequestError), "message": str(fault)})
+            known = Fault(is_request=isinstance(fault, RequestError), message=str(fault))
+            storage.write_json(path, known.content())
 
     def result(self) -> TrainingResult | None:
         """How training ended; None while it has not."""
