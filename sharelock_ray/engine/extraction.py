@@ -104,7 +104,7 @@ def _run(
     staged = [writer.staged() for writer in writers]
     source, shard_of = ray.put(job.source), {shard.index: shard for shard in shards}
     sealing = [
-        _seal.remote(writer, source, shard_of[part])
+        _seal.remote(writer, writers, source, shard_of[part])
         for writer, parts in zip(writers, staged, strict=True)
         for part in _unsealed(parts)
     ]
@@ -127,7 +127,7 @@ def _run(
                         part = staged[i].get(report.part, StagedPart()).with_chunk(report.index, report.last)
                         staged[i][report.part] = part
                         if part.is_whole:
-                            sealing.append(_seal.remote(writers[i], source, shard_of[report.part]))
+                            sealing.append(_seal.remote(writers[i], writers, source, shard_of[report.part]))
                     sealing = _unfinished(sealing)
                     meter.add(report, all(parts.get(report.part, StagedPart()).is_whole for parts in staged))
                     if watch:
@@ -206,9 +206,11 @@ def _tasks(shards: Sequence[Shard], staged: Sequence[dict[int, StagedPart]]) -> 
 # A whole CPU limits the number of parts held in memory. The stream never waits for this task, so it may wait for a CPU
 # until the actors have finished.
 @ray.remote(num_cpus=1, max_retries=3)
-def _seal(writer: FeatureSetWriter, source: Source, shard: Shard) -> None:
-    # If the shard was replaced meanwhile, its chunks may mix both versions.
+def _seal(writer: FeatureSetWriter, all_writers: Sequence[FeatureSetWriter], source: Source, shard: Shard) -> None:
+    # If the shard was replaced meanwhile, its chunks may mix both versions, for every encoder. The run ends before its
+    # other parts are sealed.
     if problem := change(source, shard):
-        writer.discard(shard.index)
+        for each in all_writers:
+            each.discard(shard.index)
         raise RunError(problem)
     writer.seal(shard.index)
