@@ -40,7 +40,7 @@ class Placement:
     reason: str
 
 
-class Residents:
+class DeviceCache:
     """Feature sets on a device, kept between the trainings of a process so that each is copied once."""
 
     def __init__(self) -> None:
@@ -63,19 +63,19 @@ class Residents:
 
 
 def placement(
-    vision: FeatureSet, language: FeatureSet, device: torch.device, residents: Residents | None = None
+    vision: FeatureSet, language: FeatureSet, device: torch.device, device_cache: DeviceCache | None = None
 ) -> Placement:
     """Selects the fastest placement with room for both sets beside the training itself.
 
     Args:
-        residents: sets that are already on the device.
+        device_cache: sets that are already on the device.
     """
     needed, unmade, free = vision.nbytes + language.nbytes, vision.unmade_nbytes + language.unmade_nbytes, room()
     if unmade > free:
         return Placement("storage", f"{_gb(unmade)} of features, {_gb(free)} free for them in {cache_folder()}")
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
-        if (residents or Residents()).missing_nbytes(vision, language) <= _DEVICE_SHARE * free:
+        if (device_cache or DeviceCache()).missing_nbytes(vision, language) <= _DEVICE_SHARE * free:
             return Placement("device", f"{_gb(needed)} of features, {_gb(free)} free on {device}")
     free = psutil.virtual_memory().available
     kind: Literal["host", "disk"] = "host" if needed <= _HOST_SHARE * free else "disk"
@@ -158,12 +158,12 @@ class MappedRows(RowStore):
         language: FeatureSet,
         device: torch.device,
         where: Placement,
-        residents: Residents | None = None,
+        device_cache: DeviceCache | None = None,
     ) -> None:
         super().__init__(vision, language, device, where)
         if where.kind == "device":
-            residents = residents or Residents()
-            self._tables = [residents.table(of, device) for of in (vision, language)]
+            device_cache = device_cache or DeviceCache()
+            self._tables = [device_cache.table(of, device) for of in (vision, language)]
         else:
             self._tables = [vision.embeddings, language.embeddings]
         self._readers = None
