@@ -11,7 +11,7 @@ _PUBLIC = {"load_model": "runs.model", "join": "features.featureset", "open_feat
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when asked for, so that `import sharelock_ray` costs nothing and no part drags in another's libraries.
+    # Lazy imports keep `import sharelock_ray` fast and free of libraries that are not used.
     from importlib import import_module
 
     if name not in _PUBLIC:

@@ -1,4 +1,4 @@
-"""The `sharelock` command. Reads the request, calls a stage, prints its result, and turns errors into exit codes."""
+"""The `sharelock` command: parses arguments, calls a workflow, prints its result, and maps errors to exit codes."""
 
 import argparse
 import io
@@ -28,9 +28,9 @@ from sharelock_ray.workflows.plan import PROBE, PlanTotal, SplitPlan
 from sharelock_ray.workflows.status import status as run_status
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
+"""Exit code after Ctrl-C: 128 + SIGINT, as in shells."""
 _PROBLEMS_SHOWN = 20
-"""Of a feature set; `--json` has all."""
+"""Problems printed per feature set; `--json` prints all."""
 
 app = typer.Typer(
     help="Align a frozen vision encoder with a frozen language model.",
@@ -39,7 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench_command.app, name="bench")
-rejects_app = typer.Typer(help="See, export or retry the inputs that could not be encoded.", no_args_is_help=True)
+rejects_app = typer.Typer(help="List, export or retry inputs that could not be encoded.", no_args_is_help=True)
 app.add_typer(rejects_app, name="rejects")
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.")]
@@ -47,9 +47,9 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Override a field, such as alignment.steps=100. Repeatable."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Make the last line of output one JSON object.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, on the last line.")]
 Address = Annotated[
-    str | None, typer.Option("--address", metavar="RAY", help="A running Ray cluster; else one on this machine.")
+    str | None, typer.Option("--address", metavar="RAY", help="Address of a Ray cluster. Default: a local Ray.")
 ]
 
 
@@ -73,7 +73,7 @@ def demo(
 def extract(
     recipe: RecipeArgument, settings: Settings = None, as_json: AsJson = False, address: Address = None
 ) -> None:
-    """Make the feature sets: every input through the frozen encoders, once."""
+    """Extract feature sets: encode every input once with the frozen encoders."""
     loaded = _recipe(recipe, settings)
     with _cluster(address):
         sets = stages.extract(loaded)
@@ -87,7 +87,7 @@ def extract(
 
 @app.command()
 def audit(recipe: RecipeArgument, settings: Settings = None, as_json: AsJson = False, address: Address = None) -> None:
-    """Prove the feature sets: each input in rows or rejects exactly once, each part as the manifest says."""
+    """Verify feature sets: each input is in rows or rejects exactly once, and each part matches the manifest."""
     loaded = _recipe(recipe, settings)
     with _cluster(address):
         audits = stages.audit(loaded)
@@ -117,7 +117,7 @@ def audit(recipe: RecipeArgument, settings: Settings = None, as_json: AsJson = F
 
 @app.command()
 def status(recipe: RecipeArgument, settings: Settings = None, as_json: AsJson = False) -> None:
-    """Tell how far a run is, while it runs or after it was killed."""
+    """Show the progress of a run, during the run or after a kill."""
     found = run_status(_recipe(recipe, settings))
     rows = [[each.stage, each.state, each.detail] for each in found]
     _show(text_table(["stage", "state", ""], rows), {"stages": [asdict(each) for each in found]}, as_json)
@@ -126,12 +126,12 @@ def status(recipe: RecipeArgument, settings: Settings = None, as_json: AsJson = 
 @app.command()
 def plan(
     recipe: RecipeArgument,
-    samples: Annotated[int, typer.Option(min=1, help="Samples to probe of each split.")] = PROBE,
-    price: Annotated[float | None, typer.Option(help="Of a GPU-hour (without GPUs: of an actor-hour).")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Number of samples to probe per split.")] = PROBE,
+    price: Annotated[float | None, typer.Option(help="Price per GPU-hour (without GPUs: per actor-hour).")] = None,
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Estimate an extraction from a probe on this machine: hours, GPU-hours, bytes, cost."""
+    """Estimate time, GPU-hours, bytes and cost of an extraction from a probe on this machine."""
     found = stages.plan(_recipe(recipe, settings), samples, price)
     rows = [[each.split, f"{each.samples:,}", *_amounts(each), f"{each.cores_to_read:,.1f}"] for each in found.splits]
     rows.append(["all", "", *_amounts(found.total), ""])
@@ -142,11 +142,11 @@ def plan(
 @rejects_app.command("list")
 def list_rejects(
     recipe: RecipeArgument,
-    limit: Annotated[int, typer.Option(min=1, help="Rejects to show.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="Number of rejects to show.")] = 50,
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what could not be encoded, and why."""
+    """List the inputs that could not be encoded, and why."""
     table = rejects.rejects(_recipe(recipe, settings))
     shown = table.slice(0, limit).to_pylist()
     rows = [[f"{r['split']} {r['modality']}", r["key"], r["stage"], r["error"], r["message"]] for r in shown]
@@ -162,7 +162,7 @@ def list_rejects(
 @rejects_app.command("export")
 def export_rejects(
     recipe: RecipeArgument,
-    path: Annotated[str, typer.Argument(help="A file to write; .csv, .jsonl or .parquet.")],
+    path: Annotated[str, typer.Argument(help="Output file: .csv, .jsonl or .parquet.")],
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
@@ -175,7 +175,7 @@ def export_rejects(
 def retry_rejects(
     recipe: RecipeArgument, settings: Settings = None, as_json: AsJson = False, address: Address = None
 ) -> None:
-    """Encode rejected inputs once more, and add what they give to their feature sets."""
+    """Encode rejected inputs again and add the recovered rows to their feature sets."""
     loaded = _recipe(recipe, settings)
     with _cluster(address):
         found = rejects.retry(loaded)
@@ -189,7 +189,7 @@ def retry_rejects(
 
 @app.command()
 def train(recipe: RecipeArgument, settings: Settings = None, as_json: AsJson = False, address: Address = None) -> None:
-    """Train the alignment on extracted features."""
+    """Train the projection on extracted features."""
     loaded = _recipe(recipe, settings)
     with _cluster(address):
         result = stages.train(loaded).model_dump(mode="json")
@@ -198,7 +198,7 @@ def train(recipe: RecipeArgument, settings: Settings = None, as_json: AsJson = F
 
 @app.command()
 def tune(recipe: RecipeArgument, settings: Settings = None, as_json: AsJson = False, address: Address = None) -> None:
-    """Train the points of the recipe's study, and tell which choices mattered."""
+    """Train every point of the recipe's study and report which choices matter."""
     loaded = _recipe(recipe, settings)
     with _cluster(address):
         summary = stages.tune(loaded)
@@ -215,11 +215,11 @@ def evaluate(recipe: RecipeArgument, settings: Settings = None, as_json: AsJson 
 
 @app.command()
 def report(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE|STUDY", help="A recipe; or the folder of a study.")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE|STUDY", help="A recipe, or the folder of a study.")],
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the page of a run, or of a study."""
+    """Write the report page of a run or a study."""
     if storage.is_folder(recipe):
         _show_summary(stages.report_study(recipe), as_json)
     else:
@@ -228,18 +228,18 @@ def report(
 
 @app.command()
 def classify(
-    image: Annotated[str, typer.Argument(help="An image file; a local path or a URI.")],
+    image: Annotated[str, typer.Argument(help="An image file: a local path or a URI.")],
     model: Annotated[str, typer.Option(help="A checkpoint folder, such as runs/demo/best.")],
     labels: Annotated[str, typer.Option(help='Class names, separated by commas: "a dog,a cat".')] = "",
-    label: Annotated[list[str] | None, typer.Option(help="A class name, commas and all. Repeatable.")] = None,
-    labels_file: Annotated[str | None, typer.Option(help="A text file of class names, one a line.")] = None,
-    template: Annotated[str, typer.Option(help="Prompt with {} for the class name.")] = "a photo of a {}.",
+    label: Annotated[list[str] | None, typer.Option(help="One class name, commas allowed. Repeatable.")] = None,
+    labels_file: Annotated[str | None, typer.Option(help="A text file with one class name per line.")] = None,
+    template: Annotated[str, typer.Option(help="Prompt template with {} for the class name.")] = "a photo of a {}.",
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let code that comes with the language model run.")
+        bool, typer.Option("--trust-remote-code", help="Allow the language model's own Python code to run.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Rank labels for an image."""
+    """Rank class names for an image."""
     lines = [] if labels_file is None else read_lines(labels_file, "labels")
     names = _labels([*labels.split(","), *(label or ()), *lines])
     from sharelock_ray.encoders.images import ImageTooLargeError, upright_image
@@ -250,7 +250,7 @@ def classify(
     try:
         probabilities = loaded.classify(picture, names, [template])[0].tolist()
     except ImageTooLargeError as error:
-        raise RequestError(f"the image {image} does not suit {model}: {error}") from None
+        raise RequestError(f"the image {image} does not fit {model}: {error}") from None
     ranked = sorted(zip(names, probabilities, strict=True), key=lambda item: -item[1])
     _show(
         text_table(["label", "probability"], [[name, f"{p:.1%}"] for name, p in ranked]),
@@ -260,7 +260,7 @@ def classify(
 
 
 def run_job(verb: str) -> None:
-    """Runs `sharelock VERB` from the arguments of a job script, whose recipe is `--config`."""
+    """Runs `sharelock VERB` with the arguments of a job script; `--config` is the recipe."""
     parser = argparse.ArgumentParser(description=f"`sharelock {verb}` as a job of a Ray cluster.")
     parser.add_argument("--config", required=True, metavar="RECIPE")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
@@ -273,10 +273,10 @@ def run_job(verb: str) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command and exits: 0 done, 1 the run failed, 2 the request was wrong, 130 interrupted."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # As standard error has it: what a terminal has no letter for is shown, and ends nothing.
+        # As for standard error: characters outside the terminal's encoding are escaped instead of raising.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        # Typer turns Ctrl-C into its own exit code, which it returns.
+        # Typer catches Ctrl-C and returns its exit code.
         if app(arguments, standalone_mode=False) == INTERRUPTED:
             raise KeyboardInterrupt
     except SharelockError as error:
@@ -284,7 +284,7 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         _fail("interrupted: run the same command again to continue", INTERRUPTED)
     except Exception as error:
-        # Typer's own complaints about flags and arguments; anything else is our fault and shows where it was.
+        # Typer's usage errors have `format_message`; any other error is a bug and keeps its traceback.
         if not hasattr(error, "format_message"):
             raise
         message = " ".join(error.format_message().split())
@@ -301,7 +301,7 @@ def _recipe(path: str, settings: list[str] | None) -> Recipe:
 
 
 def _cluster(address: str | None) -> AbstractContextManager[None]:
-    """The cluster at `address`, which stages then find; without one, each stage connects where it needs Ray."""
+    """Connects to the cluster at `address`. Without an address, each stage connects when it needs Ray."""
     if address is None:
         return nullcontext()
     from sharelock_ray.engine import cluster
@@ -310,7 +310,7 @@ def _cluster(address: str | None) -> AbstractContextManager[None]:
 
 
 def _own_data(pattern: str) -> list[str]:
-    """Overrides that put a user's tars in the place of a recipe's data."""
+    """Overrides that replace a recipe's data by a user's tars."""
     name = re.sub(r"[^A-Za-z0-9]+", "-", Path(pattern).parent.name).strip("-") or "data"
     return [
         f"data={json.dumps({'dataset': name, 'train': {'urls': pattern}})}",
@@ -322,19 +322,19 @@ def _own_data(pattern: str) -> list[str]:
 def _labels(given: list[str]) -> list[str]:
     names = [name.strip() for name in given if name.strip()]
     if len(names) < 2:
-        raise RequestError('give at least two labels, by --labels "a dog,a cat", --label or --labels-file')
+        raise RequestError('give at least two labels with --labels "a dog,a cat", --label or --labels-file')
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise RequestError(f"the label {twice[0]!r} is given {names.count(twice[0])} times: give each label once")
     try:
         "".join(names).encode()
     except UnicodeEncodeError as error:
-        raise RequestError(f"the labels are no Unicode text: see {error.object[error.start]!a}") from None
+        raise RequestError(f"the labels are not valid Unicode: see {error.object[error.start]!a}") from None
     return names
 
 
 def _image_bytes(path: str) -> bytes:
-    """The image file that a user names."""
+    """Bytes of an image file; errors become one-line request errors."""
     from sharelock_ray.sources.listing import read_image
 
     try:
@@ -343,7 +343,7 @@ def _image_bytes(path: str) -> bytes:
         raise
     except FileNotFoundError:
         raise RequestError(f"no image at {path}") from None
-    # Each kind of storage has errors of its own.
+    # Each storage backend raises its own errors.
     except Exception as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:160] or type(error).__name__
         raise RequestError(f"the image {path} cannot be read: {reason}") from None

@@ -1,4 +1,4 @@
-"""What this process may use of the machine that it runs on."""
+"""CPUs available to this process."""
 
 import math
 import os
@@ -8,18 +8,18 @@ _PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def cpu_count(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int:
-    """CPUs of this process, at least 1: those of its affinity, no more than the quota of its control groups (v1 and v2)
-    lets it use at a time.
+    """Number of CPUs that this process may use, at least 1: its affinity, limited by the quotas of its control groups
+    (v1 and v2).
 
     Args:
-        proc, cgroups: where Linux shows processes and control groups.
+        proc, cgroups: mount points of Linux's process and control group filesystems.
     """
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.ceil(min([here, *_quotas(proc, cgroups)])))
 
 
 def _quotas(proc: Path, cgroups: Path) -> list[float]:
-    """CPUs that the groups of this process and those around them allow; none where there is no limit."""
+    """CPU quotas of this process's control groups and their ancestors; empty without a limit."""
     try:
         lines = (proc / "self" / "cgroup").read_text().splitlines()
     except OSError:
@@ -29,7 +29,7 @@ def _quotas(proc: Path, cgroups: Path) -> list[float]:
         if controllers and "cpu" not in controllers.split(","):
             continue
         top = cgroups / controllers if controllers else cgroups
-        # A container sees its own group as the root, though its path may still be that of the host.
+        # A container sees its own group as the root, although the path may be the host's.
         group = Path(path.lstrip("/"))
         for each in (group, *group.parents):
             quota = _quota(top / each)

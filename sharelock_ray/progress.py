@@ -1,4 +1,4 @@
-"""What a person sees of long work: one line rewritten in place on a terminal, a plain line now and then in a log."""
+"""Progress output: one line rewritten in place on a terminal, plain lines at intervals in a log."""
 
 import os
 import sys
@@ -12,22 +12,22 @@ from typing import Self, TextIO
 
 _LOG_EVERY_S = 10.0
 _TERMINAL_EVERY_S = 0.2
-# What a terminal obeys or hides: controls, marks of direction, halves of surrogate pairs, separators of lines.
+# Categories that a terminal interprets or hides: controls, bidirectional marks, surrogates, line separators.
 _HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _JOINERS = "\u200c\u200d"
-"""Of letters in Persian and in the scripts of India, and of emoji: they are spelling."""
-# Where the user looks while this process's standard error is a log file.
+"""Joiners that are part of the spelling in Persian, Indic scripts and emoji."""
+# The user's stream while standard error is redirected to a log file.
 _user: TextIO | None = None
 
 
 class Progress:
-    """Counts `unit`s of a stage against a known or unknown total, and prints rate and ETA to standard error.
+    """Counts the units of a stage and prints rate and remaining time to standard error.
 
     Args:
-        stage: what the user called it ("extract train").
+        stage: name of the stage ("extract train").
         unit: what is counted ("images").
-        total: how many there will be; None where unknown.
-        done: how many an earlier run had finished; they count for the total, not for the rate.
+        total: total count; None if unknown.
+        done: count of an earlier run; it counts towards the total, not the rate.
     """
 
     def __init__(self, stage: str, unit: str, total: int | None = None, done: int = 0) -> None:
@@ -43,15 +43,15 @@ class Progress:
         """Adds `count`; `note` replaces the free text at the end of the line.
 
         Args:
-            count: less than 0 where work was lost; rate and ETA are then of what comes after.
-            share: of the whole work that is done, from 0 to 1, where that is known without a total.
+            count: negative if work was lost; this restarts the measurement of rate and remaining time.
+            share: fraction of the work done, from 0 to 1, if that is known without a total.
         """
         now = time.monotonic()
         self.count += count
         self._share = share
         self._note = note or self._note
         if self._started is None or count < 0:
-            # Rate and ETA are of the work, not of the start of the workers.
+            # The start of workers does not count towards rate and remaining time.
             self._started, self._start_count, self._start_share = now, self.count, share
         if now - self._printed_at >= (_TERMINAL_EVERY_S if self._terminal else _LOG_EVERY_S):
             self._printed_at = now
@@ -71,11 +71,11 @@ class Progress:
         return f"{text}  {self._note}".rstrip()
 
     def rate(self, now: float) -> float:
-        """Units a second since the first news; 0 before there are any."""
+        """Units per second since the first update; 0 before it."""
         return 0.0 if self._started is None else (self.count - self._start_count) / max(now - self._started, 1e-9)
 
     def seconds_left(self, now: float) -> float | None:
-        """None while nothing is known of it."""
+        """Estimated seconds to the end; None if unknown."""
         rate = self.rate(now)
         if self.total and rate > 0:
             return (self.total - self.count) / rate
@@ -97,14 +97,14 @@ class Progress:
 
 
 def say(text: str) -> None:
-    """One plain line about the run, on standard error, so that standard output stays the result."""
+    """Prints one line about the run to standard error; standard output is reserved for the result."""
     print(printable(text), file=_stream(), flush=True)
 
 
 def printable(text: str) -> str:
-    """`text` on one line, with all that a terminal would obey or hide as escapes such as `\\x1b`.
+    """`text` on one line, with characters that a terminal would interpret or hide escaped (`\\x1b`).
 
-    For every text that may hold some of the data. Where the data is wanted as it is, there is `--json`.
+    Use it for every text that may contain data; `--json` gives the data unchanged.
     """
     return "".join(
         char.encode("unicode_escape").decode()
@@ -115,15 +115,15 @@ def printable(text: str) -> str:
 
 
 def on_terminal() -> bool:
-    """Whether a person looks at what is said; else it goes to a file or a job's log."""
+    """Whether output goes to a terminal, rather than a file or a job's log."""
     return _stream().isatty()
 
 
 @contextmanager
 def chatter_to(log: Path) -> Iterator[None]:
-    """Sends what libraries print to a file for the time of the block; only `say` and `Progress` reach the user.
+    """Redirects the output of libraries to a file within the block; only `say` and `Progress` reach the user.
 
-    Works on the file descriptors, since Ray's core writes to them past Python.
+    Redirects file descriptors, since Ray's core bypasses Python's streams.
     """
     global _user
     sys.stdout.flush()
@@ -149,7 +149,7 @@ def _stream() -> TextIO:
 
 
 def clock(seconds: float) -> str:
-    """`h:mm:ss`, or `m:ss` below an hour."""
+    """Formats seconds as `h:mm:ss`, or `m:ss` below an hour."""
     minutes, seconds = divmod(round(max(seconds, 0)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -124,13 +124,13 @@ class TestTraining:
         assert near(run.metrics(), on_cpu.metrics(), 1e-3)
 
     def test_finds_what_the_one_before_left_on_the_gpu(self, tmp_path: Path, features: tuple[str, str]) -> None:
-        residents = placement_module.Residents()
+        device_cache = placement_module.DeviceCache()
         runs = [RunFolder(str(tmp_path / name)) for name in ("first", "second")]
         for run in runs:
-            train_alone(run, *features, SPEC, "cuda", residents=residents)
+            train_alone(run, *features, SPEC, "cuda", device_cache=device_cache)
             sets = [open_features(uri) for uri in features]
-            assert residents.missing_nbytes(*sets) == 0
-            assert residents.table(sets[0], torch.device("cuda")).is_cuda
+            assert device_cache.missing_nbytes(*sets) == 0
+            assert device_cache.table(sets[0], torch.device("cuda")).is_cuda
         assert near(runs[0].metrics(), runs[1].metrics(), 1e-6)
 
     def test_streamed_has_the_curve_of_what_is_mapped(self, tmp_path: Path, features: tuple[str, str]) -> None:

@@ -1,6 +1,6 @@
-"""ALIGNMENT: the small trained part: projections, the contrastive loss, the optimizers and the training step.
+"""ALIGNMENT: projections, contrastive losses, optimizers and the training step.
 
-Plain torch on one process or on any process group; knows nothing of recipes or Ray.
+Plain torch, on one process or a process group; independent of recipes and Ray.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ _PUBLIC = {"Projection": "projection", "contrastive_loss": "loss"}
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when asked for, since reading settings or metrics needs no torch.
+    # Lazy imports, since reading settings needs no torch.
     from importlib import import_module
 
     if name not in _PUBLIC:

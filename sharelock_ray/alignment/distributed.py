@@ -1,7 +1,7 @@
-"""What the workers of one training tell each other. Everything works on a single process without a process group.
+"""Communication between the ranks of one training. All functions also work in a single process without a group.
 
-Gradient convention of the package: on each rank, `backward` gives the exact derivative of the *global* loss by that
-rank's own features; parameters are replicated, so their gradients are the **sum** over ranks. Nothing is averaged.
+Gradient convention: on each rank, `backward` gives the exact gradient of the *global* loss with respect to that rank's
+own features. Parameters are replicated, so their gradients are the **sum** over ranks, not the average.
 """
 
 from dataclasses import dataclass
@@ -35,19 +35,19 @@ def max_over_ranks(x: torch.Tensor, group: Group = None) -> torch.Tensor:
 
 
 def wait_for_all(device: torch.device, group: Group = None) -> None:
-    """Returns once every rank has come here."""
+    """A barrier: returns once every rank has called it."""
     sum_over_ranks(torch.zeros(1, device=device), group).item()
 
 
 def same_on_ranks(value: int, device: torch.device, group: Group = None) -> bool:
-    """Whether every rank has this `value`."""
+    """Whether `value` is equal on all ranks."""
     highest, lowest = max_over_ranks(torch.tensor([value, -value], device=device), group).tolist()
     return bool(highest == -lowest)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Where this rank's rows lie in the global batch: `start … start + count` of `total`; `counts` of every rank."""
+    """This rank's rows in the global batch: `start … start + count` of `total`; `counts` lists all ranks' rows."""
 
     start: int
     count: int
@@ -56,7 +56,7 @@ class Rows:
 
     @classmethod
     def of(cls, count: int, device: torch.device, group: Group = None) -> "Rows":
-        """Tells the other ranks how many rows this one has, and learns theirs."""
+        """Exchanges the number of rows with the other ranks."""
         if world_size(group) == 1:
             return cls(0, count, count, (count,))
         counts = torch.zeros(world_size(group), dtype=torch.int64, device=device)
@@ -66,9 +66,9 @@ class Rows:
 
 
 def gather_rows(x: torch.Tensor, rows: Rows, group: Group = None) -> torch.Tensor:
-    """(total, D) rows of all ranks, in rank order, from this rank's (count, D). Not differentiable.
+    """Gathers each rank's (count, D) rows into (total, D), in rank order. Not differentiable.
 
-    Ranks may hold different numbers of rows: they are padded to the largest for the way.
+    Ranks may hold different numbers of rows; rows are padded to the largest number for communication.
     """
     if world_size(group) == 1:
         return x.detach()
@@ -83,7 +83,7 @@ def gather_rows(x: torch.Tensor, rows: Rows, group: Group = None) -> torch.Tenso
 
 
 class SumOverRanks(torch.autograd.Function):
-    """Differentiable sum over ranks: what each rank does with the sum comes back to all of them."""
+    """Differentiable sum over ranks: the backward pass sums gradients over ranks."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: torch.Tensor, group: Group) -> torch.Tensor:

@@ -12,14 +12,14 @@ from sharelock_ray.alignment.spec import AlignmentSpec, ProjectionSpec
 MAX_LOGIT_SCALE = 100.0
 """CLIP's clamp (arXiv 2103.00020, section 2.5)."""
 UNDECAYED = ("log_logit_scale", "logit_bias")
-"""Parameters that weight decay leaves alone: zero is no neutral value of theirs."""
+"""Parameters without weight decay, since zero is not a neutral value for them."""
 
 
 class Heads(nn.Module):
-    """A projection for each side, into one shared space.
+    """One projection per side into a shared space, the logit scale, and the sigmoid loss's bias.
 
     Args:
-        spec: what they are like.
+        spec: settings of both projections.
         vision_dim: width of the frozen image embedding.
         language_dim: width of the frozen text embedding.
     """
@@ -38,14 +38,14 @@ class Heads(nn.Module):
 
     @property
     def logit_scale(self) -> torch.Tensor:
-        """Scalar that multiplies cosines."""
+        """Scalar that multiplies the cosines."""
         return self.log_logit_scale.exp()
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
-        """Brings the logit scale to `MAX_LOGIT_SCALE` where a step went beyond.
+        """Clamps the logit scale to `MAX_LOGIT_SCALE`.
 
-        The parameter itself, as in CLIP: clamped on its way to the loss it would have no gradient to come back by.
+        Clamps the parameter itself, as in CLIP: a clamp within the loss would have zero gradient beyond the limit.
         """
         self.log_logit_scale.clamp_(max=math.log(MAX_LOGIT_SCALE))
 

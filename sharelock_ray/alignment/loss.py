@@ -4,17 +4,17 @@ InfoNCE (CLIP, arXiv 2103.00020). With logits S = s X Yᵀ (N x N), r_i = logsum
 
     L = 1/2N (Σ_i r_i + Σ_j c_j - 2 Σ_ij T_ij S_ij)     dL/dS_ij = 1/2N (exp(S_ij - r_i) + exp(S_ij - c_j) - 2 T_ij)
 
-where T_ij = [i = j]; or, where pairs share an id, T_ij = [id_i = id_j] / (pairs with that id): the mean over positives
-outside of the logarithm (SupCon, arXiv 2004.11362, equation 2), in both directions (UniCL, arXiv 2204.03610).
+where T_ij = [i = j]; if pairs share an id, T_ij = [id_i = id_j] / (pairs with that id): the mean over positives outside
+the logarithm (SupCon, arXiv 2004.11362, equation 2), in both directions (UniCL, arXiv 2204.03610).
 
 Sigmoid (SigLIP, arXiv 2303.15343, section 3.2). With S = s X Yᵀ + b and T_ij = [i = j], or [id_i = id_j],
 
     L = 1/N Σ_ij (softplus(S_ij) - T_ij S_ij)           dL/dS_ij = 1/N (sigmoid(S_ij) - T_ij)
 
-Each rank holds the rows of S that belong to its own pairs, against the columns of all ranks, and works them off by
-tiles: row statistics are local, column statistics are combined. One product gives the logits of both directions, and
-one each side's gradient. InfoNCE visits a tile twice, since its gradient needs the statistics of whole rows and
-columns: where all tiles fit the memory budget they are kept in between, else they are computed again.
+Each rank computes the rows of S of its own pairs against the columns of all ranks, tile by tile: row statistics are
+local, column statistics are combined over ranks. One product gives the logits of both directions, and one more the
+gradient of each trained side. InfoNCE visits each tile twice, since its gradient needs the statistics of whole rows and
+columns: tiles are stored in between if they fit the memory budget, else recomputed.
 """
 
 import math
@@ -28,11 +28,11 @@ from torch.autograd.function import once_differentiable
 from sharelock_ray.alignment.distributed import Group, Rows, gather_rows, max_over_ranks, sum_over_ranks
 
 _TILE = {"cpu": (2048, 4096), "cuda": (8192, 8192)}
-"""Rows and columns of a tile. On a CPU 32 MiB of float32; a GPU wants few launches."""
+"""Rows and columns of a tile: 32 MiB of float32 on a CPU; larger on a GPU, for fewer kernel launches."""
 _PIECE = {"cpu": 64, "cuda": 8192}
-"""Rows of a tile that are worked on together between products: on a CPU they stay in the cache of a core."""
+"""Rows of a tile processed at a time between products: on a CPU they fit the cache of a core."""
 _DOT_ROWS = {"cpu": 1024, "cuda": 16384}
-"""Rows of two sides that are multiplied at a time for their sum."""
+"""Rows multiplied at a time in `_dot`."""
 _CPU_BUDGET = 2 << 30
 
 
@@ -45,30 +45,30 @@ def contrastive_loss(
     positives: torch.Tensor | None = None,
     memory_budget: int | None = None,
 ) -> torch.Tensor:
-    """Mean symmetric InfoNCE over the global batch; pair i of the image rows belongs to row i of the text.
+    """Mean symmetric InfoNCE over the global batch; row i of the images is paired with row i of the texts.
 
-    Half-precision features: logits, statistics and the loss are float32. On a CPU the products are too, on a GPU they
-    take the features as they are.
+    For half-precision features, logits, statistics and the loss are float32. Products use float32 on a CPU and the
+    features' own type on a GPU.
 
     Args:
         image: (n, D) unit vectors, this rank's rows; n may differ between ranks.
         text: (n, D) unit vectors.
         logit_scale: scalar s that multiplies the cosines (1 / temperature).
-        group: process group; None is the default one, or this process alone.
-        positives: (n,) int64 ids. Rows with equal ids, on whatever rank, are positives of each other, not negatives.
-        memory_budget: bytes for logits, on each rank. Fewer than all of its logits need cost one more product. None is
-            2 GiB on a CPU, half of what is free on a GPU.
+        group: process group; None: the default group, or this process alone.
+        positives: (n,) int64 ids. Rows with equal ids, on any rank, are positives of each other.
+        memory_budget: bytes for logits per rank. If they do not fit, one more product is computed. None: 2 GiB on a
+            CPU, half of the free memory on a GPU.
 
     Returns:
-        scalar, the same on every rank. Its gradients by `image` and `text` are exact for the global loss; those of
-        parameters, `logit_scale` included, are to be summed over ranks (see `alignment.distributed`).
+        scalar, the same on every rank. Gradients with respect to `image` and `text` are exact for the global loss; sum
+        gradients of parameters, including `logit_scale`, over ranks (see `alignment.distributed`).
 
     Raises:
-        ValueError: the two sides differ in shape or type, or there is not one id for each row.
+        ValueError: the two sides differ in shape or type, or `positives` has the wrong shape.
     """
     _check(image, text, positives)
     scale = _scalar(logit_scale, image)
-    # The loss is symmetric: where one side is frozen, that side's rows are gathered, and no gradient has to travel.
+    # The loss is symmetric: gathering the frozen side avoids communicating a gradient.
     if image.requires_grad and not text.requires_grad:
         return _InfoNCE.apply(image, text, scale, positives, group, memory_budget)
     return _InfoNCE.apply(text, image, scale, positives, group, memory_budget)
@@ -84,14 +84,14 @@ def sigmoid_loss(
     positives: torch.Tensor | None = None,
     memory_budget: int | None = None,
 ) -> torch.Tensor:
-    """Sigmoid loss over the global batch: each of the N x N pairs is told apart on its own.
+    """Sigmoid loss over the global batch: a binary classification of each of the N x N pairs.
 
-    Needs one visit to each tile, so its memory is that of a tile, or `memory_budget` where that is less.
+    Each tile is visited once, so memory is that of one tile, or `memory_budget` if that is less.
 
     Args:
         logit_bias: scalar b that is added to the scaled cosines.
 
-    Everything else is as for `contrastive_loss`.
+    Other arguments, the result and errors are as for `contrastive_loss`.
     """
     _check(image, text, positives)
     scale, bias = _scalar(logit_scale, image), _scalar(logit_bias, image)
@@ -101,7 +101,7 @@ def sigmoid_loss(
 
 
 class _InfoNCE(torch.autograd.Function):
-    """Computes the gradients with the loss, while the logits are at hand, so that no N x N matrix outlives it."""
+    """Computes gradients in the forward pass, so that no N x N matrix is kept for the backward pass."""
 
     @staticmethod
     def forward(
@@ -144,7 +144,7 @@ class _InfoNCE(torch.autograd.Function):
 
 
 class _Sigmoid(torch.autograd.Function):
-    """Computes the gradients with the loss, tile by tile."""
+    """Computes gradients in the forward pass, tile by tile."""
 
     @staticmethod
     def forward(
@@ -185,13 +185,14 @@ class _Sigmoid(torch.autograd.Function):
 
 
 class _Batch:
-    """One side's rows of this rank, x (n, D), and the other's of all ranks, y (N, D), as the products take them."""
+    """This rank's rows of one side, x (n, D), and all ranks' rows of the other, y (N, D), in the type of the
+    products."""
 
     def __init__(self, x: torch.Tensor, y: torch.Tensor, group: Group) -> None:
         self.rows = Rows.of(len(x), x.device, group)
         self.own = slice(self.rows.start, self.rows.start + self.rows.count)
         self.given = x.dtype
-        # Of logits and all that comes of them. Rounded to bfloat16, logits spoil gradients by a hundredth.
+        # Type of logits and statistics. Logits rounded to bfloat16 change gradients by a hundredth.
         self.dtype = torch.promote_types(x.dtype, torch.float32)
         # CPUs without matrix units for bfloat16 multiply it more slowly than float32.
         product = x.dtype if x.is_cuda else self.dtype
@@ -201,8 +202,8 @@ class _Batch:
 class _Logits:
     """s X Yᵀ of a batch, tile by tile.
 
-    Where it will be visited twice and fits `budget` bytes, every tile has memory of its own, and the second visit finds
-    it as the first left it (`kept`). Else all tiles share the memory of one, and are computed at each visit.
+    With two visits and enough `budget` (bytes), each tile has its own memory, and the second visit finds it as the
+    first one left it (`kept`). Otherwise all tiles share one buffer and are recomputed at each visit.
     """
 
     def __init__(self, batch: _Batch, scale: float, budget: int | None, visits: int) -> None:
@@ -224,11 +225,11 @@ class _Logits:
         self.kept = False
 
     def zeros(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(n,) and (N,): a number for each row, and for each column."""
+        """(n,) and (N,) zeros, for row and column statistics."""
         return self._memory.new_zeros(len(self._batch.x)), self._memory.new_zeros(len(self._batch.y))
 
     def tiles(self) -> Iterator[tuple[slice, slice, torch.Tensor]]:
-        """(rows, columns, tile): which of this rank's rows and of all columns a tile holds. It may be written to."""
+        """Yields (rows, columns, tile): slices of this rank's rows and of all columns, and a writable tile."""
         offset = 0
         for rows, columns in self._places:
             shape = rows.stop - rows.start, columns.stop - columns.start
@@ -241,7 +242,7 @@ class _Logits:
 
 
 class _Targets:
-    """T of a batch; with `mean`, each row's positives share a weight of one."""
+    """The targets T of a batch; with `mean`, each row of T sums to one."""
 
     def __init__(self, batch: _Batch, positives: torch.Tensor | None, group: Group, mean: bool) -> None:
         self._batch = batch
@@ -254,7 +255,7 @@ class _Targets:
             self._weight = 1 / self._count if mean else torch.ones_like(self._count)
 
     def cosines(self) -> torch.Tensor:
-        """Σ_ij T_ij x_i · y_j over this rank's rows, without any matrix of pairs: x_i meets the sum of its class."""
+        """Σ_ij T_ij x_i · y_j over this rank's rows, from the sums of y over each id, without an n x N matrix."""
         x, y = self._batch.x.to(self._batch.dtype), self._batch.y.to(self._batch.dtype)
         if self._ids is None:
             return _dot(x, y[self._batch.own])
@@ -262,11 +263,11 @@ class _Targets:
         return _dot(x, sums[self._ids[self._batch.own]] * self._weight[:, None])
 
     def count(self) -> float:
-        """Positives of this rank's rows."""
+        """Number of positives of this rank's rows."""
         return self._batch.rows.count if self._ids is None else float(self._count.sum(dtype=torch.float64))
 
     def subtract(self, piece: torch.Tensor, own: slice, columns: slice, factor: float) -> None:
-        """Takes `factor` T from the piece of rows `own` and `columns`."""
+        """Subtracts `factor` T from the piece of rows `own` and `columns`."""
         first = self._batch.rows.start
         if self._ids is None:
             piece.diagonal(first + own.start - columns.start).sub_(factor)
@@ -276,7 +277,7 @@ class _Targets:
 
 
 class _Gradients:
-    """Sums G Y and, where the other side trains, Gᵀ X over the tiles of G, the derivative by the logits."""
+    """Accumulates G Y and, if the other side is trained, Gᵀ X over the tiles of G, the gradient of the logits."""
 
     def __init__(self, batch: _Batch, by_y: bool) -> None:
         self._batch = batch
@@ -290,7 +291,7 @@ class _Gradients:
             _add_product(self._by_y[columns], tile.T, self._batch.x[rows])
 
     def of_mean(self, scale: float, terms: int, group: Group) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        """Gradients of the loss by this rank's rows of either side, and this rank's share of that by the scale."""
+        """Gradients with respect to this rank's rows of both sides, and this rank's share of that of the scale."""
         by_scale = (_dot(self._batch.x, self._by_x) / terms).float()
         factor = scale / terms
         by_y = None
@@ -300,9 +301,9 @@ class _Gradients:
 
 
 def _bounded(batch: _Batch, scale: torch.Tensor) -> tuple[float, bool]:
-    """The scale, and whether no logit is so large that a sum of exponentials, or its reciprocal, leaves the range."""
+    """The scale, and whether sums of exponentials of the logits, and their reciprocals, stay within range."""
     longest = [torch.cat([side.norm(dim=1), side.new_zeros(1)]).amax() for side in (batch.x, batch.y)]
-    # Together, since a GPU's work waits while they are asked for.
+    # One transfer, since each one synchronises with the GPU.
     factor, x, y = torch.stack([scale, *longest]).tolist()
     return factor, abs(factor) * x * y < 0.7 * math.log(torch.finfo(batch.dtype).max)
 
@@ -310,7 +311,7 @@ def _bounded(batch: _Batch, scale: torch.Tensor) -> tuple[float, bool]:
 def _bounded_statistics(logits: _Logits) -> tuple[torch.Tensor, torch.Tensor]:
     """(n,) and (N,) logsumexp of this rank's logits by row and by column; leaves exponentials in the tiles.
 
-    Without a maximum, so that one exponential serves both.
+    No maximum is subtracted, so that one exponential serves both.
     """
     rows_sum, columns_sum = logits.zeros()
     for rows, columns, tile in logits.tiles():
@@ -322,7 +323,7 @@ def _bounded_statistics(logits: _Logits) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _statistics(logits: _Logits) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `_bounded_statistics`, for logits of any size; leaves them in the tiles."""
+    """As `_bounded_statistics`, for logits of any size; leaves logits in the tiles."""
     by_row, by_column = (zeros.fill_(-math.inf) for zeros in logits.zeros())
     for rows, columns, tile in logits.tiles():
         by_row[rows] = by_row[rows].logaddexp(tile.logsumexp(1))
@@ -336,7 +337,7 @@ def _logsumexp_over_ranks(x: torch.Tensor, group: Group) -> torch.Tensor:
 
 
 def _pieces(rows: slice, tile: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
-    """(own, piece): a few rows of a tile, and which of this rank's rows they are."""
+    """Yields (own, piece): a slice of this rank's rows, and these rows of a tile."""
     height = _PIECE[tile.device.type]
     for start in range(0, len(tile), height):
         piece = tile[start : start + height]
@@ -360,7 +361,7 @@ def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
 
 
 def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Sum of all products in float64; some rows at a time, since a side in float64 is twice its gradient."""
+    """Sum of all elementwise products in float64, in blocks of rows to limit memory."""
     rows = _DOT_ROWS[a.device.type]
     parts = [(x * y).sum(dtype=torch.float64) for x, y in zip(a.split(rows), b.split(rows), strict=True)]
     return torch.stack(parts).sum()

@@ -1,7 +1,7 @@
-"""Optimizers over named parameters, with a state of named tensors.
+"""Optimizers over named parameters, whose state is a dictionary of named tensors.
 
-Adam's update is torch's own functional, fused one. Not the classes of `torch.optim`, nor timm's Lion: their first use
-imports torch's compiler, which costs every training worker over a second and 80 MB (docs/benchmarks.md).
+Adam uses torch's fused functional update. The classes of `torch.optim` and timm's Lion are not used: on first use they
+import torch's compiler, which costs every training worker over a second and 80 MB (docs/benchmarks.md).
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,16 +14,16 @@ from sharelock_ray.alignment.spec import AlignmentSpec
 
 
 class Optimizer:
-    """Base class: parameters, each with a weight decay, and a state of several tensors for each.
+    """Base class of the optimizers.
 
     Args:
         parameters: by name.
-        weight_decay: coefficient of the parameters that are not in `undecayed`.
-        undecayed: names.
+        weight_decay: coefficient for all parameters except `undecayed`.
+        undecayed: names of parameters without weight decay.
     """
 
     _kinds: ClassVar[tuple[str, ...]]
-    """Of the state: `step` is a scalar, every other kind has the shape of its parameter."""
+    """State tensors per parameter: `step` is a scalar, all others have the shape of the parameter."""
 
     def __init__(
         self, parameters: Mapping[str, torch.nn.Parameter], weight_decay: float = 0.0, undecayed: Iterable[str] = ()
@@ -40,27 +40,27 @@ class Optimizer:
         }
 
     def step(self, learning_rate: float) -> None:
-        """Updates every parameter by its gradient."""
+        """Updates all parameters from their gradients."""
         raise NotImplementedError
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Everything that a later `load_state` needs, by name."""
+        """The state for `load_state`, by name."""
         return {f"{kind}.{name}": value for kind, values in self._state.items() for name, value in values.items()}
 
     def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Copies what `state` returned into this optimizer.
+        """Copies the result of `state` into this optimizer.
 
         Raises:
-            RuntimeError: it is of other parameters, or of another optimizer.
+            RuntimeError: the state belongs to other parameters or another optimizer.
         """
         if state.keys() != self.state().keys():
-            raise RuntimeError("the optimizer's state is of other parameters")
+            raise RuntimeError("the optimizer's state belongs to other parameters")
         for key, own in self.state().items():
             own.copy_(state[key])
 
 
 class Adam(Optimizer):
-    """Adam (arXiv 1412.6980) with coupled weight decay, an L2 term of the gradient."""
+    """Adam (arXiv 1412.6980) with coupled (L2) weight decay."""
 
     _kinds = ("mean", "square", "step")
     _decoupled = False
@@ -110,7 +110,7 @@ class Lion(Optimizer):
 def optimizer_of(
     spec: AlignmentSpec, parameters: Mapping[str, torch.nn.Parameter], undecayed: Iterable[str] = ()
 ) -> Optimizer:
-    """The optimizer that a spec asks for."""
+    """The optimizer selected by `spec`."""
     kind = {"adam": Adam, "adamw": AdamW, "lion": Lion}[spec.optimizer]
     return kind(parameters, spec.weight_decay, undecayed)
 

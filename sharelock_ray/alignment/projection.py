@@ -1,4 +1,4 @@
-"""The trained projection: an MLP whose numbers do not depend on how many workers share a batch."""
+"""The trained projection: an MLP whose result does not depend on the number of workers."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from sharelock_ray.alignment.spec import ProjectionSpec
 
 
 def _relu6(x: torch.Tensor) -> torch.Tensor:
-    # Not F.relu6, of which torch has not always had the backward pass in bfloat16.
+    # F.relu6 lacks a bfloat16 backward pass in some versions of torch.
     return x.clamp(0, 6)
 
 
@@ -26,16 +26,16 @@ _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": F.silu,
     "tanh": torch.tanh,
 }
-# Dropout masks are drawn for blocks of so many rows of the global batch, whichever ranks those rows lie on. On a CPU a
-# block stays in the caches; a GPU wants few launches.
+# Rows of the global batch per draw of dropout masks, independent of ranks. A CPU block fits the caches; a larger GPU
+# block needs fewer kernel launches.
 _DROPOUT_BLOCK = {"cpu": 256, "cuda": 2048}
 
 
 @dataclass(frozen=True)
 class GlobalBatch:
-    """The global batch that a forward pass in training belongs to.
+    """The global batch of a forward pass in training.
 
-    `rows` is this rank's place in it; `seed`, `step` and `side` decide the dropout masks.
+    `rows` is this rank's share; `seed`, `step` and `side` determine the dropout masks.
     """
 
     rows: Rows
@@ -46,16 +46,15 @@ class GlobalBatch:
 
 
 class Projection(nn.Module):
-    """`depth` linear layers; all but the last are followed by norm, activation and dropout. Depth 0 is the identity.
+    """`depth` linear layers; norm, activation and dropout follow all but the last. Depth 0 is the identity.
 
     Args:
         in_dim: width of the frozen embedding.
-        out_dim: width of the shared space; for depth 0 it must be `in_dim`.
-        settings: fields of `ProjectionSpec`. Depth, width and dropout are the paper's where neither they nor a preset
-            are given.
+        out_dim: width of the shared space; for depth 0 it must equal `in_dim`.
+        settings: fields of `ProjectionSpec`. Without a preset, depth, width and dropout default to the paper's values.
 
     Raises:
-        ValueError: depth 0 between different widths, or a value that `ProjectionSpec` refuses.
+        ValueError: depth 0 with different widths, or an invalid field of `ProjectionSpec`.
     """
 
     def __init__(self, in_dim: int, out_dim: int, **settings: Any) -> None:
@@ -63,7 +62,7 @@ class Projection(nn.Module):
         paper = {} if settings.get("preset") else {"depth": 4, "width": 4096, "dropout": 0.2}
         self.spec = spec = ProjectionSpec.model_validate(paper | settings)
         if spec.depth == 0 and in_dim != out_dim:
-            raise ValueError(f"a locked side of width {in_dim} cannot enter a shared space of width {out_dim}")
+            raise ValueError(f"a locked side of width {in_dim} does not fit a shared space of width {out_dim}")
         width = spec.width_factor * in_dim if spec.width_factor else spec.width
         widths = [in_dim, *[width] * (spec.depth - 1), out_dim] if spec.depth else []
         self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
@@ -80,23 +79,23 @@ class Projection(nn.Module):
                 nn.init.zeros_(linear.bias)
 
     def forward(self, x: torch.Tensor, batch: GlobalBatch | None = None) -> torch.Tensor:
-        """Projects (n, in_dim) to unit vectors (n, out_dim), which are float32 also under autocast.
+        """Projects (n, in_dim) to unit vectors (n, out_dim), in float32 even under autocast.
 
         Args:
-            batch: in training over several workers, or for reproducible dropout: the global batch these rows are of.
+            batch: the global batch of these rows; needed for training on several workers and for reproducible dropout.
         """
         if not self.spec.depth:
             return F.normalize(x, dim=-1)
-        # Drawn outside of the network, so that what is compiled never sees the step, which changes at every call.
+        # Drawn outside the compiled network, which would otherwise be recompiled for each step.
         dropout = [self._dropout(x, layer, batch) for layer in range(len(self.norms))]
         network = self._compiled if self.training and self._compiled is not None else self._network
         projected = network(x, dropout, batch)
         return F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=-1)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compiles the network by `torch.compile`, which takes these arguments, for training.
+        """Compiles the network for training; arguments are passed to `torch.compile`.
 
-        Not for evaluation, whose few passes would cost as long to compile again.
+        Evaluation stays uncompiled: its few passes do not pay for another compilation.
         """
         self._compiled = torch.compile(self._network, *args, **kwargs)
 
@@ -116,7 +115,7 @@ class Projection(nn.Module):
         return self.linears[-1](x)
 
     def _dropout(self, x: torch.Tensor, layer: int, batch: GlobalBatch | None) -> torch.Tensor | None:
-        """(n, width) float32 that a layer's hidden units are multiplied by; None where dropout leaves all."""
+        """(n, width) float32 factors for a layer's hidden units; None without dropout."""
         p, linear = self.spec.dropout, self.linears[layer]
         assert isinstance(linear, nn.Linear)
         if not self.training or not p:
@@ -127,9 +126,9 @@ class Projection(nn.Module):
 
 
 def dropout_scales(width: int, layer: int, batch: GlobalBatch, p: float, device: torch.device) -> torch.Tensor:
-    """(rows, width) float32: 0 for what is dropped, 1 / (1 - p) for what is kept.
+    """(rows, width) float32 dropout factors: 0 for dropped units, 1 / (1 - p) for kept ones.
 
-    From (seed, step, side, layer, block of rows): the same on any number of workers.
+    Determined by (seed, step, side, layer, block of rows), so they are the same on any number of workers.
     """
     start, end = batch.rows.start, batch.rows.start + batch.rows.count
     height = _DROPOUT_BLOCK[device.type]
@@ -150,12 +149,12 @@ def dropout_scales(width: int, layer: int, batch: GlobalBatch, p: float, device:
 
 
 def _scales(drawn: torch.Tensor, p: float) -> torch.Tensor:
-    """In place, of numbers drawn evenly from 0 to 1."""
+    """Turns uniform draws from [0, 1) into dropout factors, in place."""
     return drawn.ge_(p).mul_(1 / (1 - p))
 
 
 class _Scaled(torch.autograd.Function):
-    """x * scales, of the type of x. Where that is narrower than scales, one pass in place of three, also backward."""
+    """x * scales in the type of x: one pass in place of three if `scales` is wider, also in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
@@ -169,10 +168,10 @@ class _Scaled(torch.autograd.Function):
 
 
 class GlobalBatchNorm(nn.BatchNorm1d):
-    """Batch normalisation with the statistics of the global batch (`torch.nn.SyncBatchNorm` refuses CPUs)."""
+    """Batch normalisation with the statistics of the global batch (`torch.nn.SyncBatchNorm` does not support CPUs)."""
 
     def forward(self, x: torch.Tensor, batch: GlobalBatch | None = None) -> torch.Tensor:
-        """(n, width) to (n, width), of the same type; statistics are float32 or wider."""
+        """Normalises (n, width) rows in their own type; statistics are float32 or wider."""
         if not self.training or batch is None or world_size(batch.group) == 1:
             return super().forward(x)
         total = batch.rows.total

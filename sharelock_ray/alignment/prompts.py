@@ -1,4 +1,4 @@
-"""Prompts: how names of classes are put into words. Needs no torch."""
+"""Prompts for class names. Imports no torch."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,14 @@ DEFAULT_TEMPLATES = ("a photo of a {}.",)
 
 
 class TemplateError(RequestError, ValueError):
-    """A template that no name can be put into. As a ValueError, it is the recipe field's own when one is read."""
+    """An invalid template. It is also a ValueError, so that a recipe reports it for its field."""
 
 
 def checked_templates(templates: Sequence[str]) -> tuple[str, ...]:
-    """These templates, each of which has one place for a name, `{}`, and no other braces.
+    """Returns the templates after checking that each has exactly one `{}` and no other braces.
 
     Raises:
-        TemplateError: there are none, or one is wrong.
+        TemplateError: there are no templates, or one is invalid.
     """
     if not templates:
         raise TemplateError(f"there is no template: give at least one, such as {DEFAULT_TEMPLATES[0]!r}")
@@ -30,5 +30,5 @@ def checked_templates(templates: Sequence[str]) -> tuple[str, ...]:
 
 
 def prompts_of(name: str, templates: Sequence[str]) -> list[str]:
-    """The name in each of the templates; it may hold braces."""
+    """The name inserted into each template; it may contain braces."""
     return [template.replace("{}", name) for template in templates]

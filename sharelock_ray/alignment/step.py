@@ -1,4 +1,4 @@
-"""One optimizer step over the global batch, and the validation between steps."""
+"""The optimizer step over the global batch, and validation."""
 
 import copy
 import math
@@ -18,12 +18,12 @@ _ROWS = 1024
 
 
 class Optimization:
-    """The heads with their optimizer and average. Every rank holds the same; `step` keeps it so.
+    """The heads with their optimizer and weight average, replicated on every rank.
 
     Args:
-        heads: on the device they are trained on; rank 0's values are used by all.
-        group: process group; None is the default one, or this process alone.
-        compiled: whether the projections are compiled by `torch.compile`.
+        heads: on the training device; rank 0's values are broadcast.
+        group: process group; None: the default group, or this process alone.
+        compiled: whether to compile the projections with `torch.compile`.
     """
 
     def __init__(self, heads: Heads, spec: AlignmentSpec, group: Group = None, compiled: bool = False) -> None:
@@ -41,18 +41,21 @@ class Optimization:
 
     @property
     def evaluated(self) -> Heads:
-        """What is validated, and kept as the best: the average of the weights where there is one."""
+        """The heads to validate and to keep as the best: the weight average if there is one."""
         return self.heads if self.average is None else self.average
 
     def step(self, micro_batches: Iterable[Batch], step: int) -> dict[str, torch.Tensor]:
-        """Updates the heads by one global batch.
+        """Updates the heads with one global batch.
 
         Args:
-            micro_batches: this rank's share of each of the `accumulation` parts of the batch.
-            step: from 0.
+            micro_batches: this rank's share of each of the `accumulation` micro-batches.
+            step: step number, from 0.
 
         Returns:
             `loss`, the mean over micro-batches, and `grad_norm` before clipping: scalars, the same on every rank.
+
+        Raises:
+            ValueError: the number of micro-batches is not `accumulation`.
         """
         heads, parts = self.heads.train(), self.spec.accumulation
         heads.zero_grad()
@@ -81,7 +84,7 @@ class Optimization:
     def _projected(
         self, heads: Heads, batch: Batch, micro_step: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(n, D) unit vectors of images and of texts; `micro_step`, in training, counts over all steps."""
+        """(n, D) unit vectors of images and texts; in training, `micro_step` counts micro-batches over all steps."""
         rows = Rows.of(len(batch.image), batch.image.device, self.group)
         projected = []
         with torch.autocast(batch.image.device.type, torch.bfloat16, enabled=self.spec.precision == "bfloat16"):
@@ -91,7 +94,7 @@ class Optimization:
                     about = GlobalBatch(rows, self.spec.seed, micro_step, self.group, side)
                 projected.append(head(given.to(heads.log_logit_scale.dtype), about))
         if self.spec.precision == "bfloat16" and batch.image.is_cuda:
-            # The loss's products run on tensor cores too; its logits and statistics are float32 still.
+            # The loss's products then use tensor cores; its logits and statistics remain float32.
             projected = [features.to(torch.bfloat16) for features in projected]
         return projected[0], projected[1]
 
@@ -105,7 +108,7 @@ class Optimization:
 
     @torch.no_grad()
     def _follow(self, step: int) -> None:
-        """Moves the average towards the weights: faster at first, so that their start does not weigh for long."""
+        """Updates the weight average; the decay is lower at first, so that the initial weights are soon forgotten."""
         if self.average is None or self.spec.ema_decay is None:
             return
         # The rule of TensorFlow's ExponentialMovingAverage with `num_updates`.
@@ -120,7 +123,7 @@ class Optimization:
     def validate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """Means over `batches`: `validation_loss`, and `recall_at_1` of images among a batch's texts.
 
-        Where a batch has ids of positives, every text with an image's id is right for it.
+        If a batch has ids of positives, every text with an image's id is correct.
         """
         heads = self.evaluated.eval()
         losses, hits, count = [], 0.0, 0
@@ -131,7 +134,7 @@ class Optimization:
             ids = rows.start + torch.arange(rows.count, device=image.device)
             own = ids if batch.positives is None else batch.positives
             texts, ids = gather_rows(text, rows, self.group), gather_rows(own, rows, self.group)
-            # In float32, since many products are equal in 16 bits.
+            # In float32, since 16-bit products have many ties.
             texts = texts.float()
             hit = [(ids[(some.float() @ texts.T).argmax(1)] == of).sum() for some, of in _blocks(image, own)]
             hits += float(sum_over_ranks(torch.stack(hit).sum().double(), self.group))
@@ -140,15 +143,15 @@ class Optimization:
 
     @property
     def is_main(self) -> bool:
-        """True on the one rank that writes."""
+        """Whether this is rank 0, which writes."""
         return rank(self.group) == 0
 
 
 def learning_rate(spec: AlignmentSpec, step: int) -> float:
-    """Of `step` (from 0): linear warm-up to `learning_rate`, then the schedule.
+    """Learning rate of `step` (from 0): linear warm-up to `learning_rate`, then the schedule.
 
-    The cosine would reach zero at `steps` (arXiv 1608.03983, without restarts); of `wsd`, warm-up, stable, decay (arXiv
-    2404.06395), the decay is linear, as in arXiv 2405.18392.
+    The cosine reaches zero at `steps` (arXiv 1608.03983, without restarts). `wsd` (warm-up, stable, decay; arXiv
+    2404.06395) decays linearly, as in arXiv 2405.18392.
     """
     if step < spec.warmup_steps:
         return spec.learning_rate * (step + 1) / spec.warmup_steps
@@ -161,5 +164,5 @@ def learning_rate(spec: AlignmentSpec, step: int) -> float:
 
 
 def _blocks(image: torch.Tensor, ids: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Some rows at a time, so that their similarities with all texts of a batch fit in memory."""
+    """Splits rows into blocks, so that their similarities with all texts of a batch fit in memory."""
     yield from zip(image.split(_ROWS), ids.split(_ROWS), strict=True)

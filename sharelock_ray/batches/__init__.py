@@ -1,1 +1,1 @@
-"""BATCHES: which pairs a step trains on, where their rows lie, and how they reach the device."""
+"""BATCHES: sampling of pairs, placement of their features, and transfer to the device."""

@@ -1,8 +1,8 @@
-"""Where the rows of feature sets lie while they are trained on, and how those of a batch reach the device.
+"""Data placement: where feature sets are kept during training, and how batches reach the device.
 
-On the GPU where both sets fit; else in the node's memory, as mapped files that all its workers share, from where a
-batch is gathered while the step before it is computed; files larger than memory are read by many threads; and what no
-disk of the node holds is read part by part from storage (`batches.streaming`).
+Both sets are kept on the GPU if they fit. Otherwise they are files mapped into memory, shared by all workers of the
+node, and a batch is gathered during the previous step; files larger than memory are read by many threads. Sets that do
+not fit the node's disk are streamed part by part from storage (`batches.streaming`).
 """
 
 import ctypes
@@ -21,10 +21,10 @@ import torch
 from sharelock_ray.features.cache import cache_folder, room
 from sharelock_ray.features.featureset import FeatureSet
 
-# The rest is for the heads, their optimizer and the step.
+# Shares of free memory for features; the rest is for the heads, the optimizer and the step.
 _DEVICE_SHARE = 0.6
 _HOST_SHARE = 0.8
-# A disk answers many reads at a time, but a thread waits for each page that it touches.
+# A disk serves many reads at a time, but each thread waits for one page.
 _READERS = 32
 _T = TypeVar("_T")
 
@@ -34,48 +34,48 @@ Rows = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the rows lie: on the `device`, in the `host`'s memory, on its `disk`, or in `storage`; and why."""
+    """Where features are kept: on the `device`, in the `host`'s memory, on its `disk`, or in `storage`; and why."""
 
     kind: Literal["device", "host", "disk", "storage"]
     reason: str
 
 
-class Residents:
-    """Feature sets on a device: kept from one training of a process to the next, a set is copied there once."""
+class DeviceCache:
+    """Feature sets on a device, kept between the trainings of a process so that each is copied once."""
 
     def __init__(self) -> None:
         self._tables: dict[str, torch.Tensor] = {}
 
     def keep_only(self, *sets: FeatureSet) -> None:
-        """Gives the memory of all others back."""
+        """Releases the memory of all other sets."""
         wanted = {of.manifest.digest for of in sets}
         self._tables = {digest: table for digest, table in self._tables.items() if digest in wanted}
 
     def missing_nbytes(self, *sets: FeatureSet) -> int:
-        """Bytes that these sets would still take."""
+        """Bytes of those sets that are not on the device yet."""
         return sum(of.nbytes for of in sets if of.manifest.digest not in self._tables)
 
     def table(self, of: FeatureSet, device: torch.device) -> torch.Tensor:
-        """(N, D) embeddings on the device."""
+        """(N, D) embeddings on the device, copied at first use."""
         if of.manifest.digest not in self._tables:
             self._tables[of.manifest.digest] = of.embeddings.to(device)
         return self._tables[of.manifest.digest]
 
 
 def placement(
-    vision: FeatureSet, language: FeatureSet, device: torch.device, residents: Residents | None = None
+    vision: FeatureSet, language: FeatureSet, device: torch.device, device_cache: DeviceCache | None = None
 ) -> Placement:
-    """The fastest place that holds both sets beside the training itself, by what is free now.
+    """Selects the fastest placement with room for both sets beside the training itself.
 
     Args:
-        residents: sets that are on the device already.
+        device_cache: sets that are already on the device.
     """
     needed, unmade, free = vision.nbytes + language.nbytes, vision.unmade_nbytes + language.unmade_nbytes, room()
     if unmade > free:
         return Placement("storage", f"{_gb(unmade)} of features, {_gb(free)} free for them in {cache_folder()}")
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
-        if (residents or Residents()).missing_nbytes(vision, language) <= _DEVICE_SHARE * free:
+        if (device_cache or DeviceCache()).missing_nbytes(vision, language) <= _DEVICE_SHARE * free:
             return Placement("device", f"{_gb(needed)} of features, {_gb(free)} free on {device}")
     free = psutil.virtual_memory().available
     kind: Literal["host", "disk"] = "host" if needed <= _HOST_SHARE * free else "disk"
@@ -86,7 +86,7 @@ class RowStore(ABC):
     """Gathers rows of a vision and a language set on a device.
 
     Args:
-        device: that the gathered rows are wanted on.
+        device: target of the gathered rows.
     """
 
     def __init__(self, vision: FeatureSet, language: FeatureSet, device: torch.device, where: Placement) -> None:
@@ -95,20 +95,21 @@ class RowStore(ABC):
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def feed(self, passes: Iterable[Iterable[Rows]], at_most: int) -> Generator[tuple[Rows, list[torch.Tensor]]]:
-        """For each of the rows, these and (n, D) of the stored type of each set, on the device; good until the next.
+        """Yields the rows of each batch and their embeddings in both sets: (n, D) each, of the stored type, on the
+        device, valid until the next batch.
 
-        A batch is gathered while the one before it is used.
+        A batch is gathered while the previous one is used.
 
         Args:
-            passes: rows of batches; no row comes twice in a pass.
-            at_most: as many rows has a batch.
+            passes: rows of batches; no row occurs twice in a pass.
+            at_most: maximum number of rows per batch.
         """
-        # One to gather into, one in use.
+        # Double buffering.
         slots = cycle([self._buffers(at_most) for _ in range(2)])
         for rows, found in ahead(self._gathered(passes, slots)):
             if self._copies is not None:
                 for tensor in found:
-                    # Tells the allocator that the step uses what was copied on another stream.
+                    # The tensor was allocated on another stream than the step's.
                     tensor.record_stream(torch.cuda.current_stream(self.device))
             yield rows, found
 
@@ -116,10 +117,10 @@ class RowStore(ABC):
     def _selected(
         self, batches: Iterable[Rows], slots: Iterator[list[torch.Tensor]]
     ) -> Iterator[tuple[Rows, list[torch.Tensor]]]:
-        """The rows of each batch, put into the buffers that come next, of one pass."""
+        """Gathers the rows of each batch of one pass into the next buffers."""
 
     def _buffers(self, rows: int) -> list[torch.Tensor]:
-        """Memory for `rows` rows of each set, that is used again and again."""
+        """Reusable buffers for `rows` rows of each set."""
         on_device = self.placement.kind == "device"
         return [
             torch.empty(
@@ -141,7 +142,7 @@ class RowStore(ABC):
     def _moved(self, found: list[torch.Tensor]) -> list[torch.Tensor]:
         if self._copies is None or self.placement.kind == "device":
             return found
-        # On a stream of their own, so that the copies run beside the step.
+        # A separate stream lets copies overlap with the step.
         with torch.cuda.stream(self._copies):
             found = [rows.to(self.device, non_blocking=True) for rows in found]
         self._copies.synchronize()
@@ -149,7 +150,7 @@ class RowStore(ABC):
 
 
 class MappedRows(RowStore):
-    """Rows of the node's mapped files, in any order, or of their copy on the device."""
+    """Rows of the node's mapped files, or of their copy on the device, in any order."""
 
     def __init__(
         self,
@@ -157,12 +158,12 @@ class MappedRows(RowStore):
         language: FeatureSet,
         device: torch.device,
         where: Placement,
-        residents: Residents | None = None,
+        device_cache: DeviceCache | None = None,
     ) -> None:
         super().__init__(vision, language, device, where)
         if where.kind == "device":
-            residents = residents or Residents()
-            self._tables = [residents.table(of, device) for of in (vision, language)]
+            device_cache = device_cache or DeviceCache()
+            self._tables = [device_cache.table(of, device) for of in (vision, language)]
         else:
             self._tables = [vision.embeddings, language.embeddings]
         self._readers = None
@@ -187,13 +188,13 @@ class MappedRows(RowStore):
 
 
 def _expect_random_access(mapped: torch.Tensor) -> None:
-    """Has the kernel read the pages of a row, and not the 64 KB around each: 20 times the rows of a cloud volume."""
+    """Disables the kernel's read-ahead of 64 KB per page: 20 times as many rows per second from a cloud volume."""
     address, size = ctypes.c_void_p(mapped.data_ptr()), ctypes.c_size_t(mapped.nbytes)
     ctypes.CDLL(None).madvise(address, size, mmap.MADV_RANDOM)
 
 
 def ahead(items: Iterable[_T]) -> Generator[_T]:
-    """`items`, in order; each is made in a thread while the one before it is used."""
+    """Yields `items` in order; each is produced on a thread while the previous one is used."""
     source, end = iter(items), object()
     with ThreadPoolExecutor(1) as pool:
         following: Future[_T | object] = pool.submit(next, source, end)

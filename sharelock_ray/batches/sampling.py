@@ -1,4 +1,4 @@
-"""Which pairs make each step's global batch: the same on any number of workers, and after any interruption."""
+"""The pairs of each step's global batch: the same on any number of workers and after a resume."""
 
 from collections.abc import Generator, Iterable
 from contextlib import closing
@@ -14,8 +14,8 @@ from sharelock_ray.batches.placement import MappedRows, Rows, RowStore, placemen
 from sharelock_ray.errors import RequestError
 from sharelock_ray.features.featureset import Pairs
 
-# Of the order by parts: the parts in use at a time, twice where one ends and the next begins. Workers up to as many
-# read no part twice.
+# Parts in use at a time in the order `parts`, up to twice as many where one ends and the next begins. Up to this number
+# of workers, no part is read twice per epoch.
 _STREAMS = 16
 
 
@@ -23,7 +23,8 @@ _STREAMS = 16
 class Batch:
     """One rank's share of a global batch: image (n, D_vision) and text (n, D_language) embeddings, of the stored type.
 
-    Pairs with equal ids in `positives`, (n,) int64, belong together; without it, each image and its own text alone.
+    Pairs with equal ids in `positives`, (n,) int64, are positives of each other; without it, only an image's own text
+    is.
     """
 
     image: torch.Tensor
@@ -32,7 +33,7 @@ class Batch:
 
 
 def split_validation(pairs: Pairs, fraction: float) -> tuple[Pairs, Pairs]:
-    """Training and validation pairs. A key's side follows from its hash alone, so more data never moves it."""
+    """Splits pairs into training and validation pairs by a hash of the key, so that adding data moves no pair."""
     held = pairs.vision.columns["key_hash"][pairs.vision_rows] < int(fraction * 2**32)
     return pairs.select(~held), pairs.select(held)
 
@@ -40,18 +41,17 @@ def split_validation(pairs: Pairs, fraction: float) -> tuple[Pairs, Pairs]:
 class PairBatches:
     """Global batches drawn without replacement within an epoch.
 
-    The order of an epoch is a permutation from (seed, epoch), of which each rank takes its slice. What does not fill
-    a batch at an epoch's end is left out of that epoch: a smaller batch would be an easier contrast. Of several
-    captions of an image one is drawn for each epoch.
+    The order of an epoch is a permutation from (seed, epoch), and each rank takes a slice. An incomplete batch at the
+    end of an epoch is dropped, since it would have fewer negatives. Each epoch draws one of an image's captions.
 
     Args:
-        pairs: of which there may be fewer than a batch; then each epoch is one batch of all of them.
-        positives: what makes pairs belong together (see `AlignmentSpec.positives`).
-        order: of the pairs in an epoch (see `AlignmentSpec.order`).
-        store: of both sets, to be shared by several; without it, one of its own, of the node's mapped files.
+        pairs: if there are fewer than a batch, each epoch is one batch of all of them.
+        positives: which pairs are positives (see `AlignmentSpec.positives`).
+        order: order of pairs in an epoch (see `AlignmentSpec.order`).
+        store: rows of both sets, to share between instances; by default the node's mapped files.
 
     Raises:
-        RequestError: labels are asked for, and the vision set has none.
+        RequestError: `positives` is `label`, and the vision set has no labels.
     """
 
     def __init__(
@@ -71,16 +71,17 @@ class PairBatches:
         self._label_ids = _label_ids(pairs) if positives == "label" else None
         self.global_batch_size = min(global_batch_size, len(pairs))
         self.steps_per_epoch = max(1, len(pairs) // self.global_batch_size)
-        # Two, because a batch is gathered ahead across the end of an epoch.
+        # Two epochs, since batches are gathered ahead across the end of an epoch.
         self._epochs = lru_cache(maxsize=2)(self._epoch)
         self._swept: dict[tuple[int, int], list[Batch]] = {}
 
     def batch(self, step: int, rank: int, world_size: int) -> Batch:
-        """Rank `rank`'s slice of the global batch of `step` (from 0), in memory of its own."""
+        """Rank `rank`'s slice of the global batch of `step` (from 0), in its own memory."""
         return next(self.ahead([step], rank, world_size))
 
     def ahead(self, steps: Iterable[int], rank: int, world_size: int) -> Generator[Batch]:
-        """As `batch`, for each of `steps`, gathered while the one before is used; each is good until the next."""
+        """As `batch`, for each of `steps`; a batch is gathered while the previous one is used, and valid until the
+        next."""
         epochs = groupby(steps, lambda step: step // self.steps_per_epoch)
         return self._fed(
             (
@@ -91,9 +92,9 @@ class PairBatches:
         )
 
     def sweep(self, rank: int, world_size: int) -> Generator[Batch]:
-        """This rank's slices of every pair once, in order, each with its first caption, in batches of equal size.
+        """Yields this rank's slices of all pairs in order, each with its first caption, in batches of equal size.
 
-        Each is good until the next. Where rows are read from storage, the first sweep keeps them for later ones.
+        A batch is valid until the next. If rows are streamed from storage, the first sweep keeps them for later ones.
         """
         if (rank, world_size) in self._swept:
             yield from self._swept[rank, world_size]
@@ -114,14 +115,14 @@ class PairBatches:
         return list(self._pairs.vision.keys[self._pairs.vision_rows[self._chosen(step)]])
 
     def not_finite(self) -> list[str]:
-        """Keys of the pairs of which an embedding, of the image or the first caption, is not finite."""
+        """Keys of the pairs with a non-finite embedding of the image or the first caption."""
         bad = [
             ~(batch.image.isfinite().all(1) & batch.text.isfinite().all(1)).cpu().numpy() for batch in self.sweep(0, 1)
         ]
         return list(self._pairs.keys[np.concatenate(bad)])
 
     def _fed(self, passes: Iterable[Iterable[Rows]], at_most: int) -> Generator[Batch]:
-        """The batches of these rows, of at most so many each."""
+        """Yields the batches of these rows, of at most `at_most` rows each."""
         with closing(self._store.feed(passes, at_most)) as feed:
             for rows, (image, text) in feed:
                 ids = self._positives(*rows)
@@ -131,7 +132,7 @@ class PairBatches:
         return self._pairs.vision_rows[mine], captions[mine]
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The order of the pairs in an epoch, and the caption drawn for each: (N,) row of the language set."""
+        """The order of the pairs in an epoch, and (N,) language rows of the drawn captions."""
         generator = np.random.default_rng([self._seed, epoch])
         shuffled = generator.permutation(len(self._pairs))
         captions = _draw(self._pairs, generator)
@@ -140,7 +141,7 @@ class PairBatches:
         return shuffled, captions
 
     def _by_parts(self, shuffled: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """Batches of which each takes equally many pairs from each of `_STREAMS` streams of whole shuffled parts."""
+        """Orders pairs so that each batch takes equally many from each of `_STREAMS` streams of shuffled parts."""
         vision = self._pairs.vision
         places = generator.permutation(len(vision.manifest.parts))
         in_line = shuffled[np.argsort(places[vision.part_of(self._pairs.vision_rows[shuffled])], kind="stable")]
@@ -172,12 +173,12 @@ def _draw(pairs: Pairs, generator: np.random.Generator) -> np.ndarray:
 
 
 def _ids(values: np.ndarray) -> np.ndarray:
-    """(N,) int64: equal where `values` are."""
+    """(N,) int64 ids, equal for equal `values`."""
     return np.unique(values, return_inverse=True)[1].astype(np.int64)
 
 
 def _label_ids(pairs: Pairs) -> np.ndarray:
-    """(rows of the vision set,) int64 labels; a row without one has an id of its own."""
+    """(N,) int64 label ids of the vision set's rows; an unlabelled row has a unique id."""
     labels = pairs.vision.labels
     missing = np.isnan(labels)
     if missing.all():

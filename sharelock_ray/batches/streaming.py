@@ -1,7 +1,7 @@
-"""Rows of feature sets that no node can hold: parts are read from storage in the order in which batches need them.
+"""Streaming of feature sets that are too large for a node: parts are read from storage in the order of their use.
 
-A part is in memory from the first batch to the last one that wants rows of it, so this is for an order of the pairs in
-which few parts are in use at a time (`AlignmentSpec.order`).
+A part is in memory from the first to the last batch that uses it. This needs an order of the pairs in which few parts
+are in use at a time (`AlignmentSpec.order`).
 """
 
 from collections import Counter
@@ -18,7 +18,7 @@ from sharelock_ray.features.featureset import FeatureSet
 
 @dataclass(frozen=True)
 class Piece:
-    """Some rows of a part: `side` is 0 for the vision set and 1 for the language set; `rows` are counted within it."""
+    """Rows of a part; `side` is 0 for the vision set and 1 for the language set, `rows` are relative to the part."""
 
     side: int
     part: int
@@ -26,19 +26,19 @@ class Piece:
 
 
 Reader = Callable[[tuple[FeatureSet, FeatureSet], Sequence[Piece]], Iterator[np.ndarray]]
-"""Gives the embeddings (n, D) of each of the pieces, in their order; it may read some ahead."""
+"""Yields the (n, D) embeddings of each piece, in order; it may read ahead."""
 
 
 def read_here(sets: tuple[FeatureSet, FeatureSet], pieces: Sequence[Piece]) -> Iterator[np.ndarray]:
-    """Reads in this process, each piece when it is asked for."""
+    """Reads each piece in this process when it is needed."""
     return (sets[piece.side].part_embeddings(piece.part, piece.rows) for piece in pieces)
 
 
 class StreamedRows(RowStore):
-    """Rows that are read anew in every pass.
+    """Rows that are read again in every pass.
 
     Args:
-        read: reads pieces, ahead of their use where it can.
+        read: reads pieces.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class StreamedRows(RowStore):
 
 @dataclass(frozen=True)
 class _Use:
-    """A piece, and the numbers of the first and the last batch of a pass that want rows of it."""
+    """A piece, and the first and last batch of a pass that use it."""
 
     piece: Piece
     first: int
@@ -77,14 +77,14 @@ class _Use:
 
 @dataclass(frozen=True)
 class _Held:
-    """A piece that has been read: `values` (n, D) of its n rows."""
+    """A piece with its embeddings `values`, (n, D)."""
 
     use: _Use
     values: torch.Tensor
 
 
 def _uses(side: int, features: FeatureSet, batches: list[np.ndarray]) -> Iterator[_Use]:
-    """What the batches of a pass want of each part."""
+    """Yields the rows of each part that the batches of a pass use."""
     rows = np.concatenate([np.empty(0, np.int64), *batches])
     batch = np.repeat(np.arange(len(batches)), [len(wanted) for wanted in batches])
     order = np.argsort(rows)
@@ -97,7 +97,7 @@ def _uses(side: int, features: FeatureSet, batches: list[np.ndarray]) -> Iterato
 
 
 def _gather(rows: np.ndarray, features: FeatureSet, held: list[_Held], out: torch.Tensor) -> None:
-    """Puts the embeddings of `rows`, all of which are `held`, into `out`."""
+    """Copies the embeddings of `rows`, all of them in `held`, to `out`."""
     part = features.part_of(rows)
     for each in held:
         places = np.flatnonzero(part == each.use.piece.part)

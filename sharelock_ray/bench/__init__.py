@@ -1,4 +1,4 @@
-"""BENCH: measures what the product claims, as ratios within one run; the figures are kept in docs/benchmarks.md.
+"""BENCH: benchmarks, as ratios within one run; docs/benchmarks.md records the results.
 
-May use every other room, and none uses it but the command line.
+May import every other package; only the command line imports it.
 """

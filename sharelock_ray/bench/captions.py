@@ -1,4 +1,4 @@
-"""Encoding of captions: batches by token budget after sorting by length, against what is usually done."""
+"""Encoding of captions: sorted batches by token budget, compared with common practice."""
 
 import tempfile
 import time
@@ -13,23 +13,23 @@ from sharelock_ray.bench.timing import DType, alternate, median_ratio
 from sharelock_ray.encoders.spec import LanguageSpec
 
 _BATCH = 32
-# The spread of CC3M's captions, 10.3 ± 4.5 tokens (Sharma et al. 2018, table 2), of the logarithm.
+# Standard deviation of log length for CC3M's captions, 10.3 ± 4.5 tokens (Sharma et al. 2018, table 2).
 _SIGMA = 0.42
 
 
 @dataclass(frozen=True)
 class Setting:
-    """`captions` texts of log-normal lengths."""
+    """`captions` texts with log-normal lengths."""
 
     captions: int
     mean_tokens: int
     repeated: float = 0.0
-    """Share of captions that repeat another."""
+    """Fraction of captions that repeat another."""
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """A Llama of random weights in one of the shapes of `bench.models`, and what it runs on."""
+    """A Llama with random weights in a shape of `bench.models`, and its device."""
 
     shape: str = "small"
     dtype: DType = "float32"
@@ -39,19 +39,19 @@ class Decoder:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Captions per second of each round: of the clock on a GPU, of CPU time on a CPU.
+    """Captions per second of each round, by wall time on a GPU and by CPU time on a CPU.
 
-    On one thread the latter is what a quiet machine's clock would show.
+    On one thread, CPU time equals the wall time of an idle machine.
     """
 
     setting: Setting
     ours: list[float]
     batches: list[float]
-    """Batches of 32 as they come, padded to their longest."""
+    """Unsorted batches of 32, padded to the longest."""
     single: list[float]
-    """One caption a forward pass, as the released ShareLock code encodes its training captions."""
+    """One caption per forward pass, as in the released ShareLock code."""
     max_cosine_distance: float
-    """Largest distance of our embedding from that of the caption encoded alone."""
+    """Largest cosine distance to the embedding of the caption encoded alone."""
 
     @property
     def ratio_to_batches(self) -> float:
@@ -63,7 +63,7 @@ class Comparison:
 
 
 def compare(decoder: Decoder, settings: Sequence[Setting], repeats: int) -> list[Comparison]:
-    """Encodes the same captions of each setting in the three ways in turn, in this process."""
+    """Encodes the captions of each setting in three ways in turn, in this process."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 
@@ -117,7 +117,7 @@ def _rate(way: Callable[[], object], count: int, clock: Callable[[], float]) -> 
 
 
 def captions(setting: Setting) -> list[str]:
-    """Texts of `mean_tokens` words in the mean, a word a token, of log-normal number."""
+    """Texts with a log-normal number of words, `mean_tokens` on average, one token per word."""
     generator = np.random.default_rng(0)
     lengths = generator.lognormal(np.log(setting.mean_tokens) - _SIGMA**2 / 2, _SIGMA, setting.captions)
     texts = [" ".join(f"w{i}" for i in generator.integers(0, WORDS, max(1, round(length)))) for length in lengths]

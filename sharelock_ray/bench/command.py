@@ -1,4 +1,4 @@
-"""`sharelock bench …`: one command for each claim."""
+"""`sharelock bench …`: one command per benchmark."""
 
 import json
 import statistics
@@ -10,21 +10,21 @@ import typer
 from sharelock_ray.bench.timing import DType, machine
 from sharelock_ray.report.table import print_table, text_table
 
-app = typer.Typer(help="Measure what is claimed, as ratios within one run.", no_args_is_help=True)
+app = typer.Typer(help="Measure performance as ratios within one run.", no_args_is_help=True)
 
-Repeats = Annotated[int, typer.Option(min=1, help="Rounds; medians are over them.")]
-Threads = Annotated[int, typer.Option(min=1, help="CPUs of either side.")]
+Repeats = Annotated[int, typer.Option(min=1, help="Number of rounds; results are medians.")]
+Threads = Annotated[int, typer.Option(min=1, help="Number of CPUs for each side.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
-Shape = Annotated[str, typer.Option(help="A shape of Llama: small or llama-3-8b; its weights are random.")]
-Compiled = Annotated[bool, typer.Option("--compile", help="Through torch.compile.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Make the last line of output one JSON object.")]
+Shape = Annotated[str, typer.Option(help="Shape of a Llama with random weights: small or llama-3-8b.")]
+Compiled = Annotated[bool, typer.Option("--compile", help="Use torch.compile.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, on the last line.")]
 
 
 @app.command()
 def extract(
-    images: Annotated[list[int] | None, typer.Option(help="Images in all, each a measurement. Repeatable.")] = None,
+    images: Annotated[list[int] | None, typer.Option(help="Number of images of a measurement. Repeatable.")] = None,
     threads: Threads = 1,
-    model: Annotated[str, typer.Option(help="A timm model; its weights are random.")] = "test_vit",
+    model: Annotated[str, typer.Option(help="A timm model, with random weights.")] = "test_vit",
     image_size: int = 160,
     size: Annotated[tuple[int, int], typer.Option(help="Width and height of the JPEGs.")] = (400, 300),
     device: Device = "cpu",
@@ -32,7 +32,7 @@ def extract(
     repeats: Repeats = 5,
     as_json: AsJson = False,
 ) -> None:
-    """Extraction of images, tars to Parquet, against a plain PyTorch loop over the same tars."""
+    """Extraction of images from tars to Parquet, compared with a plain PyTorch loop."""
     from sharelock_ray.bench.measure_extract import Setting, compare
 
     setting = Setting(0, threads, model, image_size, dtype, device, width=size[0], height=size[1])
@@ -58,11 +58,11 @@ def extract(
 
 @app.command(name="decode")
 def decode_(
-    image_size: Annotated[int, typer.Option(min=1, help="Pixels a side of what the encoder is given.")] = 224,
+    image_size: Annotated[int, typer.Option(min=1, help="Input size of the encoder, in pixels.")] = 224,
     repeats: Repeats = 5,
     as_json: AsJson = False,
 ) -> None:
-    """Reading and decoding of JPEGs on one core, and how many cores an encoder of 1,000 images a second needs."""
+    """Reading and decoding of JPEGs on one core, and the cores needed for 1,000 images per second."""
     from sharelock_ray.bench.decode import Setting, compare
 
     sizes = [(341, 256, 512), (500, 375, 512), (1024, 768, 128), (4000, 3000, 16)]
@@ -78,7 +78,7 @@ def decode_(
         ]
         for c in found
     ]
-    header = ["JPEG", "KB", "images by CPU second", "at full scale", "ratio", "cores for 1,000 images/s"]
+    header = ["JPEG", "KB", "images per CPU second", "at full scale", "ratio", "cores for 1,000 images/s"]
     _show(header, rows, {"comparisons": [asdict(c) | {"ratio": c.ratio} for c in found]}, as_json)
 
 
@@ -91,7 +91,7 @@ def captions_(
     threads: Threads = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Captions through a decoder: sorted and by token budget, against batches of 32 and one by one."""
+    """Encoding of captions by a decoder: sorted by token budget, compared with batches of 32 and single captions."""
     from sharelock_ray.bench.captions import Decoder, Setting, compare
 
     settings = [Setting(512, 12), Setting(160, 47), Setting(512, 12, repeated=0.3)]
@@ -115,7 +115,7 @@ def captions_(
 @app.command()
 def encoders(
     device: Device = "cpu",
-    vision: Annotated[str, typer.Option(help="A timm model; its weights are random.")] = "vit_tiny_patch16_224",
+    vision: Annotated[str, typer.Option(help="A timm model, with random weights.")] = "vit_tiny_patch16_224",
     image_size: int = 224,
     image_batch_size: int | None = None,
     language: Shape = "small",
@@ -125,7 +125,7 @@ def encoders(
     repeats: Repeats = 5,
     as_json: AsJson = False,
 ) -> None:
-    """Each encoder alone on a device, against the rate of the device's own matrix product."""
+    """Each encoder alone, compared with the rate of the device's own matrix product."""
     from sharelock_ray.bench import measure_encoders as bench
 
     found = [bench.vision(vision, image_size, dtype, device, image_batch_size, compiled, repeats)]
@@ -154,7 +154,7 @@ def loss(
     repeats: Repeats = 5,
     as_json: AsJson = False,
 ) -> None:
-    """The contrastive loss, forward and backward, against open_clip's, the released one and one bare product."""
+    """The contrastive loss, forward and backward, compared with open_clip, the released code and one bare product."""
     from sharelock_ray.bench import measure_loss as bench
 
     found = bench.compare(bench.Setting(pairs, dim, threads), repeats)
@@ -177,47 +177,47 @@ def loss(
 
 @app.command()
 def feeding(
-    pairs: Annotated[int, typer.Option(min=2, help="Pairs of the feature sets that are written for it.")] = 40_000,
+    pairs: Annotated[int, typer.Option(min=2, help="Number of pairs in the generated feature sets.")] = 40_000,
     batch_size: int = 16_384,
     vision_dim: int = 1024,
     language_dim: int = 768,
     repeats: Repeats = 5,
     as_json: AsJson = False,
 ) -> None:
-    """Feeding of batches on one core, against the released path, a file for each sample, and a bare gather of rows."""
+    """Batches from memory on one core, compared with the released code (one file per sample) and a bare gather."""
     from sharelock_ray.bench import feeding as bench
 
     c = bench.compare(bench.Setting(pairs, batch_size, vision_dim, language_dim), repeats)
     rows = [
-        ["a file for each, by DataLoader", _median(c.released), f"{1 / c.ratio_to_released:.4f}", ""],
+        ["one file per sample, DataLoader", _median(c.released), f"{1 / c.ratio_to_released:.4f}", ""],
         ["bare gather", _median(c.gather), f"{1 / c.ratio_to_gather:.2f}", ""],
         ["ours", _median(c.ours), "1", f"{c.ratio_to_released:,.0f}"],
         [f"first opening of {c.opening.bytes / 1e9:.2f} GB", f"{c.opening.first:.2f} s", "", ""],
-        ["", f"{c.opening.bytes_per_cpu_second / 1e9:.2f} GB by CPU second", "", ""],
+        ["", f"{c.opening.bytes_per_cpu_second / 1e9:.2f} GB per CPU second", "", ""],
         ["second opening", f"{c.opening.second:.3f} s", "", ""],
     ]
     ratios = {"to_released": c.ratio_to_released, "to_gather": c.ratio_to_gather}
     opening = {"bytes_per_cpu_second": c.opening.bytes_per_cpu_second}
-    _show(["", "samples by CPU second", "to ours", "ours to it"], rows, {**asdict(c), **ratios, **opening}, as_json)
+    _show(["", "samples per CPU second", "to ours", "ours to it"], rows, {**asdict(c), **ratios, **opening}, as_json)
 
 
 @app.command()
 def streaming(
-    pairs: Annotated[int, typer.Option(min=2, help="Pairs of the feature sets that are written for it.")] = 163_840,
+    pairs: Annotated[int, typer.Option(min=2, help="Number of pairs in the generated feature sets.")] = 163_840,
     batch_size: int = 16_384,
     vision_dim: int = 1024,
     language_dim: int = 4096,
     repeats: Repeats = 5,
     as_json: AsJson = False,
 ) -> None:
-    """Features that are not in memory: rows here and there from the disk, against parts streamed from storage."""
+    """Features larger than memory: random rows from the disk, compared with parts streamed from storage."""
     from sharelock_ray.bench import measure_streaming as bench
 
     c = bench.compare(bench.Setting(pairs, batch_size, vision_dim, language_dim), repeats)
     rows = [
-        ["any pair after any other: rows from the disk", _median(c.disk), "1"],
-        ["by parts: decoded by this process", _median(c.here), f"{c.ratio_here:.2f}"],
-        ["by parts: decoded by tasks", _median(c.tasks), f"{c.ratio_tasks:.2f}"],
+        ["order global: random rows from the disk", _median(c.disk), "1"],
+        ["order parts: decoded by this process", _median(c.here), f"{c.ratio_here:.2f}"],
+        ["order parts: decoded by tasks", _median(c.tasks), f"{c.ratio_tasks:.2f}"],
     ]
     ratios = {"ratio_here": c.ratio_here, "ratio_tasks": c.ratio_tasks}
     _show(["order", "pairs /s", "ratio"], rows, {**asdict(c), **ratios}, as_json)
@@ -225,26 +225,26 @@ def streaming(
 
 @app.command()
 def train(
-    batch_size: Annotated[int, typer.Option(min=2, help="Of the step that is held against the product.")] = 2048,
+    batch_size: Annotated[int, typer.Option(min=2, help="Batch size of the step compared with the product.")] = 2048,
     sweep: Annotated[list[int] | None, typer.Option(help="Batch sizes to compare. Repeatable.")] = None,
     sweep_width: Annotated[int, typer.Option(min=1, help="Width of the head in the comparisons.")] = 512,
-    workers: Annotated[int, typer.Option(min=1, help="CPU workers to compare with one.")] = 2,
-    width: Annotated[int, typer.Option(min=1, help="Of the head's hidden layers.")] = 4096,
-    depth: Annotated[int, typer.Option(min=1, help="Of the head.")] = 4,
+    workers: Annotated[int, typer.Option(min=1, help="Number of CPU workers to compare with one.")] = 2,
+    width: Annotated[int, typer.Option(min=1, help="Width of the head's hidden layers.")] = 4096,
+    depth: Annotated[int, typer.Option(min=1, help="Depth of the head.")] = 4,
     vision_dim: int = 1024,
     language_dim: int = 4096,
     precision: Literal["float32", "bfloat16"] = "float32",
-    accumulation: Annotated[int, typer.Option(min=1, help="Micro-batches of a step.")] = 1,
+    accumulation: Annotated[int, typer.Option(min=1, help="Micro-batches per step.")] = 1,
     compiled: Compiled = False,
     device: Device = "cpu",
     threads: Threads = 1,
-    steps: Annotated[int, typer.Option(min=0, help="Also a whole training of so many steps.")] = 0,
-    pairs: Annotated[int, typer.Option(min=64, help="Random pairs that it trains on.")] = 20_000,
-    evaluate_every: Annotated[int, typer.Option(min=1, help="Its steps between validations; 31 in cc3m.yaml.")] = 31,
+    steps: Annotated[int, typer.Option(min=0, help="Steps of an additional whole training.")] = 0,
+    pairs: Annotated[int, typer.Option(min=64, help="Random pairs for the whole training.")] = 20_000,
+    evaluate_every: Annotated[int, typer.Option(min=1, help="Steps between its validations; 31 in cc3m.")] = 31,
     repeats: Repeats = 3,
     as_json: AsJson = False,
 ) -> None:
-    """A training step against the device's matrix product, its cost by batch and by workers, and a whole training."""
+    """A training step, compared with the device's matrix product, by batch size and number of workers."""
     from sharelock_ray.bench import measure_train as bench
 
     setting = bench.Setting(
@@ -274,7 +274,7 @@ def train(
         for m in group
     ]
     if found.slope is not None:
-        rows.append(["seconds grow as batch to the power of", f"{found.slope:.2f}", *[""] * 5])
+        rows.append(["exponent of time by batch size", f"{found.slope:.2f}", *[""] * 5])
     result = asdict(found) | {"slope": found.slope, "share_of_product": found.step.share_of_product}
     if steps:
         run = bench.whole_run(setting, pairs, steps, evaluate_every)
@@ -291,19 +291,19 @@ def train(
             ]
         )
         result |= {"run": asdict(run), "run_share_of_product": share}
-    header = ["what", "batch", "width", "workers x CPUs", "s a step", "TFLOP/s", "of the product"]
+    header = ["what", "batch", "width", "workers x CPUs", "s per step", "TFLOP/s", "of the product"]
     _show(header, rows, {"device": bench.describe(device), **result}, as_json)
 
 
 @app.command()
 def tune(
     threads: Threads = 2,
-    pairs: Annotated[int, typer.Option(min=100, help="Of random features, 384 wide.")] = 10_000,
-    steps: Annotated[int, typer.Option(min=2, help="Of each training.")] = 60,
+    pairs: Annotated[int, typer.Option(min=100, help="Pairs of random features of width 384.")] = 10_000,
+    steps: Annotated[int, typer.Option(min=2, help="Steps of each training.")] = 60,
     repeats: Repeats = 3,
     as_json: AsJson = False,
 ) -> None:
-    """A study of 36 trials on Ray Tune, against the same trainings in a plain loop with as many threads."""
+    """A study of 36 trials on Ray Tune, compared with a plain loop with as many threads."""
     from sharelock_ray.bench.measure_tune import Setting, compare
 
     found = compare(Setting(threads, pairs, steps=steps), repeats)

@@ -1,4 +1,4 @@
-"""Reading and decoding of images, as tasks do for an actor with a GPU: how many cores it takes so that none waits."""
+"""Reading and decoding of images on CPUs, and the cores needed to keep a GPU busy."""
 
 import io
 import tempfile
@@ -21,7 +21,7 @@ _CHUNK = 64
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured: `images` JPEGs of `width` x `height` in a tar, made into squares of `image_size`."""
+    """`images` JPEGs of `width` x `height` in a tar, preprocessed to squares of `image_size`."""
 
     width: int
     height: int
@@ -30,21 +30,21 @@ class Setting:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """With the usual eighth around the crop, as the paper's 256 around 224."""
+        """Resizes to 8/7 of the crop size, as the paper does (256 and 224)."""
         return Preprocessing(image_size=self.image_size, resize=self.image_size * 8 // 7, interpolation="bilinear")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Images per second of CPU time, of each round."""
+    """Images per second of CPU time, per round."""
 
     setting: Setting
     bytes: int
-    """Of a JPEG, on average."""
+    """Mean size of a JPEG."""
     ours: list[float]
-    """Chunks of a shard, read and decoded as extraction does."""
+    """Chunks of a shard, read and decoded as in extraction."""
     full_scale: list[float]
-    """The plainest loop over the same tar: every pixel of the file is decoded before it is resized."""
+    """A plain loop over the same tar that decodes at full resolution before resizing."""
 
     @property
     def ratio(self) -> float:
@@ -52,7 +52,7 @@ class Comparison:
 
 
 def compare(setting: Setting, repeats: int) -> Comparison:
-    """Writes the tar into a temporary folder and reads it in both ways in turn."""
+    """Writes the tar to a temporary folder and reads it in both ways in turn."""
     with tempfile.TemporaryDirectory(prefix="sharelock-bench-") as folder:
         write_tars(Path(folder), Tars(setting.images, 1, width=setting.width, height=setting.height))
         source = WebDatasetSource(urls=f"{storage.escape(folder)}/*.tar")

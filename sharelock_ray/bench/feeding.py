@@ -1,4 +1,4 @@
-"""Feeding of batches from feature sets, against what the released code does and against a bare gather of rows."""
+"""Batches from feature sets in memory, compared with the released code and a bare gather of rows."""
 
 import itertools
 import os
@@ -18,33 +18,33 @@ from sharelock_ray.bench.timing import alternate, median_ratio, rate_by_cpu
 from sharelock_ray.features.featureset import Pairs, join, open_features
 
 _CPU = torch.device("cpu")
-# Of the released configuration.
+# The released configuration's.
 _RELEASED_BATCH = 1024
 _STEPS = 8
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured: batches of `batch_size` of `pairs` pairs of a vision and a language embedding, float16."""
+    """Batches of `batch_size` out of `pairs` pairs of float16 vision and language embeddings."""
 
     pairs: int = 40_000
     batch_size: int = 16_384
     vision_dim: int = 1024
     language_dim: int = 768
     files: int = 2048
-    """Samples of the released path; more change nothing but the time to write them."""
+    """Number of samples for the released code; more only take longer to write."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Samples per second of CPU time on one thread, of each round; and what opening the sets took."""
+    """Samples per second of CPU time on one thread, per round, and the time to open the sets."""
 
     setting: Setting
     ours: list[float]
     gather: list[float]
-    """`torch.index_select` of the same number of random rows into memory that is used again."""
+    """`torch.index_select` of as many random rows into reused memory."""
     released: list[float]
-    """A DataLoader over a `torch.save` file for each sample and feature, in batches of 1,024, without workers."""
+    """A DataLoader over one `torch.save` file per sample and feature, in batches of 1,024, without workers."""
     opening: "Opening"
 
     @property
@@ -58,13 +58,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Opening:
-    """Seconds until both sets, their columns, their join and their embeddings are there."""
+    """Seconds to open both sets: columns, join and embeddings."""
 
     bytes: int
-    """Of all embeddings."""
+    """Size of all embeddings."""
     first: float
     first_cpu: float
-    """CPU seconds, where this node has nothing of the sets yet."""
+    """CPU seconds of the first opening, with an empty cache."""
     second: float
 
     @property
@@ -73,7 +73,7 @@ class Opening:
 
 
 def compare(setting: Setting, repeats: int) -> Comparison:
-    """Writes both forms of the data into a temporary folder, and feeds from them in turn."""
+    """Writes both forms of the data to a temporary folder and reads batches from them in turn."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="sharelock-bench-") as folder, cache_in(folder):
@@ -88,7 +88,7 @@ def compare(setting: Setting, repeats: int) -> Comparison:
                 "gather": lambda: rate_by_cpu(gather.feed),
                 "ours": lambda: rate_by_cpu(lambda: sum(len(batch.image) for batch in itertools.islice(ours, _STEPS))),
             }
-            # What is not measured: reading the files from the disk, and touching new memory, for the first time.
+            # Warm-up: first reads from the disk and first use of new memory are not measured.
             for feed in runs.values():
                 feed()
             found = alternate(runs, repeats)
@@ -112,7 +112,7 @@ def _opened(uris: tuple[str, str]) -> tuple[Pairs, Opening]:
 
 
 class _Gather:
-    """The least that any feeding from memory can do."""
+    """The minimum work of gathering batches from memory."""
 
     def __init__(self, pairs: Pairs, rows: int) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -128,7 +128,7 @@ class _Gather:
 
 
 class _Released(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """As the released code feeds: a file for each sample and feature, that `torch.save` has written."""
+    """The released code's dataset: one `torch.save` file per sample and feature."""
 
     def __init__(self, files: list[tuple[Path, Path]]) -> None:
         self._files = files
@@ -156,7 +156,7 @@ def _write_files(folder: Path, pairs: Pairs, count: int) -> list[tuple[Path, Pat
 
 @contextmanager
 def cache_in(folder: str) -> Iterator[None]:
-    """A node's cache of the benchmark's own, for the time of the block."""
+    """Uses a separate node cache below `folder` within the block."""
     before = os.environ.get("SHARELOCK_CACHE")
     os.environ["SHARELOCK_CACHE"] = str(Path(folder) / "cache")
     try:

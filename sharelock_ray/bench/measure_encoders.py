@@ -1,4 +1,4 @@
-"""The encoders alone, on the device that is there: how near they come to its matrix product, and who feeds them."""
+"""The encoders alone: their share of the device's peak, and the cores needed to decode for them."""
 
 import io
 import statistics
@@ -26,14 +26,14 @@ from sharelock_ray.encoders.vision import VisionEncoder
 
 @dataclass(frozen=True)
 class Throughput:
-    """Of one encoder: `per_second` units (images, tokens) in each round, and their arithmetic."""
+    """One encoder: units (images, tokens) per second, per round, and FLOP per unit."""
 
     name: str
     unit: str
     per_second: list[float]
     flop_per_unit: float
     peak_flop: float
-    """A second, of one large matrix product of the same type on the same device."""
+    """FLOP per second of one large matrix product of the same type on the same device."""
 
     @property
     def share_of_peak(self) -> float:
@@ -84,7 +84,7 @@ def language(
 
 
 def decode_rate(width: int = 500, height: int = 375, image_size: int = 224, images: int = 200) -> float:
-    """JPEGs per second that one core reads, resizes to 256/224 of `image_size` and crops."""
+    """JPEGs per second on one core: read, resized to 256/224 of `image_size` and cropped."""
     noise = np.random.default_rng(0).integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=85)
@@ -110,7 +110,7 @@ def peak(device: str, dtype: DType, repeats: int = 5) -> float:
 
 
 def describe(device: str) -> str:
-    """The device's name, with its threads where it is a CPU."""
+    """The device's name, with the number of threads for a CPU."""
     name = device_name(torch.device(device))
     return f"{name}, {torch.get_num_threads()} threads" if device == "cpu" else name
 
@@ -122,7 +122,7 @@ def _flop(work: Callable[[], object]) -> float:
 
 
 def _by_two(work: Callable[[], object]) -> Callable[[], None]:
-    """The work twice, in two threads, as an actor of an extraction does it."""
+    """Runs the work twice, on two threads, as an extraction actor does."""
 
     def run() -> None:
         with ThreadPoolExecutor(2) as pool:

@@ -1,4 +1,4 @@
-"""Extraction of images, tars to Parquet, against the plainest loop that could do the same work in one process."""
+"""Extraction of images from tars to Parquet, compared with a plain loop in one process."""
 
 import io
 import multiprocessing
@@ -32,9 +32,9 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured: `images` in tars of `per_tar`, through a timm model with random weights.
+    """`images` in tars of `per_tar`, encoded by a timm model with random weights.
 
-    On a CPU with `threads` of them; on a GPU the pipeline also decodes on every CPU there is.
+    Uses `threads` CPUs; with a GPU, the pipeline also decodes on all other CPUs.
     """
 
     images: int
@@ -50,21 +50,21 @@ class Setting:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Images per second once warm, of each round; and what the pipeline took beside."""
+    """Images per second after the warm-up, per round, and the pipeline's start time and memory."""
 
     setting: Setting
     pipeline: list[float]
     loop: list[float]
     pipeline_per_cpu: list[float]
     loop_per_cpu: list[float]
-    """Images per second of CPU time, of all processes together: the ratio where neither side waits for a core."""
+    """Ratio by CPU time of all processes, so that idle cores do not count."""
     spilled_bytes: int
-    """Written to disk by Ray's object store, over all rounds."""
+    """Bytes written to disk by Ray's object store, over all rounds."""
     start_seconds: float
-    """From the call to the first chunk, with a Ray that runs: the start of the actors and of the model. Median."""
+    """Median time from the call to the first chunk on a running Ray: start of actors and model."""
     driver_bytes: int
     worker_bytes: int
-    """Peak private memory of the driver, and of the largest worker."""
+    """Peak private memory of the driver and of the largest worker."""
 
     @property
     def ratio(self) -> float:
@@ -76,7 +76,7 @@ class Comparison:
 
 
 def compare(setting: Setting, repeats: int) -> Comparison:
-    """Runs both in turn, each in a process of its own, over the same tars in a temporary folder."""
+    """Runs both in turn, each in its own process, over the same tars in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="sharelock-bench-") as folder:
         write_tars(Path(folder), setting)
         spec = random_vision(Path(folder), setting.model, setting.image_size, dtype=setting.dtype)
@@ -112,7 +112,7 @@ def compare(setting: Setting, repeats: int) -> Comparison:
 
 
 def write_tars(folder: Path, setting: Setting) -> None:
-    """Tars of JPEGs with the detail of a photograph, roughly: smooth colours under noise."""
+    """Tars of JPEGs with roughly the detail of photographs: smooth colours with noise."""
     generator = np.random.default_rng(0)
     files = []
     for _ in range(min(_DISTINCT, setting.images)):
@@ -131,7 +131,7 @@ def write_tars(folder: Path, setting: Setting) -> None:
 
 
 def tar_files(folder: Path) -> Iterator[bytes]:
-    """The files in the tars of a folder, by the plainest loop."""
+    """Yields the files in the tars of a folder."""
     for path in sorted(folder.glob("*.tar")):
         with tarfile.open(path) as tar:
             for member in tar:
@@ -148,14 +148,14 @@ def _begin_loop(threads: int) -> None:
 
 @dataclass(frozen=True)
 class _Rates:
-    """Images per second by the clock, and by the CPU time of every process."""
+    """Images per second by wall time, and by CPU time of all processes."""
 
     per_second: float
     per_cpu_second: float
 
 
 def _loop(folder: str, setting: Setting, spec: VisionSpec) -> _Rates:
-    """The loop: read a tar, decode, encode by batches, keep; save once at the end."""
+    """The plain loop: reads a tar, decodes and encodes in batches, and saves once at the end."""
     from sharelock_ray.encoders.images import decode_image
     from sharelock_ray.encoders.vision import VisionEncoder
 
@@ -222,7 +222,7 @@ def _pipeline(folder: str, setting: Setting, spec: VisionSpec) -> _Taken:
 
 
 def _cpu_seconds() -> float:
-    """Of this process and all below it: Ray's own too."""
+    """CPU time of this process and all its descendants, including Ray's."""
     process = psutil.Process(os.getpid())
     total = 0.0
     for each in [process, *process.children(recursive=True)]:
@@ -233,7 +233,7 @@ def _cpu_seconds() -> float:
 
 
 def _spilled_bytes() -> int:
-    """Since Ray was started."""
+    """Bytes spilled since Ray was started."""
     import ray
     from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
@@ -248,7 +248,7 @@ class _Peak:
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def sample(self) -> None:
-        """Samples until stopped, five times a second."""
+        """Samples five times a second until stopped."""
         driver = psutil.Process(os.getpid())
         while not self._stop.wait(0.2):
             self.driver = max(self.driver, _private(driver))
@@ -257,7 +257,7 @@ class _Peak:
 
 @contextmanager
 def _peak_memory() -> Iterator[_Peak]:
-    """Peak private memory (resident, not shared) of this process and of the largest below it."""
+    """Peak private memory (resident, not shared) of this process and of its largest descendant."""
     peak = _Peak()
     thread = threading.Thread(target=peak.sample, daemon=True)
     thread.start()

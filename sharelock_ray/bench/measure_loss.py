@@ -1,4 +1,4 @@
-"""The contrastive loss, forward and backward, against others and against one bare product of its two sides."""
+"""The contrastive loss, forward and backward, compared with other implementations and one bare product."""
 
 import multiprocessing
 import re
@@ -22,7 +22,7 @@ from sharelock_ray.errors import RequestError
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 PRODUCT = "one product"
-"""The yardstick: image by text, into memory that is there already."""
+"""The reference: the product of images and texts into preallocated memory."""
 OPEN_CLIP = "open_clip ClipLoss"
 _LOGIT_SCALE = 1 / 0.07
 _TILED_BUDGET = 64 << 20
@@ -30,7 +30,7 @@ _TILED_BUDGET = 64 << 20
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured: `pairs` unit vectors of `dim` a side, float32, on `threads` CPUs."""
+    """`pairs` float32 unit vectors of width `dim` per side, on `threads` CPUs."""
 
     pairs: int
     dim: int
@@ -39,22 +39,22 @@ class Setting:
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of each round, and peak memory over that of the inputs, of one way to compute the loss."""
+    """Seconds per round, and peak memory beyond the inputs, of one implementation."""
 
     way: str
     frozen: bool
-    """Only the text side trains, as in the paper."""
+    """Whether only the text side is trained, as in the paper."""
     wall: list[float]
     cpu: list[float]
     extra_bytes: int
 
     def ratio(self, other: "Measured", clock: str) -> float:
-        """Median over the rounds of this way's seconds to another's; `clock` is `wall` or `cpu`."""
+        """Median ratio of this implementation's seconds to another's; `clock` is `wall` or `cpu`."""
         return median_ratio(getattr(self, clock), getattr(other, clock))
 
 
 def compare(setting: Setting, repeats: int) -> list[Measured]:
-    """Every way, the bare product first: its memory in a fresh process of its own, then all their times in turn.
+    """Measures all implementations, the bare product first: memory in a fresh process each, then times in turn.
 
     Raises:
         RequestError: open_clip is not installed.
@@ -66,7 +66,7 @@ def compare(setting: Setting, repeats: int) -> list[Measured]:
 
 
 def seconds(setting: Setting, kinds: list[tuple[str, bool]], repeats: int) -> list[tuple[list[float], list[float]]]:
-    """Wall and CPU seconds of each round, of each (way, frozen), in this process."""
+    """Wall and CPU seconds per round of each (way, frozen), in this process."""
     threads = torch.get_num_threads()
     torch.set_num_threads(setting.threads)
     cpu: dict[str, list[float]] = {}
@@ -85,13 +85,13 @@ def seconds(setting: Setting, kinds: list[tuple[str, bool]], repeats: int) -> li
 
 
 def extra_memory(setting: Setting, way: str, frozen: bool) -> int:
-    """Bytes that the resident memory of a fresh process rises by in one run."""
+    """Rise in resident memory of a fresh process in one run, in bytes."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         return process.submit(_extra_memory, setting, way, frozen).result()
 
 
 def losses() -> dict[str, Loss]:
-    """Every way to compute the loss, by name."""
+    """All implementations, by name."""
     try:
         from open_clip import ClipLoss
     except ImportError:
@@ -107,7 +107,7 @@ def losses() -> dict[str, Loss]:
 
 
 def released_loss(image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-    """The loss as ShareLock's released code has it: cross-entropies of the logits and of their transpose."""
+    """The loss of ShareLock's released code: cross-entropies of the logits and their transpose."""
     logits = _LOGIT_SCALE * text @ image.T
     target = torch.arange(len(logits))
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
@@ -124,14 +124,14 @@ def _inputs(setting: Setting) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _run_of(way: str, frozen: bool, image: torch.Tensor, text: torch.Tensor) -> Callable[[], object]:
-    """What is measured."""
+    """Returns the work to measure."""
     if way == PRODUCT:
         out = torch.empty(len(image), len(text))
         return lambda: torch.mm(image, text.T, out=out)
     loss = losses()[way]
 
     def run() -> None:
-        # Leaves of their own, so that no gradient stays.
+        # New leaves, so that no gradient is kept.
         loss(image.detach().requires_grad_(not frozen), text.detach().requires_grad_()).backward()
 
     return run
@@ -139,7 +139,7 @@ def _run_of(way: str, frozen: bool, image: torch.Tensor, text: torch.Tensor) -> 
 
 def _extra_memory(setting: Setting, way: str, frozen: bool) -> int:
     torch.set_num_threads(setting.threads)
-    # The first product loads and tunes the library.
+    # Warm-up: the first product loads and tunes the library.
     _run_of(way, frozen, *_inputs(Setting(256, setting.dim)))()
     run = _run_of(way, frozen, *_inputs(setting))
     before = psutil.Process().memory_info().rss
@@ -148,10 +148,10 @@ def _extra_memory(setting: Setting, way: str, frozen: bool) -> int:
 
 
 def _peak_bytes() -> int:
-    """The most that this process has had resident."""
+    """Peak resident memory of this process."""
     status = Path("/proc/self/status")
     if status.exists():
-        # Not ru_maxrss, which on Linux begins with the memory of the process that started this one.
+        # On Linux, ru_maxrss includes the memory of the parent process at the fork.
         return int(re.search(r"VmHWM:\s*(\d+)", status.read_text())[1]) * 1024  # type: ignore[index]
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 

@@ -1,4 +1,4 @@
-"""Features that are not in memory: rows here and there from the node's disk, against parts streamed from storage."""
+"""Features larger than memory: random rows from the disk, compared with parts streamed from storage."""
 
 import os
 import tempfile
@@ -26,7 +26,7 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured: an epoch of `pairs` pairs of a vision and a language embedding, float16, in parts of 10,000."""
+    """An epoch of `pairs` pairs of float16 vision and language embeddings, in parts of 10,000."""
 
     pairs: int = 163_840
     batch_size: int = 16_384
@@ -36,15 +36,15 @@ class Setting:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Pairs per second of the clock, of each round; nothing of the files is in memory as one begins."""
+    """Pairs per second of wall time, per round; no file is in memory at the start of a round."""
 
     setting: Setting
     disk: list[float]
-    """Any pair may follow any other: rows of the decoded files, read by many threads."""
+    """Order `global`: rows of the decoded files, read by many threads."""
     here: list[float]
-    """Order by parts: Parquet parts, decoded by this process."""
+    """Order `parts`: Parquet parts, decoded by this process."""
     tasks: list[float]
-    """Order by parts: the same, decoded by tasks of Ray Data."""
+    """Order `parts`: Parquet parts, decoded by Ray Data tasks."""
 
     @property
     def ratio_here(self) -> float:
@@ -56,7 +56,7 @@ class Comparison:
 
 
 def compare(setting: Setting, repeats: int) -> Comparison:
-    """Writes the features into a temporary folder, and feeds an epoch of them in each way in turn."""
+    """Writes the features to a temporary folder and reads an epoch of them in each way in turn."""
     with tempfile.TemporaryDirectory(prefix="sharelock-bench-") as folder, cache_in(folder), cluster.connected():
         uris = write_pairs(folder, setting.pairs, (setting.vision_dim, setting.language_dim))
         for uri in uris:

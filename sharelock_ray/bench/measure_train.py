@@ -1,4 +1,4 @@
-"""Training steps: their share of the device's own matrix product, and what they cost by batch and by workers."""
+"""Training steps: their share of the device's own matrix product, by batch size and number of workers."""
 
 import itertools
 import math
@@ -32,7 +32,7 @@ from sharelock_ray.runs.memory import keep_freed_memory
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured: steps of `batch_size` pairs over all `workers`, with a head as the paper's on the text."""
+    """Steps of `batch_size` pairs over all `workers`, with the paper's head on the text side."""
 
     batch_size: int
     vision_dim: int = 1024
@@ -42,10 +42,10 @@ class Setting:
     precision: Literal["float32", "bfloat16"] = "float32"
     device: str = "cpu"
     threads: int = 1
-    """CPUs of each worker."""
+    """CPUs per worker."""
     workers: int = 1
     accumulation: int = 1
-    """Micro-batches of a step, each contrasted within itself; of one worker."""
+    """Micro-batches per step; with one worker."""
     compiled: bool = False
 
     @property
@@ -60,10 +60,9 @@ class Setting:
 
     @property
     def flop(self) -> float:
-        """Of the products that a step cannot do without: the head, forward and backward, and the loss.
+        """FLOP of the products that a step requires: the head, forward and backward, and the loss.
 
-        The frozen embeddings need no gradient; the frozen images leave two products of the loss (the logits, and the
-        gradient by the texts).
+        Frozen embeddings need no gradient, so the loss has two products: the logits, and the gradient of the texts.
         """
         widths = [self.language_dim, *[self.width] * (self.depth - 1), self.vision_dim]
         layers = [2 * a * b for a, b in itertools.pairwise(widths)]
@@ -73,31 +72,31 @@ class Setting:
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of a step, of each round: on a CPU those of its time that the first worker took, else of the clock.
+    """Seconds per step, per round: CPU time of the first worker on a CPU, wall time on a GPU.
 
-    On one thread, CPU time is what a quiet machine's clock would show.
+    On one thread, CPU time equals the wall time of an idle machine.
     """
 
     setting: Setting
     seconds: list[float]
     product: list[float]
-    """FLOP a second of one bare product of batch x width by width x width, in the same round; none over workers."""
+    """FLOP per second of one bare product of batch x width by width x width, per round; none for several workers."""
 
     @property
     def flop_per_second(self) -> float:
-        """Of one worker."""
+        """FLOP per second of one worker."""
         return self.setting.flop / self.setting.workers / statistics.median(self.seconds)
 
     @property
     def share_of_product(self) -> float | None:
-        """Median over the rounds of the step's arithmetic rate to the product's."""
+        """Median ratio of the step's FLOP rate to the product's."""
         if not self.product:
             return None
         return median_ratio([self.setting.flop / seconds for seconds in self.seconds], self.product)
 
 
 def step(setting: Setting, repeats: int) -> Measured:
-    """A step on one worker, and the bare product in turn."""
+    """Measures a step on one worker and the bare product in turn."""
     threads = torch.get_num_threads()
     torch.set_num_threads(setting.threads)
     take, product = _step(setting), _product(setting)
@@ -115,7 +114,7 @@ def step(setting: Setting, repeats: int) -> Measured:
 
 
 def on_workers(setting: Setting, repeats: int) -> Measured:
-    """A step on several processes of this machine, by gloo, each with its share of the batch."""
+    """Measures a step on several local processes over gloo, each with a share of the batch."""
     say(f"bench: {setting.batch_size:,} pairs on {setting.workers} workers")
     context = multiprocessing.get_context("spawn")
     with (
@@ -129,7 +128,7 @@ def on_workers(setting: Setting, repeats: int) -> Measured:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One step against the bare product; smaller ones by batch; and one batch on more and more workers."""
+    """One step compared with the bare product; steps by batch size; and by number of workers."""
 
     step: Measured
     batches: list[Measured]
@@ -137,7 +136,7 @@ class Comparison:
 
     @property
     def slope(self) -> float | None:
-        """Exponent k of seconds = c batch^k, by least squares of the logarithms; None of one batch size."""
+        """Exponent k of seconds = c batch^k, by least squares of the logarithms; None for one batch size."""
         if len(self.batches) < 2:
             return None
         x = [math.log(measured.setting.batch_size) for measured in self.batches]
@@ -146,7 +145,7 @@ class Comparison:
 
 
 def compare(setting: Setting, batches: Sequence[int], width: int, workers: int, repeats: int) -> Comparison:
-    """Measures all of it; the comparisons by batch and by workers have a head of `width`."""
+    """Runs all measurements; comparisons by batch size and workers use a head of `width`."""
     smaller = replace(setting, width=width, accumulation=1)
     counts = range(1, workers + 1) if setting.device == "cpu" else []
     return Comparison(
@@ -165,9 +164,9 @@ class Run:
     steps: int
     placement: str
     open_seconds: float
-    """First opening of the sets: decoding and the join."""
+    """Seconds of the first opening of the sets: decoding and join."""
     seconds: float
-    """Training itself, validations and checkpoints included."""
+    """Seconds of training, including validations and checkpoints."""
 
     @property
     def flop_per_second(self) -> float:
@@ -175,7 +174,7 @@ class Run:
 
 
 def whole_run(setting: Setting, pairs: int, steps: int, evaluate_every: int) -> Run:
-    """Trains on `pairs` random pairs for `steps` steps, with a validation after each `evaluate_every`."""
+    """Trains on `pairs` random pairs for `steps` steps and validates every `evaluate_every` steps."""
     torch.set_num_threads(setting.threads)
     with tempfile.TemporaryDirectory(prefix="sharelock-bench-") as folder, cache_in(folder):
         uris = write_pairs(folder, pairs, (setting.vision_dim, setting.language_dim))

@@ -1,4 +1,4 @@
-"""A grid through Ray Tune, against the same trainings in a plain loop of one process with as many threads."""
+"""A grid on Ray Tune, compared with a plain loop in one process with as many threads."""
 
 import itertools
 import multiprocessing
@@ -29,7 +29,7 @@ from sharelock_ray.study.trials import Trial
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured: depths x widths x activations over `pairs` pairs of random features on `threads` CPUs."""
+    """Depths x widths x activations on `pairs` pairs of random features, with `threads` CPUs."""
 
     threads: int
     pairs: int = 10_000
@@ -47,20 +47,20 @@ class Setting:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Trials per minute of each round; and what the study took beside."""
+    """Trials per minute, per round, and the study's start time and memory."""
 
     setting: Setting
     study: list[float]
-    """From the first training's start to the last trial's end, its score included."""
+    """From the start of the first training to the end of the last trial, including its score."""
     loop: list[float]
-    """The trainings alone."""
+    """The trainings only."""
     start_seconds: float
-    """From the call to the first training's start, with a Ray that runs: the start of the processes. Median."""
+    """Median time from the call to the start of the first training on a running Ray."""
     feature_copies: float
-    """Memory that the trials' processes together have of the mapped features, in sizes of these: the median while most
-    of them trained."""
+    """Memory of the mapped features in all trial processes, relative to the size of the features: the median while most
+    processes trained."""
     processes: int
-    """That trained at the same time, at most."""
+    """Maximum number of concurrent processes."""
 
     @property
     def ratio(self) -> float:
@@ -68,7 +68,7 @@ class Comparison:
 
 
 def compare(setting: Setting, repeats: int) -> Comparison:
-    """Runs both in turn, each in a process of its own, over the same feature sets in a temporary folder."""
+    """Runs both in turn, each in its own process, on the same feature sets in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="sharelock-bench-") as folder:
         os.environ["SHARELOCK_CACHE"] = str(Path(folder) / "cache")
         sets = write_pairs(folder, setting.pairs, (setting.dim, setting.dim))
@@ -122,7 +122,7 @@ def _begin_loop(threads: int) -> None:
 
 
 def _loop(folder: str, setting: Setting, sets: tuple[str, str]) -> float:
-    """Trials per minute of the loop, with nothing but trainings in it."""
+    """Trials per minute of the plain loop."""
     from sharelock_ray.runs.loop import train
 
     runs = Path(folder) / "loop"
@@ -182,7 +182,7 @@ def _study(folder: str, setting: Setting, sets: tuple[str, str]) -> _Taken:
 
 @dataclass
 class _Mapped:
-    """(processes, bytes) of each sample."""
+    """(processes, bytes) per sample."""
 
     samples: list[tuple[int, int]] = field(default_factory=list)
 
@@ -192,15 +192,15 @@ class _Mapped:
 
     @property
     def bytes(self) -> float:
-        """The median, because processes are read one after another while pages come and go."""
+        """The median, since processes are sampled one after another while pages change."""
         return statistics.median([held for processes, held in self.samples if processes == self.processes] or [0])
 
 
 @contextmanager
 def _mapped_memory(cache: Path) -> Iterator[_Mapped]:
-    """What the processes below this one hold of the files in `cache`.
+    """Memory of the files in `cache` in all descendant processes, by proportional set size.
 
-    A page that n processes map counts 1/n for each (proportional set size), so one copy that all share is one.
+    A page mapped by n processes counts 1/n for each, so a shared copy counts once.
     """
     found, stop = _Mapped(), threading.Event()
 

@@ -1,4 +1,4 @@
-"""Encoders of random weights, in the shapes that matter: what is measured does not depend on what weights say."""
+"""Encoders with random weights in realistic shapes; speed does not depend on the values of weights."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from sharelock_ray.encoders.spec import VisionSpec
 
 WORDS = 4000
-"""Words of a decoder's tokenizer, `w0` to `w3999`, a token each."""
+"""Number of words of a decoder's tokenizer, `w0` to `w3999`, one token each."""
 
 DECODERS = {
     "llama-3-8b": {
@@ -24,11 +24,11 @@ DECODERS = {
         "num_key_value_heads": 8,
     },
 }
-"""Sizes of Llamas; those of Llama 3 8B are of its published configuration."""
+"""Sizes of Llamas; Llama 3 8B as in its published configuration."""
 
 
 def random_vision(folder: Path, model: str, image_size: int, **changes: Any) -> VisionSpec:
-    """A timm model of random weights, saved in `folder`; images are resized to 8/7 of `image_size` and cropped."""
+    """A timm model with random weights, saved in `folder`; images are resized to 8/7 of `image_size` and cropped."""
     import timm
     import torch
     from safetensors.torch import save_file
@@ -36,7 +36,7 @@ def random_vision(folder: Path, model: str, image_size: int, **changes: Any) -> 
     torch.manual_seed(0)
     try:
         created = timm.create_model(model, num_classes=0, img_size=image_size)
-    except TypeError:  # Only models with a fixed grid of positions take the size.
+    except TypeError:  # Only models with a fixed position grid accept the size.
         created = timm.create_model(model, num_classes=0)
     weights = folder / "weights.safetensors"
     save_file(created.state_dict(), weights)
@@ -46,7 +46,7 @@ def random_vision(folder: Path, model: str, image_size: int, **changes: Any) -> 
 
 
 def write_decoder(folder: Path, sizes: dict[str, int], dtype: Any = None, device: str = "cpu") -> None:
-    """A Llama of random weights, which are drawn on `device`, with a tokenizer of whole words."""
+    """Writes a Llama with random weights, drawn on `device`, and a tokenizer of whole words."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import AutoModel, LlamaConfig, PreTrainedTokenizerFast

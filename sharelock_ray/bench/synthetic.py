@@ -1,4 +1,4 @@
-"""Feature sets of random embeddings, in the shapes of real ones: what is measured does not depend on what they say."""
+"""Feature sets with random embeddings in realistic shapes."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,7 +14,7 @@ _PER_PART = 10_000
 
 
 def write_pairs(folder: str, pairs: int, dims: tuple[int, int]) -> tuple[str, str]:
-    """A vision and a language set of `pairs` keys, float16, in parts of 10,000; the URIs of both."""
+    """Writes a float16 vision and language set of `pairs` keys in parts of 10,000; returns both URIs."""
     vision, language = VisionSpec(name="random", model="none"), LanguageSpec(name="random", model="none")
     uris = join(folder, "vision"), join(folder, "language")
     _write(uris[0], vision, "vision", pairs, dims[0])

@@ -1,4 +1,4 @@
-"""What every benchmark shares: alternating runs, medians, and on what machine."""
+"""Helpers of the benchmarks: alternating runs, medians, and a description of the machine."""
 
 import importlib.metadata
 import platform
@@ -14,12 +14,12 @@ from sharelock_ray.machine import cpu_count
 from sharelock_ray.progress import say
 
 DType = Literal["float32", "bfloat16", "float16"]
-"""Of an encoder's forward pass."""
+"""Type of an encoder's forward pass."""
 _VERSIONS = ("torch", "transformers", "timm", "ray", "pyarrow", "pillow")
 
 
 def machine() -> str:
-    """The machine and the versions, in one line for a table's caption."""
+    """The machine and library versions, in one line."""
     import torch
 
     memory = psutil.virtual_memory().total / 2**30
@@ -37,10 +37,10 @@ def _processor() -> str:
 
 
 def alternate(runs: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Measures each of `runs` `repeats` times in turn, so that a change of the machine's load meets all of them.
+    """Measures each of `runs` `repeats` times in turn, so that changes of the machine's load affect all equally.
 
     Returns:
-        what each run gave, by name, in order.
+        the results of each run, by name, in order.
     """
     found: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(1, repeats + 1):
@@ -51,12 +51,12 @@ def alternate(runs: Mapping[str, Callable[[], float]], repeats: int) -> dict[str
 
 
 def rate_by_cpu(work: Callable[[], int]) -> float:
-    """What `work` says that it did, by second of this process's CPU time."""
+    """The count returned by `work`, per second of this process's CPU time."""
     started = time.process_time()
     done = work()
     return done / (time.process_time() - started)
 
 
 def median_ratio(ours: list[float], theirs: list[float]) -> float:
-    """Median over the rounds of ours / theirs."""
+    """Median ratio of ours to theirs over the rounds."""
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))

@@ -1,1 +1,1 @@
-"""DEMO: what the demo runs on: rendered shapes and the stand-in vision encoder. Needs no download."""
+"""DEMO: the demo's rendered shapes and stand-in vision encoder. Needs no download."""

@@ -1,7 +1,7 @@
-"""The demo's own data: pictures of one coloured shape with a caption, drawn from a seed and written as WebDataset tars.
+"""The demo's data: captioned images of one coloured shape, generated from a seed and written as WebDataset tars.
 
 A class is a pair of a colour and a shape. A quarter of the pairs is held out of training, each colour and each shape
-exactly twice, so the test asks for pairs that were never seen, made of colours and shapes that were.
+exactly twice, so the test consists of unseen pairs of seen colours and shapes.
 """
 
 import io
@@ -27,7 +27,7 @@ COLOURS = {
     "pink": (252, 132, 190),
 }
 SIZES = {"small": 0.15, "medium": 0.23, "large": 0.34}
-"""Radius, as a fraction of the picture's side."""
+"""Radius as a fraction of the image's side."""
 BACKGROUNDS = {
     "white": ((248, 248, 248), (248, 248, 248)),
     "grey": ((128, 128, 128), (128, 128, 128)),
@@ -35,7 +35,7 @@ BACKGROUNDS = {
     "beige": ((222, 204, 170), (222, 204, 170)),
     "striped": ((236, 236, 236), (72, 72, 72)),
 }
-"""The colours of the odd and of the even stripes; a plain background has the same colour twice."""
+"""Colours of odd and even stripes; equal for a plain background."""
 
 _Outline = tuple[tuple[float, float], ...]
 
@@ -82,7 +82,7 @@ _TRAIN, _TEST = 0, 1
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows. `x`, `y` and `radius` are fractions of its side, `rotation` is in degrees."""
+    """Content of an image. `x`, `y` and `radius` are fractions of its side, `rotation` is in degrees."""
 
     colour: str
     shape: str
@@ -101,7 +101,7 @@ class Scene:
 
 
 def random_scene(label: int, rng: np.random.Generator) -> Scene:
-    """A scene of class `label`; everything that the class leaves open is drawn from `rng`."""
+    """A scene of class `label`; all other properties are drawn from `rng`."""
     colour, shape = CLASS_NAMES[label].split()
     size = list(SIZES)[rng.integers(len(SIZES))]
     background = list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))]
@@ -113,7 +113,7 @@ def random_scene(label: int, rng: np.random.Generator) -> Scene:
 
 
 def render(scene: Scene, image_size: int) -> Image.Image:
-    """Draws a scene as a square RGB picture, with smooth edges."""
+    """Renders a scene as a square RGB image with antialiased edges."""
     side = image_size * _SUPERSAMPLING
     cos, sin = math.cos(math.radians(scene.rotation)), math.sin(math.radians(scene.rotation))
 
@@ -141,7 +141,7 @@ def render(scene: Scene, image_size: int) -> Image.Image:
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """One English sentence that names the colour and the shape, and sometimes the size and the background."""
+    """An English caption that names colour and shape, and sometimes size and background."""
     colour, shape, size, background = scene.colour, scene.shape, scene.size, scene.background
     templates = (
         f"{_a(colour)} {shape}.",
@@ -163,7 +163,7 @@ def _a(word: str) -> str:
 
 
 def encode_jpeg(image: Image.Image) -> bytes:
-    """The bytes of the JPEG file that a tar holds."""
+    """The bytes of a JPEG file."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=92)
     return buffer.getvalue()
@@ -172,21 +172,22 @@ def encode_jpeg(image: Image.Image) -> bytes:
 def write_shapes(
     folder: str, *, seed: int, train_images: int, test_images_per_class: int, image_size: int, shards: int
 ) -> None:
-    """Writes the demo's data set below `folder`; what an interrupted call left is kept and completed.
+    """Writes the demo's dataset below `folder`; an interrupted call is continued.
 
-    The result is `train/00000.tar` …, `test/00000.tar`, `classes.txt` and, last, `shapes.json` with the arguments.
-    Two training samples are bad on purpose, so that a demo meets rejects: half an image file, and no caption.
+    Writes `train/00000.tar` …, `test/00000.tar`, `classes.txt` and, last, `shapes.json` with the arguments. Two
+    training samples are damaged on purpose, so that the demo has rejects: a truncated image file, and a missing
+    caption.
 
     Args:
         folder: local path or URI.
-        seed: decides every scene and caption.
-        train_images: samples of the training split, the two bad ones among them.
-        test_images_per_class: samples of each class that training never shows.
-        image_size: side of the square pictures, in pixels.
-        shards: tars of the training split.
+        seed: determines all scenes and captions.
+        train_images: number of training samples, including the two damaged ones.
+        test_images_per_class: number of samples per held-out class.
+        image_size: side of the square images, in pixels.
+        shards: number of tars of the training split.
 
     Raises:
-        RequestError: `folder` holds shapes that were made from other arguments, or there are too few samples.
+        RequestError: `folder` holds shapes made with other arguments, or there are too few samples.
     """
     if not 1 <= shards <= train_images or train_images < 2 or test_images_per_class < 1:
         raise RequestError(
@@ -199,7 +200,7 @@ def write_shapes(
         "image_size": image_size,
         "shards": shards,
     }
-    # The arguments are noted before the first tar too: tars of an interrupted call must not mix with other ones.
+    # The arguments are stored before the first tar, so that an interrupted call is not continued with other ones.
     finished, begun = storage.join(folder, "shapes.json"), storage.join(folder, "shapes.begun.json")
     for note in (finished, begun):
         if storage.exists(note) and (found := storage.read_json(note)) != arguments:
@@ -243,7 +244,7 @@ def _differences(found: dict[str, object], wanted: dict[str, int]) -> str:
 
 
 def _sample(seed: int, split: int, index: int, labels: tuple[int, ...], image_size: int) -> dict[str, bytes]:
-    """The members of sample `index`, by extension. Depends on nothing but the arguments."""
+    """The members of sample `index`, by extension; deterministic in the arguments."""
     rng = np.random.default_rng((seed, split, index))
     scene = random_scene(labels[index % len(labels)], rng)
     return {
@@ -254,7 +255,7 @@ def _sample(seed: int, split: int, index: int, labels: tuple[int, ...], image_si
 
 
 def _tar(samples: dict[int, dict[str, bytes]]) -> bytes:
-    """A tar whose bytes depend on nothing but its members: no times, no owners."""
+    """A tar whose bytes depend only on its members: without times and owners."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, content in _members(samples):

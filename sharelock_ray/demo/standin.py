@@ -1,8 +1,8 @@
-"""Trains the small vision encoder that stands in for a real one where nothing can be downloaded.
+"""Trains the demo's small stand-in vision encoder.
 
-`python -m sharelock_ray.demo.standin OUT.safetensors` makes `standin_vision.safetensors` again, in about two
-minutes on two cores. The encoder learns colour, shape, size and background as separate tasks from its own scenes, which
-hold none of the pairs in `shapes.HELD_OUT`: to name such a pair, an alignment has to compose it.
+`python -m sharelock_ray.demo.standin OUT.safetensors` reproduces `standin_vision.safetensors` in about two minutes on
+two cores. The encoder learns colour, shape, size and background as separate tasks on its own scenes, which contain none
+of the pairs in `shapes.HELD_OUT`: to recognise such a pair, an alignment has to compose it.
 """
 
 import argparse
@@ -28,13 +28,13 @@ from sharelock_ray.demo.shapes import (
 )
 from sharelock_ray.encoders.images import Preprocessing, decode_image
 
-# Overlapping first strides: on shapes of 20 pixels it learns in three epochs what small ConvNeXts do not in six.
+# Its first strides overlap: on shapes of 20 pixels it learns faster in three epochs than small ConvNeXts in six.
 MODEL = "test_resnet"
 PREPROCESSING = Preprocessing(image_size=64, resize=64, interpolation="bicubic")
 MEAN = STD = (0.5, 0.5, 0.5)
 
 _TASKS = tuple(list(values) for values in (COLOURS, SHAPES, SIZES, BACKGROUNDS))
-_SEED = 514_229  # Far from the small seeds of recipes: the demo's pictures must be new to the encoder.
+_SEED = 514_229  # Unlike the small seeds of recipes, so that the demo's images are new to the encoder.
 _SCENES = 16_384
 _EPOCHS = 6
 _BATCH = 128
@@ -46,7 +46,7 @@ def draw(scenes: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Random scenes of the training classes.
 
     Returns:
-        (N, 3, S, S) uint8 pictures, after the same JPEG and decoder as the demo's, and (N, 4) int64 task labels.
+        (N, 3, S, S) uint8 images, encoded and decoded like the demo's, and (N, 4) int64 task labels.
     """
     pictures, labels = [], []
     for index in range(scenes):
@@ -59,7 +59,7 @@ def draw(scenes: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class AttributeHeads(nn.Module):
-    """One linear classifier a task, on the direction of the feature alone, which is what the alignment will see."""
+    """One linear classifier per task on normalised features, as used by the alignment."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class AttributeHeads(nn.Module):
 
 
 def train(pictures: torch.Tensor, labels: torch.Tensor, epochs: int) -> nn.Module:
-    """Trains the encoder from random weights; prints a line an epoch."""
+    """Trains the encoder from random weights; prints one line per epoch."""
     torch.manual_seed(_SEED)
     model = timm.create_model(MODEL, num_classes=0).to(memory_format=torch.channels_last)
     heads = AttributeHeads(model.num_features)
@@ -104,7 +104,7 @@ def train(pictures: torch.Tensor, labels: torch.Tensor, epochs: int) -> nn.Modul
 
 
 def normalise(pictures: torch.Tensor) -> torch.Tensor:
-    """uint8 pictures as the encoder takes them."""
+    """Normalises uint8 images for the encoder."""
     mean, std = (torch.tensor(value).view(3, 1, 1) for value in (MEAN, STD))
     return (pictures / 255 - mean) / std
 

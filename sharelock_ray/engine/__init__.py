@@ -1,4 +1,4 @@
-"""ENGINE: everything that imports ray. It moves rows, places work on nodes and survives failures.
+"""ENGINE: the only package that imports Ray. It moves rows, schedules work on nodes and handles failures.
 
-The arithmetic lives in the core packages below it.
+Computation belongs to the packages below it.
 """

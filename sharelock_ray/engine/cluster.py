@@ -1,4 +1,4 @@
-"""One way to reach Ray: an instance of its own on this machine, or the cluster at an address."""
+"""Connection to Ray: a local instance, or the cluster at an address."""
 
 import fcntl
 import logging
@@ -31,25 +31,25 @@ from sharelock_ray.storage import node_cache
 
 _ANSWER_S = 10.0
 _PREFIX, _LOG = "sharelock-", "log"
-# Ray puts sockets 85 bytes below it, and a socket's path may have 107.
+# Ray's sockets add up to 85 bytes to the path, and the limit is 107.
 _LONGEST_BASE = 22
 _LOGS_KEPT = 20
-# Ray itself looks for a worker that died as it started after a minute, and would start others for ever.
+# Ray notices a worker that died during its start only after a minute, and restarts such workers forever.
 _DEAD_S = 20.0
 _POLL_S = 0.2
-# Of the connection that `connected` has made.
+# State of the connection made by `connected`.
 _folder: Path | None = None
 _own = False
 
 
 @contextmanager
 def connected(address: str | None = None) -> Iterator[None]:
-    """A connection to Ray for the time of the block; an existing one is used as it is.
+    """Connects to Ray within the block; an existing connection is reused.
 
-    The cluster at `address` or `RAY_ADDRESS` where one is given (as under `ray job submit`), else an instance on this
-    machine that listens on the loopback interface only, wants a secret token, and ends with the block, as do its files.
-    What Ray prints goes to a log file, which is kept where an error names it. Afterwards the process's environment is
-    as it was before.
+    Connects to the cluster at `address` or `RAY_ADDRESS` (set by `ray job submit`). Without an address, starts a local
+    instance that listens on the loopback interface only, requires a secret token, and is removed with its files at the
+    end of the block. Ray's output goes to a log file, which is kept if an error refers to it. The process's environment
+    is restored afterwards.
 
     Raises:
         RequestError: no cluster answers at the address.
@@ -76,9 +76,9 @@ def connected(address: str | None = None) -> Iterator[None]:
 
 @contextmanager
 def _token_of(variables: dict[str, str]) -> Iterator[None]:
-    """The environment with these variables, and a Ray that knows no token but the one in it.
+    """Sets these variables and makes Ray read its token from them.
 
-    Ray has a token for each new instance unless the environment says otherwise, and keeps what it once read.
+    Ray caches the first token that it reads, so the cache is reset.
     """
     with environment(variables):
         AuthenticationTokenLoader.instance().reset_cache()
@@ -89,7 +89,7 @@ def _token_of(variables: dict[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _own_folder() -> Iterator[Path]:
-    """A new folder that only this user can enter, for the time of the block; those of killed processes are removed."""
+    """A new private folder within the block; folders of killed processes are removed."""
     base = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
     if "RAY_TMPDIR" not in os.environ and len(os.fsencode(base)) > _LONGEST_BASE:
         base = Path("/tmp")
@@ -97,7 +97,7 @@ def _own_folder() -> Iterator[Path]:
         _remove_if_left(left)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
     try:
-        # Another process must not find it before it is held.
+        # Locked before the rename, so that no other process finds it unlocked.
         with (folder / "new").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             (folder / "new").rename(folder / "lock")
@@ -107,7 +107,7 @@ def _own_folder() -> Iterator[Path]:
 
 
 def _remove_if_left(lock: Path) -> None:
-    # Of another user, or gone by now.
+    # The folder may belong to another user, or be gone.
     with suppress(OSError):
         about = lock.parent.lstat()
         with open(os.open(lock, os.O_RDWR | os.O_NOFOLLOW), "w") as held:
@@ -118,7 +118,7 @@ def _remove_if_left(lock: Path) -> None:
 
 @contextmanager
 def _interrupts_deferred() -> Iterator[None]:
-    """Holds Ctrl-C back for the time of the block: between forks it could leave Python's own locks taken for ever."""
+    """Defers Ctrl-C to the end of the block: between forks it could leave Python's locks held forever."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -136,23 +136,23 @@ def _join(address: str) -> None:
     if address.startswith(("http://", "https://")):
         raise RequestError(
             f"{address} is the jobs address of a Ray cluster, for `ray job submit --address`: give HOST:PORT of its "
-            f"head (the port of `ray start`, 6379 as a rule), or submit the command as a job"
+            f"head (the port of `ray start`, usually 6379), or submit the command as a job"
         )
     if address.startswith("ray://"):
         raise RequestError(
             f"{address} belongs to Ray Client, which cannot train: on a node of the cluster, give HOST:PORT of its "
-            f"head (the port of `ray start`, 6379 as a rule), or submit the command as a job"
+            f"head (the port of `ray start`, usually 6379), or submit the command as a job"
         )
     host, _, port = address.rpartition(":")
     try:
-        # Ray itself would try again and again, for minutes and in silence, where nothing listens.
+        # If nothing listens, Ray itself would retry silently for minutes.
         if port.isdigit():
             socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
         ray.init(address=address, job_config=_job(), log_to_driver=False, logging_level=logging.ERROR)
     except AuthenticationError:
         raise RequestError(
-            f"the Ray cluster at {address} wants another token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to the "
-            f"file that holds it"
+            f"the Ray cluster at {address} requires another token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to "
+            f"the file that holds it"
         ) from None
     except (OSError, OverflowError, ValueError, RuntimeError, RayError) as error:
         raise RequestError(f"no Ray cluster answers at {address}: {_first_line(error)}") from None
@@ -164,17 +164,17 @@ def _start(folder: Path) -> None:
             with _loopback_only():
                 ray.init(
                     address="local",
-                    # One CPU stays free beside the pool of actors even on a single core, or reads would wait for ever.
+                    # One CPU must stay free beside the actor pool, even on a single core, or reads would wait forever.
                     num_cpus=max(2, cpu_count()),
                     include_dashboard=False,
                     job_config=_job(),
                     log_to_driver=False,
                     logging_level=logging.ERROR,
-                    # Everybody may write to what Ray makes; not so to the folder around it.
+                    # Ray's files are world-writable; the folder around them is private.
                     _temp_dir=str(folder / "r"),
                 )
             return
-        # On a loaded machine the first start can miss Ray's fixed time-out of 30 s.
+        # On a loaded machine, the first start can exceed Ray's fixed time-out of 30 s.
         except Exception as error:
             ray.shutdown()
             if attempt == 2:
@@ -183,9 +183,9 @@ def _start(folder: Path) -> None:
 
 @contextmanager
 def _loopback_only() -> Iterator[None]:
-    """Ray's processes that start in the block listen on 127.0.0.1, as they do by default on other systems than Linux.
+    """Makes Ray processes started in the block listen on 127.0.0.1, the default on systems other than Linux.
 
-    Ray reads `RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER` once, as it is imported, which may have been the host's doing.
+    Ray reads `RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER` only on import, which the host may already have done.
     """
     usual = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
@@ -196,18 +196,18 @@ def _loopback_only() -> Iterator[None]:
 
 
 def _job() -> ray.job_config.JobConfig:
-    """Keeps the working directory off the workers' path, where a folder `torch` would stand for the package."""
+    """Keeps the working directory off the workers' path, where a folder `torch` would shadow the package."""
     return ray.job_config.JobConfig(_client_job=True)
 
 
 def _require_workers(folder: Path) -> None:
-    """Raises where workers die as they start."""
+    """Raises RunError if workers die during their start."""
     first, alive_at = _nothing.remote(), time.monotonic()
     while not ray.wait([first], timeout=_POLL_S)[0]:
         if any(map(_is_worker, psutil.Process().children(recursive=True))):
             alive_at = time.monotonic()
         elif time.monotonic() - alive_at > _DEAD_S:
-            raise RunError(f"Ray's workers die as they start: {_last_words(folder)}{_kept_log()}")
+            raise RunError(f"Ray's workers die during their start: {_last_words(folder)}{_kept_log()}")
 
 
 def _is_worker(process: psutil.Process) -> bool:
@@ -223,18 +223,18 @@ def _nothing() -> None:
 
 
 def _last_words(folder: Path) -> str:
-    """What workers wrote last."""
+    """The last line of a worker's error log."""
     for path in (folder / "r").glob("session_*/logs/worker-*.err"):
         lines = path.read_text(errors="replace").split("\n")
         if any(lines):
             return [line for line in lines if line.strip()][-1]
-    return "they leave no reason"
+    return "no reason was logged"
 
 
 def require_resources(needed: dict[str, float], advice: str) -> None:
-    """Fails at once where the cluster can never hold what a stage needs; Ray itself would wait in silence.
+    """Raises RequestError if the cluster cannot provide the resources of a stage; Ray itself would wait silently.
 
-    A cluster that may scale itself up is not judged by the nodes that it has now; then the user is told.
+    On an autoscaling cluster, only prints a message.
     """
     available = ray.cluster_resources()
     for name, amount in needed.items():
@@ -244,25 +244,25 @@ def require_resources(needed: dict[str, float], advice: str) -> None:
             raise RequestError(f"this needs {amount:g} {name}, but Ray has {available.get(name, 0):g} here: {advice}")
         say(
             f"this needs {amount:g} {name}, but the cluster has {available.get(name, 0):g} now: "
-            f"waits for it to grow; where it does not, {advice}"
+            f"waiting for it to scale up; if it does not, {advice}"
         )
 
 
 def _may_grow() -> bool:
-    """Whether a launcher or KubeRay made the nodes: it labels them with their group, and may add some."""
+    """Whether a launcher or KubeRay manages the nodes, which it labels with their group."""
     return not _own and any("ray.io/node-group" in node["Labels"] for node in ray.nodes() if node["Alive"])
 
 
 @contextmanager
 def readable_errors(stage: str) -> Iterator[None]:
-    """Turns what Ray raises into the error that a worker meant, or into one line.
+    """Converts Ray's exceptions to the worker's own `SharelockError`, or to a RunError of one line.
 
-    The whole of any other goes to the log, and also to where the user looks unless that is a terminal: to a job's log.
+    The traceback goes to the log and, unless output is a terminal, to the job's log.
     """
     try:
         yield
     except Exception as error:
-        # Ray makes one of a worker's own error too, whose text is the whole traceback.
+        # Ray's wrapper of a worker's SharelockError is a RayError too; its text is a whole traceback.
         if isinstance(error, SharelockError) and not isinstance(error, RayError):
             raise
         name, message = _root(error)
@@ -278,7 +278,7 @@ def readable_errors(stage: str) -> Iterator[None]:
 def _root(error: BaseException) -> tuple[str, str]:
     """Class and message of the error that a worker raised first.
 
-    Ray brings errors of constructors and of Ray Data's functions only as text: a traceback within the message.
+    Ray passes on errors of constructors and of Ray Data functions only as a traceback within the message.
     """
     raised = re.findall(r"^(?:[A-Za-z_]\w*\.)*([A-Z]\w*(?:Error|Exception|Exit)): (.+)$", str(error), re.MULTILINE)
     return raised[0] if raised else (type(error).__name__, _first_line(error))
@@ -289,12 +289,12 @@ def _first_line(error: BaseException) -> str:
 
 
 def scratch() -> Path | None:
-    """A folder of this machine that ends with the connection; None where the host has made that itself."""
+    """A local folder that is removed with the connection; None if the host made the connection."""
     return _folder
 
 
 def _kept_log() -> str:
-    """Keeps the log so far in the user's cache; says where, for the end of a message."""
+    """Copies the log to the user's cache; returns its path as the end of a message."""
     if _folder is None:
         return ""
     folder = node_cache("logs")

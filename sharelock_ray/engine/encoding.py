@@ -1,9 +1,8 @@
-"""The stream of one extraction: shards are read and decoded by tasks, chunks encoded and staged by a pool of actors.
+"""The stream of one extraction: tasks read and decode shards, a pool of actors encodes and stages chunks.
 
-An actor holds all encoders of the job, so a chunk visits one process and each device is shared as the work demands.
-Where an actor wants no more than the CPU of a read, Ray runs both in the actor, and pixels never leave the process. An
-actor with a GPU takes chunks that tasks on CPUs have decoded, two at a time: one is fetched or written while the other
-is on the device.
+An actor holds all encoders of the job, so a chunk is sent to one process only. If an actor needs exactly one CPU, Ray
+fuses reading into the actor, and pixels never leave the process. An actor with a GPU takes chunks decoded by CPU tasks,
+two at a time: one is fetched or written while the other is on the device.
 """
 
 import os
@@ -29,7 +28,7 @@ from sharelock_ray.sources.sample import Shard, Source
 
 @dataclass(frozen=True)
 class ReadTask:
-    """A shard to read; `done[i]` are the chunks that encoder i has already staged, None where all of them."""
+    """A shard to read; `done[i]` are the chunks that encoder i has already staged, None if all of them."""
 
     shard: Shard
     done: tuple[frozenset[int] | None, ...]
@@ -42,7 +41,7 @@ def encoded_chunks(
     writers: Sequence[FeatureSetWriter],
     options: ExtractionOptions,
 ) -> Generator[ChunkReport]:
-    """Runs the stream; yields what was staged, chunk by chunk, in any order.
+    """Runs the stream; yields a report per staged chunk, in any order.
 
     Raises:
         RequestError: the smallest pool of actors needs more than Ray has.
@@ -86,12 +85,11 @@ def _read(
 ) -> Iterator[pa.Table]:
     """Reads one shard and decodes the chunks that some encoder still needs.
 
-    What it yields follows from the task alone, as Ray wants it of a task that it may repeat. A chunk that a first
-    attempt had staged comes without pixels.
+    The chunks depend on the task alone, since Ray may repeat it. A chunk staged by an earlier attempt has no pixels.
     """
     task: ReadTask = unpacked(table)
     part = task.shard.index
-    # Also what other drivers on the same folder have done by now.
+    # Includes chunks that other drivers on the same folder have staged by now.
     staged = {i: writers[i].staged_part(part) for i, done in enumerate(task.done) if done is not None}
     started = time.perf_counter()
     for chunk in cut(source, task.shard, chunk_size):
@@ -106,7 +104,7 @@ def _read(
 
 @dataclass(frozen=True)
 class _Work:
-    """A decoded chunk; of the encoders that `wanted` it, some may have staged it before, `missing` have not."""
+    """A decoded chunk; `missing` are those of the `wanted` encoders that have not staged it yet."""
 
     chunk: Chunk
     wanted: list[int]
@@ -115,12 +113,12 @@ class _Work:
 
 
 def _preprocessings(encoders: Sequence[EncoderSpec]) -> list[Preprocessing]:
-    """The ways in which images are made into pixels for these encoders, each once."""
+    """The distinct preprocessings of these encoders."""
     return list(dict.fromkeys(spec.preprocessing for spec in encoders if isinstance(spec, VisionSpec)))
 
 
 class _Encode:
-    """An actor: every encoder of the job, resident on its device."""
+    """An actor that holds every encoder of the job on its device."""
 
     def __init__(
         self, encoders: Sequence[EncoderSpec], writers: Sequence[FeatureSetWriter], options: ExtractionOptions
@@ -147,7 +145,7 @@ class _Encode:
             if not set(group.members) & set(work.missing):
                 continue
             readings = group.encode(chunk)
-            # Of the one pass that all of them read.
+            # All readings share one forward pass.
             tokens += readings[0].tokens
             for i, encoded in zip(group.members, readings, strict=True):
                 if i not in work.missing:

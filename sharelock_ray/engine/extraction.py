@@ -1,6 +1,6 @@
-"""Extraction of one dataset split through any number of frozen encoders, in one read of the data.
+"""Extraction of one dataset split with any number of frozen encoders, in one pass over the data.
 
-Decides what is left to do, follows the stream, seals a part as soon as its last chunk is staged, and finishes the sets.
+Determines the remaining work, follows the stream, seals a part once its last chunk is staged, and finishes the sets.
 """
 
 import importlib.metadata
@@ -32,7 +32,7 @@ _SOFTWARE = ("sharelock-ray", "ray", "torch", "timm", "transformers", "pyarrow",
 
 @dataclass(frozen=True)
 class ExtractionJob:
-    """What to extract: a source, as one split of a dataset, through encoders, into feature sets below `root`."""
+    """A source, as one split of a dataset, the encoders to apply, and the `root` of their feature sets."""
 
     root: str
     dataset: str
@@ -40,20 +40,20 @@ class ExtractionJob:
     source: Source
     encoders: tuple[EncoderSpec, ...]
     planned: Mapping[str, Prediction] = field(default_factory=dict)
-    """What was foreseen, by an encoder's folder name."""
+    """Predictions of `plan`, by an encoder's folder name."""
 
     def uri(self, encoder: EncoderSpec) -> str:
-        """The feature set of one encoder."""
+        """URI of an encoder's feature set."""
         return feature_set_uri(self.root, self.dataset, self.split, encoder.modality, encoder.folder())
 
 
 def extract(
     job: ExtractionJob, options: ExtractionOptions, watch: Callable[[ChunkReport], None] | None = None
 ) -> list[FeatureSet]:
-    """Makes, or continues, the feature sets of `job`; complete ones are left alone.
+    """Extracts the feature sets of `job`, or continues an interrupted extraction; complete sets are left unchanged.
 
     Args:
-        watch: called with each chunk's report as it comes.
+        watch: called with the report of each chunk.
 
     Returns:
         the feature set of each encoder, in their order.
@@ -79,7 +79,7 @@ def extract(
                 writer.start(shards, options.chunk_size, encoder.commit())
                 for writer, encoder in zip(writers, todo, strict=True)
             ]
-            # Sets that runs with other options began are cut otherwise, and so are a read of their own.
+            # Sets started with another chunk size are cut differently and need a separate pass.
             for size in sorted({each.chunk_size for each in begun}):
                 chosen = [i for i, each in enumerate(begun) if each.chunk_size == size]
                 same = options.model_copy(update={"chunk_size": size})
@@ -117,10 +117,10 @@ def _run(
             if kept or sealed:
                 say(f"extract {job.split}: continues after {sealed} finished parts and {kept} chunks of others")
             say(f"extract {job.split}: starts workers, which load {', '.join(encoder.name for encoder in encoders)}")
-            # On every node the same, though the hub may have moved on.
+            # The same commit on every node, even if the hub has a newer one.
             loaded = [encoder.at(commit) for encoder, commit in zip(encoders, commits, strict=True)]
             stream = encoded_chunks(job.source, tasks, loaded, writers, options)
-            # Else it would go on for as long as the error that ended the loop is held.
+            # Otherwise the stream would run on for as long as the error that ended the loop is referenced.
             with closing(stream):
                 for report in stream:
                     for i in report.encoders:
@@ -152,12 +152,12 @@ def _run(
 
 @contextmanager
 def _told(writers: Sequence[FeatureSetWriter], meter: Meter) -> Iterator[None]:
-    """Writes now and then, from the start of the block to its end, where others can see it how far the run is."""
+    """Writes the progress of the run to storage at intervals, within the block."""
     ended = threading.Event()
 
     def tell() -> None:
         while True:
-            # A note for people: what keeps it from being written, the work itself will meet and say.
+            # Progress is informational; storage errors will be reported by the work itself.
             with suppress(Exception):
                 for writer in writers:
                     write_live(writer.uri, meter.live())
@@ -170,12 +170,12 @@ def _told(writers: Sequence[FeatureSetWriter], meter: Meter) -> Iterator[None]:
         yield
     finally:
         ended.set()
-    # Or its last note could come after the staging area is removed.
+    # Otherwise the last write could come after the staging folder is removed.
     teller.join()
 
 
 def _open_chunks(tasks: Sequence[ReadTask]) -> dict[int, int]:
-    """Of each shard that is not done, by index, how many chunks every encoder has staged."""
+    """Number of chunks staged by all encoders, by index of each unfinished shard."""
     return {
         task.shard.index: len(frozenset.intersection(*(chunks for chunks in task.done if chunks is not None)))
         for task in tasks
@@ -183,7 +183,7 @@ def _open_chunks(tasks: Sequence[ReadTask]) -> dict[int, int]:
 
 
 def _unfinished(sealing: list[ray.ObjectRef]) -> list[ray.ObjectRef]:
-    """Those that go on; one that has failed is raised, and ends the run."""
+    """The tasks that are still running; raises the error of a failed task."""
     done, going_on = ray.wait(sealing, num_returns=len(sealing), timeout=0) if sealing else ([], [])
     ray.get(done)
     return going_on
@@ -203,12 +203,12 @@ def _tasks(shards: Sequence[Shard], staged: Sequence[dict[int, StagedPart]]) -> 
     return tasks
 
 
-# A whole CPU, since each holds copies of a part in memory. Nothing of the stream waits for it, so it can wait for a CPU
-# until the pool of actors is gone.
+# A whole CPU limits the number of parts held in memory. The stream never waits for this task, so it may wait for a CPU
+# until the actors have finished.
 @ray.remote(num_cpus=1, max_retries=3)
 def _seal(writer: FeatureSetWriter, all_writers: Sequence[FeatureSetWriter], source: Source, shard: Shard) -> None:
-    # What was read of a shard that was replaced meanwhile may be of both, for every encoder. The run ends before the
-    # other parts of that shard are sealed.
+    # If the shard was replaced meanwhile, its chunks may mix both versions, for every encoder. The run ends before its
+    # other parts are sealed.
     if problem := change(source, shard):
         for each in all_writers:
             each.discard(shard.index)

@@ -1,4 +1,4 @@
-"""How extraction uses a cluster. Needs no Ray, so that recipes are read quickly."""
+"""Settings of extraction on a cluster. Imports no Ray, so that recipes are read quickly."""
 
 from typing import Annotated, Self
 
@@ -8,39 +8,38 @@ from sharelock_ray.config import Config
 
 
 class ExtractionOptions(Config):
-    """How extraction uses the cluster. Changes speed, not embeddings."""
+    """Settings of extraction on a cluster. They change speed, not embeddings."""
 
     min_actors: Annotated[int, Field(ge=1)] = 1
     max_actors: Annotated[int, Field(ge=1)] = 1
     num_cpus: Annotated[float, Field(ge=0)] = 1
-    """Logical CPUs of an actor."""
+    """Logical CPUs per actor."""
     num_gpus: Annotated[float, Field(ge=0)] = 0
-    """GPUs of an actor; a fraction shares one."""
+    """GPUs per actor; a fraction shares one."""
     chunk_size: Annotated[int, Field(ge=1)] = 512
-    """Samples of a staged chunk: what a kill can lose, and the pool that captions are sorted in."""
+    """Samples per staged chunk: the most that a kill loses per actor, and the pool within which captions are sorted."""
     image_batch_size: Annotated[int, Field(ge=1)] | None = None
-    """Images of one forward pass, null for what suits the device; halved, as the token budget is, where its
-    memory does not suffice."""
+    """Images per forward pass; null: a default for the device. Halved, like the token budget, when memory runs out."""
     token_budget: Annotated[int, Field(ge=1)] | None = None
-    """Padded tokens of one forward pass of a language model, null for what suits the device."""
+    """Padded tokens per forward pass of a language model; null: a default for the device."""
     compile: bool = False
-    """Encoders through `torch.compile`: pays on long runs."""
+    """Compiles encoders with `torch.compile`, which pays off in long runs."""
     channels_last: bool = False
-    """Vision encoders in the memory order that GPUs prefer for convolutions."""
+    """Uses the channels-last memory format for vision encoders, which suits convolutions on GPUs."""
 
     @model_validator(mode="after")
     def _pool_can_be(self) -> Self:
         if self.min_actors > self.max_actors:
             raise ValueError(
-                f"`min_actors` is {self.min_actors}, above `max_actors`, {self.max_actors}: raise that too"
+                f"`min_actors` {self.min_actors} exceeds `max_actors` {self.max_actors}: raise `max_actors` too"
             )
         return self
 
     @property
     def actors_read(self) -> bool:
-        """Each actor reads for itself: Ray runs both in one process where both ask for one CPU and no more."""
+        """Whether actors read for themselves: Ray fuses reading and encoding if both need exactly one CPU."""
         return self.num_cpus == 1 and not self.num_gpus
 
     def actors(self, shards: int) -> int:
-        """The largest pool that finds work in so many shards: an actor that reads for itself has one at a time."""
+        """Maximum useful number of actors for `shards` shards; an actor that reads for itself takes one at a time."""
         return min(self.max_actors, shards) if self.actors_read else self.max_actors

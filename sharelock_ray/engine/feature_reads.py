@@ -1,4 +1,4 @@
-"""Features of a training that are read by tasks all over the cluster, ahead of the worker that wants them."""
+"""Streaming of training features: tasks anywhere in the cluster read them ahead of the worker."""
 
 from collections.abc import Iterator, Sequence
 
@@ -13,32 +13,32 @@ from sharelock_ray.engine.stream import packed, stream_of, unpacked
 from sharelock_ray.errors import RunError
 from sharelock_ray.features.featureset import FeatureSet
 
-# Ray's store may be no larger than a few parts.
+# Small blocks, since Ray's object store may hold only a few parts.
 _BLOCK_BYTES = 8 << 20
 _AHEAD = 4
-# A cluster may have to start a node first.
+# Long enough for a cluster to start a node.
 _PATIENCE_S = 600
 
 
 def read_by_tasks(sets: tuple[FeatureSet, FeatureSet], pieces: Sequence[Piece]) -> Iterator[np.ndarray]:
-    """The embeddings (n, D) of each of the pieces, in their order; an `batches.streaming.Reader`.
+    """Yields the (n, D) embeddings of each piece, in order; a `batches.streaming.Reader`.
 
-    Each task reads, verifies and decodes a part on one CPU, wherever the cluster has one, and sends the wanted rows.
+    Each task reads, verifies and decodes a part on one CPU of any node, and sends the selected rows.
 
     Raises:
-        RunError: a part is not what its manifest says, or Ray has no CPU to read on.
+        RunError: a part does not match its manifest, or no CPU is free for reading.
     """
     if not pieces:
         return
     _require_free_cpu()
-    # In between may come a validation, which reads by itself, or a step that waits for another worker, which does.
+    # The consumer may pause for a validation, or for another worker's reads.
     stream = stream_of(pieces, in_order=True, may_rest=True).map_batches(
         _read, fn_args=(sets,), batch_size=1, batch_format="pyarrow", num_cpus=1
     )
     with cluster.readable_errors("streaming of features"):
         blocks = map(unpacked, stream.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=_AHEAD))
         for piece in pieces:
-            # A copy, so that Ray's store has room for what follows.
+            # A copy releases the block's memory in Ray's object store.
             found = np.empty((len(piece.rows), sets[piece.side].manifest.dim), sets[piece.side].manifest.dtype)
             start = 0
             while start < len(found):
@@ -49,7 +49,7 @@ def read_by_tasks(sets: tuple[FeatureSet, FeatureSet], pieces: Sequence[Piece]) 
 
 
 def _require_free_cpu() -> None:
-    """Raises where nothing can be read; Ray Data itself would wait in silence."""
+    """Raises RunError if no CPU becomes free; Ray Data itself would wait silently."""
     free = _nothing.remote()
     try:
         ray.get(free, timeout=_PATIENCE_S)

@@ -1,4 +1,4 @@
-"""Streams of Python objects through Ray Data: each is a block of one row, so that it goes on at once."""
+"""Streams of Python objects through Ray Data; each object is a block of one row, so that it is passed on at once."""
 
 import pickle
 from collections.abc import Sequence
@@ -9,23 +9,23 @@ import pyarrow as pa
 import ray.data
 from ray.data import DataContext
 
-# So that whatever a function yields is a block of its own.
+# Every object that a function yields becomes its own block.
 _BLOCK_BYTES = 1
-# Ray's own number. Not less: while a large model comes from the hub, or encodes on a CPU, no block moves for minutes.
+# Ray's default. Not less, since no block moves while a large model is downloaded, or encodes on a CPU.
 _NO_PROGRESS_S = 1800
-# How many blocks a task may be ahead of whoever takes them, before it waits on its CPU.
+# Blocks that a task may be ahead of its consumer before it waits and holds its CPU.
 _ANY_NUMBER = 1 << 20
 
 
 def stream_of(objects: Sequence[object], in_order: bool = False, may_rest: bool = False) -> ray.data.Dataset:
-    """A stream of these; a function that is mapped over it, with a `batch_size` of 1, is given a table of one.
+    """A Ray dataset of these objects; map functions over it with `batch_size=1`.
 
     Args:
-        in_order: whether what is made of them comes in their order.
-        may_rest: whether whoever takes from it may take nothing for long. Then tasks end without, and leave their CPUs
-            to others; else that is an error after half an hour.
+        in_order: whether results keep the order of the objects.
+        may_rest: whether the consumer may pause for long. Tasks then finish without waiting for it and release their
+            CPUs; otherwise a pause of half an hour is an error.
     """
-    # Of this stream only: the host may have others.
+    # A copy, since the host may have other streams.
     context = DataContext.get_current().copy()
     context.execution_no_progress_timeout_s = -1 if may_rest else _NO_PROGRESS_S
     if may_rest:
@@ -39,7 +39,7 @@ def stream_of(objects: Sequence[object], in_order: bool = False, may_rest: bool 
 
 
 def packed(content: object, arrays: int) -> pa.Table:
-    """One row that holds `content`; its NumPy arrays are not copied, but in columns of their own, up to so many."""
+    """A table of one row that holds `content`; up to `arrays` NumPy arrays get their own columns and are not copied."""
     buffers: list[pickle.PickleBuffer] = []
     head = pickle.dumps(content, protocol=5, buffer_callback=buffers.append)
     contents = [head, *buffers, *[b""] * (arrays - len(buffers))]
@@ -47,7 +47,7 @@ def packed(content: object, arrays: int) -> pa.Table:
 
 
 def unpacked(table: pa.Table) -> Any:
-    """The object in a table of one row; its arrays lie where the table does, and cannot be written."""
+    """The object in a table of one row; its arrays are read-only views of the table."""
     head, *buffers = map(_content, table.columns)
     return pickle.loads(head, buffers=buffers)
 
@@ -59,7 +59,7 @@ def _binary(content: object) -> pa.LargeBinaryArray:
 
 
 def _content(column: pa.ChunkedArray) -> pa.Buffer:
-    # Not `column[0].as_buffer()`, which copies.
+    # `column[0].as_buffer()` would copy.
     array = column.chunk(0).cast(pa.large_binary())
     _, ends, values = array.buffers()
     start, end = np.frombuffer(ends, np.int64)[array.offset : array.offset + 2]

@@ -1,4 +1,4 @@
-"""A function of many items, on all nodes of a cluster."""
+"""Maps a function over items on all nodes of a cluster."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -13,10 +13,10 @@ _R = TypeVar("_R")
 
 
 def each(stage: str, function: Callable[[_T], _R], items: Sequence[_T]) -> Iterator[_R]:
-    """What `function` gives of each of `items`, in their order, as tasks of a CPU each.
+    """Yields `function` of each item, in order; each call is a task with one CPU.
 
     Args:
-        stage: how an error calls this work.
+        stage: name of this work in errors.
 
     Raises:
         RequestError: no cluster answers.

@@ -1,7 +1,7 @@
 """Training of one alignment on the workers of a cluster.
 
-Ray Train starts the workers, joins them in a process group, and starts them anew when one is lost; where to go on
-from, they read from the run's own `last` checkpoint, so a lost worker and a killed driver are the same case.
+Ray Train starts the workers and restarts them when one is lost. They resume from the run's own `last` checkpoint, so a
+lost worker and a killed driver are handled in the same way.
 """
 
 import socket
@@ -31,22 +31,22 @@ from sharelock_ray.progress import Progress, say
 from sharelock_ray.runs.folder import RunFolder, TrainingResult, newest, pairs_per_second
 
 _POLL_S = 1.0
-# Of a worker with the others in a step, of which one may wait for a CPU that reads its features. Of a lost worker Ray
-# tells within seconds.
+# Time-out of collective operations in a step, during which another worker may wait for a CPU to read its features. Ray
+# reports a lost worker within seconds.
 _PATIENCE = timedelta(minutes=20)
-# Of a worker with another one that still opens its node's features, which may come from far away.
+# Time-out while other workers open their node's features, which may be downloaded first.
 _OPENING_PATIENCE = timedelta(hours=2)
 
 
 def train(run: RunFolder, vision: str, language: str, spec: AlignmentSpec, options: TrainingOptions) -> TrainingResult:
-    """Trains, or goes on with, the run; a finished one is left alone.
+    """Trains or resumes the run; a finished run is left unchanged.
 
     Args:
         vision, language: URIs of the feature sets of one dataset split.
 
     Raises:
-        RequestError: the folder holds another training, the sets do not fit, or Ray has too few resources.
-        RunError: workers failed more often than `max_failures`, or the loss is not finite any more.
+        RequestError: the folder holds another training, the sets do not match, or Ray has too few resources.
+        RunError: workers failed more often than `max_failures`, or the loss is non-finite.
     """
     run.begin(spec, open_features(vision).manifest, open_features(language).manifest)
     result = run.result()
@@ -79,9 +79,9 @@ def train(run: RunFolder, vision: str, language: str, spec: AlignmentSpec, optio
 
 
 class _Trainer(DataParallelTrainer):
-    """Ray Train's, but Ctrl-C stays what it is everywhere: Ray's own answer to it is to exit with 0.
+    """Ray Train's trainer without its handler of Ctrl-C, which exits with code 0.
 
-    Not Ray's TorchTrainer: it imports torch in the driver and in its controller too, 0.3 GB each for nothing.
+    Not Ray's TorchTrainer, which also imports torch in the driver and the controller, at 0.3 GB each.
     """
 
     def _register_sigint_handler(self, controller: object) -> None:
@@ -107,7 +107,7 @@ def _trainer(run: RunFolder, vision: str, language: str, spec: AlignmentSpec, op
             resources_per_worker={"CPU": options.num_cpus} | ({"GPU": 1} if options.use_gpu else {}),
         ),
         run_config=RunConfig(
-            # A name of its own for each attempt: Ray's record of an earlier one has nothing to add to `last`.
+            # A unique name per attempt: Ray's record of an earlier attempt is not used.
             name=f"attempt-{time.time_ns()}",
             storage_path=_ray_folder(run),
             failure_config=FailureConfig(max_failures=options.max_failures),
@@ -141,16 +141,16 @@ def _worker(config: dict[str, Any]) -> None:
             )
         except SharelockError as error:
             run.say_fault(error)
-            # Others may wait for this one. To Ray it is lost, so it ends them too; what it starts anew returns.
+            # Other workers may wait for this one. Ray treats it as lost and restarts all; they then return at once.
             if world_size() > 1:
                 raise
 
 
 @contextmanager
 def _process_group(backend: str) -> Iterator[Callable[[], object]]:
-    """torch's default process group over this training's workers; a worker that is alone needs none.
+    """Creates torch's default process group over the workers of this training; a single worker needs none.
 
-    Its time-out is for steps. Yields a barrier with a long one.
+    Yields a barrier with the longer time-out for opening features.
     """
     import torch.distributed as dist
 
@@ -159,7 +159,7 @@ def _process_group(backend: str) -> Iterator[Callable[[], object]]:
     if world_size == 1:
         yield lambda: None
         return
-    # Where Ray listens on this machine only, so do the workers.
+    # If Ray listens on the loopback interface only, so do the workers.
     own = next((name for name, known in psutil.net_if_addrs().items() if _is_loopback(node, known)), None)
     listener = socket.create_server((node if own else "", 0)) if rank == 0 else None
     host, port = broadcast_from_rank_zero(listener and (node, listener.getsockname()[1]))
@@ -181,19 +181,19 @@ def _is_loopback(node: str, known: list[Any]) -> bool:
 
 
 def _ray_folder(run: RunFolder) -> str:
-    """Where Ray Train keeps its own records of this run while it lasts."""
+    """Folder of Ray Train's own records of this run, removed at its end."""
     return storage.absolute(storage.join(run.uri, "ray"))
 
 
 @contextmanager
 def _progress(run: RunFolder, steps: int) -> Iterator[None]:
-    """Shows for the time of the block how far the run is, from what its workers write into its folder."""
+    """Shows the progress of the run within the block, from the files that its workers write."""
     before = run.metrics()
     if before:
         say(f"train: continues near step {_last_step(before):,}")
     run.say_feeding(None)
     ended = threading.Event()
-    # This is what is in a thread, not Ray: one that waits in `ray.get` crashes the process as Ray is shut down.
+    # Progress runs on the thread rather than Ray: a thread waiting in `ray.get` crashes the process at Ray's shutdown.
     with ThreadPoolExecutor(1) as pool:
         following = pool.submit(_follow, run, steps, before, ended)
         try:
@@ -204,11 +204,11 @@ def _progress(run: RunFolder, steps: int) -> Iterator[None]:
 
 
 def _follow(run: RunFolder, steps: int, before: list[dict[str, Any]], ended: threading.Event) -> None:
-    """Prints what is new in the run's folder since `before`."""
+    """Prints new metrics in the run's folder since `before`."""
     fed = None
     with Progress("train", "steps", steps, _last_step(before)) as progress:
         while not ended.wait(_POLL_S):
-            # A store that does not answer now is the workers' to judge.
+            # Storage errors are handled by the workers.
             with suppress(SharelockError):
                 if fed is None and (fed := run.feeding()) is not None:
                     say(f"train: {fed}")

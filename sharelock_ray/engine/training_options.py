@@ -1,4 +1,4 @@
-"""How training uses a cluster. Needs no Ray, so that recipes are read quickly."""
+"""Settings of training on a cluster. Imports no Ray, so that recipes are read quickly."""
 
 from typing import Annotated, Self
 
@@ -8,25 +8,25 @@ from sharelock_ray.config import Config
 
 
 class TrainingOptions(Config):
-    """How training uses the cluster. Changes speed, not the result beyond rounding."""
+    """Settings of training on a cluster. They change speed, and results by rounding only."""
 
     num_workers: Annotated[int, Field(ge=1)] = 1
     min_workers: Annotated[int, Field(ge=1)] | None = None
-    """Also trains with fewer than `num_workers`, down to so many, while the cluster has no room for more."""
+    """Minimum number of workers while the cluster has no room for `num_workers`; None: always `num_workers`."""
     num_cpus: Annotated[float, Field(gt=0)] = 1
-    """Logical CPUs of a worker; also its threads where it has no GPU."""
+    """Logical CPUs per worker; also its number of threads."""
     use_gpu: bool = False
-    """One GPU for each worker."""
+    """One GPU per worker."""
     stream: bool = False
-    """Streams the features from storage even where the node could hold them, as on one with a slow disk. Wants
+    """Streams features from storage even if the node could hold them, for nodes with a slow disk. Requires
     `alignment.order: parts`."""
     compile: bool = False
-    """Compiles the projections by `torch.compile`: half a minute at the start, and slower on CPUs."""
+    """Compiles the projections with `torch.compile`: half a minute to start; slower on CPUs."""
     max_failures: Annotated[int, Field(ge=0)] = 3
-    """Lost workers after which training gives up."""
+    """Number of lost workers after which training fails."""
 
     @model_validator(mode="after")
     def _fewer(self) -> Self:
         if self.min_workers is not None and self.min_workers > self.num_workers:
-            raise ValueError(f"`min_workers` {self.min_workers} is more than `num_workers` {self.num_workers}")
+            raise ValueError(f"`min_workers` {self.min_workers} exceeds `num_workers` {self.num_workers}")
         return self

@@ -1,7 +1,7 @@
-"""The trials of a study on the processes of a cluster.
+"""The trials of a study on a cluster.
 
-Ray Tune starts a process for each slot and has it run trial after trial, so that imports, and the pages of mapped
-features, are there once. Ray's own records of a study are thrown away: where to go on from is in the trials' folders.
+Ray Tune starts one process per slot and reuses it for trial after trial, so that imports and pages of mapped features
+are loaded once. Ray's own records of a study are discarded: trials resume from their folders.
 """
 
 import math
@@ -27,28 +27,28 @@ from sharelock_ray.study.trial_job import PROMPTS, TrialJob, run_trial
 from sharelock_ray.study.trials import LOWER_IS_BETTER, State, Trial
 
 _REPORT_EVERY_S = 2.0
-"""Without a scheduler that waits for each, validations are told no more often: each is a round trip."""
+"""Minimum interval between reports of validations if no scheduler needs each: a report is a round trip."""
 _RECORD, _ROW, _STEP, _SCORE = "record", "row", "step", "score"
-"""What a trial tells the driver. The score is the validation as schedulers want it: higher is better."""
+"""Keys of a trial's reports to the driver. The score is the monitored validation value; higher is better."""
 
-# Read by Ray Tune as it starts: it would write three files for each trial, take Ctrl-C for itself, refuse a trial that
-# failed before it had anything to tell, and print tables of its own.
+# Disables Ray Tune's three files per trial, its handler of Ctrl-C, its error for trials that fail before their first
+# report, and its own tables.
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
-    # A trial that is stopped sits between two validations: until the next one, its process cannot take another.
+    # A stopped trial ends at its next validation; until then its process cannot take another.
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
 }
 
 
 def tune(queue: StudyQueue, spec: TuningSpec, steps: int, evaluate_every: int) -> list[Trial]:
-    """Runs what is left of a study; trials that fail are recorded, and the study goes on.
+    """Runs the remaining trials of a study; failed trials are recorded, and the study continues.
 
     Args:
-        steps, evaluate_every: of the trainings, as schedulers count.
+        steps, evaluate_every: steps and validation interval of each training, for the scheduler.
 
     Raises:
         RequestError: Ray has too few resources for a single trial.
@@ -56,7 +56,7 @@ def tune(queue: StudyQueue, spec: TuningSpec, steps: int, evaluate_every: int) -
     needed = {"CPU": spec.cpus_per_trial, "GPU": spec.gpus_per_trial}
     done = len(queue.trials)
     if done:
-        say(f"tune: {done:,} of {queue.total:,} trials are there already")
+        say(f"tune: {done:,} of {queue.total:,} trials are already done")
     first = queue.next()
     if first is None:
         return queue.trials
@@ -94,7 +94,7 @@ def tune(queue: StudyQueue, spec: TuningSpec, steps: int, evaluate_every: int) -
 
 
 def _waiting(spec: TuningSpec, needed: dict[str, float]) -> int:
-    """How many trials may wait for a process: all slots start at once, unless a sampler would choose too early."""
+    """Maximum number of pending trials: one per slot, or 1 if the sampler learns from finished trials."""
     if spec.sampler == "tpe":
         return 1
     there = ray.cluster_resources()
@@ -128,7 +128,7 @@ def _embed_prompts(path: str, encoder: LanguageSpec, prompts: Sequence[Sequence[
 
 
 def alignment_trial(config: dict[str, Any]) -> dict[str, Any]:
-    """What a process of the cluster runs for each trial. Its name is what Ray's dashboard shows."""
+    """Runs one trial in a process of the cluster. Ray's dashboard shows the name of this function."""
     job = TrialJob.model_validate(config["job"])
     told_at = time.monotonic()
 
@@ -137,11 +137,11 @@ def alignment_trial(config: dict[str, Any]) -> dict[str, Any]:
         if time.monotonic() - told_at < config["every"]:
             return
         told_at = time.monotonic()
-        # Where the scheduler has had enough, this raises SystemExit.
+        # Raises SystemExit if the scheduler stops the trial.
         ray_tune.report({_STEP: row["step"], _SCORE: _score(row, config["monitored"]), _ROW: row})
 
     trial = run_trial(job, report)
-    # A scheduler that compares means must meet no gap where a trial failed.
+    # A failed trial reports a score too, since schedulers that compare means need one for each trial.
     score = _score(trial.values, config["monitored"])
     return {_STEP: max(trial.steps, 1), _SCORE: score, _RECORD: trial.model_dump(mode="json")}
 
@@ -155,16 +155,17 @@ def _score(values: dict[str, Any], monitored: str) -> float:
 def _scheduler(spec: TuningSpec, steps: int, evaluate_every: int) -> TrialScheduler:
     if spec.scheduler == "none":
         return FIFOScheduler()
-    # A third goes on at a ninth and at a third of the training. No trial is judged at its end: it has a score to come.
+    # A third of the trials continues at a ninth and at a third of the steps. `max_t` is beyond the last step, so that
+    # no trial is stopped before its final score.
     grace = max(evaluate_every, steps // 9)
     if spec.scheduler == "asha":
         return AsyncHyperBandScheduler(time_attr=_STEP, max_t=steps + 1, grace_period=grace, reduction_factor=3)
-    # Never put aside for others until there are samples: what a trial did since its checkpoint would be done twice.
+    # Trials are never paused to wait for samples: work since the last checkpoint would be repeated.
     return MedianStoppingRule(time_attr=_STEP, grace_period=grace, min_samples_required=3, min_time_slice=math.inf)
 
 
 class _Here:
-    """Stays in the driver: Ray Tune copies and saves what it is given, to restore it one day, which is not its part."""
+    """Excluded from Ray Tune's copies and saved state, since studies are restored from the trials' folders."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
@@ -174,7 +175,7 @@ class _Here:
 
 
 class _Search(_Here, Searcher):
-    """The queue, as Ray Tune asks it."""
+    """Adapts the queue to Ray Tune's search interface."""
 
     def __init__(self, first: TrialJob, queue: StudyQueue, spec: TuningSpec) -> None:
         super().__init__(metric=_SCORE, mode="max")
@@ -189,17 +190,17 @@ class _Search(_Here, Searcher):
         return {"job": job.model_dump(mode="json"), "every": self._every, "monitored": self._monitored}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """The follower hears of it with its reason."""
+        """Does nothing: `_Follower` records the end of a trial."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the study outlives Ray's own records."""
+        """Does nothing: Ray's own records are discarded."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing."""
+        """Does nothing: Ray's own records are discarded."""
 
 
 class _Follower(_Here, ray_tune.Callback):
-    """Hears how trials go, and tells the study and the user."""
+    """Passes the results of trials on to the study and the user."""
 
     def __init__(self, queue: StudyQueue, spec: TuningSpec, progress: Progress) -> None:
         self._queue, self._spec, self._progress = queue, spec, progress

@@ -1,1 +1,1 @@
-"""EXTRACTION: encodes a chunk of samples by a group of encoders, and measures it. Knows nothing of Ray."""
+"""EXTRACTION: encoding of chunks of samples by groups of encoders, and its measurement. Independent of Ray."""

@@ -1,6 +1,6 @@
-"""The unit of extraction: a fixed run of a shard's samples, on its way from the reader to the encoders.
+"""Chunks, the unit of extraction: consecutive samples of a shard.
 
-Chunks are cut from the input by position, so a chunk that is encoded again after a kill is the same batch again.
+Chunks are cut by position, so a chunk that is encoded again after a kill contains the same samples.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -44,7 +44,7 @@ class _Encoded(Protocol):
 
 @dataclass(frozen=True)
 class Pixels:
-    """Decoded images of a chunk: `images` is (M, S, S, 3) uint8, of the samples at `rows`."""
+    """Decoded images of a chunk: (M, S, S, 3) uint8 `images` of the samples at `rows`."""
 
     rows: list[int]
     images: np.ndarray
@@ -53,7 +53,7 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Samples `index * size …` of a shard; `rejects` are those that could not even be read."""
+    """Chunk number `index` of a shard; `rejects` are the samples that could not be read."""
 
     part: int
     index: int
@@ -62,25 +62,25 @@ class Chunk:
     samples: list[Sample]
     rejects: list[Reject]
     bytes: int = 0
-    """Of the image files and captions."""
+    """Size of the image files and captions."""
     pixels: dict[Preprocessing, Pixels] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
-        """Inputs accounted for, read or not."""
+        """Number of inputs, including rejects."""
         return len(self.samples) + len(self.rejects)
 
 
 def cut(source: Source, shard: Shard, chunk_size: int) -> Iterator[Chunk]:
-    """The chunks of a shard, in order; an empty shard is one empty chunk.
+    """Yields the chunks of a shard in order; an empty shard is one empty chunk.
 
     Raises:
-        RunError: the shard is not the one that was listed.
+        RunError: the shard changed since it was listed.
     """
     if problem := change(source, shard):
         raise RunError(problem)
     items = source.read(shard)
-    # One item ahead tells whether a chunk is the last.
+    # Reading one item ahead tells whether a chunk is the last.
     ahead = list(islice(items, 1))
     for index in count():
         now = [*ahead, *islice(items, chunk_size - len(ahead))]
@@ -94,10 +94,10 @@ def cut(source: Source, shard: Shard, chunk_size: int) -> Iterator[Chunk]:
 
 
 def decode(chunk: Chunk, preprocessings: Collection[Preprocessing]) -> Chunk:
-    """The chunk with its images as pixels, for each preprocessing, and without their files' bytes.
+    """Decodes the images of a chunk for each preprocessing, and drops the bytes of their files.
 
     Raises:
-        RunError: the machine lacks what decoding needs, such as memory.
+        RunError: the machine lacks resources for decoding, such as memory.
     """
     found: dict[Preprocessing, _Decoded] = {preprocessing: _Decoded() for preprocessing in preprocessings}
     for row, sample in enumerate(chunk.samples):
@@ -109,11 +109,11 @@ def decode(chunk: Chunk, preprocessings: Collection[Preprocessing]) -> Chunk:
             try:
                 of.images.append(decode_image(sample.image, preprocessing, decoded))
                 of.rows.append(row)
-            # A decoder fails on hostile bytes in more ways than it documents; each of them is that image's reject.
+            # Decoders raise undocumented errors for hostile bytes; each becomes a reject.
             except Exception as error:
                 if is_resource_fault(error):
                     what = f"{type(error).__name__}: {error}".removesuffix(": ")
-                    raise RunError(f"decoding {sample.key} failed for want of resources ({what}): run again") from error
+                    raise RunError(f"decoding {sample.key} failed for lack of resources ({what}): run again") from error
                 of.rejects.append(Reject.of(sample.key, "decode", error))
     pixels = {preprocessing: of.pixels(preprocessing.image_size) for preprocessing, of in found.items()}
     return replace(chunk, pixels=pixels, samples=[replace(sample, image=None) for sample in chunk.samples])
@@ -121,7 +121,7 @@ def decode(chunk: Chunk, preprocessings: Collection[Preprocessing]) -> Chunk:
 
 @dataclass(frozen=True)
 class _Decoded:
-    """Images of a chunk as they are decoded."""
+    """Images decoded so far."""
 
     rows: list[int] = field(default_factory=list)
     images: list[np.ndarray] = field(default_factory=list)
@@ -133,7 +133,7 @@ class _Decoded:
 
 
 def encode_vision(encoder: _Vision, chunk: Chunk, preprocessing: Preprocessing) -> list[EncodedChunk]:
-    """Rows and rejects of a decoded chunk, of each of the vision encoders that share the forward pass."""
+    """Rows and rejects of a decoded chunk for each vision encoder that shares the forward pass."""
     pixels = chunk.pixels[preprocessing]
     samples = [chunk.samples[row] for row in pixels.rows]
     encoded = encoder.encode_each(pixels.images)
@@ -148,10 +148,10 @@ def encode_vision(encoder: _Vision, chunk: Chunk, preprocessing: Preprocessing) 
 
 
 def encode_language(encoder: _Language, chunk: Chunk) -> list[EncodedChunk]:
-    """Rows and rejects of a chunk, of each of the language encoders that share the forward pass.
+    """Rows and rejects of a chunk for each language encoder that shares the forward pass.
 
-    A row is a caption of a sample. A sample with a caption that cannot be encoded is one reject, and none of its
-    captions a row: so each key is in one place.
+    Each caption is a row. If one caption of a sample cannot be encoded, the whole sample is one reject, so that each
+    key is in exactly one place.
     """
     without = [_missing("caption", sample) for sample in chunk.samples if not sample.captions]
     captions = [(s.key, i, text) for s in chunk.samples for i, text in enumerate(s.captions)]
@@ -182,7 +182,7 @@ def _chunks(
     rejects: list[Reject],
     unfit: list[Reject],
 ) -> list[EncodedChunk]:
-    """A chunk for each reading of `encoded`, without the samples that could not be encoded; they share its seconds."""
+    """One chunk per output of `encoded`, without the `unfit` samples; the outputs share the seconds equally."""
     lost = {reject.key for reject in unfit}
     rows = [row for row, key in enumerate(columns["key"]) if key not in lost]
     return [
@@ -206,7 +206,7 @@ def _too_large(key: str, what: str) -> Reject:
 
 
 def _unknown(key: str, caption: int, token: str) -> Reject:
-    message = f"caption {caption} has the token {token!r}, of which the model has no embedding"
+    message = f"caption {caption} has the token {token!r}, for which the model has no embedding"
     return Reject(key, "encode", "UnknownToken", message)
 
 

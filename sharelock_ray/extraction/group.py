@@ -1,4 +1,4 @@
-"""The encoders of one process: those that differ only in what they read of a forward pass share it, and the model."""
+"""The encoders of one process. Encoders that differ only in what they read of a forward pass share it and the model."""
 
 import socket
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from sharelock_ray.features.writer import EncodedChunk
 
 @dataclass(frozen=True)
 class EncoderGroup:
-    """A loaded model, and the encoders that it serves, by their place in the list that was loaded."""
+    """A loaded model and the encoders that it serves, by index in the list passed to `load_encoders`."""
 
     members: tuple[int, ...]
     spec: EncoderSpec
     encoder: Any
 
     def encode(self, chunk: Chunk) -> list[EncodedChunk]:
-        """Each member's rows and rejects of a decoded chunk."""
+        """Rows and rejects of a decoded chunk, per member."""
         if isinstance(self.spec, VisionSpec):
             return encode_vision(self.encoder, chunk, self.spec.preprocessing)
         return encode_language(self.encoder, chunk)
@@ -35,11 +35,11 @@ def load_encoders(
     compiled: bool,
     channels_last: bool,
 ) -> list[EncoderGroup]:
-    """Loads every encoder of `specs`, each model once.
+    """Loads the encoders of `specs`, each model once.
 
     Raises:
         RequestError: a model cannot be loaded.
-        RunError: there is no such device.
+        RunError: the device does not exist.
     """
     import torch
 
@@ -48,8 +48,8 @@ def load_encoders(
 
     if device == "cuda" and not torch.cuda.is_available():
         raise RunError(
-            f"torch {torch.__version__} finds no GPU on {socket.gethostname()}: install a build of it for that GPU's "
-            f"driver, or set operations.extraction.num_gpus=0"
+            f"torch {torch.__version__} finds no GPU on {socket.gethostname()}: install a build for the GPU's driver, "
+            f"or set operations.extraction.num_gpus=0"
         )
     shared: dict[str, list[int]] = {}
     for place, spec in enumerate(specs):

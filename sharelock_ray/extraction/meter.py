@@ -1,4 +1,4 @@
-"""What a running extraction is doing, in numbers, from the reports of its chunks."""
+"""Progress and rates of a running extraction, from the reports of its chunks."""
 
 import threading
 import time
@@ -12,12 +12,12 @@ from sharelock_ray.sources.sample import Shard
 
 
 class Meter:
-    """Follows one run; prints its progress line. One thread adds to it, another may ask for `live`.
+    """Measures one run and prints its progress line. `add` and `live` may be called from different threads.
 
     Args:
         shards: the whole input.
-        open_chunks: by index, the shards that are not done, with the number of chunks that earlier runs staged of them.
-        earlier: what an earlier run last told of itself.
+        open_chunks: number of chunks staged by earlier runs, by index of each unfinished shard.
+        earlier: last state of an earlier run.
     """
 
     def __init__(self, stage: str, shards: Sequence[Shard], open_chunks: Mapping[int, int], earlier: Live) -> None:
@@ -45,10 +45,10 @@ class Meter:
         self._progress.__exit__(None, None, None)
 
     def add(self, report: ChunkReport, whole: bool) -> None:
-        """Counts one chunk, and prints a line now and then.
+        """Adds one chunk and updates the progress line.
 
         Args:
-            whole: all chunks of its shard are staged now.
+            whole: whether all chunks of its shard are staged.
         """
         with self._lock:
             now = time.monotonic()
@@ -75,10 +75,10 @@ class Meter:
 
     @property
     def share(self) -> float:
-        """Of the input's bytes that are encoded, from 0 to 1.
+        """Fraction of the input's bytes that is encoded, from 0 to 1.
 
-        What surrounds the images in a shard counts when it is done; chunks that earlier runs staged are taken to be as
-        large as those that this one has seen.
+        Bytes of a shard other than images and captions count once the shard is done. Chunks staged by earlier runs are
+        assumed to have the mean size of this run's chunks.
         """
         mean = self._chunk_bytes / max(1, self._chunks)
         partly = sum(
@@ -88,7 +88,7 @@ class Meter:
         return (self._done + partly) / self._total
 
     def live(self) -> Live:
-        """For those who watch from elsewhere."""
+        """The current state, for `status` on any machine."""
         with self._lock:
             return self._live(time.monotonic())
 
@@ -109,16 +109,16 @@ class Meter:
 
     @property
     def wall_seconds(self) -> float:
-        """Of this run and those before it."""
+        """Wall seconds of this run and earlier ones."""
         return round(self._earlier.wall_seconds + time.monotonic() - self._started, 2)
 
     @property
     def idle(self) -> float:
-        """Share of the actors' time, each from its first chunk to its last, in which no encoder was at work."""
+        """Fraction of the actors' time, from each one's first chunk to its last, in which no encoder was busy."""
         there = sum(last - since for since, last in self._workers.values())
         return min(1.0, max(0.0, 1 - self._seconds["encode"] / there)) if there else 0.0
 
 
 def combined(known: Iterable[Live | None]) -> Live:
-    """What the feature sets of earlier runs say of them: the one that tells most."""
+    """The state of earlier runs with the most wall seconds."""
     return max((live for live in known if live), key=lambda live: live.wall_seconds, default=Live())

@@ -1,11 +1,11 @@
-"""What an actor tells the driver of a chunk."""
+"""An actor's report to the driver about one chunk."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class ChunkReport:
-    """What became of one chunk: `encoders` have staged it, or an earlier attempt at the same task had."""
+    """Result of one chunk; `encoders` have staged it, in this or an earlier attempt at the same task."""
 
     part: int
     index: int
@@ -13,13 +13,13 @@ class ChunkReport:
     encoders: tuple[int, ...]
     samples: int
     bytes: int
-    """Of the images and captions."""
+    """Size of the images and captions."""
     rejects: int
-    """Of all encoders together."""
+    """Rejects of all encoders."""
     tokens: int
-    """Of all forward passes together."""
+    """Tokens of all forward passes."""
     read_seconds: float
-    """Reading and decoding."""
+    """Seconds of reading and decoding."""
     encode_seconds: float
     write_seconds: float
     worker: str
@@ -27,5 +27,5 @@ class ChunkReport:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """By stage."""
+        """Seconds by stage."""
         return {"read": self.read_seconds, "encode": self.encode_seconds, "write": self.write_seconds}

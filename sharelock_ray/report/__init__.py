@@ -1,4 +1,4 @@
-"""REPORT: pages and tables that a person looks at, made from the files that the stages leave.
+"""REPORT: pages and tables, rendered from the stages' stored results.
 
-Reads results, never computes them anew; needs neither torch nor Ray.
+Reads results without recomputing them; needs neither torch nor Ray.
 """

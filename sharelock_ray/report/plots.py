@@ -1,4 +1,4 @@
-"""What the pages' plots have in common."""
+"""Helpers for the plots of the pages."""
 
 import io
 
@@ -7,11 +7,11 @@ from matplotlib.figure import Figure
 from sharelock_ray.progress import printable
 
 _LETTERS = 48
-"""Of a text of the data in a plot; a longer one would leave no room for what is plotted."""
+"""Maximum length of a text from the data in a plot."""
 
 
 def as_svg(figure: Figure) -> str:
-    """A figure as an SVG element, without the head of a file."""
+    """A figure as an SVG element, without the XML header."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     _, start, rest = buffer.getvalue().partition("<svg")
@@ -19,7 +19,7 @@ def as_svg(figure: Figure) -> str:
 
 
 def plain(text: str) -> str:
-    """A text of the data as matplotlib is to be given it: no mathematics between dollars, one line, not too long."""
+    """A text from the data for matplotlib: one line, truncated, with `$` escaped."""
     line = printable(text)
     short = line if len(line) <= _LETTERS else f"{line[: _LETTERS - 1]}…"
     return short.replace("$", r"\$")

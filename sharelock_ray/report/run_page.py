@@ -23,7 +23,7 @@ def write_page(summary: Summary, images: Mapping[str, bytes]) -> None:
         images: image files of the evaluation's examples, by key.
 
     Raises:
-        RequestError: one of them cannot be decoded any more.
+        RequestError: an image cannot be decoded.
     """
     environment = Environment(loader=PackageLoader("sharelock_ray.report", "."), autoescape=True)
     zero_shot = summary.evaluation.zero_shot
@@ -38,7 +38,7 @@ def write_page(summary: Summary, images: Mapping[str, bytes]) -> None:
 
 
 def _curves(metrics: Sequence[Mapping[str, Any]]) -> str:
-    """The losses by step, as SVG."""
+    """Losses by step, as SVG."""
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     axes = figure.add_subplot()
     for name, label, style in (("loss", "training", "-"), ("validation_loss", "validation", "o-")):

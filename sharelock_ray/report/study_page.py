@@ -1,4 +1,4 @@
-"""`study.html`, `study.csv` and `study.parquet`: which choice mattered, and what is within the noise of the seeds."""
+"""`study.html`, `study.csv` and `study.parquet`: the effects of choices, compared with the variation between seeds."""
 
 import itertools
 from collections import Counter
@@ -35,9 +35,9 @@ NAMES = {
     "parameters": "parameters",
     "seconds": "seconds of training",
 }
-"""Objectives as people read them."""
+"""Display names of objectives."""
 _CURVES, _MAPS = 12, 8
-_NO_TELLING = "With one seed there is no telling what chance does: add `tuning.seeds`."
+_ONE_SEED = "A single seed does not show the variation by chance: add `tuning.seeds`."
 
 
 def write_study(study: Study, folder: str) -> StudySummary:
@@ -89,7 +89,7 @@ def write_study(study: Study, folder: str) -> StudySummary:
 
 
 def verdict(points: Sequence[Point], objectives: Sequence[str]) -> str:
-    """In few words: whether the best point is better than the next ones, or only luckier, and what flatters it."""
+    """A sentence on the best point: its value, whether it differs significantly from others, and selection bias."""
     if not points:
         return "No trial finished."
     objective = objectives[0]
@@ -100,16 +100,16 @@ def verdict(points: Sequence[Point], objectives: Sequence[str]) -> str:
     if not others:
         return best
     if points[0].seeds == 1:
-        return f"{best} {_NO_TELLING}"
+        return f"{best} {_ONE_SEED}"
     tied = sum(point.is_tied for point in points[1:])
-    by = f"paired t-tests over {points[0].seeds} seeds, at 5 % by Holm's correction for {others} comparisons"
+    by = f"paired t-tests over {points[0].seeds} seeds, at 5 % with Holm's correction for {others} comparisons"
     if not tied:
-        return f"{best} The seeds tell it apart from every other point ({by})."
-    return f"{best} The seeds do not tell it apart from {tied} of {others} other points ({by})."
+        return f"{best} It differs significantly from every other point ({by})."
+    return f"{best} It does not differ significantly from {tied} of {others} other points ({by})."
 
 
 def as_table(trials: Sequence[Trial]) -> pa.Table:
-    """A row for each trial; its settings and its values are columns of their own."""
+    """A table with one row per trial and one column per setting and value."""
     rows = []
     for trial in trials:
         row: dict[str, Any] = {name: _plain(value) for name, value in trial.point.items()}
@@ -132,12 +132,12 @@ def _plain(value: Any) -> Any:
 
 
 def _short(point: Mapping[str, Any]) -> str:
-    """A point in few words: fields by their last name."""
+    """A short description of a point: fields by their last name."""
     return ", ".join(f"{_name(axis)} {_value(value)}" for axis, value in point.items())
 
 
 def _point(point: Point) -> str:
-    """In few words, what has an effect on it."""
+    """A short description of the settings that have an effect."""
     return _short({axis: value for axis, value in point.point.items() if axis not in point.without_effect}) or "any"
 
 
@@ -150,7 +150,7 @@ def _value(value: Any) -> str:
 
 
 def _effects(effects: Sequence[Effect], objective: str) -> str:
-    """Marginal means of every factor side by side, on one scale."""
+    """Marginal means of all factors, side by side on one scale."""
     figure = Figure(figsize=(2 + 2 * len(effects), 3), layout="constrained")
     row = figure.subplots(1, len(effects), sharey=True, squeeze=False)[0]
     for axes, effect in zip(row, effects, strict=True):
@@ -169,7 +169,7 @@ def _effects(effects: Sequence[Effect], objective: str) -> str:
 
 
 def _heat_maps(study: Study, objective: str) -> str:
-    """Depth by width where the space has both, else its first two lists, for each value of a third list."""
+    """Heat maps of depth by width if the space has both, else of its first two lists, per value of a third list."""
     lists = {axis: values for axis, values in study.axes.items() if values is not None and len(values) > 1}
     by_name = [axis for last in ("depth", "width") for axis in lists if axis.rpartition(".")[2] == last]
     shown = list(dict.fromkeys([*by_name, *lists]))[:3]
@@ -204,7 +204,7 @@ def _heat_maps(study: Study, objective: str) -> str:
 
 
 def _front(points: Sequence[Point], objective: str, cost: str) -> str:
-    """Every point by quality and cost; those that no other beats in both are joined."""
+    """All points by quality and cost, with the Pareto front."""
     pairs = [(point.values[objective].value, point.values[cost].value) for point in points]
     front = pareto(pairs, "lower" if objective in LOWER_IS_BETTER else "higher", "lower")
     figure = Figure(figsize=(5.5, 3.4), layout="constrained")
@@ -228,7 +228,7 @@ def _front(points: Sequence[Point], objective: str, cost: str) -> str:
 
 
 def _curves(points: Sequence[Point]) -> str:
-    """Validation loss by step of the best points and of the worst, each by its first seed."""
+    """Validation loss by step of the best points and the worst, for the first seed of each."""
     if not points:
         return ""
     chosen = points[:_CURVES] if len(points) <= _CURVES else [*points[: _CURVES - 1], points[-1]]
@@ -245,11 +245,11 @@ def _curves(points: Sequence[Point]) -> str:
 
 
 def _cost(trials: Sequence[Trial]) -> list[tuple[str, str]]:
-    """(what, value): time and energy of all trials together."""
+    """(name, value) pairs: time and energy of all trials."""
     seconds = sum(trial.values.get("seconds", 0.0) for trial in trials)
     gpu_hours = sum(trial.values.get("seconds", 0.0) * trial.gpus for trial in trials) / 3600
     counted = [trial.joules for trial in trials if trial.joules is not None]
-    energy = f"{sum(counted) / 3.6e6:,.3f} kWh" if counted else "not counted by the devices"
+    energy = f"{sum(counted) / 3.6e6:,.3f} kWh" if counted else "not reported by the devices"
     devices = ", ".join(sorted({trial.device for trial in trials if trial.device})) or "none"
     return [
         ("training, all finished trials", f"{seconds / 3600:,.2f} hours"),

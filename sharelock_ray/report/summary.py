@@ -1,4 +1,4 @@
-"""What a run came to, as one object and as the table that ends a demo."""
+"""The results of a run or a study, as an object and as a table."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,7 +17,7 @@ _SHOWN_POINTS = 20
 
 @dataclass(frozen=True)
 class Summary:
-    """Everything that a report shows; `page` is where it lies."""
+    """The content of a run's report; `page` is its URI."""
 
     title: str
     note: str
@@ -29,7 +29,7 @@ class Summary:
     seconds: dict[str, float]
 
     def rows(self) -> list[tuple[str, str]]:
-        """(what, value) of each line of the table."""
+        """(name, value) of each line of the table."""
         training, evaluation = self.training, self.evaluation
         lines = [
             (
@@ -87,18 +87,18 @@ class Summary:
 
 @dataclass(frozen=True)
 class StudySummary:
-    """What a study came to: its ranked points, and in words what they are worth."""
+    """The result of a study: its ranked points and a verdict in words."""
 
     title: str
     page: str
     objective: str
     states: dict[str, int]
-    """Trials by how they ended."""
+    """Number of trials by final state."""
     points: tuple[Point, ...]
     verdict: str
 
     def table(self) -> Table:
-        """For a terminal: the best points first."""
+        """For a terminal; best points first."""
         others = ("recall_at_1", "zero_shot", "validation_loss", "parameters", "seconds")
         shown = [self.objective, *(name for name in others if name != self.objective)]
         shown = [name for name in shown if self.points and name in self.points[0].values]
@@ -134,7 +134,7 @@ class StudySummary:
 
 
 def interval_text(interval: Interval | None, objective: str) -> str:
-    """A value of an objective with its interval, as people read it."""
+    """Formats a value of an objective with its interval."""
     if interval is None:
         return ""
     if objective in ("parameters", "seconds"):

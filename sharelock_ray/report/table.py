@@ -1,4 +1,4 @@
-"""Tables for a terminal. What stands in them is data: never markup, never anything that a terminal obeys."""
+"""Tables for a terminal. Cell texts are data: markup and control characters are escaped."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,7 @@ from rich.text import Text
 from sharelock_ray.progress import printable
 
 _LOG_WIDTH = 140
-"""Columns where nobody's terminal says how many there are."""
+"""Width if output is not a terminal."""
 
 
 def text_table(
@@ -28,10 +28,10 @@ def text_table(
 
 
 def print_table(table: Table) -> None:
-    """On standard output."""
+    """Prints a table to standard output."""
     Console(width=None if sys.stdout.isatty() else _LOG_WIDTH).print(table)
 
 
 def _text(text: str) -> Text:
-    # A plain string would be read as markup, as in [bold], and for emoji, as in :smile:.
+    # A plain string would be parsed for markup such as [bold] and :smile:.
     return Text(printable(text))

@@ -21,7 +21,7 @@ from sharelock_ray.alignment.distributed import Group, rank, same_on_ranks, wait
 from sharelock_ray.alignment.heads import Heads
 from sharelock_ray.alignment.spec import AlignmentSpec
 from sharelock_ray.alignment.step import Optimization, learning_rate
-from sharelock_ray.batches.placement import MappedRows, Placement, Residents, RowStore, placement
+from sharelock_ray.batches.placement import DeviceCache, MappedRows, Placement, RowStore, placement
 from sharelock_ray.batches.sampling import PairBatches, split_validation
 from sharelock_ray.batches.streaming import Reader, StreamedRows, read_here
 from sharelock_ray.errors import RequestError, RunError
@@ -53,7 +53,7 @@ def train(
     compiled: bool = False,
     streams: bool = False,
     read: Reader = read_here,
-    residents: Residents | None = None,
+    device_cache: DeviceCache | None = None,
     validated: Callable[[dict[str, Any]], None] = lambda row: None,
     all_have_opened: Callable[[], object] = lambda: None,
 ) -> None:
@@ -67,7 +67,7 @@ def train(
         compiled: whether the projections are compiled by `torch.compile`.
         streams: whether rows are read from storage even where the node could hold them.
         read: how they are then read.
-        residents: sets that an earlier training of this process has left on the device; the next one finds this one's.
+        device_cache: feature sets on the device, shared by the trainings of this process.
         validated: is called with the row in `metrics.jsonl` of each validation.
         all_have_opened: returns once every rank has called it; is called where a rank may have waited for its features
             for longer than the group's time-out.
@@ -97,7 +97,7 @@ def train(
     if reached is not None:
         restore(run.last, reached, heads, optimization.optimizer, optimization.average)
         position = reached.position
-    store = _store(pairs, torch.device(device), spec, streams, read, residents or Residents())
+    store = _store(pairs, torch.device(device), spec, streams, read, device_cache or DeviceCache())
     all_have_opened()
     batches, held_out = (
         PairBatches(of, spec.contrast_size, spec.seed, store.device, spec.positives, spec.order, store)
@@ -156,13 +156,13 @@ def _reached(run: RunFolder, device: torch.device, group: Group) -> Checkpoint |
 
 
 def _store(
-    pairs: Pairs, device: torch.device, spec: AlignmentSpec, streams: bool, read: Reader, residents: Residents
+    pairs: Pairs, device: torch.device, spec: AlignmentSpec, streams: bool, read: Reader, device_cache: DeviceCache
 ) -> RowStore:
     sets = pairs.vision, pairs.language
-    residents.keep_only(*sets)
-    where = Placement("storage", "as asked") if streams else placement(*sets, device, residents)
+    device_cache.keep_only(*sets)
+    where = Placement("storage", "as asked") if streams else placement(*sets, device, device_cache)
     if where.kind != "storage":
-        return MappedRows(*sets, device, where, residents)
+        return MappedRows(*sets, device, where, device_cache)
     if spec.order == "parts":
         return StreamedRows(*sets, device, where, read)
     remedy = "set `alignment.order: parts`, with which features are streamed from storage"

@@ -9,7 +9,7 @@ from safetensors.torch import load
 
 from sharelock_ray import storage
 from sharelock_ray.alignment.spec import AlignmentSpec
-from sharelock_ray.batches.placement import Residents
+from sharelock_ray.batches.placement import DeviceCache
 from sharelock_ray.batches.sampling import split_validation
 from sharelock_ray.config import Config
 from sharelock_ray.energy import joules
@@ -22,7 +22,7 @@ from sharelock_ray.runs.model import load_model
 from sharelock_ray.study.trials import Trial, write_trial
 
 # A process runs trial after trial over the same sets.
-_residents = Residents()
+_device_cache = DeviceCache()
 PROMPTS = "prompts"
 """Name of the tensor in a file of embedded prompts."""
 
@@ -87,7 +87,7 @@ def _trained(job: TrialJob, report: Callable[[dict[str, Any]], None]) -> dict[st
     run = RunFolder(job.trial.run)
     run.begin(job.spec, open_features(job.vision).manifest, open_features(job.language).manifest)
     if run.result() is None:
-        train(run, job.vision, job.language, job.spec, job.device, residents=_residents, validated=report)
+        train(run, job.vision, job.language, job.spec, job.device, device_cache=_device_cache, validated=report)
     result = run.result()
     assert result is not None
     model = load_model(run.best, job.device)

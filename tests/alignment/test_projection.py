@@ -102,7 +102,7 @@ class TestStructure:
             Projection(12, 7, **setting)
 
     def test_depth_zero_between_different_widths_is_refused(self) -> None:
-        with pytest.raises(ValueError, match="width 12 cannot enter a shared space of width 7"):
+        with pytest.raises(ValueError, match="width 12 does not fit a shared space of width 7"):
             Projection(12, 7, depth=0)
 
 

@@ -206,7 +206,7 @@ class TestSchedule:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"accumulation": 5}, "`global_batch_size` 24 does not make 5 equal micro-batches"),
+        ({"accumulation": 5}, "`global_batch_size` 24 cannot be split into 5 equal micro-batches"),
         ({"accumulation": 24}, "two pairs or more"),
         ({"schedule": "wsd"}, "`decay_steps` says how long"),
         ({"decay_steps": 3}, "`decay_steps` says how long"),

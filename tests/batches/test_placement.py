@@ -10,7 +10,7 @@ import torch
 
 import support
 from sharelock_ray.batches import placement as placement_module
-from sharelock_ray.batches.placement import MappedRows, Placement, Residents, ahead, placement
+from sharelock_ray.batches.placement import DeviceCache, MappedRows, Placement, ahead, placement
 from sharelock_ray.features.featureset import FeatureSet, open_features
 
 CPU = torch.device("cpu")
@@ -58,17 +58,17 @@ def test_many_readers_of_a_disk_gather_what_one_of_memory_does(sets: list[Featur
 
 def test_sets_stay_on_the_device_until_others_are_wanted(sets: list[FeatureSet]) -> None:
     vision, language = sets
-    residents = Residents()
-    assert residents.missing_nbytes(*sets) == vision.nbytes + language.nbytes
-    table = residents.table(vision, CPU)
+    device_cache = DeviceCache()
+    assert device_cache.missing_nbytes(*sets) == vision.nbytes + language.nbytes
+    table = device_cache.table(vision, CPU)
     assert torch.equal(table, vision.embeddings)
-    assert residents.missing_nbytes(*sets) == language.nbytes
+    assert device_cache.missing_nbytes(*sets) == language.nbytes
     # Whoever opens the set again finds the same memory.
-    assert residents.table(open_features(vision.uri), CPU) is table
-    residents.keep_only(vision)
-    assert residents.table(vision, CPU) is table
-    residents.keep_only(language)
-    assert residents.missing_nbytes(*sets) == vision.nbytes + language.nbytes
+    assert device_cache.table(open_features(vision.uri), CPU) is table
+    device_cache.keep_only(vision)
+    assert device_cache.table(vision, CPU) is table
+    device_cache.keep_only(language)
+    assert device_cache.missing_nbytes(*sets) == vision.nbytes + language.nbytes
 
 
 def test_the_next_is_made_while_one_is_used() -> None:

@@ -103,7 +103,7 @@ def test_workers_that_die_as_they_start_are_one_line(short: Path, tmp_path: Path
     path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
     env = support.alone() | {"RAY_TMPDIR": str(short), "PYTHONPATH": path}
     done = subprocess.run([sys.executable, "-c", DYING], env=env, capture_output=True, text=True)
-    assert done.stdout.startswith("Ray's workers die as they start: "), done.stderr
+    assert done.stdout.startswith("Ray's workers die during their start: "), done.stderr
     assert Path(done.stdout.partition("(log: ")[2].rstrip(")\n")).exists()
 
 
@@ -160,7 +160,7 @@ class TestAddresses:
             raise AuthenticationError("InvalidAuthToken: Authentication token is missing or incorrect")
 
         monkeypatch.setattr(ray, "init", refuse)
-        with pytest.raises(RequestError, match=r"^the Ray cluster at head wants another token: set RAY_AUTH_MODE"):
+        with pytest.raises(RequestError, match=r"^the Ray cluster at head requires another token: set RAY_AUTH_MODE"):
             cluster._join("head")
 
 
@@ -186,7 +186,7 @@ class TestResources:
         self.nodes(monkeypatch, **{"ray.io/node-group": "head"})
         cluster.require_resources({"CPU": 8}, "lower it")
         assert said.getvalue() == (
-            "this needs 8 CPU, but the cluster has 4 now: waits for it to grow; where it does not, lower it\n"
+            "this needs 8 CPU, but the cluster has 4 now: waiting for it to scale up; if it does not, lower it\n"
         )
 
     def test_an_instance_of_its_own_never_grows(self, monkeypatch: pytest.MonkeyPatch) -> None:

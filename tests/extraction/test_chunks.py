@@ -72,7 +72,7 @@ class TestDecoding:
             raise error
 
         monkeypatch.setattr("sharelock_ray.extraction.chunks.decode_image", poor)
-        with pytest.raises(RunError, match=f"decoding 0 failed for want of resources .{type(error).__name__}"):
+        with pytest.raises(RunError, match=f"decoding 0 failed for lack of resources .{type(error).__name__}"):
             self.of(self.PREPROCESSINGS)
 
     def test_is_of_each_scale_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +200,7 @@ class TestLanguage:
             "key": "0",
             "stage": "encode",
             "error": "UnknownToken",
-            "message": "caption 1 has the token 'photo_', of which the model has no embedding",
+            "message": "caption 1 has the token 'photo_', for which the model has no embedding",
         }
 
     def test_captions_that_do_not_fit_make_their_sample_one_reject(

@@ -85,7 +85,7 @@ def test_ranks_points_and_says_what_mattered(tmp_path: Path) -> None:
     assert "A study & its <title>" in page.text
     # Depth decides all but what the seeds do, and is named first.
     assert page.text.partition("factorsharep")[2].split()[0].startswith("alignment.language.depth")
-    assert page.text.count("inside the seed spread") >= 5
+    assert page.text.count("not significant") >= 5
     assert [tag for tag, _ in page.tags].count("svg") == 5
 
 
@@ -100,7 +100,7 @@ def test_counts_the_cost(tmp_path: Path) -> None:
     text = page_of(study(tmp_path), tmp_path).text
     assert "0.24 hours" in text
     assert "GPU-hours0.12" in text
-    assert "not counted by the devices" in text
+    assert "not reported by the devices" in text
     base = study(tmp_path)
     counted = base.model_copy(update={"trials": tuple(t.model_copy(update={"joules": 3.6e6}) for t in base.trials)})
     assert "24.000 kWh" in page_of(counted, tmp_path).text
@@ -114,7 +114,7 @@ def test_fetches_nothing_and_shows_names_as_text(tmp_path: Path) -> None:
     assert not {"script", "link", "iframe", "img"} & {tag for tag, _ in page.tags}
     assert page.text.count(hostile) >= 3
     assert "23 finished" in page.text
-    assert "want every point of a grid" in page.text
+    assert "need a complete grid with all seeds" in page.text
 
 
 HOSTILE_NAMES = ["$\\frac{1}$ and \\$5 $", '--></svg>"><img src=x onerror=alert(1)>\n\x1b\u202e', "x" * 5000]
@@ -164,7 +164,7 @@ def test_says_which_points_are_one_model(tmp_path: Path) -> None:
     )
     summary = write_study(base.model_copy(update={"trials": trials, "doubles": doubles}), str(tmp_path))
     page = Page(Path(summary.page).read_text()).text
-    assert "2 points are the same model as another one, which alone is trained and counted" in page
+    assert "2 points describe the same model as another point and were not trained again" in page
     assert "depth 2, width 32, activation gelu: as depth 2, width 32, activation relu" in page
     assert "without the values at which another factor has no" in page
     assert summary.as_json()["points"][-1]["without_effect"] == list(gelu)
@@ -186,10 +186,11 @@ class TestVerdict:
         return write_study(study(folder, **changes), str(folder)).verdict
 
     def test_calls_a_tie_a_tie(self, tmp_path: Path) -> None:
-        assert "do not tell it apart from 3 of 7 other points (paired t-tests over 3 seeds" in self.of(tmp_path)
+        said = self.of(tmp_path)
+        assert "does not differ significantly from 3 of 7 other points (paired t-tests over 3 seeds" in said
 
     def test_does_not_judge_by_one_seed(self, tmp_path: Path) -> None:
-        assert "With one seed there is no telling what chance does" in self.of(tmp_path, seeds=(0,))
+        assert "A single seed does not show the variation by chance" in self.of(tmp_path, seeds=(0,))
 
     def test_of_a_study_that_failed(self, tmp_path: Path) -> None:
         lost = tuple(trial.model_copy(update={"state": "diverged"}) for trial in study(tmp_path).trials)
@@ -206,7 +207,7 @@ class TestVerdict:
 
     def test_of_a_clear_winner(self, tmp_path: Path) -> None:
         depths = tuple(t for t in study(tmp_path).trials if {**t.point, "alignment.language.depth": 0} == FIRST)
-        assert "The seeds tell it apart from every other point (paired t-tests over 3 seeds" in self.of(
+        assert "It differs significantly from every other point (paired t-tests over 3 seeds" in self.of(
             tmp_path, trials=depths
         )
 

@@ -175,7 +175,7 @@ def test_a_killed_study_goes_on_and_ends_in_a_page(extracted: Path, said: io.Str
     first = kill_in_the_middle(extracted, [f"tuning={json.dumps({'space': DEPTHS} | asked)}", *longer], recipe)
     kept = {path: path.stat().st_mtime_ns for path in Path(recipe.output).glob("trials/*/training.json")}
     summary = stages.tune(recipe)
-    there = re.search(r"tune: (\d) of 4 trials are there already", said.getvalue())
+    there = re.search(r"tune: (\d) of 4 trials are already done", said.getvalue())
     # A trial that was in its last steps may have ended after its driver.
     assert there is not None
     assert int(there[1]) >= len(first) >= 1
