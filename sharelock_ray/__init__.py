@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from sharelock_ray.features.featureset import open_features as open_features
     from sharelock_ray.runs.model import load_model as load_model
 
-_PUBLIC = {"load_model": "alignment.model", "join": "features.featureset", "open_features": "features.featureset"}
+_PUBLIC = {"load_model": "runs.model", "join": "features.featureset", "open_features": "features.featureset"}
 
 
 def __getattr__(name: str) -> Any:

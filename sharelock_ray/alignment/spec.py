@@ -72,6 +72,8 @@ class ProjectionSpec(Config):
 class AlignmentSpec(Config):
     """Both projections, and how they are trained. Steps are optimizer steps."""
 
+    pair: Annotated[tuple[str, str] | None, Field(exclude_if=lambda pair: pair is None)] = None
+    """Names of the vision and the language encoder that are aligned; None where the recipe has one of each."""
     vision: ProjectionSpec = ProjectionSpec()
     language: ProjectionSpec = ProjectionSpec(depth=4, width=4096, dropout=0.2)
     dim: Annotated[int, Field(ge=1)] | None = None

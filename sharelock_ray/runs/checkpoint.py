@@ -17,15 +17,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from sharelock_ray import storage
-from sharelock_ray.runs.background import Background
 from sharelock_ray.alignment.heads import Heads
 from sharelock_ray.alignment.optimizer import Optimizer
-from sharelock_ray.runs.folder import CHECKPOINT, RunFolder
 from sharelock_ray.alignment.spec import AlignmentSpec
 from sharelock_ray.config import Config
 from sharelock_ray.encoders.spec import EncoderSpec
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.features.manifest import Manifest
+from sharelock_ray.runs.background import Background
+from sharelock_ray.runs.folder import CHECKPOINT, RunFolder
 
 _HEADS, _OPTIMIZER, _AVERAGE = "heads.", "optimizer.", "average."
 # As long as a checkpoint was on its way, until the next one is due.

@@ -8,10 +8,10 @@ import pytest
 
 import support
 from sharelock_ray import storage
-from sharelock_ray.runs.folder import RunFolder
 from sharelock_ray.alignment.spec import AlignmentSpec
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.features.manifest import Manifest, read_manifest
+from sharelock_ray.runs.folder import RunFolder
 
 SPEC = AlignmentSpec()
 
