@@ -27,6 +27,8 @@ class ProjectionSpec(Config):
     The paper's text projection is depth 4, width 4096, batch norm, ReLU, dropout 0.2 (paper.md, 3.1).
     """
 
+    _always_hashed = "preset depth width width_factor activation norm dropout input_norm gated residual init"
+
     preset: Literal["sail"] | None = None
     """Says the fields that `PRESETS` lists for it; they may be left out."""
     depth: Annotated[int, Field(ge=0, le=16)] = 0
@@ -72,8 +74,12 @@ class ProjectionSpec(Config):
 class AlignmentSpec(Config):
     """Both projections, and how they are trained. Steps are optimizer steps."""
 
-    pair: Annotated[tuple[str, str] | None, Field(exclude_if=lambda pair: pair is None)] = None
-    """Names of the vision and the language encoder that are aligned; None where the recipe has one of each."""
+    _always_hashed = (
+        "vision language dim loss positives global_batch_size accumulation order steps optimizer learning_rate "
+        "weight_decay schedule warmup_steps decay_steps clip_norm ema_decay precision logit_scale learn_logit_scale "
+        "logit_bias validation_fraction evaluate_every monitor patience min_delta seed"
+    )
+
     vision: ProjectionSpec = ProjectionSpec()
     language: ProjectionSpec = ProjectionSpec(depth=4, width=4096, dropout=0.2)
     dim: Annotated[int, Field(ge=1)] | None = None

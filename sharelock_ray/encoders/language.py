@@ -11,7 +11,6 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
-from sharelock_ray.encoders.last_layer import layers_of, only_one_token
 from sharelock_ray.encoders.loading import WRAPPERS, listed, loading
 from sharelock_ray.encoders.norms import FinalNorm, find_norm
 from sharelock_ray.encoders.passes import Arrays, Encoded, Passes, suited
@@ -71,17 +70,13 @@ class LanguageEncoder:
         self._vocabulary = _vocabulary(model)
         self._require(model, layers)
         self._norm = None if all(each.final_norm for each in self.specs) else _final_norm(model, spec)
-        ends = [each for each in self.specs if each.layer in (None, -1, layers)]
-        only_last = all(each.pooling == "last" for each in ends)
-        stack = layers_of(model, layers)
         # Nothing is generated, so the keys and values of the layers are of no use after the pass.
         model.config.get_text_config().use_cache = False
         self._model = model.eval().requires_grad_(False).to(self._device)
         self._dims, self._causal, self._pads = self._tried(lacks)
-        self._last_token = only_one_token(stack[-1]) if stack and only_last else None
         if compiled:
             # One layer is compiled for all of them. Widths change with every batch.
-            for part in stack or [model]:
+            for part in _layers_of(model, layers) or [model]:
                 part.compile(dynamic=True)
         # Hidden by the mask, so any token that the model knows does where it does not know that of the tokenizer.
         special = (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id)
@@ -220,8 +215,6 @@ class LanguageEncoder:
         return padded, mask
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
-        if self._last_token is not None:
-            self._last_token.positions = _last(mask)
         # No token of a causal model sees the padding behind it. Attention without a mask is faster.
         states = self._states(ids, None if self._causal else mask)
         return [pool(each, mask, spec.pooling) for each, spec in zip(states, self.specs, strict=True)]
@@ -315,6 +308,12 @@ def _text_tower(model: Any) -> Any:
     return getattr(model, "language_model", None) or getattr(model, "text_model", model)
 
 
+def _layers_of(model: torch.nn.Module, layers: int) -> torch.nn.ModuleList | None:
+    """The layers of a transformers model that has `layers` of them; None where they are not found."""
+    stacks = [each for each in model.modules() if isinstance(each, torch.nn.ModuleList) and len(each) == layers]
+    return stacks[-1] if stacks else None
+
+
 def _vocabulary(model: Any) -> int | None:
     """How many tokens a model has an embedding of; None where it does not say."""
     try:
@@ -365,16 +364,11 @@ def pool(states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor
     if pooling == "first":
         return states[:, 0]
     if pooling == "last":
-        return states[torch.arange(len(states), device=states.device), _last(mask)]
+        return states[torch.arange(len(states), device=states.device), mask.sum(1) - 1]
     if pooling == "max":
         return states.masked_fill(~mask[:, :, None], float("-inf")).amax(1)
     weights = mask[:, :, None].float()
     return ((states.float() * weights).sum(1) / weights.sum(1)).to(states.dtype)
-
-
-def _last(mask: torch.Tensor) -> torch.Tensor:
-    """(N,) position of the last token of each right-padded text, from `mask` as `pool` takes it."""
-    return mask.sum(1) - 1
 
 
 def token_batches(lengths: Sequence[int], token_budget: int, pads: bool = True) -> Iterator[list[int]]:

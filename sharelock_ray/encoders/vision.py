@@ -10,11 +10,8 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.models.eva import Eva
-from timm.models.vision_transformer import VisionTransformer
 
 from sharelock_ray.encoders.images import crop_image, upright
-from sharelock_ray.encoders.last_layer import OneToken, only_one_token
 from sharelock_ray.encoders.loading import PICKLED, listed, loading, unwrapped
 from sharelock_ray.encoders.norms import FinalNorm, find_norm
 from sharelock_ray.encoders.passes import Arrays, Encoded, Passes, is_out_of_memory, suited
@@ -64,7 +61,6 @@ class VisionEncoder:
         for each in self.specs:
             _require_tokens(self._model, each)
         self._norms = [None if each.final_norm else _final_norm(self._model, each) for each in self.specs]
-        self._class_token = _only_class_token(self._model, self.specs)
         self._features = self._model.forward_features
         self.revision = hub_commit(spec.hub_id, spec.revision) if spec.hub_id else None
         """Commit of the weights on the hub; None for others."""
@@ -125,8 +121,6 @@ class VisionEncoder:
     def _forward(self, pixels: torch.Tensor) -> list[torch.Tensor]:
         # Channels are last in memory already, whatever the model prefers.
         images = ((pixels.permute(0, 3, 1, 2).float() - self._mean) / self._std).to(self._dtype)
-        if self._class_token is not None:
-            self._class_token.positions = torch.zeros(len(pixels), dtype=torch.long, device=pixels.device)
         # Else convolutions in float32 would be rounded to 10 bits on a GPU.
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             features = self._features(images)
@@ -272,20 +266,6 @@ def _require_tokens(model: Any, spec: VisionSpec) -> None:
     }
     if not all(has[part] for part in spec.pooling.split("_")):
         raise RequestError(f"{spec.model} has no tokens for pooling {spec.pooling!r}: use `pooling: model`")
-
-
-def _only_class_token(model: Any, specs: Sequence[VisionSpec]) -> OneToken | None:
-    """Where only the class token is read, has the last MLP compute no other.
-
-    In models of which it is known that tokens do not meet after it.
-    """
-    # Heads of classes derived from these may read more: a distilled DeiT's reads its second token too.
-    if type(model) not in (VisionTransformer, Eva):
-        return None
-    readings = {model.global_pool if spec.pooling == "model" else spec.pooling for spec in specs}
-    if not readings <= {"cls", "token"}:
-        return None
-    return only_one_token(model.blocks[-1])
 
 
 def _final_norm(model: Any, spec: VisionSpec) -> FinalNorm:

@@ -270,7 +270,8 @@ def readable_errors(stage: str) -> Iterator[None]:
             raise (RequestError if name == RequestError.__name__ else RunError)(message) from None
         traceback.print_exc()
         if not on_terminal():
-            say(traceback.format_exc().rstrip())
+            for line in traceback.format_exc().splitlines():
+                say(line)
         raise RunError(f"{stage} failed: {name}: {message}{_kept_log()}") from error
 
 

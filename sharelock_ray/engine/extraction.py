@@ -103,7 +103,7 @@ def _run(
     staged = [writer.staged() for writer in writers]
     source, shard_of = ray.put(job.source), {shard.index: shard for shard in shards}
     sealing = [
-        _seal.remote(writer, source, shard_of[part])
+        _seal.remote(writer, writers, source, shard_of[part])
         for writer, parts in zip(writers, staged, strict=True)
         for part in _unsealed(parts)
     ]
@@ -126,7 +126,7 @@ def _run(
                         part = staged[i].get(report.part, StagedPart()).with_chunk(report.index, report.last)
                         staged[i][report.part] = part
                         if part.is_whole:
-                            sealing.append(_seal.remote(writers[i], source, shard_of[report.part]))
+                            sealing.append(_seal.remote(writers[i], writers, source, shard_of[report.part]))
                     sealing = _unfinished(sealing)
                     meter.add(report, all(parts.get(report.part, StagedPart()).is_whole for parts in staged))
                     if watch:
@@ -205,9 +205,11 @@ def _tasks(shards: Sequence[Shard], staged: Sequence[dict[int, StagedPart]]) -> 
 # A whole CPU, since each holds copies of a part in memory. Nothing of the stream waits for it, so it can wait for a CPU
 # until the pool of actors is gone.
 @ray.remote(num_cpus=1, max_retries=3)
-def _seal(writer: FeatureSetWriter, source: Source, shard: Shard) -> None:
-    # What was read of a shard that was replaced meanwhile may be of both.
+def _seal(writer: FeatureSetWriter, all_writers: Sequence[FeatureSetWriter], source: Source, shard: Shard) -> None:
+    # What was read of a shard that was replaced meanwhile may be of both, for every encoder. The run ends before the
+    # other parts of that shard are sealed.
     if problem := change(source, shard):
-        writer.discard(shard.index)
+        for each in all_writers:
+            each.discard(shard.index)
         raise RunError(problem)
     writer.seal(shard.index)

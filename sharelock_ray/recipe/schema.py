@@ -51,6 +51,13 @@ class DataSpec(Config):
         return self
 
 
+class AlignmentOfPair(AlignmentSpec):
+    """A training, and which encoders of the recipe it aligns."""
+
+    pair: tuple[str, str] | None = None
+    """Names of the vision and the language encoder; may be left out where there is one of each."""
+
+
 class EvaluationSpec(Config):
     """What is measured, and how classes are put into words."""
 
@@ -78,7 +85,7 @@ class Recipe(Config):
     """Shown in the report: what a reader must know about this run."""
     data: DataSpec
     encoders: Annotated[tuple[EncoderSpec, ...], Field(min_length=2)]
-    alignment: AlignmentSpec = AlignmentSpec()
+    alignment: AlignmentOfPair = AlignmentOfPair()
     evaluation: EvaluationSpec = EvaluationSpec()
     tuning: TuningSpec | None = None
     operations: Operations = Operations()
@@ -108,7 +115,7 @@ class Recipe(Config):
     @property
     def training(self) -> AlignmentSpec:
         """The settings of the training. Which encoders are aligned is told by its feature sets."""
-        return self.alignment.model_copy(update={"pair": None})
+        return AlignmentSpec.model_validate(self.alignment.model_dump(exclude={"pair"}))
 
     def _aligned(self, kind: type[_Spec], side: int) -> _Spec:
         """The encoder of a kind that `alignment.pair` names, or the only one.

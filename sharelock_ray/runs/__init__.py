@@ -1,1 +1,1 @@
-"""RUNS: one training run: its folder, its checkpoints and metrics, the loop that trains, and what it leaves."""
+"""RUNS: one training run: its folder, its loop on a rank, its checkpoints, its metrics and its trained model."""

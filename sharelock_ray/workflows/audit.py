@@ -3,10 +3,13 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import TypeVar
+
+from pydantic import ConfigDict
 
 from sharelock_ray import storage
+from sharelock_ray.config import Config
+from sharelock_ray.documents import Document, read_document
 from sharelock_ray.features.featureset import FeatureSet
 from sharelock_ray.features.soundness import Audit, audit_split
 from sharelock_ray.progress import Progress, say
@@ -21,10 +24,24 @@ _FEW = 64
 _AUDIT = "audit.json"
 
 
+class Audited(Config):
+    """An audit, and the content that was audited."""
+
+    digest: str
+    audit: Audit
+
+
+class AuditRecord(Document):
+    """`audit.json`: the last audit of each feature set, by its URI."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Audited]
+
+
 def audit(recipe: Recipe, inputs: Inputs | None = None) -> list[Audit]:
     """Checks every feature set against its manifest, the inputs, read anew, and the sets of the other modality."""
     inputs = inputs or Inputs(recipe)
-    record: dict[str, dict[str, Any]] = {}
+    record: dict[str, Audited] = {}
     audits: list[Audit] = []
     with timed(recipe, "audit"):
         for split in inputs.known_splits:
@@ -35,9 +52,9 @@ def audit(recipe: Recipe, inputs: Inputs | None = None) -> list[Audit]:
                 _match(sets, found)
             audits += found
             record |= {
-                s.uri: {"digest": s.manifest.digest, "audit": asdict(each)} for s, each in zip(sets, found, strict=True)
+                s.uri: Audited(digest=s.manifest.digest, audit=each) for s, each in zip(sets, found, strict=True)
             }
-    storage.write_json(storage.join(recipe.output, _AUDIT), record)
+    storage.write_json(storage.join(recipe.output, _AUDIT), AuditRecord.model_validate(record).content())
     if not any(each.problems for each in audits):
         say(f"audit: {len(audits)} feature sets are whole, each input in rows or rejects exactly once")
     return audits
@@ -51,8 +68,8 @@ def audit_once(recipe: Recipe, inputs: Inputs | None = None) -> None:
     """
     inputs = inputs or Inputs(recipe)
     path = storage.join(recipe.output, _AUDIT)
-    known = storage.read_json(path) if storage.exists(path) else {}
-    sound = {uri: each["digest"] for uri, each in known.items() if not each["audit"]["problems"]}
+    known = read_document(AuditRecord, path).__pydantic_extra__ if storage.exists(path) else {}
+    sound = {uri: each.digest for uri, each in known.items() if not each.audit.problems}
     if all(sound.get(s.uri) == s.manifest.digest for s in feature_sets(inputs.known_splits)):
         say("audit: already done")
         return

@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from sharelock_ray import storage
-from sharelock_ray.config import content_hash
+from sharelock_ray.config import Config, content_hash
+from sharelock_ray.documents import Document, read_document
 from sharelock_ray.errors import RequestError
 from sharelock_ray.evaluation.result import Evaluation
 from sharelock_ray.features.featureset import FeatureSet, join, open_features
 from sharelock_ray.features.manifest import is_complete
 from sharelock_ray.progress import say
-from sharelock_ray.recipe.schema import Recipe
+from sharelock_ray.recipe.schema import EvaluationSpec, Recipe
 from sharelock_ray.runs.folder import CHECKPOINT
 from sharelock_ray.sources.sample import CAPTIONS
 from sharelock_ray.workflows.extract import extract_splits
@@ -19,6 +19,25 @@ from sharelock_ray.workflows.inputs import Inputs
 from sharelock_ray.workflows.timing import timed
 
 EVALUATION = "evaluation.json"
+
+
+class EvaluationRequest(Config):
+    """What an evaluation depends on."""
+
+    model: str
+    """SHA-256 of `checkpoint.json`."""
+    features: tuple[str, ...]
+    """Digests of the feature sets that are scored; earlier versions noted those of all splits."""
+    evaluation: EvaluationSpec
+    classes: str | None = None
+    """Hash of the class names. None where the version that wrote it did not note it yet."""
+
+
+class EvaluationRecord(Document):
+    """`evaluation.json`: what was asked, and what was found."""
+
+    request: EvaluationRequest
+    result: Evaluation
 
 
 def evaluate(recipe: Recipe, inputs: Inputs | None = None) -> Evaluation:
@@ -33,9 +52,9 @@ def evaluate(recipe: Recipe, inputs: Inputs | None = None) -> Evaluation:
     split = "test" if "test" in recipe.splits else "train"
     sets = _sets(inputs, split)
     asked = _request(recipe, list(sets.values()))
-    if storage.exists(path) and _covers((known := storage.read_json(path))["request"], asked):
+    if storage.exists(path) and _covers((known := read_document(EvaluationRecord, path)).request, asked):
         say("evaluate: already done")
-        return Evaluation.model_validate(known["result"])
+        return known.result
     from sharelock_ray.batches.sampling import split_validation
     from sharelock_ray.evaluation.scoring import evaluate as score
     from sharelock_ray.evaluation.scoring import labelled
@@ -54,7 +73,7 @@ def evaluate(recipe: Recipe, inputs: Inputs | None = None) -> Evaluation:
             split, pairs = "validation", split_validation(pairs, recipe.alignment.validation_fraction)[1]
         spec = recipe.evaluation
         result = score(heads, images, pairs, split, names, prompts, spec.templates, spec.recall_at)
-    storage.write_json(path, {"request": asked, "result": result.model_dump(mode="json")})
+    storage.write_json(path, EvaluationRecord(request=asked, result=result).content())
     scored = [
         f"{what} of {found.images:,} images"
         for what, found in (
@@ -89,18 +108,16 @@ def _sets(inputs: Inputs, split: str) -> dict[str, FeatureSet]:
     return sets
 
 
-def _request(recipe: Recipe, sets: Sequence[FeatureSet]) -> dict[str, Any]:
-    """What an evaluation depends on: the model, the features and the settings."""
-    return {
-        "model": storage.sha256_of(storage.join(recipe.run.best, CHECKPOINT)),
-        "features": [s.manifest.digest for s in sets],
-        "evaluation": recipe.evaluation.model_dump(mode="json"),
-        "classes": content_hash(recipe.class_names()),
-    }
+def _request(recipe: Recipe, sets: Sequence[FeatureSet]) -> EvaluationRequest:
+    return EvaluationRequest(
+        model=storage.sha256_of(storage.join(recipe.run.best, CHECKPOINT)),
+        features=tuple(s.manifest.digest for s in sets),
+        evaluation=recipe.evaluation,
+        classes=content_hash(recipe.class_names()),
+    )
 
 
-def _covers(known: dict[str, Any], asked: dict[str, Any]) -> bool:
-    """Whether an evaluation that was made is what is asked for; earlier versions noted all sets of the run, and less
-    else."""
-    features = set(asked["features"]) <= set(known["features"])
-    return features and asked | known | {"features": asked["features"]} == asked
+def _covers(known: EvaluationRequest, asked: EvaluationRequest) -> bool:
+    """Whether an evaluation that was made is what is asked for."""
+    same = {"features": asked.features, "classes": known.classes or asked.classes}
+    return set(asked.features) <= set(known.features) and known.model_copy(update=same) == asked

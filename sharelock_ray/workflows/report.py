@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 from sharelock_ray import storage
+from sharelock_ray.documents import read_document
 from sharelock_ray.errors import RequestError, RunError
-from sharelock_ray.evaluation.result import Evaluation
 from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.report.summary import StudySummary, Summary
 from sharelock_ray.sources.sample import Sample
 from sharelock_ray.study.trials import STUDY, Study
-from sharelock_ray.workflows.evaluate import EVALUATION
+from sharelock_ray.workflows.evaluate import EVALUATION, EvaluationRecord
 from sharelock_ray.workflows.inputs import Inputs, feature_sets
 from sharelock_ray.workflows.timing import seconds_of
 
@@ -23,7 +23,7 @@ def report(recipe: Recipe, inputs: Inputs | None = None) -> Summary:
     path = storage.join(recipe.output, EVALUATION)
     if result is None or not storage.exists(path):
         raise RequestError(f"{recipe.output} holds no finished training with an evaluation: run `sharelock evaluate`")
-    evaluation = Evaluation.model_validate(storage.read_json(path)["result"])
+    evaluation = read_document(EvaluationRecord, path).result
     summary = Summary(
         title=recipe.name,
         note=recipe.note,
@@ -45,7 +45,7 @@ def report_study(folder: str) -> StudySummary:
         raise RequestError(f"{folder} holds no study: run `sharelock tune`")
     from sharelock_ray.report.study_page import write_study
 
-    return write_study(Study.model_validate(storage.read_json(path)), folder)
+    return write_study(read_document(Study, path), folder)
 
 
 def _images(inputs: Inputs, keys: Sequence[str]) -> dict[str, bytes]:
