@@ -23,9 +23,19 @@ from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.report.summary import StudySummary, Summary
 from sharelock_ray.report.table import print_table, text_table
 from sharelock_ray.sources.content import read_lines
-from sharelock_ray.workflows import rejects, stages
+from sharelock_ray.workflows import rejects
+from sharelock_ray.workflows.audit import audit as run_audit
+from sharelock_ray.workflows.demo import demo as run_demo
+from sharelock_ray.workflows.evaluate import evaluate as run_evaluate
+from sharelock_ray.workflows.extract import extract as run_extract
+from sharelock_ray.workflows.inputs import Inputs
 from sharelock_ray.workflows.plan import PROBE, PlanTotal, SplitPlan
+from sharelock_ray.workflows.plan import plan as run_plan
+from sharelock_ray.workflows.report import report as run_report
+from sharelock_ray.workflows.report import report_study
 from sharelock_ray.workflows.status import status as run_status
+from sharelock_ray.workflows.train import train as run_train
+from sharelock_ray.workflows.tune import tune as run_tune
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as in shells."""
@@ -65,7 +75,7 @@ def demo(
     overrides = [*(_own_data(data) if data else []), *(settings or [])]
     loaded = _recipe(recipe, overrides)
     with _cluster(address):
-        summary = stages.demo(loaded)
+        summary = run_demo(loaded)
     _show_summary(summary, as_json)
 
 
@@ -76,7 +86,7 @@ def extract(
     """Extract feature sets: encode every input once with the frozen encoders."""
     loaded = _recipe(recipe, settings)
     with _cluster(address):
-        sets = stages.extract(loaded)
+        sets = run_extract(loaded)
     rows = [[s.uri, f"{s.manifest.rows:,}", f"{s.manifest.rejects:,}", str(s.manifest.dim)] for s in sets]
     _show(
         text_table(["feature set", "rows", "rejects", "dim"], rows),
@@ -90,7 +100,7 @@ def audit(recipe: RecipeArgument, settings: Settings = None, as_json: AsJson = F
     """Verify feature sets: each input is in rows or rejects exactly once, and each part matches the manifest."""
     loaded = _recipe(recipe, settings)
     with _cluster(address):
-        audits = stages.audit(loaded)
+        audits = run_audit(loaded)
     rows = [
         [
             a.uri,
@@ -132,7 +142,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Estimate time, GPU-hours, bytes and cost of an extraction from a probe on this machine."""
-    found = stages.plan(_recipe(recipe, settings), samples, price)
+    found = run_plan(_recipe(recipe, settings), samples, price)
     rows = [[each.split, f"{each.samples:,}", *_amounts(each), f"{each.cores_to_read:,.1f}"] for each in found.splits]
     rows.append(["all", "", *_amounts(found.total), ""])
     header = ["split", "samples", "time", "GPU-hours", "MiB stored", "cost", "cores to feed the GPUs"]
@@ -192,7 +202,7 @@ def train(recipe: RecipeArgument, settings: Settings = None, as_json: AsJson = F
     """Train the projection on extracted features."""
     loaded = _recipe(recipe, settings)
     with _cluster(address):
-        result = stages.train(loaded).model_dump(mode="json")
+        result = run_train(loaded).model_dump(mode="json")
     _show(text_table(["training", ""], [[name, str(value)] for name, value in result.items()]), result, as_json)
 
 
@@ -201,16 +211,20 @@ def tune(recipe: RecipeArgument, settings: Settings = None, as_json: AsJson = Fa
     """Train every point of the recipe's study and report which choices matter."""
     loaded = _recipe(recipe, settings)
     with _cluster(address):
-        summary = stages.tune(loaded)
+        summary = run_tune(loaded)
     _show_summary(summary, as_json)
 
 
 @app.command()
-def evaluate(recipe: RecipeArgument, settings: Settings = None, as_json: AsJson = False) -> None:
+def evaluate(
+    recipe: RecipeArgument, settings: Settings = None, as_json: AsJson = False, address: Address = None
+) -> None:
     """Score the best checkpoint: zero-shot classification and retrieval."""
     loaded = _recipe(recipe, settings)
-    stages.evaluate(loaded)
-    _show_summary(stages.report(loaded), as_json)
+    inputs = Inputs(loaded)
+    with _cluster(address):
+        run_evaluate(loaded, inputs)
+    _show_summary(run_report(loaded, inputs), as_json)
 
 
 @app.command()
@@ -221,9 +235,9 @@ def report(
 ) -> None:
     """Write the report page of a run or a study."""
     if storage.is_folder(recipe):
-        _show_summary(stages.report_study(recipe), as_json)
+        _show_summary(report_study(recipe), as_json)
     else:
-        _show_summary(stages.report(_recipe(recipe, settings)), as_json)
+        _show_summary(run_report(_recipe(recipe, settings)), as_json)
 
 
 @app.command()

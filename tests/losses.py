@@ -54,9 +54,9 @@ def study_on_two_nodes(folder: str) -> None:
         return len(list(Path(recipe.output).glob("trials/*/last/checkpoint.json"))) == 2
 
     with a_node_lost(both_are_under_way):
-        from sharelock_ray.workflows import stages
+        from sharelock_ray.workflows.tune import tune
 
-        stages.tune(recipe)
+        tune(recipe)
 
 
 @contextmanager

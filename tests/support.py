@@ -38,16 +38,17 @@ from transformers import (
 from sharelock_ray import storage
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.extraction.chunks import cut
-from sharelock_ray.features.audit import audit
 from sharelock_ray.features.featureset import open_features
 from sharelock_ray.features.manifest import Origin
+from sharelock_ray.features.soundness import audit
 from sharelock_ray.features.writer import EncodedChunk, FeatureSetWriter
 from sharelock_ray.recipe.load import read_recipe
 from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.runs.folder import RunFolder
 from sharelock_ray.runs.loop import train
-from sharelock_ray.sources.sample import Reject, Sample, Shard, Source
+from sharelock_ray.sources.sample import Content, Reject, Sample, Shard, Source
 from sharelock_ray.storage import write_bytes
+from sharelock_ray.workflows.inputs import Inputs
 
 WORDS = ["a", "red", "green", "blue", "circle", "square", "photo", "of", "the", "small", "large", ".", "in", "picture"]
 
@@ -250,13 +251,13 @@ def write_features_of(recipe: Recipe) -> None:
     signal = np.random.default_rng(0).normal(size=(200, 8)).astype(np.float16)
     for encoder in recipe.encoders:
         chunk = encoded(encoder.modality, keys, embeddings=signal)
-        write_parts(recipe.feature_set_uri("train", encoder), encoder, [[chunk]])
+        write_parts(Inputs(recipe).uri("train", encoder), encoder, [[chunk]])
 
 
 def trained_alone(recipe: Recipe, folder: Path, seed: int = 0) -> RunFolder:
     """Its training in this process, on a local disk."""
     run = RunFolder(str(folder))
-    uris = [recipe.feature_set_uri("train", encoder) for encoder in (recipe.vision, recipe.language)]
+    uris = [Inputs(recipe).uri("train", encoder) for encoder in (recipe.vision, recipe.language)]
     train(run, *uris, recipe.alignment.model_copy(update={"seed": seed}))
     return run
 
@@ -360,6 +361,10 @@ class KilledOnce:
     shard: int
     samples: int
     mark: str
+
+    @property
+    def provides(self) -> frozenset[Content]:
+        return self.source.provides
 
     def shards(self) -> list[Shard]:
         return self.source.shards()

@@ -35,8 +35,12 @@ from sharelock_ray.runs.loop import train
 from sharelock_ray.runs.model import load_model
 from sharelock_ray.sources.sample import Shard
 from sharelock_ray.study.trials import Study, Trial, read_trial
-from sharelock_ray.workflows import stages, tune
+from sharelock_ray.workflows import tune
+from sharelock_ray.workflows.audit import AuditRecord
+from sharelock_ray.workflows.evaluate import EvaluationRecord
 from sharelock_ray.workflows.plan import Plan
+from sharelock_ray.workflows.report import report_study
+from sharelock_ray.workflows.timing import StageSeconds
 
 V1 = Path(__file__).parent / "documents" / "v1"
 FIELDS = V1.parent / "fields.json"
@@ -77,15 +81,15 @@ STORED = [
     Stored(TrainingResult, "run/training.json", lambda folder: RunFolder(folder).result()),
     Stored(Checkpoint, "run/best/checkpoint.json", load_model),
     Stored(Trial, f"{TRIAL}/trial.json", read_trial),
-    Stored(Study, "study/study.json", stages.report_study),
+    Stored(Study, "study/study.json", report_study),
 ]
 # Other commands read them as a part of more than these tests have.
 OTHERS = [
     Stored(kind, path, lambda folder, kind=kind, path=path: read_document(kind, f"{folder}/{Path(path).name}"))
     for kind, path in (
-        (stages.EvaluationRecord, "run/evaluation.json"),
-        (stages.AuditRecord, "run/audit.json"),
-        (stages.StageSeconds, "run/seconds.json"),
+        (EvaluationRecord, "run/evaluation.json"),
+        (AuditRecord, "run/audit.json"),
+        (StageSeconds, "run/seconds.json"),
         (Plan, "run/plan.json"),
         (Live, "staged/staging/progress.json"),
     )
@@ -184,7 +188,7 @@ class TestOfVersion1:
         folder = copied("study", tmp_path)
         known = read_document(Study, str(folder / "study.json"))
         monkeypatch.setattr(cluster, "connected", lambda: pytest.fail("a trial is to be run"))
-        found = tune.tune(read_recipe(str(folder / "study.yaml")))
+        found = tune.run_study(read_recipe(str(folder / "study.yaml")))
         assert found == known
         assert "4 of 4 trials are there already" in said.getvalue()
 

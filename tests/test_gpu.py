@@ -16,6 +16,7 @@ from sharelock_ray.alignment.projection import GlobalBatch, dropout_scales
 from sharelock_ray.alignment.spec import AlignmentSpec, ProjectionSpec
 from sharelock_ray.batches import placement as placement_module
 from sharelock_ray.encoders.language import LanguageEncoder
+from sharelock_ray.encoders.resolved import resolve
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.encoders.vision import VisionEncoder
 from sharelock_ray.engine.extraction import ExtractionJob, extract
@@ -23,8 +24,8 @@ from sharelock_ray.engine.extraction_options import ExtractionOptions
 from sharelock_ray.engine.training import train
 from sharelock_ray.engine.training_options import TrainingOptions
 from sharelock_ray.engine.tuning import tune
-from sharelock_ray.features.audit import audit
 from sharelock_ray.features.featureset import open_features
+from sharelock_ray.features.soundness import audit
 from sharelock_ray.runs.folder import RunFolder
 from sharelock_ray.runs.loop import train as train_alone
 from sharelock_ray.sources.webdataset import WebDatasetSource
@@ -166,7 +167,7 @@ def test_two_actors_share_a_gpu_and_store_what_a_cpu_gives(
     tmp_path: Path, vision_spec: VisionSpec, language_spec: LanguageSpec
 ) -> None:
     source = WebDatasetSource(urls=support.write_pairs(tmp_path / "data", shards=4, samples=20, bad=True))
-    job = ExtractionJob(str(tmp_path / "gpu"), "pairs", "train", source, (vision_spec, language_spec))
+    job = ExtractionJob(str(tmp_path / "gpu"), "pairs", "train", source, (resolve(vision_spec), resolve(language_spec)))
     shared = ExtractionOptions(chunk_size=4, num_gpus=0.5, min_actors=2, max_actors=2)
     on_gpu = extract(job, shared)
     on_cpu = extract(dataclasses.replace(job, root=str(tmp_path / "cpu")), ExtractionOptions(chunk_size=4))

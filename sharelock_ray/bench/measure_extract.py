@@ -24,6 +24,7 @@ from PIL import Image
 from sharelock_ray import storage
 from sharelock_ray.bench.models import random_vision
 from sharelock_ray.bench.timing import DType, alternate, median_ratio
+from sharelock_ray.encoders.resolved import resolve
 from sharelock_ray.encoders.spec import VisionSpec
 
 _DISTINCT = 256
@@ -200,7 +201,9 @@ def _pipeline(folder: str, setting: Setting, spec: VisionSpec) -> _Taken:
     from sharelock_ray.sources.webdataset import WebDatasetSource
 
     root = str(Path(folder) / "features")
-    job = ExtractionJob(root, "bench", "train", WebDatasetSource(urls=f"{storage.escape(folder)}/*.tar"), (spec,))
+    job = ExtractionJob(
+        root, "bench", "train", WebDatasetSource(urls=f"{storage.escape(folder)}/*.tar"), (resolve(spec),)
+    )
     options = ExtractionOptions(min_actors=setting.threads, max_actors=setting.threads, chunk_size=256)
     if setting.device == "cuda":
         options = ExtractionOptions(num_gpus=1, chunk_size=1024)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import ray
 
-from sharelock_ray.encoders.spec import EncoderSpec
+from sharelock_ray.encoders.resolved import ResolvedEncoder
 from sharelock_ray.engine import cluster
 from sharelock_ray.engine.encoding import ReadTask, encoded_chunks
 from sharelock_ray.engine.extraction_options import ExtractionOptions
@@ -38,13 +38,13 @@ class ExtractionJob:
     dataset: str
     split: str
     source: Source
-    encoders: tuple[EncoderSpec, ...]
+    encoders: tuple[ResolvedEncoder, ...]
     planned: Mapping[str, Prediction] = field(default_factory=dict)
     """Predictions of `plan`, by an encoder's folder name."""
 
-    def uri(self, encoder: EncoderSpec) -> str:
+    def uri(self, encoder: ResolvedEncoder) -> str:
         """URI of an encoder's feature set."""
-        return feature_set_uri(self.root, self.dataset, self.split, encoder.modality, encoder.folder())
+        return feature_set_uri(self.root, self.dataset, self.split, encoder.modality, encoder.folder)
 
 
 def extract(
@@ -62,9 +62,8 @@ def extract(
         RequestError: no input, an unknown model, or more resources than Ray has.
         RunError: a worker failed.
     """
-    encoders = tuple(encoder.resolved() for encoder in job.encoders)
     todo = []
-    for encoder in encoders:
+    for encoder in job.encoders:
         if is_complete(job.uri(encoder)):
             remove_leftovers(job.uri(encoder))
         else:
@@ -76,7 +75,7 @@ def extract(
         writers = [_writer(job, encoder) for encoder in todo]
         with cluster.connected(), cluster.readable_errors(f"extract {job.split}"):
             begun = [
-                writer.start(shards, options.chunk_size, encoder.commit())
+                writer.start(shards, options.chunk_size, encoder.spec.commit())
                 for writer, encoder in zip(writers, todo, strict=True)
             ]
             # Sets started with another chunk size are cut differently and need a separate pass.
@@ -85,18 +84,18 @@ def extract(
                 same = options.model_copy(update={"chunk_size": size})
                 commits = [begun[i].commit for i in chosen]
                 _run(job, same, shards, [todo[i] for i in chosen], commits, [writers[i] for i in chosen], watch)
-    return [open_features(job.uri(encoder)) for encoder in encoders]
+    return [open_features(job.uri(encoder)) for encoder in job.encoders]
 
 
-def _writer(job: ExtractionJob, encoder: EncoderSpec) -> FeatureSetWriter:
-    return FeatureSetWriter(job.uri(encoder), encoder.modality, encoder.stored_dtype)
+def _writer(job: ExtractionJob, encoder: ResolvedEncoder) -> FeatureSetWriter:
+    return FeatureSetWriter(job.uri(encoder), encoder.modality, encoder.spec.stored_dtype)
 
 
 def _run(
     job: ExtractionJob,
     options: ExtractionOptions,
     shards: Sequence[Shard],
-    encoders: Sequence[EncoderSpec],
+    encoders: Sequence[ResolvedEncoder],
     commits: Sequence[str | None],
     writers: Sequence[FeatureSetWriter],
     watch: Callable[[ChunkReport], None] | None,
@@ -118,7 +117,7 @@ def _run(
                 say(f"extract {job.split}: continues after {sealed} finished parts and {kept} chunks of others")
             say(f"extract {job.split}: starts workers, which load {', '.join(encoder.name for encoder in encoders)}")
             # The same commit on every node, even if the hub has a newer one.
-            loaded = [encoder.at(commit) for encoder, commit in zip(encoders, commits, strict=True)]
+            loaded = [encoder.spec.at(commit) for encoder, commit in zip(encoders, commits, strict=True)]
             stream = encoded_chunks(job.source, tasks, loaded, writers, options)
             # Otherwise the stream would run on for as long as the error that ended the loop is referenced.
             with closing(stream):
@@ -137,8 +136,8 @@ def _run(
         origin = Origin(
             dataset=job.dataset,
             split=job.split,
-            encoder=encoder.model_dump(mode="json"),
-            weights_sha256=encoder.weights_digest(),
+            encoder=encoder.spec.model_dump(mode="json"),
+            weights_sha256=encoder.weights_sha256,
             software={name: importlib.metadata.version(name) for name in _SOFTWARE},
         )
         writer.finish(
@@ -146,7 +145,7 @@ def _run(
             origin,
             gpus=options.num_gpus,
             wall_seconds=meter.wall_seconds,
-            planned=job.planned.get(encoder.folder()),
+            planned=job.planned.get(encoder.folder),
         )
 
 

@@ -7,7 +7,6 @@ are loaded once. Ray's own records of a study are discarded: trials resume from 
 import math
 import tempfile
 import time
-from collections.abc import Sequence
 from typing import Any, Self
 
 import ray
@@ -15,15 +14,13 @@ from ray import tune as ray_tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
 
-from sharelock_ray import storage
-from sharelock_ray.encoders.spec import LanguageSpec
 from sharelock_ray.engine import cluster
 from sharelock_ray.engine.environment import environment
 from sharelock_ray.progress import Progress, say
 from sharelock_ray.runs.folder import RunFolder
 from sharelock_ray.study.queue import StudyQueue
 from sharelock_ray.study.spec import TuningSpec
-from sharelock_ray.study.trial_job import PROMPTS, TrialJob, run_trial
+from sharelock_ray.study.trial_job import TrialJob, run_trial
 from sharelock_ray.study.trials import LOWER_IS_BETTER, State, Trial
 
 _REPORT_EVERY_S = 2.0
@@ -100,31 +97,6 @@ def _waiting(spec: TuningSpec, needed: dict[str, float]) -> int:
     there = ray.cluster_resources()
     slots = min(int(there.get(name, 1) / amount) for name, amount in needed.items() if amount)
     return max(1, min(slots, spec.max_concurrent or slots))
-
-
-def embed_prompts(
-    path: str, encoder: LanguageSpec, prompts: Sequence[Sequence[str]], num_cpus: float, num_gpus: float
-) -> None:
-    """Writes the embedded prompts, (C, T, D_language), to `path` in safetensors, from a process of the cluster.
-
-    Args:
-        prompts: T texts of each of C classes.
-    """
-    with cluster.connected(), cluster.readable_errors("tune"):
-        needed = {"CPU": num_cpus, "GPU": num_gpus}
-        cluster.require_resources(needed, "lower operations.extraction.num_cpus or num_gpus")
-        task = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=3)(_embed_prompts)
-        ray.get(task.remote(path, encoder, prompts, "cuda" if num_gpus else "cpu"))
-
-
-def _embed_prompts(path: str, encoder: LanguageSpec, prompts: Sequence[Sequence[str]], device: str) -> None:
-    import torch
-    from safetensors.torch import save
-
-    from sharelock_ray.encoders.language import LanguageEncoder
-
-    embedded = LanguageEncoder(encoder, device).encode([text for of_class in prompts for text in of_class])
-    storage.write_bytes(path, save({PROMPTS: torch.from_numpy(embedded).view(len(prompts), len(prompts[0]), -1)}))
 
 
 def alignment_trial(config: dict[str, Any]) -> dict[str, Any]:

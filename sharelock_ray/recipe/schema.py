@@ -12,13 +12,14 @@ from sharelock_ray.encoders.spec import EncoderSpec, LanguageSpec, VisionSpec
 from sharelock_ray.engine.extraction_options import ExtractionOptions
 from sharelock_ray.engine.training_options import TrainingOptions
 from sharelock_ray.errors import RequestError
-from sharelock_ray.features.schema import feature_set_uri
 from sharelock_ray.runs.folder import RunFolder
 from sharelock_ray.sources.content import read_lines
 from sharelock_ray.sources.spec import SourceSpec
 from sharelock_ray.sources.webdataset import WebDatasetSource
 from sharelock_ray.storage import Uri
 from sharelock_ray.study.spec import TuningSpec
+
+_Spec = TypeVar("_Spec", VisionSpec, LanguageSpec)
 
 
 class ShapesSpec(Config):
@@ -50,6 +51,13 @@ class DataSpec(Config):
         return self
 
 
+class AlignmentOfPair(AlignmentSpec):
+    """A training, and which encoders of the recipe it aligns."""
+
+    pair: tuple[str, str] | None = None
+    """Names of the vision and the language encoder; may be left out where there is one of each."""
+
+
 class EvaluationSpec(Config):
     """What is measured, and how classes are put into words."""
 
@@ -77,7 +85,7 @@ class Recipe(Config):
     """Shown in the report: what a reader must know about this run."""
     data: DataSpec
     encoders: Annotated[tuple[EncoderSpec, ...], Field(min_length=2)]
-    alignment: AlignmentSpec = AlignmentSpec()
+    alignment: AlignmentOfPair = AlignmentOfPair()
     evaluation: EvaluationSpec = EvaluationSpec()
     tuning: TuningSpec | None = None
     operations: Operations = Operations()
@@ -88,15 +96,49 @@ class Recipe(Config):
             raise ValueError("`operations.training.stream` wants `alignment.order: parts`: set that too")
         return self
 
+    @model_validator(mode="after")
+    def _pair_is_there(self) -> Self:
+        if self.alignment.pair is not None:
+            _ = self.vision, self.language
+        return self
+
     @property
     def vision(self) -> VisionSpec:
-        """The one vision encoder."""
-        return _only([encoder for encoder in self.encoders if isinstance(encoder, VisionSpec)], "vision")
+        """The vision encoder that is aligned."""
+        return self._aligned(VisionSpec, 0)
 
     @property
     def language(self) -> LanguageSpec:
-        """The one language encoder."""
-        return _only([encoder for encoder in self.encoders if isinstance(encoder, LanguageSpec)], "language")
+        """The language encoder that is aligned."""
+        return self._aligned(LanguageSpec, 1)
+
+    @property
+    def training(self) -> AlignmentSpec:
+        """The settings of the training. Which encoders are aligned is told by its feature sets."""
+        return AlignmentSpec.model_validate(self.alignment.model_dump(exclude={"pair"}))
+
+    def _aligned(self, kind: type[_Spec], side: int) -> _Spec:
+        """The encoder of a kind that `alignment.pair` names, or the only one.
+
+        Raises:
+            RequestError: it names none of them, or there are several and it is left out.
+        """
+        encoders = [encoder for encoder in self.encoders if isinstance(encoder, kind)]
+        modality, names = kind.model_fields["modality"].default, [encoder.name for encoder in encoders]
+        pair = self.alignment.pair
+        if pair is not None:
+            encoders = [encoder for encoder in encoders if encoder.name == pair[side]]
+            if len(encoders) != 1:
+                raise RequestError(
+                    f"`alignment.pair` names the {modality} encoder {pair[side]}, and `encoders` lists "
+                    f"{len(encoders) or 'none'} of that name: its {modality} encoders are {', '.join(names) or 'none'}"
+                )
+        elif len(encoders) != 1:
+            raise RequestError(
+                f"`encoders` lists {len(encoders)} {modality} encoders ({', '.join(names) or 'none'}), and one is "
+                f"aligned: name it, as `alignment.pair: [<vision name>, <language name>]`"
+            )
+        return encoders[0]
 
     @property
     def run(self) -> RunFolder:
@@ -111,11 +153,6 @@ class Recipe(Config):
     def features_folder(self) -> str:
         return storage.join(self.features_of or self.output, "features")
 
-    def feature_set_uri(self, split: str, encoder: EncoderSpec) -> str:
-        """The feature set of one encoder over one split."""
-        folder = encoder.resolved().folder()
-        return feature_set_uri(self.features_folder, self.data.dataset, split, encoder.modality, folder)
-
     @property
     def splits(self) -> dict[str, SourceSpec]:
         """The source of each split that there is."""
@@ -126,25 +163,16 @@ class Recipe(Config):
         return {split: source for split, source in named.items() if source is not None}
 
     def class_names(self) -> list[str] | None:
-        """Names by label; None where the recipe gives none.
+        """Names by label; None where the recipe gives none, or its built-in data is not there yet.
 
         Raises:
             RequestError: there is no such file, it is no UTF-8 text, or a line before its end is empty.
         """
         path = storage.join(self.data_folder, "classes.txt") if self.data.shapes else self.data.classes
-        if path is None:
+        if path is None or (self.data.shapes and not storage.exists(path)):
             return None
         names = read_lines(path, "class names")
         if not all(name.strip() for name in names):
             number = next(number for number, name in enumerate(names, 1) if not name.strip())
             raise RequestError(f"{path}: line {number:,} is empty, and each line must name a class")
         return names
-
-
-_Spec = TypeVar("_Spec", VisionSpec, LanguageSpec)
-
-
-def _only(encoders: list[_Spec], modality: str) -> _Spec:
-    if len(encoders) != 1:
-        raise RequestError(f"`encoders` must list one {modality} encoder, and lists {len(encoders)}")
-    return encoders[0]

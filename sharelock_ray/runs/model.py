@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import TypeVar
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -13,12 +12,11 @@ from sharelock_ray.alignment.prompts import DEFAULT_TEMPLATES, checked_templates
 from sharelock_ray.encoders.language import LanguageEncoder
 from sharelock_ray.encoders.spec import EncoderSpec, LanguageSpec, VisionSpec
 from sharelock_ray.encoders.vision import VisionEncoder
-from sharelock_ray.errors import RequestError, RunError
-from sharelock_ray.features.featureset import FeatureSet
+from sharelock_ray.errors import RequestError
 from sharelock_ray.progress import Progress
-from sharelock_ray.runs.checkpoint import Side, load_heads, read_checkpoint, side_of
+from sharelock_ray.runs.checkpoint import Side
+from sharelock_ray.runs.heads import TrainedHeads
 
-_ROWS = 8192
 # Embeddings of prompts that are held at a time.
 _PROMPTS = 1024
 
@@ -41,7 +39,7 @@ def load_model(folder: str, device: str = "cpu", *, trust_remote_code: bool = Fa
     return AlignedModel(folder, device, trust_remote_code=trust_remote_code)
 
 
-class AlignedModel:
+class AlignedModel(TrainedHeads):
     """Embeds images and texts into one space, where a dot product is their cosine.
 
     What loads an encoder raises RequestError where the encoder is not there, is not the one of the training, or wants
@@ -49,16 +47,8 @@ class AlignedModel:
     """
 
     def __init__(self, folder: str, device: str = "cpu", *, trust_remote_code: bool = False) -> None:
-        self.folder = folder
-        self.checkpoint = read_checkpoint(folder)
-        self.device = torch.device(device)
+        super().__init__(folder, device)
         self._trusts = trust_remote_code
-        with _random_state_kept():
-            self._heads = load_heads(folder, self.checkpoint).eval().requires_grad_(False).to(self.device)
-
-    @property
-    def logit_scale(self) -> float:
-        return float(self._heads.logit_scale)
 
     def encode_image(self, images: Image.Image | Iterable[Image.Image]) -> torch.Tensor:
         """(N, D) unit vectors of Pillow images; one image gives N = 1.
@@ -75,26 +65,6 @@ class AlignedModel:
             TypeError: something is no string.
         """
         return self.project_text(torch.from_numpy(self._language.encode(_listed(texts, str))))
-
-    def project_image(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """(N, D) unit vectors from embeddings (N, D_vision) of the frozen vision encoder."""
-        return self._project(self._heads.vision, embeddings.split(_ROWS))
-
-    def project_text(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """(N, D) unit vectors from embeddings (N, D_language) of the frozen language encoder."""
-        return self._project(self._heads.language, embeddings.split(_ROWS))
-
-    def project(self, features: FeatureSet, rows: np.ndarray | None = None) -> torch.Tensor:
-        """(N, D) unit vectors of a feature set of either modality: of all of it, or of N rows.
-
-        Raises:
-            RequestError: another encoder made the features.
-        """
-        head = self._heads.vision if self._is_vision(features) else self._heads.language
-        if rows is None:
-            return self._project(head, features.embeddings.split(_ROWS))
-        # What is mapped into memory is read a block at a time.
-        return self._project(head, (features.embeddings[some] for some in torch.from_numpy(rows).split(_ROWS)))
 
     def prototypes(
         self, class_names: str | Iterable[str], templates: str | Iterable[str] = DEFAULT_TEMPLATES
@@ -162,31 +132,10 @@ class AlignedModel:
             )
         return encoder
 
-    def _project(self, head: torch.nn.Module, blocks: Iterable[torch.Tensor]) -> torch.Tensor:
-        projected = [head(rows.to(self.device, torch.float32)).cpu() for rows in blocks]
-        if not all(rows.isfinite().all() for rows in projected):
-            raise RunError(f"{self.folder} gives non-finite numbers: its weights, or its encoders', are damaged")
-        return torch.cat(projected)
-
-    def _is_vision(self, features: FeatureSet) -> bool:
-        is_vision = features.manifest.modality == "vision"
-        side = self.checkpoint.vision if is_vision else self.checkpoint.language
-        theirs = side_of(features.manifest)
-        if theirs.identity != side.identity:
-            raise RequestError(
-                f"{features.uri} was made by {_describe(theirs)}, but {self.folder} was trained on {_describe(side)}: "
-                f"extract with that encoder, or train anew"
-            )
-        return is_vision
-
 
 def _random_state_kept() -> AbstractContextManager[None]:
     """Modules draw first weights as they are made, which must not change what the host draws next."""
     return torch.random.fork_rng(devices=[])
-
-
-def _describe(side: Side) -> str:
-    return f"{side.encoder.name}-{side.identity}"
 
 
 def _listed(values: _T | Iterable[_T], kind: type[_T]) -> list[_T]:

@@ -7,7 +7,7 @@ from sharelock_ray import storage
 from sharelock_ray.config import Config
 from sharelock_ray.errors import RequestError
 from sharelock_ray.sources.listing import IMAGE_EXTENSIONS, raise_unless_its_own, read_image, sample_key
-from sharelock_ray.sources.sample import Reject, Sample, Shard
+from sharelock_ray.sources.sample import IMAGES, LABELS, Content, Reject, Sample, Shard
 
 
 class ClassFolderSource(Config):
@@ -15,6 +15,10 @@ class ClassFolderSource(Config):
 
     format: Literal["class_folders"] = "class_folders"
     path: storage.Uri
+
+    @property
+    def provides(self) -> frozenset[Content]:
+        return frozenset({IMAGES, LABELS})
 
     def shards(self) -> list[Shard]:
         """The class folders, sorted; an empty one is kept, so that labels do not depend on what is in them.

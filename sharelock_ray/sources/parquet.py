@@ -1,6 +1,6 @@
 """Parquet files with the images in them, as img2dataset and Hugging Face `datasets` write them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ from sharelock_ray.sources.listing import (
     sample_key,
     unique,
 )
-from sharelock_ray.sources.sample import Reject, Sample, Shard
+from sharelock_ray.sources.sample import CAPTIONS, IMAGES, LABELS, Content, Reject, Sample, Shard
 from sharelock_ray.sources.tar import MAX_EXPANSION, MIN_EXPANDED_BYTES, DecompressionBombError
 
 _IMAGE = ("jpg", "image", "jpeg", "png", "webp", "img")
@@ -76,6 +76,14 @@ class ParquetSource(Config):
     key: str | None = None
     """Names the rows of a file; without one, they are numbered."""
 
+    @property
+    def provides(self) -> frozenset[Content]:
+        return frozenset(
+            content
+            for content, column in ((IMAGES, self.image), (CAPTIONS, self.caption), (LABELS, self.label))
+            if column != ""
+        )
+
     def shards(self) -> list[Shard]:
         """The files, sorted, each with a name unique in the listing.
 
@@ -96,9 +104,9 @@ class ParquetSource(Config):
         """Size and ETag, or time, of the file."""
         return file_version(shard.uri)
 
-    def require_captions(self) -> None:
+    def require_captions(self, shards: Sequence[Shard]) -> None:
         """Raises RequestError where the first file has no column of captions, and none is not what was asked for."""
-        for uri, schema in _first_schema(self.shards()):
+        for uri, schema in _first_schema(shards):
             if self.caption is None and not self._columns(schema, uri).captions:
                 raise RequestError(
                     f"{uri} has no captions for the language encoders: name their column as `caption`, "
@@ -168,7 +176,7 @@ class ParquetSource(Config):
         )
 
 
-def _first_schema(shards: list[Shard]) -> list[tuple[str, Any]]:
+def _first_schema(shards: Sequence[Shard]) -> list[tuple[str, Any]]:
     """URI and schema of the first file that can be read, if one can."""
     for shard in shards:
         try:

@@ -3,9 +3,15 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from sharelock_ray.errors import RequestError
+
+Content = Literal["images", "captions", "labels"]
+"""What a source may hold."""
+IMAGES: Content = "images"
+CAPTIONS: Content = "captions"
+LABELS: Content = "labels"
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -83,6 +89,11 @@ class Reject:
 
 class Source(Protocol):
     """What every reader of inputs offers."""
+
+    @property
+    def provides(self) -> frozenset[Content]:
+        """What its samples may hold, by its format and settings: only encoders that it can feed run over it."""
+        ...
 
     def shards(self) -> list[Shard]:
         """The listing, in a fixed order."""

@@ -1,11 +1,13 @@
 """The one type of every reader, told apart by `format`."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
 from sharelock_ray.sources.folders import ClassFolderSource
 from sharelock_ray.sources.parquet import ParquetSource
+from sharelock_ray.sources.sample import Shard, Source
 from sharelock_ray.sources.table import TableSource
 from sharelock_ray.sources.texts import TextSource
 from sharelock_ray.sources.webdataset import WebDatasetSource
@@ -23,10 +25,15 @@ SourceSpec = Annotated[
 ]
 
 
-def require_captions(source: SourceSpec) -> None:
+def require_captions(source: Source, shards: Sequence[Shard]) -> None:
     """Raises RequestError where a table that is to be read for language encoders has no column of captions.
 
-    What tars hold is seen when they are read, and class folders are never asked for captions.
+    What tars hold is seen when they are read.
+
+    Args:
+        shards: the listing of the source.
     """
-    if isinstance(source, ParquetSource | TableSource):
+    if isinstance(source, ParquetSource):
+        source.require_captions(shards)
+    elif isinstance(source, TableSource):
         source.require_captions()

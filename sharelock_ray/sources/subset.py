@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sharelock_ray.sources.sample import Reject, Sample, Shard, Source
+from sharelock_ray.sources.sample import Content, Reject, Sample, Shard, Source
 
 
 @dataclass(frozen=True)
@@ -13,6 +13,10 @@ class Subset:
 
     source: Source
     keys: frozenset[str]
+
+    @property
+    def provides(self) -> frozenset[Content]:
+        return self.source.provides
 
     def shards(self) -> list[Shard]:
         """The shards that such inputs are of."""

@@ -8,7 +8,7 @@ from sharelock_ray import storage
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.sources.listing import called, captions, class_label, raise_unless_its_own, read_image, value
 from sharelock_ray.sources.lists import CAPTION_COLUMNS, ListSource, spoken
-from sharelock_ray.sources.sample import Reject, Sample, Shard, printable
+from sharelock_ray.sources.sample import CAPTIONS, IMAGES, LABELS, Content, Reject, Sample, Shard, printable
 
 # A store with more images than this among a tenth of the rows at hand, or with most of them, is one that a list needs.
 _MANY = 100
@@ -26,6 +26,15 @@ class TableSource(ListSource):
     image_column: str | None = None
     label_column: str | None = None
     """Holds class indices."""
+
+    @property
+    def provides(self) -> frozenset[Content]:
+        found: set[Content] = {IMAGES}
+        if self.caption_column != "":
+            found.add(CAPTIONS)
+        if self.label_column:
+            found.add(LABELS)
+        return frozenset(found)
 
     def require_captions(self) -> None:
         """Raises RequestError where the list has no column of captions, and none is not what was asked for."""

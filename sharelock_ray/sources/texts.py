@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 from sharelock_ray.errors import RequestError
 from sharelock_ray.sources.listing import captions, value
 from sharelock_ray.sources.lists import CAPTION_COLUMNS, ListSource, spoken
-from sharelock_ray.sources.sample import Reject, Sample
+from sharelock_ray.sources.sample import CAPTIONS, Content, Reject, Sample
 
 
 class TextSource(ListSource):
@@ -17,6 +17,10 @@ class TextSource(ListSource):
     endings: ClassVar[tuple[str, ...]] = ("txt", *ListSource.endings)
 
     format: Literal["texts"] = "texts"
+
+    @property
+    def provides(self) -> frozenset[Content]:
+        return frozenset({CAPTIONS})
 
     def _check(self, columns: list[str]) -> None:
         if not self._has_captions(columns):

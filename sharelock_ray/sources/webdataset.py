@@ -27,7 +27,7 @@ from sharelock_ray.sources.listing import (
     unique,
     value,
 )
-from sharelock_ray.sources.sample import Reject, Sample, Shard
+from sharelock_ray.sources.sample import CAPTIONS, IMAGES, LABELS, Content, Reject, Sample, Shard
 from sharelock_ray.sources.tar import Damage, Fault, Member, members, opened
 
 _CAPTIONS = ("caption", "captions", "text")
@@ -44,6 +44,10 @@ class WebDatasetSource(Config):
 
     format: Literal["webdataset"] = "webdataset"
     urls: tuple[storage.Uri, ...] | storage.Uri
+
+    @property
+    def provides(self) -> frozenset[Content]:
+        return frozenset({IMAGES, CAPTIONS, LABELS})
 
     def shards(self) -> list[Shard]:
         """The tars, sorted, each with a name unique in the listing.

@@ -5,7 +5,6 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from safetensors.torch import load
 
 from sharelock_ray import storage
 from sharelock_ray.alignment.spec import AlignmentSpec
@@ -14,17 +13,15 @@ from sharelock_ray.batches.sampling import split_validation
 from sharelock_ray.config import Config
 from sharelock_ray.energy import joules
 from sharelock_ray.errors import SharelockError
-from sharelock_ray.evaluation.score import Classes, recall_at_1, zero_shot_accuracy
+from sharelock_ray.evaluation.scoring import Classes, recall_at_1, zero_shot_accuracy
 from sharelock_ray.features.featureset import Pairs, join, open_features
 from sharelock_ray.runs.folder import RunFolder
+from sharelock_ray.runs.heads import load_trained_heads
 from sharelock_ray.runs.loop import train
-from sharelock_ray.runs.model import load_model
 from sharelock_ray.study.trials import Trial, write_trial
 
 # A process runs trial after trial over the same sets.
 _device_cache = DeviceCache()
-PROMPTS = "prompts"
-"""Name of the tensor in a file of embedded prompts."""
 
 
 class TrialJob(Config):
@@ -40,7 +37,7 @@ class TrialJob(Config):
     test: str | None = None
     """URI of the vision set that zero-shot classification is scored on."""
     prompts: str | None = None
-    """File of the embedded prompts (C, T, D_language) of its classes."""
+    """URI of the language set of the prompts of its classes."""
     class_names: tuple[str, ...] = ()
     """Of its classes."""
 
@@ -90,16 +87,16 @@ def _trained(job: TrialJob, report: Callable[[dict[str, Any]], None]) -> dict[st
         train(run, job.vision, job.language, job.spec, job.device, device_cache=_device_cache, validated=report)
     result = run.result()
     assert result is not None
-    model = load_model(run.best, job.device)
+    heads = load_trained_heads(run.best, job.device)
     validation = _validation_pairs(job.vision, job.language, job.spec.validation_fraction)
     values = {
         "validation_loss": result.best_validation_loss,
-        "recall_at_1": recall_at_1(model, validation),
+        "recall_at_1": recall_at_1(heads, validation),
         "parameters": float(result.parameters),
         "seconds": result.seconds,
     }
     if job.test is not None and job.prompts is not None:
-        values["zero_shot"] = zero_shot_accuracy(model, _classes(job.test, job.prompts, job.class_names))
+        values["zero_shot"] = zero_shot_accuracy(heads, _classes(job.test, job.prompts, job.class_names))
     return {"state": "finished", "values": values, "steps": result.steps}
 
 
@@ -111,7 +108,7 @@ def _validation_pairs(vision: str, language: str, fraction: float) -> Pairs:
 
 @lru_cache(maxsize=4)
 def _classes(test: str, prompts: str, names: tuple[str, ...]) -> Classes:
-    return Classes(open_features(test), load(storage.read_bytes(prompts))[PROMPTS], names)
+    return Classes(open_features(test), open_features(prompts), names)
 
 
 def _wanted_memory(error: Exception) -> bool:

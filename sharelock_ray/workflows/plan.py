@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from sharelock_ray import storage
 from sharelock_ray.config import Config
 from sharelock_ray.documents import Document, read_document
+from sharelock_ray.encoders.resolved import ResolvedEncoder
 from sharelock_ray.encoders.spec import EncoderSpec, VisionSpec
 from sharelock_ray.engine.extraction_options import ExtractionOptions
 from sharelock_ray.errors import RequestError, SharelockError
@@ -21,6 +22,7 @@ from sharelock_ray.machine import cpu_count
 from sharelock_ray.progress import say
 from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.sources.sample import Reject, Sample, Shard, Source
+from sharelock_ray.workflows.inputs import Inputs, Split, check_inputs, prepare
 
 if TYPE_CHECKING:
     from sharelock_ray.extraction.group import EncoderGroup
@@ -93,8 +95,8 @@ class Plan(Document):
     total: PlanTotal
 
 
-def estimate(recipe: Recipe, samples: int = PROBE, price: float | None = None) -> Plan:
-    """Probes every split, and keeps the result beside the run, where manifests will quote it.
+def plan(recipe: Recipe, samples: int = PROBE, price: float | None = None) -> Plan:
+    """Probes every split, and the class prompts, and keeps the result beside the run, where manifests will quote it.
 
     Args:
         samples: probed of each split, from shards spread over it.
@@ -106,14 +108,15 @@ def estimate(recipe: Recipe, samples: int = PROBE, price: float | None = None) -
     if price is not None and not 0 <= price < math.inf:
         raise RequestError(f"the price is {price}: give a number, at least 0")
     options = recipe.operations.extraction
-    encoders = [encoder.resolved() for encoder in recipe.encoders]
+    prepare(recipe)
+    inputs = Inputs(recipe)
+    check_inputs(inputs.all_splits)
+    encoders = list(dict.fromkeys(encoder for split in inputs.all_splits for encoder in split.encoders))
     with _threads_of_an_actor(options):
         started = time.perf_counter()
-        groups = _load(encoders, options)
+        groups = _load([encoder.spec for encoder in encoders], options)
         load_seconds = time.perf_counter() - started
-        splits = tuple(
-            _split(split, source, encoders, groups, options, samples, price) for split, source in recipe.splits.items()
-        )
+        splits = tuple(_split(split, encoders, groups, options, samples, price) for split in inputs.all_splits)
     total = PlanTotal(
         hours=sum(split.hours for split in splits),
         gpu_hours=sum(split.gpu_hours for split in splits),
@@ -189,37 +192,44 @@ def _load(encoders: Sequence[EncoderSpec], options: ExtractionOptions) -> "list[
 
 
 def _split(
-    split: str,
-    source: Source,
-    encoders: Sequence[EncoderSpec],
+    split: Split,
+    encoders: Sequence[ResolvedEncoder],
     groups: "Sequence[EncoderGroup]",
     options: ExtractionOptions,
     samples: int,
     price: float | None,
 ) -> SplitPlan:
-    shards = source.shards()
-    probe, inputs, seen_bytes, read_seconds = _probe(source, shards, samples)
+    """Probes a split.
+
+    Args:
+        encoders: all that are loaded.
+        groups: the models that serve them.
+    """
+    shards = split.source.shards()
+    probe, inputs, seen_bytes, read_seconds = _probe(split.source, shards, samples)
     if not probe.samples:
-        raise RequestError(f"the first shards of {split} hold no sample that can be read: see `sharelock rejects`")
+        raise RequestError(f"the first shards of {split.name} hold no sample that can be read: see `sharelock rejects`")
     total_bytes = sum(shard.bytes for shard in shards)
     total = round(inputs * total_bytes / seen_bytes)
     started = time.perf_counter()
-    decoded = decode(probe, {spec.preprocessing for spec in encoders if isinstance(spec, VisionSpec)})
+    decoded = decode(probe, {e.spec.preprocessing for e in split.encoders if isinstance(e.spec, VisionSpec)})
     read_each = read_seconds / inputs + (time.perf_counter() - started) / probe.size
-    for group in groups:
+    # A model takes images, or it takes texts, for all encoders that it serves.
+    fed = [group for group in groups if encoders[group.members[0]] in split.encoders]
+    for group in fed:
         group.encode(decoded)  # The first pass also pays for what is done once.
-    encoded = {i: chunk for group in groups for i, chunk in zip(group.members, group.encode(decoded), strict=True)}
-    plans = tuple(_encoder(spec, encoded[i], decoded.size, total, options) for i, spec in enumerate(encoders))
+    encoded = {encoders[i]: c for group in fed for i, c in zip(group.members, group.encode(decoded), strict=True)}
+    plans = tuple(_encoder(each, encoded[each], decoded.size, total, options) for each in split.encoders)
     actors, free = options.actors(len(shards)), _free_cpus(options, len(shards))
     read, encode = total * read_each, total * sum(each.seconds_per_sample for each in plans)
     seconds, cores = _wall_seconds(options, len(shards), read, encode, free)
     if cores and free is None:
-        say(f"plan: {split} takes this long where {cores:,.1f} cores are free to read, and longer where fewer are")
+        say(f"plan: {split.name} takes this long where {cores:,.1f} cores are free to read, and longer where fewer are")
     elif cores and free is not None and cores > min(free, len(shards)):
-        say(f"plan: {split} waits for reading: that wants {cores:,.1f} cores, and has {min(free, len(shards)):g}")
+        say(f"plan: {split.name} waits for reading: that wants {cores:,.1f} cores, and has {min(free, len(shards)):g}")
     unit_hours = seconds * actors / 3600
     return SplitPlan(
-        split=split,
+        split=split.name,
         samples=total,
         probed=probe.size,
         input_bytes=total_bytes,
@@ -293,15 +303,15 @@ def _probe(source: Source, shards: Sequence[Shard], samples: int) -> tuple[Chunk
 
 
 def _encoder(
-    spec: EncoderSpec, encoded: EncodedChunk, probed: int, total: int, options: ExtractionOptions
+    encoder: ResolvedEncoder, encoded: EncodedChunk, probed: int, total: int, options: ExtractionOptions
 ) -> EncoderPlan:
     rows = len(encoded.embeddings)
-    width = encoded.embeddings.shape[1] * (2 if spec.stored_dtype == "float16" else 4)
+    width = encoded.embeddings.shape[1] * (2 if encoder.spec.stored_dtype == "float16" else 4)
     texts = sum(len(str(text).encode()) for name in ("key", "text") for text in encoded.columns.get(name, []))
     share = total / probed
     encoder_seconds = encoded.seconds * share / _share(options)
     return EncoderPlan(
-        encoder=spec.folder(),
+        encoder=encoder.folder,
         rows=round(rows * share),
         bytes=round((rows * width + texts) * share),
         seconds_per_sample=encoded.seconds / probed,

@@ -10,14 +10,14 @@ import pyarrow.parquet as pq
 
 from sharelock_ray import storage
 from sharelock_ray.errors import RequestError
-from sharelock_ray.features.featureset import FeatureSet, open_features
+from sharelock_ray.features.featureset import FeatureSet
 from sharelock_ray.features.manifest import keys_digest
 from sharelock_ray.features.recovery import recover
 from sharelock_ray.progress import say
 from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.sources.sample import Shard
 from sharelock_ray.sources.subset import Subset
-from sharelock_ray.workflows.stages import refuse_other_inputs
+from sharelock_ray.workflows.inputs import Inputs, feature_sets, refuse_other_inputs
 
 _WRITERS = ("csv", "jsonl", "parquet")
 # No name of a dataset begins with a dot, so no feature set lies below it.
@@ -26,7 +26,7 @@ _SCRATCH = ".retry"
 
 def rejects(recipe: Recipe) -> pa.Table:
     """Every reject of the recipe's feature sets: split, modality, encoder, and the columns of a reject."""
-    return pa.concat_tables(_labelled(each) for split in recipe.splits for each in _sets_of(recipe, split))
+    return pa.concat_tables(_labelled(each) for each in feature_sets(Inputs(recipe).known_splits))
 
 
 def export(recipe: Recipe, path: str) -> int:
@@ -86,21 +86,23 @@ def retry(recipe: Recipe) -> list[Retry]:
     folder = storage.join(recipe.features_folder, _SCRATCH)
     found = []
     with cluster.connected():
-        for split, source in recipe.splits.items():
-            sets = _sets_of(recipe, split)
+        for split in Inputs(recipe).known_splits:
+            sets = split.open()
             keys = {s.uri: s.rejected_keys for s in sets}
             wanted = frozenset().union(*keys.values())
             if not wanted:
                 continue
-            refuse_other_inputs(source, sets)
-            subset = Subset(source, wanted)
+            refuse_other_inputs(split.source, sets)
+            subset = Subset(split.source, wanted)
             _refuse_inputs_elsewhere(subset.shards(), sets)
             root = storage.join(folder, keys_digest(sorted(wanted))[:16])
-            job = ExtractionJob(root, recipe.data.dataset, split, subset, recipe.encoders)
+            job = ExtractionJob(root, recipe.data.dataset, split.name, subset, split.encoders)
             for known, retried in zip(sets, extract(job, recipe.operations.extraction), strict=True):
                 recovered = recover(known, retried).manifest.rows - known.manifest.rows
                 found.append(Retry(known.uri, len(keys[known.uri]), recovered))
-                say(f"rejects of {split} {known.manifest.modality}: {recovered} rows from {found[-1].tried} inputs")
+                say(
+                    f"rejects of {split.name} {known.manifest.modality}: {recovered} rows from {found[-1].tried} inputs"
+                )
     storage.remove(folder)
     return found
 
@@ -123,10 +125,6 @@ def _refuse_inputs_elsewhere(shards: Sequence[Shard], sets: Sequence[FeatureSet]
 def _place(uri: str) -> str:
     """The file or folder of a shard; a run of a list may begin at another byte once a row was mended."""
     return re.sub(r"#\d+$", "", uri)
-
-
-def _sets_of(recipe: Recipe, split: str) -> list[FeatureSet]:
-    return [open_features(recipe.feature_set_uri(split, encoder)) for encoder in recipe.encoders]
 
 
 def _labelled(feature_set: FeatureSet) -> pa.Table:

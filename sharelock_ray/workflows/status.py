@@ -8,6 +8,7 @@ from sharelock_ray.features.state import Live, SetState, state_of
 from sharelock_ray.progress import clock
 from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.runs.folder import newest, pairs_per_second
+from sharelock_ray.workflows.inputs import Inputs
 
 # A driver that runs writes every ten seconds.
 _SILENT_S = 60.0
@@ -28,10 +29,10 @@ def status(recipe: Recipe) -> list[StageStatus]:
 
 
 def _extractions(recipe: Recipe) -> Iterator[StageStatus]:
-    for split in recipe.splits:
-        for encoder in recipe.encoders:
-            state = state_of(recipe.feature_set_uri(split, encoder))
-            yield StageStatus(f"extract {split} {encoder.modality} {encoder.name}", *_extraction(state))
+    for split in Inputs(recipe).known_splits:
+        for encoder, uri in zip(split.encoders, split.uris, strict=True):
+            state = state_of(uri)
+            yield StageStatus(f"extract {split.name} {encoder.modality} {encoder.name}", *_extraction(state))
 
 
 def _extraction(state: SetState) -> tuple[str, str]:

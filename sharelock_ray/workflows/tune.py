@@ -1,6 +1,7 @@
 """A recipe's study: what each of its trials is, and what is left of it when it ends."""
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -8,22 +9,36 @@ from typing import Any
 import yaml
 
 from sharelock_ray import storage
-from sharelock_ray.alignment.prompts import prompts_of
 from sharelock_ray.config import content_hash
+from sharelock_ray.encoders.spec import EncoderSpec
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.features.featureset import open_features
 from sharelock_ray.features.manifest import Manifest, read_manifest
-from sharelock_ray.progress import say
-from sharelock_ray.recipe.load import with_settings
+from sharelock_ray.progress import clock, say
+from sharelock_ray.recipe.load import with_settings, write_recipe
 from sharelock_ray.recipe.schema import Recipe
+from sharelock_ray.report.summary import StudySummary
 from sharelock_ray.study.effects import ranked
 from sharelock_ray.study.spec import Range, TuningSpec
 from sharelock_ray.study.trials import CHOSEN_ON_TEST, STUDY, Study, Trial
+from sharelock_ray.workflows.evaluate import open_prompts
+from sharelock_ray.workflows.inputs import Inputs
+from sharelock_ray.workflows.report import report_study
 
 WINNER = "winner.yaml"
 
 
-def tune(recipe: Recipe) -> Study:
+def tune(recipe: Recipe) -> StudySummary:
+    """Runs the recipe's study, and writes its report."""
+    write_recipe(recipe)
+    started = time.monotonic()
+    found = run_study(recipe)
+    finished = sum(trial.state == "finished" for trial in found.trials)
+    say(f"tune: {finished:,} of {len(found.trials):,} trials finished, in {clock(time.monotonic() - started)}")
+    return report_study(recipe.output)
+
+
+def run_study(recipe: Recipe) -> Study:
     """Runs what is left of the recipe's study; writes `study.json`, and the best point's recipe as `winner.yaml`.
 
     Raises:
@@ -38,16 +53,16 @@ def tune(recipe: Recipe) -> Study:
     prepare = Preparation(recipe, spec)
     sets = sorted({digest for each in checked for digest in prepare.digests(each)})
     from sharelock_ray.engine.tuning import tune as run_trials
-    from sharelock_ray.evaluation.score import required_labels
+    from sharelock_ray.evaluation.scoring import required_labels
     from sharelock_ray.study.queue import StudyQueue
 
-    for uri, classes in sorted({_labelled_set(each) for each in checked if _has_classes(each)}):
+    for uri, classes in sorted({prepare.labelled_set(each) for each in checked if _has_classes(each)}):
         required_labels(open_features(uri), classes)
     for each in checked:
-        _embed_prompts(recipe, each)
+        prepare.embed_prompts(each)
     database = spec.storage or _journal(recipe)
     searched = {"space": spec.space, "objective": spec.objective}
-    name = f"{recipe.name}-{content_hash(recipe.alignment, searched, sets)}"
+    name = f"{recipe.name}-{content_hash(recipe.training, searched, sets)}"
     queue = StudyQueue(name, spec, trials_folder(recipe), database, prepare)
     if queue.doubles:
         say(f"tune: {len(queue.doubles):,} points are the same model as another one, which alone is trained")
@@ -90,7 +105,11 @@ def point_recipe(recipe: Recipe, point: dict[str, Any]) -> Recipe:
         if name not in names:
             raise RequestError(f"`tuning.space.{modality}` names {name}, but `encoders` has {', '.join(names)}")
     kept = tuple(e for e in changed.encoders if chosen.get(e.modality, e.name) == e.name)
-    return changed.model_copy(update={"encoders": kept})
+    update: dict[str, Any] = {"encoders": kept}
+    if chosen and (pair := changed.alignment.pair):
+        pair = chosen.get("vision", pair[0]), chosen.get("language", pair[1])
+        update["alignment"] = changed.alignment.model_copy(update={"pair": pair})
+    return changed.model_copy(update=update)
 
 
 def _spec(recipe: Recipe) -> TuningSpec:
@@ -129,6 +148,7 @@ class Preparation:
 
     def __init__(self, recipe: Recipe, spec: TuningSpec) -> None:
         self._recipe, self._tuning = recipe, spec
+        self._inputs = Inputs(recipe)
         self._manifests: dict[str, Manifest] = {}
         self._models: dict[str, str] = {}
         """By point, what decides its model."""
@@ -140,15 +160,16 @@ class Preparation:
 
         point = self._first.setdefault(self._model(point), point)
         recipe = point_recipe(self._recipe, point)
-        spec = recipe.alignment.model_copy(update={"seed": seed})
-        vision, language = (recipe.feature_set_uri("train", encoder) for encoder in (recipe.vision, recipe.language))
+        spec = recipe.training.model_copy(update={"seed": seed})
+        inputs = self._inputs.of(recipe)
+        vision, language = (inputs.uri("train", encoder) for encoder in (recipe.vision, recipe.language))
         test = prompts = None
-        if _has_classes(recipe):
-            test, prompts = recipe.feature_set_uri("test", recipe.vision), prompts_path(self._recipe, recipe)
+        if _has_classes(recipe) and inputs.prompts is not None:
+            test, prompts = inputs.uri("test", recipe.vision), inputs.uri(inputs.prompts.name, recipe.language)
         trial = Trial(
             point=point,
             seed=seed,
-            run=storage.join(trials_folder(self._recipe), content_hash(spec, *self._inputs(recipe))),
+            run=storage.join(trials_folder(self._recipe), content_hash(spec, *self._trained_on(recipe))),
             without_effect=tuple(axis for axis in point if self._is_idle(axis, point)),
             state="running",
             gpus=self._tuning.gpus_per_trial,
@@ -171,14 +192,28 @@ class Preparation:
         Raises:
             RequestError: one is missing.
         """
-        uris = [recipe.feature_set_uri("train", encoder) for encoder in (recipe.vision, recipe.language)]
+        inputs = self._inputs.of(recipe)
+        sets: list[tuple[str, EncoderSpec]] = [("train", recipe.vision), ("train", recipe.language)]
         if _has_classes(recipe):
-            uris.append(recipe.feature_set_uri("test", recipe.vision))
-        return [self._manifest(uri).digest for uri in uris]
+            sets.append(("test", recipe.vision))
+        return [self._manifest(inputs.uri(split, encoder)).digest for split, encoder in sets]
 
-    def _inputs(self, recipe: Recipe) -> tuple[list[str], str | None]:
+    def labelled_set(self, recipe: Recipe) -> tuple[str, int]:
+        """The vision set that zero-shot classification is scored on, and how many classes are named."""
+        return self._inputs.of(recipe).uri("test", recipe.vision), len(recipe.class_names() or ())
+
+    def embed_prompts(self, recipe: Recipe) -> None:
+        """Makes the prompts of a point's classes and language encoder, where they are not there yet."""
+        if _has_classes(recipe):
+            open_prompts(self._inputs.of(recipe))
+
+    def _trained_on(self, recipe: Recipe) -> tuple[list[str], str | None]:
         """What a point is trained and scored on: digests of feature sets, and the name of the prompts."""
-        prompts = prompts_path(self._recipe, recipe).rpartition("/")[2] if _has_classes(recipe) else None
+        prompts = None
+        if _has_classes(recipe):
+            texts = content_hash(recipe.class_names(), recipe.evaluation.templates)
+            # The name of the file that held them once: trials that were trained then are known by it.
+            prompts = f"{self._inputs.encoder(recipe.language).folder}-{texts}.safetensors"
         return self.digests(recipe), prompts
 
     def _model(self, point: dict[str, Any]) -> str:
@@ -186,9 +221,10 @@ class Preparation:
         key = json.dumps(point)
         if key not in self._models:
             recipe = point_recipe(self._recipe, point)
-            dims = (self._manifest(recipe.feature_set_uri("train", e)).dim for e in (recipe.vision, recipe.language))
-            spec = recipe.alignment.effective(*dims).model_copy(update={"seed": 0})
-            self._models[key] = json.dumps([spec.model_dump(mode="json"), *self._inputs(recipe)])
+            inputs = self._inputs.of(recipe)
+            dims = (self._manifest(inputs.uri("train", e)).dim for e in (recipe.vision, recipe.language))
+            spec = recipe.training.effective(*dims).model_copy(update={"seed": 0})
+            self._models[key] = json.dumps([spec.model_dump(mode="json"), *self._trained_on(recipe)])
         return self._models[key]
 
     def _is_idle(self, axis: str, point: dict[str, Any]) -> bool:
@@ -212,30 +248,6 @@ def _has_classes(recipe: Recipe) -> bool:
     if not named and "zero_shot" in _spec(recipe).objective:
         raise RequestError("the objective zero_shot wants images with class names: give `data.test` and `data.classes`")
     return named
-
-
-def _labelled_set(recipe: Recipe) -> tuple[str, int]:
-    """The vision set that zero-shot classification is scored on, and how many classes are named."""
-    return recipe.feature_set_uri("test", recipe.vision), len(recipe.class_names() or ())
-
-
-def prompts_path(study: Recipe, recipe: Recipe) -> str:
-    """Where the embedded prompts of a point's language encoder lie, once for the whole study."""
-    texts = content_hash(recipe.class_names(), recipe.evaluation.templates)
-    folder = recipe.language.resolved().folder()
-    return storage.join(study.output, "prompts", f"{folder}-{texts}.safetensors")
-
-
-def _embed_prompts(study: Recipe, recipe: Recipe) -> None:
-    names = recipe.class_names() if _has_classes(recipe) else None
-    if names is None or storage.exists(prompts_path(study, recipe)):
-        return
-    from sharelock_ray.engine.tuning import embed_prompts
-
-    texts = [prompts_of(name, recipe.evaluation.templates) for name in names]
-    say(f"tune: embeds the prompts of {len(names):,} classes by {recipe.language.name}")
-    options = recipe.operations.extraction
-    embed_prompts(prompts_path(study, recipe), recipe.language.resolved(), texts, options.num_cpus, options.num_gpus)
 
 
 def _journal(recipe: Recipe) -> str:

@@ -15,6 +15,7 @@ import support
 from sharelock_ray import storage
 from sharelock_ray.encoders.images import decode_image
 from sharelock_ray.encoders.language import LanguageEncoder
+from sharelock_ray.encoders.resolved import resolve
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.encoders.vision import VisionEncoder
 from sharelock_ray.engine.extraction import ExtractionJob, extract
@@ -22,7 +23,7 @@ from sharelock_ray.engine.extraction_options import ExtractionOptions
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.extraction.chunks import cut, decode, encode_vision
 from sharelock_ray.extraction.report import ChunkReport
-from sharelock_ray.features.audit import audit
+from sharelock_ray.features.soundness import audit
 from sharelock_ray.features.state import read_live
 from sharelock_ray.features.writer import FeatureSetWriter
 from sharelock_ray.sources.parquet import ParquetSource
@@ -35,7 +36,9 @@ OPTIONS = ExtractionOptions(chunk_size=4)
 @pytest.fixture
 def job(tmp_path: Path, vision_spec: VisionSpec, language_spec: LanguageSpec) -> ExtractionJob:
     source = WebDatasetSource(urls=support.write_pairs(tmp_path / "data", shards=2, samples=10, bad=True))
-    return ExtractionJob(str(tmp_path / "features"), "pairs", "train", source, (vision_spec, language_spec))
+    return ExtractionJob(
+        str(tmp_path / "features"), "pairs", "train", source, (resolve(vision_spec), resolve(language_spec))
+    )
 
 
 def inputs(job: ExtractionJob) -> list[Sample]:
@@ -46,7 +49,7 @@ def inputs(job: ExtractionJob) -> list[Sample]:
 class TestExtract:
     def test_stores_what_each_encoder_gives_on_its_own(self, job: ExtractionJob) -> None:
         vision, language = extract(job, OPTIONS)
-        spec_v, spec_l = job.encoders
+        spec_v, spec_l = (encoder.spec for encoder in job.encoders)
         samples = {sample.key: sample for sample in inputs(job)}
         pixels = np.stack([decode_image(samples[key].image, spec_v.preprocessing) for key in vision.keys])
         alone = VisionEncoder(spec_v).encode(pixels)
@@ -97,7 +100,7 @@ class TestExtract:
     def test_an_encoder_added_later_leaves_the_others_alone(self, job: ExtractionJob, models: Path) -> None:
         first = extract(job, OPTIONS)
         other = support.tiny_language(models, "encoder")
-        more = ExtractionJob(job.root, job.dataset, job.split, job.source, (*job.encoders, other))
+        more = ExtractionJob(job.root, job.dataset, job.split, job.source, (*job.encoders, resolve(other)))
         sets = extract(more, OPTIONS)
         assert [s.manifest for s in sets[:2]] == [s.manifest for s in first]
         assert sets[2].manifest.rows == 18
@@ -137,7 +140,7 @@ class TestExtract:
         # As a killed run leaves it: of one encoder's first part the first chunk is staged, of the other's nothing.
         shards = job.source.shards()
         spec = job.encoders[0]
-        writer = FeatureSetWriter(job.uri(spec), spec.modality, spec.stored_dtype)
+        writer = FeatureSetWriter(job.uri(spec), spec.modality, spec.spec.stored_dtype)
         writer.start(shards, 4)
         chunk = decode(next(cut(job.source, shards[0], 4)), {spec.preprocessing})
         (encoded,) = encode_vision(VisionEncoder(spec), chunk, spec.preprocessing)

@@ -12,12 +12,13 @@ import pytest
 import ray
 
 import support
+from sharelock_ray.encoders.resolved import resolve
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.engine.extraction import ExtractionJob, extract
 from sharelock_ray.engine.extraction_options import ExtractionOptions
 from sharelock_ray.extraction.report import ChunkReport
-from sharelock_ray.features.audit import audit
 from sharelock_ray.features.featureset import FeatureSet, open_features
+from sharelock_ray.features.soundness import audit
 from sharelock_ray.sources.webdataset import WebDatasetSource
 
 pytestmark = pytest.mark.slow
@@ -31,7 +32,9 @@ def job(
 ) -> ExtractionJob:
     folder = tmp_path_factory.mktemp("kills")
     source = WebDatasetSource(urls=support.write_pairs(folder / "data", shards=4, samples=40, bad=True))
-    return ExtractionJob(str(folder / "undisturbed"), "pairs", "train", source, (vision_spec, language_spec))
+    return ExtractionJob(
+        str(folder / "undisturbed"), "pairs", "train", source, (resolve(vision_spec), resolve(language_spec))
+    )
 
 
 @pytest.fixture(scope="module")

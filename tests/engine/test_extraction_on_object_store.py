@@ -10,12 +10,13 @@ import object_store
 import support
 from object_store import ChaosProxy
 from sharelock_ray import cli, storage
+from sharelock_ray.encoders.resolved import resolve
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.engine.extraction import ExtractionJob, extract
 from sharelock_ray.engine.extraction_options import ExtractionOptions
 from sharelock_ray.errors import RequestError
-from sharelock_ray.features.audit import audit
 from sharelock_ray.features.featureset import FeatureSet, open_features
+from sharelock_ray.features.soundness import audit
 from sharelock_ray.sources.webdataset import WebDatasetSource
 
 SHARDS, CHUNK = 3, 4
@@ -42,7 +43,7 @@ def undisturbed(
     """The sets of a run from a local disk to a local disk."""
     source = WebDatasetSource(urls=f"{tars}/*.tar")
     root = str(tmp_path_factory.mktemp("features"))
-    job = ExtractionJob(root, "pairs", "train", source, (vision_spec, language_spec))
+    job = ExtractionJob(root, "pairs", "train", source, (resolve(vision_spec), resolve(language_spec)))
     return extract(job, ExtractionOptions(chunk_size=CHUNK))
 
 

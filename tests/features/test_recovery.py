@@ -12,9 +12,9 @@ import support
 from sharelock_ray import storage
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.errors import RunError
-from sharelock_ray.features.audit import audit
 from sharelock_ray.features.featureset import FeatureSet, open_features
 from sharelock_ray.features.recovery import recover
+from sharelock_ray.features.soundness import audit
 from sharelock_ray.features.writer import EncodedChunk
 from sharelock_ray.sources.sample import DUPLICATE_KEY, Reject
 

@@ -15,9 +15,9 @@ import support
 from sharelock_ray import storage
 from sharelock_ray.encoders.spec import LanguageSpec
 from sharelock_ray.errors import RunError
-from sharelock_ray.features.audit import audit
 from sharelock_ray.features.featureset import open_features
 from sharelock_ray.features.manifest import Origin, is_complete
+from sharelock_ray.features.soundness import audit
 from sharelock_ray.features.writer import EncodedChunk, FeatureSetWriter, remove_leftovers
 from sharelock_ray.sources.sample import Reject, Shard
 

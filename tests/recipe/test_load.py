@@ -7,11 +7,15 @@ import pytest
 import yaml
 
 import support
+from sharelock_ray.config import content_hash
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.recipe.load import SHIPPED, read_recipe, with_settings, write_recipe
 from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.sources.sample import Reject
-from sharelock_ray.workflows import stages
+from sharelock_ray.workflows.extract import extract
+from sharelock_ray.workflows.inputs import Inputs
+from sharelock_ray.workflows.plan import plan
+from sharelock_ray.workflows.train import train
 
 
 @pytest.fixture
@@ -163,7 +167,7 @@ def test_what_is_no_recipe_is_said(tmp_path: Path, content: str | None, message:
 def test_two_encoders_of_a_kind_must_not_be_guessed_between(path: str) -> None:
     recipe = read_recipe(path)
     twice = recipe.model_copy(update={"encoders": (recipe.vision, *recipe.encoders)})
-    with pytest.raises(RequestError, match="one vision encoder, and lists 2"):
+    with pytest.raises(RequestError, match=r"lists 2 vision encoders .* name it, as `alignment\.pair"):
         _ = twice.vision
 
 
@@ -193,7 +197,7 @@ class TestClassNames:
         self, path: str, tmp_path: Path, content: bytes, message: str
     ) -> None:
         recipe = self.named(path, tmp_path, content)
-        for stage in (stages.extract, stages.plan, stages.train):
+        for stage in (extract, plan, train):
             with pytest.raises(RequestError, match=message):
                 stage(recipe)
 
@@ -202,7 +206,7 @@ def test_a_list_without_captions_is_refused_before_any_work(path: str, tmp_path:
     (tmp_path / "x.csv").write_text("file_name,alt\n0.jpg,a\n")
     data = {"dataset": "mine", "train": {"format": "table", "path": str(tmp_path / "x.csv")}}
     recipe = read_recipe(path, [f"data={json.dumps(data)}"])
-    for stage in (stages.extract, stages.plan):
+    for stage in (extract, plan):
         with pytest.raises(RequestError, match=r"has no captions for the language encoders: .* are file_name, alt"):
             stage(recipe)
 
@@ -225,9 +229,42 @@ def test_an_extraction_of_nothing_but_rejects_is_no_success(path: str, tmp_path:
     lost = [Reject("00000/@0", "read", "DamagedTar", "bytes 0 to 133: the file is a Git LFS pointer")]
     for encoder in recipe.encoders:
         chunk = support.encoded(encoder.modality, [], rejects=lost)
-        support.write_parts(recipe.feature_set_uri("train", encoder), encoder, [[chunk]])
+        support.write_parts(Inputs(recipe).uri("train", encoder), encoder, [[chunk]])
     for _ in range(2):
         with pytest.raises(
             RunError, match=r"could be encoded \(00000/@0: DamagedTar: .* a Git LFS pointer\): mend the"
         ):
-            stages.extract(recipe)
+            extract(recipe)
+
+
+class TestPair:
+    """Any number of encoders; which ones are aligned is said."""
+
+    @pytest.fixture
+    def many(self, tmp_path: Path, models: Path) -> str:
+        encoders = [
+            support.tiny_vision(models),
+            support.tiny_vision(models, name="other-resnet"),
+            support.tiny_language(models),
+            support.tiny_language(models, "encoder"),
+        ]
+        dumped = [encoder.model_dump(mode="json") for encoder in encoders]
+        return str(support.write_recipe(tmp_path / "many.yaml", models, encoders=dumped))
+
+    def test_names_what_is_aligned(self, many: str) -> None:
+        recipe = read_recipe(many, ["alignment.pair=[other-resnet, tiny-encoder]"])
+        assert (recipe.vision.name, recipe.language.name) == ("other-resnet", "tiny-encoder")
+        # Which features are trained on is known by their content: the request of a training has no names.
+        assert recipe.training == read_recipe(many).training
+
+    def test_must_be_given_where_there_is_a_choice(self, many: str) -> None:
+        with pytest.raises(RequestError, match=r"2 language encoders \(tiny-decoder, tiny-encoder\), and one is"):
+            _ = read_recipe(many).language
+
+    def test_of_an_unknown_name_is_refused_as_the_recipe_is_read(self, many: str) -> None:
+        with pytest.raises(RequestError, match=r"names the language encoder gpt, .* are tiny-decoder, tiny-encoder"):
+            read_recipe(many, ["alignment.pair=[tiny-resnet, gpt]"])
+
+    def test_is_in_no_name(self, many: str) -> None:
+        recipe = read_recipe(many)
+        assert content_hash(recipe.alignment) == content_hash(recipe.training)

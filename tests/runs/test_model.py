@@ -133,7 +133,7 @@ class TestEmbeddings:
         told = Told()
         other = open_features(features[0].uri)
         other.__dict__["embeddings"] = told
-        monkeypatch.setattr("sharelock_ray.runs.model._ROWS", 2)
+        monkeypatch.setattr("sharelock_ray.runs.heads._ROWS", 2)
         assert len(model.project(other, np.array([7, 2, 80]))) == 3
         assert told.read == [7, 2, 80]
 

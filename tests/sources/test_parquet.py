@@ -92,9 +92,9 @@ class TestLayouts:
     def test_captions_are_missing_where_no_column_is_called_so(self, tmp_path: Path) -> None:
         path = write(tmp_path / "0.parquet", {"image": [b"i"], "alt": ["a"]})
         with pytest.raises(RequestError, match=r"0\.parquet has no captions for the .* the columns are image, alt$"):
-            require_captions(ParquetSource(urls=path))
+            require_captions(source := ParquetSource(urls=path), source.shards())
         for column in ("alt", ""):
-            require_captions(ParquetSource(urls=path, caption=column))
+            require_captions(source := ParquetSource(urls=path, caption=column), source.shards())
 
     def test_a_label_of_minus_one_is_none(self, tmp_path: Path) -> None:
         path = write(tmp_path / "0.parquet", {"image": [b"i", b"j"], "label": [-1, 0]})

@@ -113,9 +113,9 @@ class TestEveryKindOfList:
         with pytest.raises(
             RequestError, match=r"x\.\w+ has no captions for the language .* the columns are image, alt$"
         ):
-            require_captions(TableSource(path=path))
+            require_captions(source := TableSource(path=path), source.shards())
         for column in ("alt", ""):
-            require_captions(TableSource(path=path, caption_column=column))
+            require_captions(source := TableSource(path=path, caption_column=column), source.shards())
         assert read(path, caption_column="") == [Sample("x-00000/000000000", b"0")]
 
     def test_a_label_of_minus_one_is_none(self, tmp_path: Path, ending: str) -> None:
@@ -207,7 +207,7 @@ class TestCaptions:
     def test_may_be_missing_in_the_first_rows_of_json(self, tmp_path: Path) -> None:
         path = tmp_path / "x.jsonl"
         path.write_text('{"image": "0.jpg"}\n{"image": "0.jpg", "caption": "a"}\n')
-        require_captions(TableSource(path=str(path)))
+        require_captions(source := TableSource(path=str(path)), source.shards())
 
 
 class TestKeys:

@@ -15,8 +15,8 @@ from sharelock_ray.extraction.group import EncoderGroup
 from sharelock_ray.features.writer import EncodedChunk
 from sharelock_ray.recipe.load import read_recipe
 from sharelock_ray.recipe.schema import DataSpec, Operations, Recipe
-from sharelock_ray.workflows import stages
-from sharelock_ray.workflows.plan import Plan, _wall_seconds, predictions
+from sharelock_ray.workflows.extract import extract
+from sharelock_ray.workflows.plan import Plan, _wall_seconds, plan, predictions
 
 
 @pytest.fixture
@@ -32,14 +32,14 @@ def with_options(recipe: Recipe, **options: object) -> Recipe:
 
 @pytest.mark.usefixtures("local_ray")
 def test_foresees_samples_rows_and_bytes_and_is_quoted_by_the_manifest(recipe: Recipe) -> None:
-    foreseen = stages.plan(recipe, samples=60)
+    foreseen = plan(recipe, samples=60)
     split = foreseen.splits[0]
     assert split.samples == pytest.approx(200, rel=0.05)
     assert split.probed == 60
     assert [e.rows for e in split.encoders] == [pytest.approx(190, rel=0.1)] * 2
     assert (split.gpu_hours, split.cost) == (0, None)
     assert split.hours > 0
-    vision, language = stages.extract(recipe)
+    vision, language = extract(recipe)
     for planned, made in zip(split.encoders, (vision, language), strict=True):
         assert made.manifest.planned is not None
         assert made.manifest.planned.rows == planned.rows
@@ -51,16 +51,16 @@ def test_foresees_samples_rows_and_bytes_and_is_quoted_by_the_manifest(recipe: R
 
 
 def test_cost_and_time_follow_from_actors_and_price(recipe: Recipe) -> None:
-    one = stages.plan(with_options(recipe, max_actors=1), samples=20, price=36.0).splits[0]
+    one = plan(with_options(recipe, max_actors=1), samples=20, price=36.0).splits[0]
     assert one.cost == pytest.approx(36.0 * one.hours)
     each = sum(e.seconds_per_sample for e in one.encoders) + one.read_seconds_per_sample
     assert one.hours == pytest.approx(each * one.samples / 3600)
-    two = stages.plan(with_options(recipe, max_actors=2), samples=20, price=36.0).splits[0]
+    two = plan(with_options(recipe, max_actors=2), samples=20, price=36.0).splits[0]
     assert two.cost == pytest.approx(36.0 * two.hours * 2)
 
 
 def test_actors_that_read_for_themselves_are_as_many_as_shards_at_most(recipe: Recipe) -> None:
-    five, more = (stages.plan(with_options(recipe, max_actors=n), samples=20, price=1.0).splits[0] for n in (5, 8))
+    five, more = (plan(with_options(recipe, max_actors=n), samples=20, price=1.0).splits[0] for n in (5, 8))
     assert five.cores_to_read == more.cores_to_read == 0
     assert [each.cost for each in (five, more)] == [pytest.approx(each.hours * 5) for each in (five, more)]
 
@@ -68,7 +68,7 @@ def test_actors_that_read_for_themselves_are_as_many_as_shards_at_most(recipe: R
 def test_the_probe_takes_what_is_asked_from_as_many_shards_as_it_needs(recipe: Recipe, tmp_path: Path) -> None:
     urls = support.write_pairs(tmp_path / "small", shards=30, samples=2)
     small = recipe.model_copy(update={"data": DataSpec(dataset="small", train={"urls": urls})})
-    assert [stages.plan(small, samples=n).splits[0].probed for n in (5, 20, 1000)] == [5, 20, 60]
+    assert [plan(small, samples=n).splits[0].probed for n in (5, 20, 1000)] == [5, 20, 60]
 
 
 def test_the_probe_has_the_threads_of_an_actor(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +82,7 @@ def test_the_probe_has_the_threads_of_an_actor(recipe: Recipe, monkeypatch: pyte
     monkeypatch.setattr(EncoderGroup, "encode", watched)
     for cpus, threads in [(0.5, 1), (3, 3)]:
         seen.clear()
-        stages.plan(with_options(recipe, num_cpus=cpus), samples=5)
+        plan(with_options(recipe, num_cpus=cpus), samples=5)
         assert (seen, torch.get_num_threads()) == ({threads}, usual)
 
 
@@ -112,16 +112,16 @@ class TestWallSeconds:
 @pytest.mark.parametrize("price", [-1.0, float("nan"), float("inf")])
 def test_a_price_is_a_number_from_0(price: float, recipe: Recipe) -> None:
     with pytest.raises(RequestError, match=rf"^the price is {price}: give a number"):
-        stages.plan(recipe, samples=5, price=price)
+        plan(recipe, samples=5, price=price)
 
 
 def test_the_total_is_of_all_splits_and_encoders(recipe: Recipe) -> None:
     both = recipe.data.model_copy(update={"test": recipe.data.train})
-    plan = stages.plan(recipe.model_copy(update={"data": both}), samples=10, price=3.0)
-    assert len(plan.splits) == 2
-    assert plan.total.hours == pytest.approx(sum(split.hours for split in plan.splits))
-    assert plan.total.cost == pytest.approx(3 * plan.total.hours)
-    assert plan.total.bytes == sum(encoder.bytes for split in plan.splits for encoder in split.encoders)
+    found = plan(recipe.model_copy(update={"data": both}), samples=10, price=3.0)
+    assert len(found.splits) == 2
+    assert found.total.hours == pytest.approx(sum(split.hours for split in found.splits))
+    assert found.total.cost == pytest.approx(3 * found.total.hours)
+    assert found.total.bytes == sum(encoder.bytes for split in found.splits for encoder in split.encoders)
 
 
 def test_without_a_plan_nothing_is_foreseen(recipe: Recipe) -> None:
@@ -138,17 +138,17 @@ def test_a_plan_that_cannot_be_read_is_ignored_and_said(content: str, recipe: Re
 
 def test_a_plan_for_gpus_wants_one(recipe: Recipe) -> None:
     with pytest.raises(RequestError, match="this machine has none"):
-        stages.plan(with_options(recipe, num_gpus=1))
+        plan(with_options(recipe, num_gpus=1))
 
 
 def test_data_that_cannot_be_read_cannot_be_planned(recipe: Recipe, tmp_path: Path) -> None:
     for path in (tmp_path / "data").glob("*.tar"):
         path.write_bytes(b"no tar at all" * 100)
     with pytest.raises(RequestError, match="hold no sample that can be read"):
-        stages.plan(recipe)
+        plan(recipe)
 
 
 def test_is_kept_as_it_was_made(recipe: Recipe) -> None:
-    made = stages.plan(recipe, samples=20, price=2.5)
+    made = plan(recipe, samples=20, price=2.5)
     kept = Plan.model_validate_json((Path(recipe.output) / "plan.json").read_bytes())
     assert kept == made

@@ -14,7 +14,9 @@ from sharelock_ray.encoders.vision import VisionEncoder
 from sharelock_ray.errors import RequestError
 from sharelock_ray.recipe.load import read_recipe
 from sharelock_ray.recipe.schema import Recipe
-from sharelock_ray.workflows import rejects, stages
+from sharelock_ray.workflows import rejects
+from sharelock_ray.workflows.audit import audit
+from sharelock_ray.workflows.extract import extract
 
 
 @pytest.fixture
@@ -24,7 +26,7 @@ def recipe(tmp_path: Path, models: Path) -> Recipe:
     # A dataset may have any name, also that of what is done with it.
     data = {"dataset": "retry", "train": {"urls": urls}}
     recipe = read_recipe(str(support.write_recipe(tmp_path / "tiny.yaml", models, data=data)))
-    stages.extract(recipe)
+    extract(recipe)
     return recipe
 
 
@@ -58,14 +60,14 @@ def test_are_shown_exported_and_recovered(recipe: Recipe, tmp_path: Path) -> Non
     support.write_pairs(tmp_path / "data", shards=1, samples=6)
     assert [(each.tried, each.recovered) for each in rejects.retry(recipe)] == [(2, 1), (2, 1)]
     assert rejects.rejects(recipe)["key"].to_pylist() == ["00001/0000", "00001/0001"]
-    assert [(a.problems, a.rows, a.rejects, a.matched) for a in stages.audit(recipe)] == [([], 11, 1, 10)] * 2
+    assert [(a.problems, a.rows, a.rejects, a.matched) for a in audit(recipe)] == [([], 11, 1, 10)] * 2
     support.write_pairs(tmp_path / "data", shards=2, samples=6)
     assert [(each.tried, each.recovered) for each in rejects.retry(recipe)] == [(1, 1), (1, 1)]
     assert rejects.retry(recipe) == []
     assert [path.name for path in (Path(recipe.output) / "features").iterdir()] == ["retry"]
 
     # What was recovered is what the encoder gives on its own.
-    vision, _ = stages.extract(recipe)
+    vision, _ = extract(recipe)
     image = next(item.image for item in recipe.splits["train"].read(recipe.splits["train"].shards()[1]))
     alone = VisionEncoder(recipe.vision).encode(decode_image(image, recipe.vision.resolved().preprocessing)[None])
     row = vision.keys.tolist().index("00001/0000")

@@ -14,7 +14,16 @@ from sharelock_ray.recipe.load import read_recipe
 from sharelock_ray.recipe.schema import DataSpec, EvaluationSpec, Recipe
 from sharelock_ray.sources.folders import ClassFolderSource
 from sharelock_ray.sources.webdataset import WebDatasetSource
-from sharelock_ray.workflows import stages
+from sharelock_ray.workflows.audit import audit
+from sharelock_ray.workflows.demo import demo
+from sharelock_ray.workflows.evaluate import evaluate
+from sharelock_ray.workflows.extract import extract
+from sharelock_ray.workflows.inputs import Inputs
+from sharelock_ray.workflows.report import report
+from sharelock_ray.workflows.train import train
+
+# Of the 64 classes of the built-in data in the default template.
+PROMPTS = "prompts-be31d86e"
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -23,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 def recipe(tmp_path_factory: pytest.TempPathFactory, models: Path, local_ray: None) -> Recipe:
     """A finished run."""
     recipe = read_recipe(str(support.write_recipe(tmp_path_factory.mktemp("run") / "tiny.yaml", models)))
-    stages.demo(recipe)
+    demo(recipe)
     return recipe
 
 
@@ -36,7 +45,7 @@ class TestDemo:
         assert {"recipe.yaml", "audit.json", "training.json", "evaluation.json", "report.html", "best", "last"} <= {
             path.name for path in Path(recipe.output).iterdir()
         }
-        summary = stages.report(recipe)
+        summary = report(recipe)
         assert summary.evaluation.zero_shot.among_present.candidates == 16
         assert summary.evaluation.zero_shot.among_all.candidates == 64
         assert [(m.split, m.modality, m.rows, m.rejects) for m in summary.features] == [
@@ -44,8 +53,10 @@ class TestDemo:
             ("train", "language", 239, 1),
             ("test", "vision", 32, 0),
             ("test", "language", 32, 0),
+            (PROMPTS, "language", 64, 0),
         ]
-        assert set(summary.seconds) == {"data", "extract train", "extract test", "audit", "train", "evaluate"}
+        extracted = {f"extract {split}" for split in ("train", "test", PROMPTS)}
+        assert set(summary.seconds) == {"data", *extracted, "audit", "train", "evaluate"}
 
     def test_done_work_is_left_alone_and_said(self, recipe: Recipe, said: io.StringIO) -> None:
         kept = {p: p.stat().st_mtime_ns for p in Path(recipe.output).rglob("*") if p.suffix != ".html" and p.is_file()}
@@ -53,12 +64,13 @@ class TestDemo:
         # As after a kill between a manifest and the removal of what was staged.
         manifest = next(Path(recipe.output).rglob("manifest.json"))
         (manifest.parent / "staging" / "00000").mkdir(parents=True)
-        stages.demo(recipe)
+        demo(recipe)
         assert not (manifest.parent / "staging").exists()
         lines = said.getvalue().splitlines()
         assert [line.partition(":")[0] for line in lines] == [
             "extract train",
             "extract test",
+            f"extract {PROMPTS}",
             "audit",
             "train",
             "evaluate",
@@ -69,7 +81,7 @@ class TestDemo:
     def test_ones_own_tars_are_scored_by_retrieval(self, tmp_path: Path, models: Path) -> None:
         urls = support.write_pairs(tmp_path / "mine", shards=2, samples=40)
         path = support.write_recipe(tmp_path / "tiny.yaml", models, data={"dataset": "mine", "train": {"urls": urls}})
-        evaluation = stages.demo(read_recipe(str(path))).evaluation
+        evaluation = demo(read_recipe(str(path))).evaluation
         assert evaluation.zero_shot is None
         assert evaluation.split == "validation"
         assert set(evaluation.retrieval.image_to_text) == {1, 5, 10}
@@ -80,14 +92,15 @@ class TestFeaturesOfAnotherRun:
         kept = {p: p.stat().st_mtime_ns for p in Path(recipe.output).rglob("*") if p.is_file()}
         alignment = recipe.alignment.model_copy(update={"seed": 7})
         other = changed(recipe, output=str(tmp_path / "other"), features_of=recipe.output, alignment=alignment)
-        summary = stages.demo(other)
+        summary = demo(other)
         lines = said.getvalue().splitlines()
         assert [line for line in lines if line.startswith("extract")] == [
             "extract train: already done",
             "extract test: already done",
+            f"extract {PROMPTS}: already done",
         ]
         assert summary.evaluation.zero_shot is not None
-        assert summary.training != stages.report(recipe).training
+        assert summary.training != report(recipe).training
         names = {path.name for path in (tmp_path / "other").iterdir()}
         assert {"recipe.yaml", "audit.json", "training.json", "report.html"} <= names
         assert not {"features", "data"} & names
@@ -97,10 +110,10 @@ class TestFeaturesOfAnotherRun:
     def test_leave_the_recipe_of_what_is_trained_on_them(self, recipe: Recipe, tmp_path: Path) -> None:
         alignment = recipe.alignment.model_copy(update={"seed": 8, "steps": 2})
         other = changed(recipe, output=str(tmp_path), features_of=recipe.output, alignment=alignment)
-        stages.train(other)
+        train(other)
         assert read_recipe(str(tmp_path / "recipe.yaml")) == other
         with pytest.raises(RequestError, match="steps: 2 there, 3 now"):
-            stages.train(changed(other, alignment=alignment.model_copy(update={"steps": 3})))
+            train(changed(other, alignment=alignment.model_copy(update={"steps": 3})))
         assert read_recipe(str(tmp_path / "recipe.yaml")) == other
 
 
@@ -118,21 +131,26 @@ class TestEvaluation:
         test = ClassFolderSource(path=str(tmp_path / "test"))
         data = DataSpec(dataset="shapes", train=recipe.splits["train"], test=test, classes=str(classes))
         own = changed(recipe, output=str(output), data=data)
-        stages.extract(own)
-        evaluation = stages.evaluate(own)
+        extract(own)
+        evaluation = evaluate(own)
         assert evaluation.retrieval is None
         assert (evaluation.zero_shot.among_all.images, evaluation.zero_shot.among_all.candidates) == (6, 2)
         note = "retrieval is left out: no image of the test split has a caption"
         assert f"evaluate: zero-shot classification of 6 images of the test split\nevaluate: {note}" in said.getvalue()
-        summary = stages.report(own)
+        # Class folders have nothing for language encoders, which run over the prompts alone.
+        assert [(m.split, m.modality, m.rows) for m in report(own).features if m.split != "train"] == [
+            ("test", "vision", 6),
+            (Inputs(own).prompts.name, "language", 2),
+        ]
+        summary = report(own)
         assert ("note", note) in summary.rows()
         page = Path(summary.page).read_text()
         assert note in page
         assert page.count("<figure>") == 6
         # Other names are another evaluation.
-        assert stages.evaluate(own) == evaluation
+        assert evaluate(own) == evaluation
         classes.write_text("red circle\nred circle\n")
-        assert stages.evaluate(own).zero_shot.among_all.candidates == 1
+        assert evaluate(own).zero_shot.among_all.candidates == 1
 
     def test_of_an_earlier_version_is_already_done(self, recipe: Recipe, tmp_path: Path, said: io.StringIO) -> None:
         output = shutil.copytree(recipe.output, tmp_path / "run")
@@ -141,52 +159,28 @@ class TestEvaluation:
         del stored["request"]["classes"], stored["result"]["notes"]
         storage.write_json(path, stored)
         own = changed(recipe, output=str(output), features_of=recipe.output)
-        assert stages.evaluate(own) == stages.report(recipe).evaluation
+        assert evaluate(own) == report(recipe).evaluation
         assert said.getvalue() == "evaluate: already done\n"
 
 
 class TestAlone:
     def test_training_wants_features(self, recipe: Recipe, tmp_path: Path) -> None:
         with pytest.raises(RequestError, match="does not exist: run `sharelock extract`"):
-            stages.train(changed(recipe, output=str(tmp_path)))
+            train(changed(recipe, output=str(tmp_path)))
 
     def test_evaluation_wants_a_model(self, recipe: Recipe, tmp_path: Path) -> None:
         with pytest.raises(RequestError, match="no trained model"):
-            stages.evaluate(changed(recipe, output=str(tmp_path)))
-
-    def test_evaluation_runs_no_code_but_that_of_the_model_that_the_recipe_trusts(
-        self, recipe: Recipe, tmp_path: Path
-    ) -> None:
-        shutil.copytree(recipe.output, tmp_path / "run")
-        trusted = recipe.language.model_copy(update={"trust_remote_code": True})
-        ours = changed(recipe, output=str(tmp_path / "run"), encoders=(recipe.vision, trusted))
-        for split in recipe.splits:
-            folder = changed(ours, encoders=recipe.encoders).feature_set_uri(split, recipe.language)
-            Path(folder).rename(ours.feature_set_uri(split, trusted))
-        documents = [*Path(ours.output).rglob("language/*/manifest.json"), Path(ours.output) / "best/checkpoint.json"]
-        for place in documents:
-            content = json.loads(place.read_text())
-            content.get("language", content)["encoder"]["trust_remote_code"] = True
-            place.write_text(json.dumps(content))
-        stages.evaluate(ours)
-
-        # The same weights by another name: whose code that is, the recipe does not know.
-        theirs = shutil.copytree(trusted.model, tmp_path / "theirs")
-        content = json.loads(documents[-1].read_text())
-        content["language"]["encoder"]["model"] = str(theirs)
-        documents[-1].write_text(json.dumps(content))
-        with pytest.raises(RequestError, match=f"wants to run code that comes with {theirs}"):
-            stages.evaluate(ours)
+            evaluate(changed(recipe, output=str(tmp_path)))
 
     def test_report_wants_an_evaluation(self, recipe: Recipe, tmp_path: Path) -> None:
         with pytest.raises(RequestError, match="no finished training"):
-            stages.report(changed(recipe, output=str(tmp_path)))
+            report(changed(recipe, output=str(tmp_path)))
 
     def test_features_of_another_encoder_are_refused(self, recipe: Recipe, models: Path) -> None:
         other = changed(recipe, encoders=(recipe.vision, support.tiny_language(models, "encoder")))
-        stages.extract(other)
+        extract(other)
         with pytest.raises(RequestError, match=r"was made by tiny-encoder-.* but .* was trained on tiny-decoder-"):
-            stages.evaluate(other)
+            evaluate(other)
 
     def test_labels_without_a_name_are_refused(self, recipe: Recipe, tmp_path: Path) -> None:
         classes = tmp_path / "classes.txt"
@@ -194,17 +188,17 @@ class TestAlone:
         test = WebDatasetSource(urls=f"{recipe.output}/data/test/*.tar")
         data = DataSpec(dataset="shapes", train=recipe.splits["train"], test=test, classes=str(classes))
         with pytest.raises(RequestError, match="but 2 classes are named"):
-            stages.evaluate(changed(recipe, data=data, evaluation=EvaluationSpec(recall_at=(2,))))
+            evaluate(changed(recipe, data=data, evaluation=EvaluationSpec(recall_at=(2,))))
 
     def test_an_empty_source_is_refused(self, tmp_path: Path, models: Path) -> None:
         data = {"dataset": "none", "train": {"urls": str(tmp_path / "*.tar")}}
         with pytest.raises(RequestError, match="no tar matches"):
-            stages.extract(read_recipe(str(support.write_recipe(tmp_path / "tiny.yaml", models, data=data))))
+            extract(read_recipe(str(support.write_recipe(tmp_path / "tiny.yaml", models, data=data))))
 
     def test_weights_of_another_model_are_one_line(self, recipe: Recipe, tmp_path: Path) -> None:
         wrong = recipe.vision.model_copy(update={"model": "test_convnext2"})
         with pytest.raises(RequestError, match="does not hold weights of test_convnext2") as error:
-            stages.extract(changed(recipe, encoders=(wrong, recipe.language), output=str(tmp_path)))
+            extract(changed(recipe, encoders=(wrong, recipe.language), output=str(tmp_path)))
         assert "\n" not in str(error.value)
 
     def test_other_inputs_than_those_of_a_complete_set_are_refused(
@@ -214,26 +208,26 @@ class TestAlone:
         sound = support.write_tar(tmp_path / "mine" / "sound.tar", {"0.jpg": support.jpeg(), "0.txt": b"a red circle"})
         data = {"dataset": "mine", "train": {"urls": urls}}
         recipe = read_recipe(str(support.write_recipe(tmp_path / "tiny.yaml", models, data=data)))
-        stages.extract(recipe)
+        extract(recipe)
         kept = sound.read_bytes()
         more = support.write_tar(tmp_path / "mine" / "more.tar", {"0.jpg": support.jpeg()})
         with pytest.raises(RequestError, match=r"made from other inputs .* \(more is new\): restore them, set another"):
-            stages.extract(recipe)
+            extract(recipe)
         more.unlink()
         sound.unlink()
         with pytest.raises(RequestError, match=r"\(sound is gone\)"):
-            stages.extract(recipe)
+            extract(recipe)
         sound.write_bytes(kept + bytes(10240))
         with pytest.raises(RequestError, match=r"\(sound is of another size\)"):
-            stages.extract(recipe)
+            extract(recipe)
         sound.write_bytes(kept)
         said.truncate(0)
-        stages.extract(recipe)
+        extract(recipe)
         # What was rejected may be mended; and the sets outlive their inputs.
         support.write_pairs(tmp_path / "mine", shards=2, samples=4)
-        stages.extract(recipe)
+        extract(recipe)
         shutil.rmtree(tmp_path / "mine")
-        stages.extract(recipe)
+        extract(recipe)
         assert said.getvalue().count("extract train: already done") == 3
 
     def test_an_audit_finds_what_was_damaged_or_changed_since_the_last(
@@ -243,13 +237,13 @@ class TestAlone:
         data = {"dataset": "mine", "train": {"urls": urls}}
         path = str(support.write_recipe(tmp_path / "tiny.yaml", models, data=data))
         recipe = read_recipe(path)
-        vision = stages.extract(recipe)[0]
+        vision = extract(recipe)[0]
         part = Path(vision.uri) / "part-00000.parquet"
-        assert [found.problems for found in stages.audit(recipe)] == [[], []]
+        assert [found.problems for found in audit(recipe)] == [[], []]
         # Neither a part nor the inputs are what they were when the sets were found sound.
         part.write_bytes(part.read_bytes()[:-1] + b"x")
         support.write_pairs(tmp_path / "mine", shards=1, samples=5)
-        damaged, language = stages.audit(recipe)
+        damaged, language = audit(recipe)
         assert damaged.problems[0] == "part-00000.parquet is not what the manifest says (SHA-256 differs)"
         assert language.problems == [
             "the input shard 00000 is of another size",
@@ -267,7 +261,7 @@ class TestAlone:
         # What was once found sound, and is not any more, is no demo's already done.
         support.write_pairs(tmp_path / "mine", shards=1, samples=4)
         with pytest.raises(RunError, match="is not what the manifest says"):
-            stages.demo(recipe)
+            demo(recipe)
 
     def test_tars_without_a_single_pair_are_found_by_the_audit_and_refused_by_training(
         self, tmp_path: Path, models: Path
@@ -277,8 +271,8 @@ class TestAlone:
         support.write_tar(tmp_path / "00001.tar", {})
         data = {"dataset": "mine", "train": {"urls": str(tmp_path / "*.tar")}}
         recipe = read_recipe(str(support.write_recipe(tmp_path / "tiny.yaml", models, data=data)))
-        stages.extract(recipe)
+        extract(recipe)
         problem = "no key is also in the sets of the other modality"
-        assert [(found.matched, found.problems) for found in stages.audit(recipe)] == [(0, [problem])] * 2
+        assert [(found.matched, found.problems) for found in audit(recipe)] == [(0, [problem])] * 2
         with pytest.raises(RequestError, match="0 pairs leave"):
-            stages.train(recipe)
+            train(recipe)

@@ -12,6 +12,7 @@ from sharelock_ray.features.state import Live, write_live
 from sharelock_ray.features.writer import FeatureSetWriter
 from sharelock_ray.recipe.load import read_recipe
 from sharelock_ray.recipe.schema import Recipe
+from sharelock_ray.workflows.inputs import Inputs
 from sharelock_ray.workflows.status import status
 
 
@@ -22,7 +23,7 @@ def recipe(tmp_path: Path, models: Path) -> Recipe:
 
 
 def begun(recipe: Recipe) -> str:
-    uri = recipe.feature_set_uri("train", recipe.vision)
+    uri = Inputs(recipe).uri("train", recipe.vision)
     FeatureSetWriter(uri, "vision", "float16").start(recipe.splits["train"].shards(), chunk_size=4)
     return uri
 

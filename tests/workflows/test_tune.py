@@ -23,8 +23,10 @@ from sharelock_ray.runs.folder import RunFolder
 from sharelock_ray.study.queue import StudyQueue, open_storage
 from sharelock_ray.study.spec import TuningSpec
 from sharelock_ray.study.trials import Study, Trial, write_trial
-from sharelock_ray.workflows import stages
-from sharelock_ray.workflows.tune import Preparation, point_recipe, trials_folder
+from sharelock_ray.workflows.extract import extract
+from sharelock_ray.workflows.inputs import Inputs
+from sharelock_ray.workflows.report import report_study
+from sharelock_ray.workflows.tune import Preparation, point_recipe, trials_folder, tune
 
 DEPTHS = {"alignment.language.depth": [1, 2]}
 
@@ -33,7 +35,7 @@ DEPTHS = {"alignment.language.depth": [1, 2]}
 def extracted(tmp_path_factory: pytest.TempPathFactory, models: Path, local_ray: None) -> Path:
     """A recipe file whose features are there."""
     path = support.write_recipe(tmp_path_factory.mktemp("run") / "tiny.yaml", models)
-    stages.extract(read_recipe(str(path)))
+    extract(read_recipe(str(path)))
     return path
 
 
@@ -48,28 +50,28 @@ def trial_files(recipe: Recipe) -> list[Trial]:
 class TestRefusals:
     def test_a_recipe_without_a_study(self, extracted: Path) -> None:
         with pytest.raises(RequestError, match="the recipe has no study: add `tuning`"):
-            stages.tune(read_recipe(str(extracted)))
+            tune(read_recipe(str(extracted)))
 
     def test_a_point_that_is_no_valid_recipe_before_anything_runs(self, extracted: Path) -> None:
         recipe = study_of(extracted, space={"alignment.language.depth": [1, 99]})
         with pytest.raises(RequestError, match=r"`alignment\.language\.depth`: .*less than or equal to 16"):
-            stages.tune(recipe)
+            tune(recipe)
         assert not (Path(recipe.output) / "trials").exists()
 
     def test_an_encoder_that_the_recipe_has_not(self, extracted: Path) -> None:
         with pytest.raises(RequestError, match=r"`tuning\.space\.language` names gpt, but `encoders` has tiny-decoder"):
-            stages.tune(study_of(extracted, space={"language": ["tiny-decoder", "gpt"]}))
+            tune(study_of(extracted, space={"language": ["tiny-decoder", "gpt"]}))
 
     def test_features_that_are_not_extracted(self, extracted: Path) -> None:
         space = {"encoders.1.pooling": ["last", "mean"]}
         with pytest.raises(RequestError, match=r"tiny-decoder-\w{8} does not exist: run `sharelock extract`"):
-            stages.tune(study_of(extracted, space=space))
+            tune(study_of(extracted, space=space))
 
     def test_zero_shot_without_classes(self, tmp_path: Path, models: Path) -> None:
         data = {"dataset": "mine", "train": {"urls": "nowhere/*.tar"}}
         path = support.write_recipe(tmp_path / "tiny.yaml", models, data=data)
         with pytest.raises(RequestError, match="zero_shot wants images with class names"):
-            stages.tune(study_of(path, objective="zero_shot"))
+            tune(study_of(path, objective="zero_shot"))
 
     def test_labels_that_no_class_has_before_anything_runs(self, extracted: Path, tmp_path: Path) -> None:
         (tmp_path / "classes.txt").write_text("red circle\nred square\n")
@@ -78,12 +80,12 @@ class TestRefusals:
         data = {"dataset": "shapes", "train": train, "test": test, "classes": str(tmp_path / "classes.txt")}
         named = recipe.model_copy(update={"data": DataSpec.model_validate(data)})
         with pytest.raises(RequestError, match="but 2 classes are named"):
-            stages.tune(named)
+            tune(named)
         assert not (Path(recipe.output) / "trials").exists()
 
     def test_a_folder_without_a_study(self, tmp_path: Path) -> None:
         with pytest.raises(RequestError, match="holds no study: run `sharelock tune`"):
-            stages.report_study(str(tmp_path))
+            report_study(str(tmp_path))
 
 
 def test_a_point_may_choose_among_encoders_and_set_fields(extracted: Path, models: Path) -> None:
@@ -144,7 +146,7 @@ class TestDoubles:
     def test_change_no_name_of_what_is_trained(self, recipe: Recipe) -> None:
         for trial in self.run(self.queue(recipe)):
             known = point_recipe(recipe, trial.point)
-            digests = [read_manifest(known.feature_set_uri("train", e)).digest for e in (known.vision, known.language)]
+            digests = [read_manifest(Inputs(known).uri("train", e)).digest for e in (known.vision, known.language)]
             asked = known.alignment.model_dump(mode="json") | {"seed": trial.seed}
             assert Path(trial.run).name == content_hash(asked, digests, None)
 
@@ -174,7 +176,7 @@ def test_a_killed_study_goes_on_and_ends_in_a_page(extracted: Path, said: io.Str
     recipe = read_recipe(str(extracted), [f"tuning={json.dumps({'space': DEPTHS} | asked)}", *longer])
     first = kill_in_the_middle(extracted, [f"tuning={json.dumps({'space': DEPTHS} | asked)}", *longer], recipe)
     kept = {path: path.stat().st_mtime_ns for path in Path(recipe.output).glob("trials/*/training.json")}
-    summary = stages.tune(recipe)
+    summary = tune(recipe)
     there = re.search(r"tune: (\d) of 4 trials are already done", said.getvalue())
     # A trial that was in its last steps may have ended after its driver.
     assert there is not None
@@ -201,8 +203,8 @@ def test_a_killed_study_goes_on_and_ends_in_a_page(extracted: Path, said: io.Str
     assert winner.alignment.language.depth == summary.points[0].point["alignment.language.depth"]
     # It trains on the features that are there, in a folder where no other training is.
     assert winner.output == f"{recipe.output}/winner"
-    assert winner.feature_set_uri("train", winner.language) == recipe.feature_set_uri("train", recipe.language)
-    assert stages.tune(recipe) == summary
+    assert Inputs(winner).uri("train", winner.language) == Inputs(recipe).uri("train", recipe.language)
+    assert tune(recipe) == summary
 
 
 @pytest.mark.slow
@@ -221,7 +223,7 @@ def test_a_lost_node_costs_no_trial(tmp_path: Path) -> None:
 def test_a_study_of_which_nothing_finished_is_one_line(extracted: Path) -> None:
     recipe = study_of(extracted, space={"alignment.learning_rate": [1e30]})
     with pytest.raises(RunError, match=r"none of the 1 trials finished; the first: diverged: the loss is"):
-        stages.tune(recipe)
+        tune(recipe)
 
 
 def kill_in_the_middle(path: Path, settings: list[str], recipe: Recipe) -> list[Trial]:

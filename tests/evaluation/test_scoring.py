@@ -9,11 +9,11 @@ import torch
 
 import support
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
-from sharelock_ray.errors import RequestError
-from sharelock_ray.evaluation.evaluate import evaluate
+from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.evaluation.result import Evaluation
-from sharelock_ray.evaluation.score import Classes, zero_shot_accuracy
+from sharelock_ray.evaluation.scoring import Classes, class_prototypes, evaluate, zero_shot_accuracy
 from sharelock_ray.features.featureset import FeatureSet, Pairs, join, open_features
+from sharelock_ray.sources.sample import Reject
 
 NAMES = ["circle", "square", "star"]
 WIDTH = 16
@@ -29,14 +29,17 @@ class Model:
 
     def project(self, features: FeatureSet, rows: np.ndarray) -> torch.Tensor:
         self.projected.append((features.manifest.modality, rows.tolist()))
-        return self.project_text(features.embeddings[torch.from_numpy(rows)])
+        return torch.nn.functional.normalize(features.embeddings[torch.from_numpy(rows)].float(), dim=-1)
 
-    def project_text(self, embeddings: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.normalize(embeddings.float(), dim=-1)
 
-    def prototypes(self, names: list[str], templates: tuple[str, ...]) -> torch.Tensor:
-        axes = list(dict.fromkeys([*NAMES, *names]))
-        return torch.eye(WIDTH)[[axes.index(name) for name in names]]
+def prompts_of(folder: Path, names: list[str], axes: list[int] | None = None) -> FeatureSet:
+    """A prompt of each class; equal names lie on one axis, unless the axes are given."""
+    known = list(dict.fromkeys([*NAMES, *names]))
+    places = axes or [known.index(name) for name in names]
+    keys = [f"classes-00000/{label:09d}" for label in range(len(names))]
+    chunk = support.encoded("language", keys, embeddings=np.eye(WIDTH, dtype=np.float32)[places])
+    spec = LanguageSpec(name="signal", model="none", stored_dtype="float32")
+    return open_features(support.write_parts(str(folder / f"prompts-{len(names)}-{places}"), spec, [[chunk]]))
 
 
 def pairs_of(folder: Path, labels: list[int | None], captioned: list[int]) -> Pairs:
@@ -57,7 +60,8 @@ def pairs_of(folder: Path, labels: list[int | None], captioned: list[int]) -> Pa
 
 def evaluated(pairs: Pairs, names: list[str] | None = NAMES, split: str = "test") -> tuple[Evaluation, Model]:
     model = Model()
-    return evaluate(model, pairs, split, names, ("a {}.",), (1,)), model
+    prompts = prompts_of(Path(pairs.vision.uri).parent, names) if names else None
+    return evaluate(model, pairs.vision, pairs, split, names, prompts, ("a {}.",), (1,)), model
 
 
 def test_labels_without_captions_are_classified_only(tmp_path: Path) -> None:
@@ -104,15 +108,16 @@ def test_a_split_of_texts_only_is_one_line(tmp_path: Path) -> None:
 
 def test_labels_beyond_the_names_are_refused_before_anything_is_projected(tmp_path: Path) -> None:
     model = Model()
+    pairs = pairs_of(tmp_path, [0, 5], [0])
     with pytest.raises(RequestError, match="labels go from 0 to 5, but 3 classes are named"):
-        evaluate(model, pairs_of(tmp_path, [0, 5], [0]), "test", NAMES, ("a {}.",), (1,))
+        evaluate(model, pairs.vision, pairs, "test", NAMES, prompts_of(tmp_path, NAMES), ("a {}.",), (1,))
     assert model.projected == []
 
 
 def test_only_what_is_scored_is_projected(tmp_path: Path) -> None:
     pairs = pairs_of(tmp_path, [0, None, 1, None, None, 2], [0, 1, 3])
     _, model = evaluated(pairs)
-    assert model.projected == [("vision", [0, 1, 2, 3, 5]), ("language", [0, 1, 2])]
+    assert model.projected == [("vision", [0, 1, 2, 3, 5]), ("language", [0, 1, 2]), ("language", [0, 1, 2])]
     _, model = evaluated(pairs.select(np.array([False, True, False])), None, "validation")
     assert model.projected == [("vision", [1]), ("language", [1])]
 
@@ -124,7 +129,7 @@ def test_one_name_for_two_classes_is_noted_and_counts_for_both(tmp_path: Path) -
     assert found.zero_shot.among_all.per_class["circle (label 3)"] == 1
     assert found.notes[-1] == "one name for several classes, any of which counts as right: circle (labels 0, 3)"
     # A trial of a study is scored by the same rule.
-    prompts = Model().prototypes([*NAMES, "circle"], ()).unsqueeze(1)
+    prompts = prompts_of(tmp_path, [*NAMES, "circle"])
     assert zero_shot_accuracy(Model(), Classes(pairs.vision, prompts, [*NAMES, "circle"])) == 1
 
 
@@ -137,13 +142,35 @@ def test_many_double_names_are_counted(tmp_path: Path) -> None:
 def test_a_trial_is_scored_among_the_classes_that_have_images(tmp_path: Path) -> None:
     # The images of label 1 lie where label 0 is expected.
     pairs = pairs_of(tmp_path, [0, 0, 1, 1, None], [])
-    prompts = torch.eye(WIDTH)[[0, 0, 1]].unsqueeze(1)
+    prompts = prompts_of(tmp_path, NAMES, [0, 0, 1])
     tied = Classes(pairs.vision, prompts, NAMES)
     assert zero_shot_accuracy(Model(), tied) == 0
-    assert zero_shot_accuracy(Model(), Classes(pairs.vision, prompts[[0, 2, 1]], NAMES)) == 1
+    assert zero_shot_accuracy(Model(), Classes(pairs.vision, prompts_of(tmp_path, NAMES, [0, 1, 0]), NAMES)) == 1
 
 
 def test_a_trial_without_labels_is_one_line(tmp_path: Path) -> None:
     pairs = pairs_of(tmp_path, [None, None], [])
     with pytest.raises(RequestError, match=r"no image of .* has a label: give labels, or take `data\.classes` away"):
-        zero_shot_accuracy(Model(), Classes(pairs.vision, torch.eye(WIDTH)[:3].unsqueeze(1), NAMES))
+        zero_shot_accuracy(Model(), Classes(pairs.vision, prompts_of(tmp_path, NAMES), NAMES))
+
+
+def test_a_class_is_the_normalised_mean_of_its_projected_prompts(tmp_path: Path) -> None:
+    keys = [f"classes-00000/{label:09d}" for label in (0, 0, 1, 1)]
+    embeddings = np.random.default_rng(0).normal(size=(4, WIDTH)).astype(np.float32)
+    spec = LanguageSpec(name="signal", model="none", stored_dtype="float32")
+    chunk = support.encoded("language", keys, embeddings=embeddings)
+    prompts = open_features(support.write_parts(str(tmp_path / "prompts"), spec, [[chunk]]))
+    units = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    means = np.stack([units[:2].mean(0), units[2:].mean(0)])
+    expected = means / np.linalg.norm(means, axis=1, keepdims=True)
+    found = class_prototypes(Model(), prompts, np.array([1, 0]))
+    np.testing.assert_allclose(found, expected[[1, 0]], atol=1e-6)
+
+
+def test_a_prompt_that_could_not_be_encoded_is_one_line(tmp_path: Path) -> None:
+    lost = [Reject("classes-00000/000000001", "encode", "UnknownToken", "caption 0 has a token")]
+    chunk = support.encoded("language", ["classes-00000/000000000"], dim=WIDTH, rejects=lost)
+    spec = LanguageSpec(name="signal", model="none")
+    prompts = open_features(support.write_parts(str(tmp_path / "prompts"), spec, [[chunk]]))
+    with pytest.raises(RunError, match="a prompt could not be encoded: classes-00000/000000001: caption 0"):
+        class_prototypes(Model(), prompts, np.arange(2))

@@ -8,8 +8,8 @@ import pytest
 import support
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.errors import RunError
-from sharelock_ray.features.audit import audit, audit_split
 from sharelock_ray.features.featureset import FeatureSet, open_features
+from sharelock_ray.features.soundness import audit, audit_split
 from sharelock_ray.features.writer import EncodedChunk
 from sharelock_ray.sources.sample import DUPLICATE_KEY, Reject, Shard
 from sharelock_ray.sources.webdataset import WebDatasetSource

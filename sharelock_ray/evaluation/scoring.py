@@ -1,0 +1,219 @@
+"""What a trained pair of heads is worth on feature sets: an evaluation of one split, and the numbers of trials.
+
+Trials of a study are asked the same questions, whatever their batch or their loss.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sharelock_ray.errors import RequestError, RunError
+from sharelock_ray.evaluation.ranks import ranks
+from sharelock_ray.evaluation.result import Evaluation, Example
+from sharelock_ray.evaluation.retrieval import retrieval
+from sharelock_ray.evaluation.zero_shot import doubles, targets, zero_shot
+from sharelock_ray.features.featureset import FeatureSet, Pairs
+from sharelock_ray.runs.heads import TrainedHeads
+
+_EXAMPLES = 24
+# Of the names that several classes have, so many are named.
+_NAMED = 5
+_NO_LABELS = np.empty(0, np.int64), np.empty(0, np.int64)
+
+
+GALLERY = 5000
+"""Validation pairs that a trial's recall is measured among, at most: the first ones by key."""
+
+
+def evaluate(
+    heads: TrainedHeads,
+    images: FeatureSet,
+    pairs: Pairs | None,
+    split: str,
+    class_names: Sequence[str] | None,
+    prompts: FeatureSet | None,
+    templates: Sequence[str],
+    recall_at: Sequence[int],
+) -> Evaluation:
+    """Scores retrieval on `pairs`, and zero-shot classification on the labelled images.
+
+    What the split has nothing for is left out, and noted. Only rows that are scored are projected.
+
+    Args:
+        images: the vision set of the split.
+        pairs: those of its images that have captions; None where its source provides no captions.
+        class_names: by label; None where zero-shot classification is not asked for.
+        prompts: the language set of the prompts of these classes; None where there are no labels.
+
+    Raises:
+        RequestError: other encoders than those of the training made the features, a label has no name, or the split
+            has neither images with captions nor labelled images.
+    """
+    rows, labels = labelled(images, len(class_names)) if class_names else _NO_LABELS
+    captioned = pairs if pairs is not None and len(pairs) else None
+    notes = [] if captioned else [f"retrieval is left out: no image of the {split} split has a caption"]
+    if class_names is not None and not len(rows):
+        why = f"no image of the {split} split has a label" if class_names else "`data.classes` names no class"
+        notes.append(f"zero-shot classification is left out: {why}")
+    if captioned is None and not len(rows):
+        raise RequestError(f"there is nothing to evaluate: {'; '.join(notes)}")
+    scored = np.union1d(captioned.vision_rows, rows) if captioned else rows
+    projected = heads.project(images, scored)
+    found = classified = None
+    examples: list[Example] = []
+    if captioned is not None:
+        image = projected[np.searchsorted(scored, captioned.vision_rows)]
+        text = heads.project(captioned.language, captioned.caption_rows)
+        owner = np.repeat(np.arange(len(captioned)), np.diff(captioned.caption_start))
+        found = retrieval(image, text, owner, recall_at)
+        examples = _nearest_texts(captioned, image, text)
+    if class_names and len(rows):
+        assert prompts is not None, "labelled images without prompts"
+        image = projected[np.searchsorted(scored, rows)]
+        prototypes = class_prototypes(heads, prompts, np.arange(len(class_names)))
+        classified = zero_shot(image, labels, prototypes, class_names)
+        examples = _nearest_classes(images, rows, labels, image, prototypes, class_names)
+        notes += _doubles_noted(class_names)
+    return Evaluation(
+        split=split,
+        model_step=heads.checkpoint.position.step,
+        templates=tuple(templates),
+        retrieval=found,
+        zero_shot=classified,
+        examples=tuple(examples),
+        notes=tuple(notes),
+    )
+
+
+def class_prototypes(heads: TrainedHeads, prompts: FeatureSet, classes: np.ndarray) -> torch.Tensor:
+    """(C, D) unit vectors: each the normalised mean over a class's projected prompts (CLIP, arXiv 2103.00020, 3.1.4).
+
+    Args:
+        prompts: a language set with one key for each class, in the order of labels, and T texts of each.
+        classes: (C,) labels.
+
+    Raises:
+        RunError: a prompt could not be encoded.
+        RequestError: another encoder made the set.
+    """
+    manifest = prompts.manifest
+    if manifest.rejects:
+        first = prompts.rejects.slice(0, 1).to_pylist()[0]
+        raise RunError(f"{prompts.uri}: a prompt could not be encoded: {first['key']}: {first['message']}")
+    templates = manifest.rows // manifest.keys
+    rows = (classes[:, None] * templates + np.arange(templates)).reshape(-1)
+    embedded = heads.project(prompts, rows).view(len(classes), templates, -1)
+    return torch.nn.functional.normalize(embedded.mean(1), dim=-1)
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Images of a test split, what names their classes, and the language set of the prompts of these names."""
+
+    images: FeatureSet
+    prompts: FeatureSet
+    names: Sequence[str]
+
+
+def _doubles_noted(class_names: Sequence[str]) -> list[str]:
+    """A line that names the names of several classes, the first ones, where there are any."""
+    found = [f"{name} (labels {', '.join(map(str, labels))})" for name, labels in doubles(class_names).items()]
+    if not found:
+        return []
+    more = f" and {len(found) - _NAMED:,} more" if len(found) > _NAMED else ""
+    return [f"one name for several classes, any of which counts as right: {', '.join(found[:_NAMED])}{more}"]
+
+
+def _nearest_classes(
+    vision: FeatureSet,
+    rows: np.ndarray,
+    labels: np.ndarray,
+    image: torch.Tensor,
+    prototypes: torch.Tensor,
+    class_names: Sequence[str],
+) -> list[Example]:
+    """Labelled images with their own class, and the nearest of those that have images."""
+    present = np.unique(labels)
+    some = _spread(len(rows))
+    predicted = present[(image[some] @ prototypes[present].T).argmax(1).numpy()]
+    keys = vision.table["key"].take(rows[some]).to_pylist()
+    return [
+        Example(key=key, truth=class_names[label], predicted=class_names[near])
+        for key, label, near in zip(keys, labels[some], predicted, strict=True)
+    ]
+
+
+def labelled(vision: FeatureSet, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """(M,) rows of a vision set that have a label, and (M,) their labels.
+
+    Raises:
+        RequestError: a label is none of `classes`.
+    """
+    labels = vision.labels
+    rows = np.flatnonzero(~np.isnan(labels))
+    truth = labels[rows].astype(np.int64)
+    if len(truth) and (truth.min() < 0 or truth.max() >= classes):
+        raise RequestError(
+            f"labels go from {truth.min()} to {truth.max()}, but {classes} classes are named: "
+            f"check `data.classes` (line n names label n, from 0)"
+        )
+    return rows, truth
+
+
+def _nearest_texts(pairs: Pairs, image: torch.Tensor, text: torch.Tensor) -> list[Example]:
+    """Images with their own first caption, and the caption that the model finds nearest.
+
+    Args:
+        image: (N, D) of the pairs.
+        text: (M, D) of their captions.
+    """
+    some = _spread(len(pairs))
+    keys = pairs.vision.table["key"].take(pairs.vision_rows[some]).to_pylist()
+    captions = pairs.language.table["text"]
+    own = captions.take(pairs.caption_rows[pairs.caption_start[some]]).to_pylist()
+    nearest = (image[some] @ text.T).argmax(1).numpy()
+    found = captions.take(pairs.caption_rows[nearest]).to_pylist()
+    return [Example(key=k, truth=t, predicted=p) for k, t, p in zip(keys, own, found, strict=True)]
+
+
+def _spread(count: int) -> np.ndarray:
+    """At most `_EXAMPLES` positions, evenly over `count`."""
+    return np.unique(np.linspace(0, count - 1, min(count, _EXAMPLES)).round().astype(np.int64))
+
+
+def recall_at_1(heads: TrainedHeads, validation: Pairs, gallery: int = GALLERY) -> float:
+    """Mean of both directions' recall at 1 among at most `gallery` validation pairs, each with its first caption."""
+    rows = torch.from_numpy(validation.vision_rows[:gallery])
+    captions = torch.from_numpy(validation.caption_rows[validation.caption_start[:-1]][:gallery])
+    image = heads.project_image(validation.vision.embeddings[rows])
+    text = heads.project_text(validation.language.embeddings[captions])
+    found = retrieval(image, text, np.arange(len(image)), (1,))
+    return (found.image_to_text[1].value + found.text_to_image[1].value) / 2
+
+
+def required_labels(images: FeatureSet, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """As `labelled`, where there must be some.
+
+    Raises:
+        RequestError: no image has a label, or one has a label beyond `classes`.
+    """
+    rows, labels = labelled(images, classes)
+    if not len(rows):
+        raise RequestError(f"no image of {images.uri} has a label: give labels, or take `data.classes` away")
+    return rows, labels
+
+
+def zero_shot_accuracy(heads: TrainedHeads, classes: Classes) -> float:
+    """Top-1 accuracy of zero-shot classification among the classes that have images, as `zero_shot` counts it.
+
+    Raises:
+        RequestError: see `required_labels`; or another encoder made the features.
+    """
+    rows, labels = required_labels(classes.images, len(classes.names))
+    first, of_class = targets(classes.names)
+    present, own = np.unique(of_class[labels], return_inverse=True)
+    prototypes = class_prototypes(heads, classes.prompts, first[present])
+    _, rank = ranks(prototypes, heads.project(classes.images, rows), own)
+    return float(np.mean(rank == 0))

@@ -1,0 +1,51 @@
+"""Class prompts: the name of each class in each template, as a source of texts that language encoders take."""
+
+from collections.abc import Iterator
+
+from sharelock_ray.config import Config, content_hash
+from sharelock_ray.sources.listing import row_name, sample_key
+from sharelock_ray.sources.sample import CAPTIONS, Content, Reject, Sample, Shard
+
+_CLASSES = 100
+"""Classes of a shard. With the 80 templates of CLIP that is a chunk of 8,000 texts."""
+
+
+class PromptSource(Config):
+    """One sample for each class, in the order of labels; its captions are the class's prompts.
+
+    The key ends in the zero-padded label, and `caption_id` is the number of the template.
+    """
+
+    prompts: tuple[tuple[str, ...], ...]
+    """T texts of each of C classes."""
+
+    @property
+    def provides(self) -> frozenset[Content]:
+        return frozenset({CAPTIONS})
+
+    def shards(self) -> list[Shard]:
+        """Runs of 100 classes."""
+        return [self._shard(index) for index in range(-(-len(self.prompts) // _CLASSES))]
+
+    def version(self, shard: Shard) -> str:
+        """A digest of the prompts of one shard."""
+        return self._shard(shard.index).version
+
+    def keys_of(self, shard: Shard) -> Iterator[str]:
+        """One for each class."""
+        first = shard.index * _CLASSES
+        return (sample_key(shard, row_name(label)) for label in range(first, first + len(self._prompts(shard.index))))
+
+    def read(self, shard: Shard) -> Iterator[Sample | Reject]:
+        """The classes of one shard."""
+        for key, prompts in zip(self.keys_of(shard), self._prompts(shard.index), strict=True):
+            yield Sample(key, None, prompts)
+
+    def _prompts(self, index: int) -> tuple[tuple[str, ...], ...]:
+        return self.prompts[index * _CLASSES : (index + 1) * _CLASSES]
+
+    def _shard(self, index: int) -> Shard:
+        prompts = self._prompts(index)
+        size = sum(len(text.encode()) for of_class in prompts for text in of_class)
+        name = f"classes-{index:05d}"
+        return Shard(index, name, f"prompts/{name}", size, content_hash(prompts))

@@ -1,0 +1,64 @@
+"""`report`: the page of a run, or of a study, from what the other verbs left."""
+
+from collections.abc import Sequence
+
+from sharelock_ray import storage
+from sharelock_ray.documents import read_document
+from sharelock_ray.errors import RequestError, RunError
+from sharelock_ray.recipe.schema import Recipe
+from sharelock_ray.report.summary import StudySummary, Summary
+from sharelock_ray.sources.sample import Sample
+from sharelock_ray.study.trials import STUDY, Study
+from sharelock_ray.workflows.evaluate import EVALUATION, EvaluationRecord
+from sharelock_ray.workflows.inputs import Inputs, feature_sets
+from sharelock_ray.workflows.timing import seconds_of
+
+
+def report(recipe: Recipe, inputs: Inputs | None = None) -> Summary:
+    """Writes `report.html` from what the other stages left."""
+    from sharelock_ray.report.run_page import write_page
+
+    inputs = inputs or Inputs(recipe)
+    result = recipe.run.result()
+    path = storage.join(recipe.output, EVALUATION)
+    if result is None or not storage.exists(path):
+        raise RequestError(f"{recipe.output} holds no finished training with an evaluation: run `sharelock evaluate`")
+    evaluation = read_document(EvaluationRecord, path).result
+    summary = Summary(
+        title=recipe.name,
+        note=recipe.note,
+        page=storage.join(recipe.output, "report.html"),
+        features=tuple(s.manifest for s in feature_sets(inputs.known_splits)),
+        training=result,
+        metrics=tuple(recipe.run.metrics()),
+        evaluation=evaluation,
+        seconds=seconds_of(recipe),
+    )
+    write_page(summary, _images(inputs, [example.key for example in evaluation.examples]))
+    return summary
+
+
+def report_study(folder: str) -> StudySummary:
+    """Writes `study.html`, `study.csv` and `study.parquet` from what `tune` left in a folder."""
+    path = storage.join(folder, STUDY)
+    if not storage.exists(path):
+        raise RequestError(f"{folder} holds no study: run `sharelock tune`")
+    from sharelock_ray.report.study_page import write_study
+
+    return write_study(read_document(Study, path), folder)
+
+
+def _images(inputs: Inputs, keys: Sequence[str]) -> dict[str, bytes]:
+    """The image files of some samples, by key, from the split that was evaluated."""
+    wanted = set(keys)
+    source = (inputs.splits.get("test") or inputs.splits["train"]).source
+    found: dict[str, bytes] = {}
+    for shard in source.shards():
+        if not any(key.startswith(f"{shard.name}/") for key in wanted):
+            continue
+        for item in source.read(shard):
+            if isinstance(item, Sample) and item.key in wanted and item.image is not None:
+                found[item.key] = item.image
+    if missing := wanted - found.keys():
+        raise RunError(f"the image {min(missing)} is not in the data any more: restore the data to write the report")
+    return found

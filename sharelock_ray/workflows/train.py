@@ -1,0 +1,34 @@
+"""`train`: the alignment of a pair of encoders, from their feature sets of the training split."""
+
+from sharelock_ray.progress import say
+from sharelock_ray.recipe.load import write_recipe
+from sharelock_ray.recipe.schema import Recipe
+from sharelock_ray.runs.folder import TrainingResult
+from sharelock_ray.workflows.inputs import Inputs
+from sharelock_ray.workflows.timing import timed
+
+
+def train(recipe: Recipe, inputs: Inputs | None = None) -> TrainingResult:
+    """The trained alignment of the recipe's pair of encoders on the training split."""
+    with timed(recipe, "train"):
+        return _train(recipe, inputs or Inputs(recipe))
+
+
+def _train(recipe: Recipe, inputs: Inputs) -> TrainingResult:
+    run = recipe.run
+    if recipe.data.classes is not None:
+        recipe.class_names()  # What evaluation cannot use is said before the training.
+    vision, language = (inputs.open("train", spec) for spec in (recipe.vision, recipe.language))
+    run.begin(recipe.training, vision.manifest, language.manifest)
+    # Not before: a request that does not fit must leave the recipe of the training that is there.
+    write_recipe(recipe)
+    result = run.result()
+    if result is not None:
+        say(f"train: already done ({run.uri})")
+        return result
+    from sharelock_ray.engine.training import train as train_run
+
+    result = train_run(run, vision.uri, language.uri, recipe.training, recipe.operations.training)
+    best = f"{result.best_validation_loss:.3f} at step {result.best_step:,}"
+    say(f"train: {result.steps:,} steps, best validation loss {best}")
+    return result
