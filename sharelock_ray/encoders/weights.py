@@ -7,6 +7,8 @@ import shutil
 from functools import lru_cache
 from pathlib import Path
 
+from filelock import FileLock
+
 from sharelock_ray import storage
 from sharelock_ray.errors import RequestError
 
@@ -40,7 +42,7 @@ def local_weights(uri: str) -> Path:
     versions = [(path, storage.version(path)) for path in files.values()]
     version = storage.sha256(repr(versions).encode())[:16]
     known = cache / f"{version}.digest"
-    with storage.locked(cache / f"{version}.lock"):
+    with FileLock(cache / f"{version}.lock"):
         if not known.exists() or not (cache / known.read_text()).exists():
             digest = _fetch(files, cache / f"{version}.partial")
             storage.write_bytes(str(known), digest.encode())

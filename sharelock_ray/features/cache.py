@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import FileLock
+
 from sharelock_ray import storage
 from sharelock_ray.errors import RunError
 from sharelock_ray.features.manifest import Manifest
@@ -102,7 +104,7 @@ def made_once(target: Path, make: Callable[[Path], None], size: int | None = Non
     with _refusals_named(target):
         if not _is_whole(target, size):
             target.parent.mkdir(parents=True, exist_ok=True)
-            with storage.locked(target.with_name(f"{target.name}.lock")):
+            with FileLock(target.with_name(f"{target.name}.lock")):
                 if not _is_whole(target, size):
                     _make_room(unmade(target, size or 0))
                     _make(target, make)

@@ -10,7 +10,6 @@ a local disk raises RequestError where the place is wrong, and RunError where th
 """
 
 import errno
-import fcntl
 import hashlib
 import importlib.util
 import json
@@ -145,15 +144,6 @@ def number_from_environment(variable: str, default: int, least: int) -> int:
     if not text.isdecimal() or int(text) < least:
         raise RequestError(f"{variable} is {text!r}: give a whole number, at least {least}")
     return int(text)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds the lock file `path` for the time of the block, against every other thread and process of this machine."""
-    with path.open("w") as stream:
-        # Ends with the file, and so with the process, however that ends.
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
 
 
 def exists(uri: str) -> bool:
