@@ -27,6 +27,8 @@ class ProjectionSpec(Config):
     The paper's text projection has depth 4, width 4096, batch norm, ReLU and dropout 0.2 (section 3.1).
     """
 
+    _always_hashed = "preset depth width width_factor activation norm dropout input_norm gated residual init"
+
     preset: Literal["sail"] | None = None
     """Sets the fields listed in `PRESETS`."""
     depth: Annotated[int, Field(ge=0, le=16)] = 0
@@ -71,6 +73,12 @@ class ProjectionSpec(Config):
 
 class AlignmentSpec(Config):
     """Both projections and their training. Steps are optimizer steps."""
+
+    _always_hashed = (
+        "vision language dim loss positives global_batch_size accumulation order steps optimizer learning_rate "
+        "weight_decay schedule warmup_steps decay_steps clip_norm ema_decay precision logit_scale learn_logit_scale "
+        "logit_bias validation_fraction evaluate_every monitor patience min_delta seed"
+    )
 
     vision: ProjectionSpec = ProjectionSpec()
     language: ProjectionSpec = ProjectionSpec(depth=4, width=4096, dropout=0.2)

@@ -1,4 +1,4 @@
-"""What defines an encoder's numbers. Everything here, and nothing else, is hashed into a feature set's folder name.
+"""What defines an encoder's numbers. What is said here, and nothing else, is hashed into a feature set's folder name.
 
 Kept apart from the encoders so that reading a recipe or a manifest needs neither torch nor transformers.
 """
@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from sharelock_ray import storage
-from sharelock_ray.config import Config, content_hash
+from sharelock_ray.config import Config, content_hash, hashed
 from sharelock_ray.encoders.images import CropMode, Interpolation, Preprocessing
 from sharelock_ray.encoders.presets import expand
 from sharelock_ray.encoders.weights import weights_digest
@@ -42,7 +42,7 @@ class _EncoderSpec(Config):
 
     def forward_key(self) -> str:
         """Equal for encoders that one loaded model serves in one forward pass."""
-        return content_hash(self.model_dump(mode="json", exclude=set(self._reads)))
+        return content_hash(hashed(self, exclude=self._reads))
 
     def folder(self) -> str:
         """The feature set's folder name, `<name>-<hash8>`."""
@@ -51,7 +51,7 @@ class _EncoderSpec(Config):
     def identity(self, weights_sha256: str | None) -> str:
         """Eight hex digits of all that changes the numbers; local weights count by their content, not their path."""
         path = {self.path_field} if weights_sha256 else set()
-        return content_hash(self.model_dump(mode="json", exclude={"name", *path}), weights_sha256)
+        return content_hash(hashed(self, exclude={"name", *path}), weights_sha256)
 
     def commit(self) -> str | None:
         """The commit that a model of the hub would be loaded at now; None where that is not known."""
@@ -75,12 +75,16 @@ class VisionSpec(_EncoderSpec):
     """A timm model and how its input is prepared. What is left out is the model's own evaluation transform."""
 
     _reads = frozenset({"name", "stored_dtype", "pooling", "final_norm"})
+    _always_hashed = (
+        "name model dtype stored_dtype final_norm modality weights pooling image_size resize crop_mode reduced_scale "
+        "interpolation mean std position_interpolation"
+    )
 
     modality: Literal["vision"] = "vision"
     weights: Annotated[str, AfterValidator(_found)] = "pretrained"
     """`pretrained` (timm's own, from the hub) or the path or URI of a safetensors file."""
-    revision: Annotated[str | None, Field(exclude_if=lambda revision: revision is None)] = None
-    """Commit, branch or tag of the weights on the hub. Left out, it is in no name, as before there was such a field."""
+    revision: str | None = None
+    """Commit, branch or tag of the weights on the hub."""
     pooling: Literal["model", "cls", "mean", "cls_mean"] = "model"
     """`model` is the model's own pooled output before its classifier; the others need a model with tokens."""
     image_size: Annotated[int, Field(ge=8)] | None = None
@@ -183,6 +187,10 @@ class LanguageSpec(_EncoderSpec):
     """A transformers model, by hub name or by the path or URI of its folder."""
 
     _reads = frozenset({"name", "stored_dtype", "pooling", "layer", "final_norm"})
+    _always_hashed = (
+        "name model dtype stored_dtype final_norm modality revision pooling layer append_eos prompt max_length "
+        "trust_remote_code"
+    )
 
     modality: Literal["language"] = "language"
     model: Annotated[str, AfterValidator(_found)]

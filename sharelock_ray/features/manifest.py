@@ -3,12 +3,10 @@
 from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
-from pydantic import ValidationError
-
 from sharelock_ray import storage
 from sharelock_ray.config import Config
-from sharelock_ray.errors import RequestError, RunError
-from sharelock_ray.features.schema import SCHEMA_VERSION
+from sharelock_ray.documents import Document, read_document
+from sharelock_ray.errors import RequestError
 from sharelock_ray.sources.sample import Shard
 
 MANIFEST = "manifest.json"
@@ -69,10 +67,9 @@ class Prediction(Config):
     gpu_hours: float
 
 
-class Manifest(Origin):
+class Manifest(Origin, Document):
     """See the design, section 3."""
 
-    schema_version: int = SCHEMA_VERSION
     modality: str
     dim: int
     dtype: str
@@ -153,16 +150,12 @@ def read_manifest(uri: str) -> Manifest:
     """The manifest of the feature set at `uri`.
 
     Raises:
-        RequestError: there is no feature set, or it is not complete.
-        RunError: the manifest cannot be read as one.
+        RequestError: there is no feature set, it is not complete, or a newer version of this package made it.
+        RunError: the manifest is damaged.
     """
     path = storage.join(uri, MANIFEST)
     try:
-        content = storage.read_bytes(path)
+        return read_document(Manifest, path, "delete it and run extract again")
     except FileNotFoundError:
         state = "is not complete (no manifest.json)" if storage.exists(uri) else "does not exist"
         raise RequestError(f"the feature set {uri} {state}: run `sharelock extract` with its recipe") from None
-    try:
-        return Manifest.model_validate_json(content)
-    except ValidationError as error:
-        raise RunError(f"{path} is damaged ({error.errors()[0]['msg']}): delete it and run extract again") from None

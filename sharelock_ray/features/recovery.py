@@ -45,7 +45,7 @@ def recover(feature_set: FeatureSet, retried: FeatureSet) -> FeatureSet:
         if there is not None or storage.create_bytes(path, data):
             parts = [*feature_set.manifest.parts, part]
             grown = feature_set.manifest.model_copy(update=totals(parts))
-            storage.write_json(storage.join(feature_set.uri, MANIFEST), grown.model_dump(mode="json"))
+            storage.write_json(storage.join(feature_set.uri, MANIFEST), grown.content())
 
 
 def _new_part(feature_set: FeatureSet, retried: FeatureSet) -> bytes | None:

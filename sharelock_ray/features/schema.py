@@ -4,8 +4,6 @@ import pyarrow as pa
 
 from sharelock_ray import storage
 
-SCHEMA_VERSION = 1
-
 REJECTS = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),

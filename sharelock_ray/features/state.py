@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from sharelock_ray import storage
-from sharelock_ray.config import Config
-from sharelock_ray.errors import RunError
+from sharelock_ray.documents import Document, read_document
+from sharelock_ray.errors import SharelockError
 from sharelock_ray.features.manifest import Manifest, is_complete, read_manifest
+from sharelock_ray.features.writer import Begun
 
 
-class Live(Config):
+class Live(Document):
     """`staging/progress.json`: what the driver last told of its run.
 
     Samples, rejects, share and wall seconds cover earlier runs too.
@@ -66,23 +67,23 @@ def state_of(uri: str) -> SetState:
         return SetState(uri, manifest, len(manifest.parts), len(manifest.parts))
     staging = storage.join(uri, "staging")
     try:
-        begun = storage.read_json(storage.join(staging, "begun.json"))
+        begun = read_document(Begun, storage.join(staging, "begun.json"))
     except FileNotFoundError:
         return SetState(uri, None)
     sealed = sum(name.removesuffix(".json").isdigit() and name.endswith(".json") for name in storage.names(staging))
-    return SetState(uri, None, len(begun["listing"]), sealed, read_live(uri))
+    return SetState(uri, None, len(begun.listing), sealed, read_live(uri))
 
 
 def read_live(uri: str) -> Live | None:
     """What the driver last told; None where it told nothing, is of another version, or is damaged."""
     try:
-        return Live.model_validate(storage.read_json(_path(uri)))
-    except (FileNotFoundError, ValueError, RunError):
+        return read_document(Live, _path(uri))
+    except (FileNotFoundError, SharelockError):
         return None
 
 
 def write_live(uri: str, live: Live) -> None:
-    storage.write_json(_path(uri), live.model_dump(mode="json"))
+    storage.write_json(_path(uri), live.content())
 
 
 def _path(uri: str) -> str:

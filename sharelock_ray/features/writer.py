@@ -26,9 +26,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import ValidationError
 
 from sharelock_ray import storage
+from sharelock_ray.config import Config
+from sharelock_ray.documents import Document, parse_document, read_document
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.features.manifest import (
     MANIFEST,
@@ -47,6 +48,7 @@ from sharelock_ray.sources.sample import Reject, Shard
 
 _ROWS_PER_GROUP = 4096
 _LAST = "-last"
+_ANEW = "run extract again, which makes it anew"
 # Whatever has another name is not ours: a desktop's, or what NFS keeps of a file that is removed while it is open.
 _STAGED_PART = re.compile(r"(?P<part>[0-9]+)(?P<record>\.json)?")
 _CHUNK = re.compile(rf"(?P<index>[0-9]+)(?P<last>{_LAST})?\.arrow")
@@ -73,12 +75,41 @@ class EncodedChunk:
     """Commit of a model that came from the hub."""
 
 
-@dataclass(frozen=True)
-class Begun:
-    """How a set is made, whoever goes on with it: samples of a chunk, and the commit of an encoder of the hub."""
+class Listed(Config):
+    """A shard as it was listed when a set was begun."""
 
+    name: str
+    bytes: int
+
+
+class Begun(Document):
+    """`staging/begun.json`: how a set is made, whoever goes on with it."""
+
+    listing: tuple[Listed, ...]
     chunk_size: int
-    commit: str | None
+    """Samples of a chunk."""
+    commit: str | None = None
+    """Of an encoder of the hub."""
+
+
+class PartRecord(Part, Document):
+    """`staging/<part>.json`: a part that is sealed."""
+
+
+class ChunkRecord(Document):
+    """What a staged chunk says of itself beside its rows, in the metadata of its schema."""
+
+    rejects: tuple[dict[str, str], ...]
+    """Rows of the part's rejects."""
+    seconds: float
+    tokens: int
+    device: str
+    revision: str | None
+    truncated: int
+    batch_reductions: int
+
+
+_Chunk = tuple[pa.Table, ChunkRecord]
 
 
 @dataclass(frozen=True)
@@ -102,24 +133,22 @@ class FeatureSetWriter:
             RequestError: the set was begun from another listing.
             RunError: what the set was begun from cannot be read.
         """
-        listing = [{"name": shard.name, "bytes": shard.bytes} for shard in shards]
-        asked = {"listing": listing, "chunk_size": chunk_size, "commit": commit}
+        listing = tuple(Listed(name=shard.name, bytes=shard.bytes) for shard in shards)
+        asked = Begun(listing=listing, chunk_size=chunk_size, commit=commit)
         path = storage.join(self.uri, "staging", "begun.json")
-        storage.create_json(path, asked)
+        storage.create_json(path, asked.content())
         try:
-            begun = storage.read_json(path)
-            known, chosen = begun["listing"], Begun(int(begun["chunk_size"]), begun.get("commit"))
+            # Where it is damaged, its folder goes too: without the chunk size that it told, chunks that are there could
+            # be continued by others that overlap them.
+            known = read_document(Begun, path, "delete its folder and run extract again")
         except FileNotFoundError:  # Another driver has finished the set meanwhile.
-            known, chosen = listing, Begun(chunk_size, commit)
-        except (RunError, KeyError, TypeError, ValueError):
-            # Without the chunk size that it told, chunks that are there could be continued by others that overlap them.
-            raise RunError(f"{path} is damaged: delete its folder and run extract again") from None
-        if known != listing:
+            return asked
+        if known.listing != listing:
             raise RequestError(
                 f"{self.uri} was begun from other inputs than are listed now: "
                 f"restore them, or delete that folder to begin again"
             )
-        return chosen
+        return known
 
     def staged(self) -> dict[int, "StagedPart"]:
         """What earlier runs left, by part."""
@@ -164,17 +193,17 @@ class FeatureSetWriter:
             for name in schema.names
         ]
         rows = pa.Table.from_arrays(columns, schema=schema).filter(kept)
-        about = {
-            "rejects": [{"source": source, **vars(reject)} for reject in (*chunk.rejects, *lost.values())],
-            "seconds": chunk.seconds,
-            "tokens": chunk.tokens,
-            "device": chunk.device,
-            "revision": chunk.revision,
-            "truncated": chunk.truncated,
-            "batch_reductions": chunk.batch_reductions,
-        }
+        about = ChunkRecord(
+            rejects=tuple({"source": source, **vars(reject)} for reject in (*chunk.rejects, *lost.values())),
+            seconds=chunk.seconds,
+            tokens=chunk.tokens,
+            device=chunk.device,
+            revision=chunk.revision,
+            truncated=chunk.truncated,
+            batch_reductions=chunk.batch_reductions,
+        )
         buffer = io.BytesIO()
-        rows = rows.replace_schema_metadata({"chunk": json.dumps(about)})
+        rows = rows.replace_schema_metadata({"chunk": json.dumps(about.content())})
         with pa.ipc.new_file(buffer, rows.schema) as writer:
             writer.write_table(rows)
         name = f"{index:05d}{_LAST if last else ''}.arrow"
@@ -190,7 +219,7 @@ class FeatureSetWriter:
             chunks = self._chunks(part)
             # Another driver may remove the chunks at any time, but only once it has sealed the part.
             if chunks is not None:
-                storage.create_json(self._record(part), self._publish(part, chunks).model_dump(mode="json"))
+                storage.create_json(self._record(part), self._publish(part, chunks).content())
             elif not self._is_sealed(part):
                 raise RunError(f"chunks are missing in {self._folder(part)}: run extract again")
         self.discard(part)
@@ -199,7 +228,7 @@ class FeatureSetWriter:
         """Removes the staged chunks of a part."""
         storage.remove(self._folder(part))
 
-    def _chunks(self, part: int) -> list[pa.Table] | None:
+    def _chunks(self, part: int) -> list[_Chunk] | None:
         """The part's staged chunks; None where they are not all there."""
         folder = self._folder(part)
         names = storage.names(folder)
@@ -210,28 +239,28 @@ class FeatureSetWriter:
         except FileNotFoundError:
             return None
 
-    def _publish(self, part: int, chunks: Sequence[pa.Table]) -> Part:
+    def _publish(self, part: int, chunks: Sequence[_Chunk]) -> PartRecord:
         """Publishes the part's file and that of its rejects, and tells what is in them."""
-        about = [json.loads(chunk.schema.metadata[b"chunk"]) for chunk in chunks]
-        rows = pa.concat_tables(chunk.replace_schema_metadata(None) for chunk in chunks)
+        about = [record for _, record in chunks]
+        rows = pa.concat_tables(rows.replace_schema_metadata(None) for rows, _ in chunks)
         rows = rows.sort_by(sort_columns(self.modality))
         rejects = pa.Table.from_pylist(
-            sorted((reject for each in about for reject in each["rejects"]), key=lambda r: (r["key"], r["message"])),
+            sorted((reject for each in about for reject in each.rejects), key=lambda r: (r["key"], r["message"])),
             schema=REJECTS,
         )
         rejects_data = self._publish_table(f"rejects/{part_name(part)}", rejects) if len(rejects) else None
         data = self._publish_table(part_name(part), rows)
-        return Part(
+        return PartRecord(
             index=part,
             rejects=rejects.num_rows,
             rejects_sha256=storage.sha256(rejects_data) if rejects_data else None,
             **content(rows, data),
-            encoder_seconds=sum(each["seconds"] for each in about),
-            tokens=sum(each["tokens"] for each in about),
-            truncated=sum(each["truncated"] for each in about),
-            batch_reductions=sum(each["batch_reductions"] for each in about),
-            devices=tuple(sorted({each["device"] for each in about})),
-            revisions=tuple(sorted({each["revision"] for each in about if each["revision"]})),
+            encoder_seconds=sum(each.seconds for each in about),
+            tokens=sum(each.tokens for each in about),
+            truncated=sum(each.truncated for each in about),
+            batch_reductions=sum(each.batch_reductions for each in about),
+            devices=tuple(sorted({each.device for each in about})),
+            revisions=tuple(sorted({each.revision for each in about if each.revision})),
         )
 
     def _publish_table(self, name: str, table: pa.Table) -> bytes:
@@ -292,18 +321,18 @@ class FeatureSetWriter:
                 planned=planned,
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
             )
-            storage.create_json(storage.join(self.uri, MANIFEST), manifest.model_dump(mode="json"))
+            storage.create_json(storage.join(self.uri, MANIFEST), manifest.content())
         remove_leftovers(self.uri)
         return read_manifest(self.uri)
 
     def _recorded(self, part: int) -> Part:
         """The record of a part; one that is damaged is removed."""
         path = self._record(part)
-        data = storage.read_bytes(path)
         try:
-            return Part.model_validate_json(data)
-        except ValidationError as error:
-            raise _made_anew(path, error.errors()[0]["msg"]) from None
+            return read_document(PartRecord, path, _ANEW)
+        except RunError:
+            storage.remove(path)
+            raise
 
     def _require_files(self, parts: Sequence[Part]) -> None:
         """Sees that the files of all parts are there, and removes others.
@@ -390,22 +419,20 @@ def content_of_rows(rows: pa.Table) -> dict[str, Any]:
     }
 
 
-def _read_chunk(uri: str) -> pa.Table:
-    """The rows of a staged chunk, and what their schema's metadata tells of it; one that is damaged is removed."""
+def _read_chunk(uri: str) -> _Chunk:
+    """A staged chunk; one that is damaged is removed."""
     data = storage.read_bytes(uri)
     try:
-        rows = pa.ipc.open_file(pa.BufferReader(data)).read_all()
-        rows.validate(full=True)
-        json.loads(rows.schema.metadata[b"chunk"])
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        raise _made_anew(uri, str(error)) from None
-    return rows
-
-
-def _made_anew(uri: str, reason: str) -> RunError:
-    """What to raise of a staged file that is damaged, which is removed."""
-    storage.remove(uri)
-    return RunError(f"{uri} was damaged ({' '.join(reason.split())[:160]}): run extract again, which makes it anew")
+        try:
+            rows = pa.ipc.open_file(pa.BufferReader(data)).read_all()
+            rows.validate(full=True)
+            about = rows.schema.metadata[b"chunk"]
+        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{uri} is damaged ({' '.join(str(error).split())[:160]}): {_ANEW}") from None
+        return rows, parse_document(ChunkRecord, about, uri, _ANEW)
+    except RunError:
+        storage.remove(uri)
+        raise
 
 
 def _read_parquet(data: bytes) -> pa.Table | None:

@@ -12,20 +12,21 @@ from contextlib import contextmanager
 from typing import Annotated, Self
 
 import torch
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from sharelock_ray import storage
-from sharelock_ray.runs.background import Background
 from sharelock_ray.alignment.heads import Heads
 from sharelock_ray.alignment.optimizer import Optimizer
-from sharelock_ray.runs.folder import CHECKPOINT, RunFolder
 from sharelock_ray.alignment.spec import AlignmentSpec
 from sharelock_ray.config import Config
+from sharelock_ray.documents import Document, read_document
 from sharelock_ray.encoders.spec import EncoderSpec
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.features.manifest import Manifest
+from sharelock_ray.runs.background import Background
+from sharelock_ray.runs.folder import CHECKPOINT, RunFolder
 
 _HEADS, _OPTIMIZER, _AVERAGE = "heads.", "optimizer.", "average."
 # As long as a checkpoint was on its way, until the next one is due.
@@ -61,10 +62,9 @@ class Position(Config):
     """Of training so far, over all runs."""
 
 
-class Checkpoint(Config):
+class Checkpoint(Document):
     """`checkpoint.json`."""
 
-    schema_version: int = 1
     tensors: str = ""
     """Name of the tensors' file in the same folder."""
     tensors_sha256: str | None = None
@@ -200,7 +200,7 @@ def _publish(folder: str, checkpoint: Checkpoint, tensors: Mapping[str, torch.Te
     if replaced is not None and replaced.position.step >= checkpoint.position.step:
         return
     published = checkpoint.model_copy(update={"tensors": name, "tensors_sha256": digest})
-    storage.write_json(storage.join(folder, CHECKPOINT), published.model_dump(mode="json"))
+    storage.write_json(storage.join(folder, CHECKPOINT), published.content())
     for old in storage.names(folder):
         # Names sort by step.
         if replaced is not None and old.endswith(".safetensors") and old < replaced.tensors:
@@ -215,20 +215,18 @@ def read_checkpoint(folder: str) -> Checkpoint:
     """The description of the checkpoint in `folder`.
 
     Raises:
-        RequestError: there is none, or none that this user may read.
+        RequestError: there is none, none that this user may read, or a newer version of this package made it.
         RunError: it is damaged.
     """
     path = storage.join(folder, CHECKPOINT)
     try:
-        return Checkpoint.model_validate_json(storage.read_bytes(path))
+        return read_document(Checkpoint, path, f"delete {folder} and train again")
     except FileNotFoundError:
         raise RequestError(
             f"{folder} holds no trained model ({CHECKPOINT} is missing): run `sharelock train`"
         ) from None
     except OSError as error:
         raise RequestError(f"{path} cannot be read ({error.strerror or error})") from None
-    except ValidationError as error:
-        raise RunError(f"{path} is damaged ({error.errors()[0]['msg']}): delete {folder} and train again") from None
 
 
 def load_heads(folder: str, checkpoint: Checkpoint) -> Heads:

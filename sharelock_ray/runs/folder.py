@@ -7,7 +7,7 @@ from typing import Any
 
 from sharelock_ray import storage
 from sharelock_ray.alignment.spec import AlignmentSpec
-from sharelock_ray.config import Config
+from sharelock_ray.documents import Document, read_document
 from sharelock_ray.errors import RequestError, RunError, SharelockError
 from sharelock_ray.features.manifest import Manifest
 
@@ -16,7 +16,23 @@ _DATA_PLACEMENT = "feeding.json"
 _FAULT = "fault.json"
 
 
-class TrainingResult(Config):
+class TrainingRequest(Document):
+    """`training-request.json`: what a run trains on."""
+
+    alignment: AlignmentSpec = AlignmentSpec()
+    features: dict[str, str]
+    """Digest of the feature set, by modality."""
+
+
+class Fault(Document):
+    """`fault.json`: what ended a run."""
+
+    is_request: bool
+    """Whether the request was wrong, and not the run."""
+    message: str
+
+
+class TrainingResult(Document):
     """`training.json`: how a finished training ended. Losses are in nats, of the kind that the spec says."""
 
     steps: int
@@ -71,17 +87,12 @@ class RunFolder:
         Raises:
             RequestError: the folder holds a training that was begun otherwise; the message names the difference.
         """
-        asked = {
-            "alignment": spec.model_dump(mode="json"),
-            "features": {"vision": vision.digest, "language": language.digest},
-        }
+        asked = TrainingRequest(alignment=spec, features={"vision": vision.digest, "language": language.digest})
         if not storage.exists(self._request):
-            storage.create_json(self._request, asked)
+            storage.create_json(self._request, asked.content())
         # Of several drivers that begin at once, the first has fixed it for all.
-        known = storage.read_json(self._request)
-        # A setting that the run's version did not know yet had what is its default now.
-        known["alignment"] = AlignmentSpec().model_dump(mode="json") | known.get("alignment", {})
-        changed = _differences(known, asked)
+        known = read_document(TrainingRequest, self._request)
+        changed = _differences(known.content(), asked.content())
         if changed:
             raise RequestError(
                 f"{self.uri} holds a training with other settings ({', '.join(changed)}): "
@@ -105,8 +116,8 @@ class RunFolder:
         path = storage.join(self.uri, _FAULT)
         if not storage.exists(path):
             return None
-        known = storage.read_json(path)
-        return (RequestError if known["is_request"] else RunError)(known["message"])
+        known = read_document(Fault, path)
+        return (RequestError if known.is_request else RunError)(known.message)
 
     def say_fault(self, fault: SharelockError | None) -> None:
         """What `fault` gives from now on."""
@@ -114,16 +125,17 @@ class RunFolder:
         if fault is None:
             storage.remove(path)
         else:
-            storage.write_json(path, {"is_request": isinstance(fault, RequestError), "message": str(fault)})
+            known = Fault(is_request=isinstance(fault, RequestError), message=str(fault))
+            storage.write_json(path, known.content())
 
     def result(self) -> TrainingResult | None:
         """How training ended; None while it has not."""
         path = storage.join(self.uri, "training.json")
-        return TrainingResult.model_validate(storage.read_json(path)) if storage.exists(path) else None
+        return read_document(TrainingResult, path) if storage.exists(path) else None
 
     def finish(self, result: TrainingResult) -> None:
         """Writes `training.json`, the mark of a finished training."""
-        storage.write_json(storage.join(self.uri, "training.json"), result.model_dump(mode="json"))
+        storage.write_json(storage.join(self.uri, "training.json"), result.content())
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of `metrics.jsonl`, but for a damaged line; none where there is no such file yet."""
@@ -140,12 +152,12 @@ class RunFolder:
         return storage.age(storage.join(self.uri, "metrics.jsonl"))
 
     def steps_per_second(self) -> float:
-        """Of the training up to its last checkpoint; 0 before there is one."""
-        path = storage.join(self.last, CHECKPOINT)
-        if not storage.exists(path):
-            return 0.0
-        position = storage.read_json(path)["position"]
-        return float(position["step"] / max(position["seconds"], 1e-9))
+        """Of the training up to its last checkpoint; 0 before there is one that can be read."""
+        # It is for people to look at, and the checkpoint is read whole only where torch is.
+        with suppress(FileNotFoundError, RunError, LookupError, TypeError):
+            position = storage.read_json(storage.join(self.last, CHECKPOINT))["position"]
+            return float(position["step"] / max(position["seconds"], 1e-9))
+        return 0.0
 
     def write_metrics(self, rows: list[dict[str, Any]]) -> None:
         lines = "".join(json.dumps(row) + "\n" for row in rows)

@@ -17,7 +17,15 @@ from typing import Any
 import torch
 
 from sharelock_ray import storage
+from sharelock_ray.alignment.distributed import Group, rank, same_on_ranks, wait_for_all, world_size
+from sharelock_ray.alignment.heads import Heads
+from sharelock_ray.alignment.spec import AlignmentSpec
+from sharelock_ray.alignment.step import Optimization, learning_rate
+from sharelock_ray.batches.placement import DeviceCache, MappedRows, Placement, RowStore, placement
 from sharelock_ray.batches.sampling import PairBatches, split_validation
+from sharelock_ray.batches.streaming import Reader, StreamedRows, read_here
+from sharelock_ray.errors import RequestError, RunError
+from sharelock_ray.features.featureset import Pairs, join, open_features
 from sharelock_ray.runs.checkpoint import (
     Checkpoint,
     CheckpointWriter,
@@ -27,17 +35,9 @@ from sharelock_ray.runs.checkpoint import (
     restore,
     side_of,
 )
-from sharelock_ray.alignment.distributed import Group, rank, same_on_ranks, wait_for_all, world_size
-from sharelock_ray.batches.placement import DeviceCache, MappedRows, Placement, RowStore, placement
-from sharelock_ray.alignment.heads import Heads
+from sharelock_ray.runs.folder import RunFolder, TrainingResult
 from sharelock_ray.runs.memory import keep_freed_memory
 from sharelock_ray.runs.metrics import Metrics
-from sharelock_ray.runs.folder import RunFolder, TrainingResult
-from sharelock_ray.alignment.spec import AlignmentSpec
-from sharelock_ray.alignment.step import Optimization, learning_rate
-from sharelock_ray.batches.streaming import Reader, StreamedRows, read_here
-from sharelock_ray.errors import RequestError, RunError
-from sharelock_ray.features.featureset import Pairs, join, open_features
 
 _LOG_EVERY = 10
 _KEYS_SHOWN = 3

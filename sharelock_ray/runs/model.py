@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sharelock_ray.runs.checkpoint import Side, load_heads, read_checkpoint, side_of
 from sharelock_ray.alignment.prompts import DEFAULT_TEMPLATES, checked_templates, prompts_of
 from sharelock_ray.encoders.language import LanguageEncoder
 from sharelock_ray.encoders.spec import EncoderSpec, LanguageSpec, VisionSpec
@@ -17,6 +16,7 @@ from sharelock_ray.encoders.vision import VisionEncoder
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.features.featureset import FeatureSet
 from sharelock_ray.progress import Progress
+from sharelock_ray.runs.checkpoint import Side, load_heads, read_checkpoint, side_of
 
 _ROWS = 8192
 # Embeddings of prompts that are held at a time.

@@ -26,6 +26,8 @@ _CHANGES_LOSS = rf"{_CHANGES_BATCH}|alignment\.(loss|logit_scale|learn_logit_sca
 class Range(Config):
     """Every number from `low` to `high`, both included; whole numbers where both are."""
 
+    _always_hashed = "low high log"
+
     low: int | float
     high: int | float
     log: bool = False

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from sharelock_ray import storage
 from sharelock_ray.config import Config
+from sharelock_ray.documents import Document, read_document
 
 Objective = Literal["validation_loss", "recall_at_1", "zero_shot", "parameters", "seconds"]
 State = Literal["running", "finished", "pruned", "diverged", "out of memory", "failed"]
@@ -23,7 +24,7 @@ _LEVEL = 0.05
 """Of the tests that tell points apart."""
 
 
-class Trial(Config):
+class Trial(Document):
     """`trial.json`, in the folder of a trial's run: what it was, and how it ended."""
 
     point: dict[str, Any]
@@ -57,7 +58,7 @@ class Double(Config):
     same_as: dict[str, Any]
 
 
-class Study(Config):
+class Study(Document):
     """`study.json`: what a report is made from."""
 
     name: str
@@ -109,10 +110,10 @@ class Point:
 
 
 def write_trial(trial: Trial) -> None:
-    storage.write_json(storage.join(trial.run, TRIAL), trial.model_dump(mode="json"))
+    storage.write_json(storage.join(trial.run, TRIAL), trial.content())
 
 
 def read_trial(run: str) -> Trial | None:
     """The record in a run's folder; None where there is none."""
     path = storage.join(run, TRIAL)
-    return Trial.model_validate(storage.read_json(path)) if storage.exists(path) else None
+    return read_document(Trial, path) if storage.exists(path) else None

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from sharelock_ray import storage
 from sharelock_ray.config import Config
+from sharelock_ray.documents import Document, read_document
 from sharelock_ray.encoders.spec import EncoderSpec, VisionSpec
 from sharelock_ray.engine.extraction_options import ExtractionOptions
-from sharelock_ray.errors import RequestError, RunError
+from sharelock_ray.errors import RequestError, SharelockError
 from sharelock_ray.extraction.chunks import Chunk, decode
 from sharelock_ray.features.manifest import Prediction
 from sharelock_ray.features.writer import EncodedChunk
@@ -81,7 +82,7 @@ class PlanTotal(Config):
     cost: float | None
 
 
-class Plan(Config):
+class Plan(Document):
     """`plan.json`."""
 
     device: str
@@ -120,7 +121,7 @@ def estimate(recipe: Recipe, samples: int = PROBE, price: float | None = None) -
         cost=None if price is None else sum(split.cost or 0.0 for split in splits),
     )
     found = Plan(device=groups[0].encoder.device, load_seconds=load_seconds, price=price, splits=splits, total=total)
-    storage.write_json(_path(recipe), found.model_dump(mode="json"))
+    storage.write_json(_path(recipe), found.content())
     return found
 
 
@@ -128,10 +129,10 @@ def predictions(recipe: Recipe, split: str) -> dict[str, Prediction]:
     """What the recipe's plan foresees for the feature sets of a split, by folder name; empty where there is no plan,
     or one that another version made."""
     try:
-        found = Plan.model_validate(storage.read_json(_path(recipe)))
+        found = read_document(Plan, _path(recipe))
     except FileNotFoundError:
         return {}
-    except (ValueError, RunError):
+    except SharelockError:
         say(f"{_path(recipe)} cannot be read, and is not compared with what comes: run `sharelock plan` again for that")
         return {}
     return {

@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import TypeVar
 
+from pydantic import ConfigDict
+
 from sharelock_ray import storage
-from sharelock_ray.config import content_hash
+from sharelock_ray.config import Config, content_hash
 from sharelock_ray.demo.shapes import write_shapes
+from sharelock_ray.documents import Document, read_document
 from sharelock_ray.encoders.spec import LanguageSpec
 from sharelock_ray.errors import RequestError, RunError, SharelockError
 from sharelock_ray.evaluation.result import Evaluation
@@ -23,7 +25,7 @@ from sharelock_ray.features.manifest import inputs_with_rejects, is_complete, re
 from sharelock_ray.features.writer import remove_leftovers
 from sharelock_ray.progress import Progress, clock, say
 from sharelock_ray.recipe.load import write_recipe
-from sharelock_ray.recipe.schema import Recipe
+from sharelock_ray.recipe.schema import EvaluationSpec, Recipe
 from sharelock_ray.report.summary import StudySummary, Summary
 from sharelock_ray.runs.folder import CHECKPOINT, TrainingResult
 from sharelock_ray.sources.sample import Sample
@@ -36,6 +38,46 @@ _R = TypeVar("_R")
 # To start a Ray for fewer shards than this takes longer than to check them.
 _FEW = 64
 _AUDIT, _EVALUATION, _SECONDS = "audit.json", "evaluation.json", "seconds.json"
+
+
+class Audited(Config):
+    """An audit, and the content that was audited."""
+
+    digest: str
+    audit: Audit
+
+
+class AuditRecord(Document):
+    """`audit.json`: the last audit of each feature set, by its URI."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Audited]
+
+
+class StageSeconds(Document):
+    """`seconds.json`: what each stage took, by its name."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float]
+
+
+class EvaluationRequest(Config):
+    """What an evaluation depends on."""
+
+    model: str
+    """SHA-256 of `checkpoint.json`."""
+    features: tuple[str, ...]
+    """Digests of the feature sets."""
+    evaluation: EvaluationSpec
+    classes: str | None = None
+    """Hash of the class names. None where the version that wrote it did not note it yet."""
+
+
+class EvaluationRecord(Document):
+    """`evaluation.json`: what was asked, and what was found."""
+
+    request: EvaluationRequest
+    result: Evaluation
 
 
 def demo(recipe: Recipe) -> Summary:
@@ -162,10 +204,8 @@ def audit(recipe: Recipe) -> list[Audit]:
             if not any(each.problems for each in found):
                 _match(of_split, found)
             audits += found
-    record = {
-        s.uri: {"digest": s.manifest.digest, "audit": asdict(found)} for s, found in zip(sets, audits, strict=True)
-    }
-    storage.write_json(storage.join(recipe.output, _AUDIT), record)
+    record = {s.uri: Audited(digest=s.manifest.digest, audit=found) for s, found in zip(sets, audits, strict=True)}
+    storage.write_json(storage.join(recipe.output, _AUDIT), AuditRecord.model_validate(record).content())
     if not any(each.problems for each in audits):
         say(f"audit: {len(audits)} feature sets are whole, each input in rows or rejects exactly once")
     return audits
@@ -178,8 +218,8 @@ def _audit_once(recipe: Recipe) -> None:
         RunError: a set is not sound.
     """
     path = storage.join(recipe.output, _AUDIT)
-    known = storage.read_json(path) if storage.exists(path) else {}
-    sound = {uri: each["digest"] for uri, each in known.items() if not each["audit"]["problems"]}
+    known = read_document(AuditRecord, path).__pydantic_extra__ if storage.exists(path) else {}
+    sound = {uri: each.digest for uri, each in known.items() if not each.audit.problems}
     if all(sound.get(s.uri) == s.manifest.digest for s in _feature_sets(recipe)):
         say("audit: already done")
         return
@@ -256,16 +296,19 @@ def report_study(folder: str) -> StudySummary:
         raise RequestError(f"{folder} holds no study: run `sharelock tune`")
     from sharelock_ray.report.study_page import write_study
 
-    return write_study(Study.model_validate(storage.read_json(path)), folder)
+    return write_study(read_document(Study, path), folder)
 
 
 def evaluate(recipe: Recipe) -> Evaluation:
     """Scores the best checkpoint on the test split; without one, on the validation pairs of the training split."""
     path = storage.join(recipe.output, _EVALUATION)
     asked = _evaluation_request(recipe)
-    if storage.exists(path) and asked | (known := storage.read_json(path))["request"] == asked:
-        say("evaluate: already done")
-        return Evaluation.model_validate(known["result"])
+    if storage.exists(path):
+        known = read_document(EvaluationRecord, path)
+        noted = known.request.classes or asked.classes
+        if known.request.model_copy(update={"classes": noted}) == asked:
+            say("evaluate: already done")
+            return known.result
     from sharelock_ray.batches.sampling import split_validation
     from sharelock_ray.evaluation.evaluate import evaluate as evaluate_model
     from sharelock_ray.runs.model import load_model
@@ -281,7 +324,7 @@ def evaluate(recipe: Recipe) -> Evaluation:
         spec = recipe.evaluation
         model = load_model(recipe.run.best, trust_remote_code=_trusts(recipe))
         result = evaluate_model(model, pairs, split, names, spec.templates, spec.recall_at)
-    storage.write_json(path, {"request": asked, "result": result.model_dump(mode="json")})
+    storage.write_json(path, EvaluationRecord(request=asked, result=result).content())
     scored = [
         f"{what} of {found.images:,} images"
         for what, found in (
@@ -313,7 +356,7 @@ def report(recipe: Recipe) -> Summary:
     path = storage.join(recipe.output, _EVALUATION)
     if result is None or not storage.exists(path):
         raise RequestError(f"{recipe.output} holds no finished training with an evaluation: run `sharelock evaluate`")
-    evaluation = Evaluation.model_validate(storage.read_json(path)["result"])
+    evaluation = read_document(EvaluationRecord, path).result
     summary = Summary(
         title=recipe.name,
         note=recipe.note,
@@ -334,17 +377,16 @@ def _feature_sets(recipe: Recipe) -> list[FeatureSet]:
     ]
 
 
-def _evaluation_request(recipe: Recipe) -> dict[str, object]:
-    """What an evaluation depends on: the model, the features and the settings."""
+def _evaluation_request(recipe: Recipe) -> EvaluationRequest:
     checkpoint = storage.join(recipe.run.best, CHECKPOINT)
     if not storage.exists(checkpoint):
         raise RequestError(f"{recipe.output} holds no trained model: run `sharelock train` first")
-    return {
-        "model": storage.sha256_of(checkpoint),
-        "features": [s.manifest.digest for s in _feature_sets(recipe)],
-        "evaluation": recipe.evaluation.model_dump(mode="json"),
-        "classes": content_hash(recipe.class_names()),
-    }
+    return EvaluationRequest(
+        model=storage.sha256_of(checkpoint),
+        features=tuple(s.manifest.digest for s in _feature_sets(recipe)),
+        evaluation=recipe.evaluation,
+        classes=content_hash(recipe.class_names()),
+    )
 
 
 def _images(recipe: Recipe, keys: Sequence[str]) -> dict[str, bytes]:
@@ -371,9 +413,10 @@ def _timed(recipe: Recipe, stage: str) -> Iterator[None]:
     seconds = time.monotonic() - started
     known = _seconds(recipe)
     if stage not in known:
-        storage.write_json(storage.join(recipe.output, _SECONDS), known | {stage: round(seconds, 2)})
+        record = StageSeconds.model_validate(known | {stage: round(seconds, 2)})
+        storage.write_json(storage.join(recipe.output, _SECONDS), record.content())
 
 
 def _seconds(recipe: Recipe) -> dict[str, float]:
     path = storage.join(recipe.output, _SECONDS)
-    return dict(storage.read_json(path)) if storage.exists(path) else {}
+    return read_document(StageSeconds, path).__pydantic_extra__ if storage.exists(path) else {}

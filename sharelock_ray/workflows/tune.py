@@ -46,7 +46,7 @@ def tune(recipe: Recipe) -> Study:
     for each in checked:
         _embed_prompts(recipe, each)
     database = spec.storage or _journal(recipe)
-    searched = spec.model_dump(mode="json", include={"space", "objective"})
+    searched = {"space": spec.space, "objective": spec.objective}
     name = f"{recipe.name}-{content_hash(recipe.alignment, searched, sets)}"
     queue = StudyQueue(name, spec, trials_folder(recipe), database, prepare)
     if queue.doubles:
@@ -65,7 +65,7 @@ def tune(recipe: Recipe) -> Study:
         doubles=tuple(queue.doubles),
         storage=database,
     )
-    storage.write_json(storage.join(recipe.output, STUDY), study.model_dump(mode="json"))
+    storage.write_json(storage.join(recipe.output, STUDY), study.content())
     if not any(trial.state == "finished" for trial in trials):
         raise RunError(f"none of the {len(trials)} trials finished; the first: {trials[0].state}: {trials[0].reason}")
     _write_winner(recipe, study)

@@ -9,7 +9,6 @@ import timm
 from pydantic import ValidationError
 
 import support
-from sharelock_ray.encoders.presets import PRESETS
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.errors import RequestError
 
@@ -115,22 +114,6 @@ class TestFolder:
     def test_of_weights_that_are_missing_is_a_wrong_request(self, tmp_path: Path, vision_spec: VisionSpec) -> None:
         with pytest.raises(RequestError, match="no weights at"):
             vision_spec.model_copy(update={"weights": str(tmp_path / "gone")}).folder()
-
-
-@pytest.mark.parametrize(
-    ("preset", "folder"),
-    [
-        ("dinov2-l", "dinov2-l-bb1f032a"),
-        ("sharelock-dinov2-s", "sharelock-dinov2-s-58d7bf6f"),
-        ("resnet-50", "resnet-50-ff74c686"),
-        ("llama-3-8b", "llama-3-8b-b2c287fb"),
-        ("e5-base", "e5-base-467abdff"),
-    ],
-)
-def test_the_folder_of_a_preset_is_what_it_was_when_sets_were_made_of_it(preset: str, folder: str) -> None:
-    fields = PRESETS[preset]
-    spec = (VisionSpec if fields["modality"] == "vision" else LanguageSpec)(preset=preset)
-    assert spec.resolved().folder() == folder
 
 
 class TestForwardKey:

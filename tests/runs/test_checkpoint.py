@@ -11,6 +11,11 @@ import torch
 
 import support
 from sharelock_ray import storage
+from sharelock_ray.alignment.heads import Heads
+from sharelock_ray.alignment.optimizer import Adam
+from sharelock_ray.alignment.spec import AlignmentSpec, ProjectionSpec
+from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
+from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.runs.checkpoint import (
     Checkpoint,
     CheckpointWriter,
@@ -21,12 +26,7 @@ from sharelock_ray.runs.checkpoint import (
     read_checkpoint,
     restore,
 )
-from sharelock_ray.alignment.heads import Heads
-from sharelock_ray.alignment.optimizer import Adam
 from sharelock_ray.runs.folder import RunFolder
-from sharelock_ray.alignment.spec import AlignmentSpec, ProjectionSpec
-from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
-from sharelock_ray.errors import RequestError, RunError
 
 SPEC = AlignmentSpec(
     language=ProjectionSpec(depth=3, width=16, dropout=0.1), learn_logit_scale=True, logit_scale=20, weight_decay=0

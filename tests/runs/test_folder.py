@@ -8,10 +8,10 @@ import pytest
 
 import support
 from sharelock_ray import storage
-from sharelock_ray.runs.folder import RunFolder
 from sharelock_ray.alignment.spec import AlignmentSpec
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.features.manifest import Manifest, read_manifest
+from sharelock_ray.runs.folder import RunFolder
 
 SPEC = AlignmentSpec()
 
@@ -61,6 +61,21 @@ class TestBegin:
         monkeypatch.setattr(storage, "create_bytes", second)
         with pytest.raises(RequestError, match=r"alignment\.seed: 1 there, 0 now"):
             run.begin(SPEC, *manifests)
+
+    def test_goes_on_with_a_request_of_a_version_with_fewer_settings(
+        self, tmp_path: Path, manifests: tuple[Manifest, Manifest]
+    ) -> None:
+        run = RunFolder(str(tmp_path))
+        run.begin(SPEC, *manifests)
+        path = str(tmp_path / "training-request.json")
+        asked = storage.read_json(path)
+        # Also within a head: `alignment.language` has settings of its own.
+        del asked["alignment"]["order"], asked["alignment"]["language"]["gated"]
+        storage.write_json(path, asked)
+        run.begin(SPEC, *manifests)
+        gated = SPEC.language.model_copy(update={"gated": True})
+        with pytest.raises(RequestError, match=r"\(alignment\.language\.gated: False there, True now\)"):
+            run.begin(SPEC.model_copy(update={"language": gated}), *manifests)
 
     def test_removes_what_killed_writes_have_left(self, tmp_path: Path, manifests: tuple[Manifest, Manifest]) -> None:
         for folder in (tmp_path, tmp_path / "best", tmp_path / "last"):

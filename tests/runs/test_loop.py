@@ -22,17 +22,17 @@ from curves import (
     train_with_a_slow_reader,
 )
 from sharelock_ray import storage
+from sharelock_ray.alignment.optimizer import Adam
+from sharelock_ray.alignment.spec import AlignmentSpec, ProjectionSpec
 from sharelock_ray.batches import placement as placement_module
 from sharelock_ray.batches.sampling import PairBatches, split_validation
-from sharelock_ray.runs.checkpoint import load_heads, read_checkpoint
-from sharelock_ray.alignment.optimizer import Adam
-from sharelock_ray.runs.folder import RunFolder
-from sharelock_ray.alignment.spec import AlignmentSpec, ProjectionSpec
-from sharelock_ray.runs.loop import train
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.features.cache import folder_of
 from sharelock_ray.features.featureset import Pairs, join, open_features
+from sharelock_ray.runs.checkpoint import load_heads, read_checkpoint
+from sharelock_ray.runs.folder import RunFolder
+from sharelock_ray.runs.loop import train
 
 SPEC = AlignmentSpec(
     language=ProjectionSpec(depth=2, width=32, dropout=0.1),

@@ -10,9 +10,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import support
 from sharelock_ray import storage
-from sharelock_ray.runs.metrics import Metrics
-from sharelock_ray.runs.folder import RunFolder
 from sharelock_ray.errors import RequestError
+from sharelock_ray.runs.folder import RunFolder
+from sharelock_ray.runs.metrics import Metrics
 
 
 @pytest.fixture(params=["local", "memory"])

@@ -19,10 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import sharelock_ray
 import support
-from sharelock_ray.runs.model import AlignedModel
-from sharelock_ray.runs.folder import RunFolder
 from sharelock_ray.alignment.spec import AlignmentSpec, ProjectionSpec
-from sharelock_ray.runs.loop import train
 from sharelock_ray.encoders.images import decode_image
 from sharelock_ray.encoders.language import LanguageEncoder
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
@@ -30,6 +27,9 @@ from sharelock_ray.encoders.vision import VisionEncoder
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.features.featureset import FeatureSet, open_features
 from sharelock_ray.features.writer import EncodedChunk
+from sharelock_ray.runs.folder import RunFolder
+from sharelock_ray.runs.loop import train
+from sharelock_ray.runs.model import AlignedModel
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
 NAMES = [list(COLOURS)[i % 3] for i in range(90)]
