@@ -121,7 +121,7 @@ class TestTraining:
         monkeypatch.setattr(placement_module, "_HOST_SHARE", 0.0 if kind == "disk" else 1.0)
         run = RunFolder(str(tmp_path))
         train_alone(run, *features, SPEC, "cuda")
-        assert f"from the {kind}" in str(run.feeding())
+        assert f"from the {kind}" in str(run.data_placement())
         assert near(run.metrics(), on_cpu.metrics(), 1e-3)
 
     def test_finds_what_the_one_before_left_on_the_gpu(self, tmp_path: Path, features: tuple[str, str]) -> None:

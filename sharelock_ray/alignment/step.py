@@ -71,7 +71,7 @@ class Optimization:
         norm = torch.nn.utils.clip_grad_norm_(self._trained, self.spec.clip_norm or math.inf)
         self.optimizer.step(learning_rate(self.spec, step))
         heads.clamp_logit_scale()
-        self._follow(step)
+        self._update_ema(step)
         return {"loss": torch.stack(losses).mean(), "grad_norm": norm}
 
     def _loss(
@@ -107,7 +107,7 @@ class Optimization:
             parameter.grad = total.view_as(parameter)
 
     @torch.no_grad()
-    def _follow(self, step: int) -> None:
+    def _update_ema(self, step: int) -> None:
         """Updates the weight average; the decay is lower at first, so that the initial weights are soon forgotten."""
         if self.average is None or self.spec.ema_decay is None:
             return

@@ -185,7 +185,7 @@ def whole_run(setting: Setting, pairs: int, steps: int, evaluate_every: int) -> 
         wall = time.perf_counter() - started
         result = run.result()
         assert result is not None
-        return Run(setting, pairs, steps, str(run.feeding()), wall - result.seconds, result.seconds)
+        return Run(setting, pairs, steps, str(run.data_placement()), wall - result.seconds, result.seconds)
 
 
 def _step(setting: Setting, rank: int = 0) -> Callable[[], object]:

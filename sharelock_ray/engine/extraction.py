@@ -26,7 +26,7 @@ from sharelock_ray.features.writer import FeatureSetWriter, StagedPart, remove_l
 from sharelock_ray.progress import say
 from sharelock_ray.sources.sample import Shard, Source, change
 
-_TELL_EVERY_S = 10.0
+_PUBLISH_EVERY_S = 10.0
 _SOFTWARE = ("sharelock-ray", "ray", "torch", "timm", "transformers", "pyarrow", "pillow")
 
 
@@ -109,7 +109,10 @@ def _run(
     ]
     tasks = _tasks(shards, staged)
     earlier = combined(read_live(writer.uri) for writer in writers)
-    with Meter(f"extract {job.split}", shards, _open_chunks(tasks), earlier) as meter, _told(writers, meter):
+    with (
+        Meter(f"extract {job.split}", shards, _open_chunks(tasks), earlier) as meter,
+        _publishing_progress(writers, meter),
+    ):
         if tasks:
             kept = sum(len(part.chunks) for parts in staged for part in parts.values())
             sealed = sum(part.sealed for parts in staged for part in parts.values())
@@ -150,27 +153,27 @@ def _run(
 
 
 @contextmanager
-def _told(writers: Sequence[FeatureSetWriter], meter: Meter) -> Iterator[None]:
+def _publishing_progress(writers: Sequence[FeatureSetWriter], meter: Meter) -> Iterator[None]:
     """Writes the progress of the run to storage at intervals, within the block."""
     ended = threading.Event()
 
-    def tell() -> None:
+    def publish() -> None:
         while True:
             # Progress is informational; storage errors will be reported by the work itself.
             with suppress(Exception):
                 for writer in writers:
                     write_live(writer.uri, meter.live())
-            if ended.wait(_TELL_EVERY_S):
+            if ended.wait(_PUBLISH_EVERY_S):
                 return
 
-    teller = threading.Thread(target=tell, daemon=True)
-    teller.start()
+    publisher = threading.Thread(target=publish, daemon=True)
+    publisher.start()
     try:
         yield
     finally:
         ended.set()
     # Otherwise the last write could come after the staging folder is removed.
-    teller.join()
+    publisher.join()
 
 
 def _open_chunks(tasks: Sequence[ReadTask]) -> dict[int, int]:

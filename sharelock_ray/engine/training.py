@@ -191,11 +191,11 @@ def _progress(run: RunFolder, steps: int) -> Iterator[None]:
     before = run.metrics()
     if before:
         say(f"train: continues near step {_last_step(before):,}")
-    run.say_feeding(None)
+    run.write_data_placement(None)
     ended = threading.Event()
     # Progress runs on the thread rather than Ray: a thread waiting in `ray.get` crashes the process at Ray's shutdown.
     with ThreadPoolExecutor(1) as pool:
-        following = pool.submit(_follow, run, steps, before, ended)
+        following = pool.submit(_print_progress, run, steps, before, ended)
         try:
             yield
         finally:
@@ -203,15 +203,15 @@ def _progress(run: RunFolder, steps: int) -> Iterator[None]:
         following.result()
 
 
-def _follow(run: RunFolder, steps: int, before: list[dict[str, Any]], ended: threading.Event) -> None:
+def _print_progress(run: RunFolder, steps: int, before: list[dict[str, Any]], ended: threading.Event) -> None:
     """Prints new metrics in the run's folder since `before`."""
-    fed = None
+    placed = None
     with Progress("train", "steps", steps, _last_step(before)) as progress:
         while not ended.wait(_POLL_S):
             # Storage errors are handled by the workers.
             with suppress(SharelockError):
-                if fed is None and (fed := run.feeding()) is not None:
-                    say(f"train: {fed}")
+                if placed is None and (placed := run.data_placement()) is not None:
+                    say(f"train: {placed}")
                 rows = run.metrics()
                 if rows != before:
                     progress.update(_last_step(rows) - progress.count, _note(rows, progress.rate(time.monotonic())))

@@ -12,7 +12,7 @@ from sharelock_ray.errors import RequestError, RunError, SharelockError
 from sharelock_ray.features.manifest import Manifest
 
 CHECKPOINT = "checkpoint.json"
-_FEEDING = "feeding.json"
+_DATA_PLACEMENT = "feeding.json"
 _FAULT = "fault.json"
 
 
@@ -101,14 +101,14 @@ class RunFolder:
         for folder in (self.uri, self.best, self.last):
             storage.remove_unfinished(folder)
 
-    def feeding(self) -> str | None:
-        """Where the batches of the running training come from, and why; None while that is not known."""
-        path = storage.join(self.uri, _FEEDING)
+    def data_placement(self) -> str | None:
+        """The data placement of the running training, and its reason; None if it is not known yet."""
+        path = storage.join(self.uri, _DATA_PLACEMENT)
         return str(storage.read_json(path)) if storage.exists(path) else None
 
-    def say_feeding(self, text: str | None) -> None:
-        """What `feeding` gives from now on."""
-        path = storage.join(self.uri, _FEEDING)
+    def write_data_placement(self, text: str | None) -> None:
+        """Stores the result of `data_placement`; None removes it."""
+        path = storage.join(self.uri, _DATA_PLACEMENT)
         storage.remove(path) if text is None else storage.write_json(path, text)
 
     def fault(self) -> SharelockError | None:

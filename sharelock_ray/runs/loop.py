@@ -104,7 +104,7 @@ def train(
         for of in (training, validation)
     )
     if optimization.is_main:
-        run.say_feeding(f"batches come from the {store.placement.kind} ({store.placement.reason})")
+        run.write_data_placement(f"batches come from the {store.placement.kind} ({store.placement.reason})")
     ranks = rank(group), world_size(group)
     started = time.monotonic() - position.seconds
     finite = _Finite(run, batches, spec, group)

@@ -207,12 +207,12 @@ class TestSchedule:
     ("changes", "message"),
     [
         ({"accumulation": 5}, "`global_batch_size` 24 cannot be split into 5 equal micro-batches"),
-        ({"accumulation": 24}, "two pairs or more"),
-        ({"schedule": "wsd"}, "`decay_steps` says how long"),
-        ({"decay_steps": 3}, "`decay_steps` says how long"),
-        ({"schedule": "wsd", "decay_steps": 7}, "more than the 8 `steps`"),
+        ({"accumulation": 24}, "at least two pairs"),
+        ({"schedule": "wsd"}, "set `decay_steps` if and only if"),
+        ({"decay_steps": 3}, "set `decay_steps` if and only if"),
+        ({"schedule": "wsd", "decay_steps": 7}, "exceed the 8 `steps`"),
         ({"language": ProjectionSpec()}, "both sides are locked"),
-        ({"dim": 8}, "`dim` says the width"),
+        ({"dim": 8}, "set `dim`, the width"),
         ({"logit_scale": 101}, "logit_scale"),
     ],
 )

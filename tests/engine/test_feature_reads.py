@@ -47,9 +47,9 @@ class TestStreamed:
     ) -> None:
         run, alone = RunFolder(str(tmp_path / "run")), RunFolder(str(tmp_path / "alone"))
         train(run, *features, SPEC, TrainingOptions(stream=True))
-        assert run.feeding() == "batches come from the storage (as asked)"
+        assert run.data_placement() == "batches come from the storage (as asked)"
         train_alone(alone, *features, SPEC)
-        assert alone.feeding().startswith("batches come from the host")
+        assert alone.data_placement().startswith("batches come from the host")
         assert run.metrics() == alone.metrics()
 
     def test_pieces_come_in_their_order(self, features: tuple[str, str]) -> None:

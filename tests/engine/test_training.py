@@ -125,7 +125,7 @@ def test_a_lost_node_leaves_fewer_workers_that_continue_the_same_curve(tmp_path:
     alone, run = RunFolder(str(tmp_path / "alone")), RunFolder(str(tmp_path / "run"))
     train_alone(alone, *features, losses.SPEC)
     subprocess.run([sys.executable, losses.__file__, "nodes", str(tmp_path)], check=True, timeout=300)
-    assert run.feeding() == "batches come from the storage (as asked)"
+    assert run.data_placement() == "batches come from the storage (as asked)"
     assert [row["step"] for row in run.metrics()] == [row["step"] for row in alone.metrics()]
     for ours, theirs in zip(run.metrics(), alone.metrics(), strict=True):
         # Rounding, over hundreds of steps.

@@ -107,7 +107,7 @@ def test_a_damaged_document_is_an_error_that_names_it(
         "training.json": run.result,
         "training-request.json": lambda: run.begin(SPEC, *manifests),
         "fault.json": run.fault,
-        "feeding.json": run.feeding,
+        "feeding.json": run.data_placement,
     }
     with pytest.raises(RunError, match=rf"{name} is damaged"):
         reads[name]()

@@ -316,7 +316,9 @@ class TestFeaturesThatNoNodeCanHold:
     def test_are_streamed_in_the_order_that_allows_it(self, tmp_path: Path, features: tuple[str, str]) -> None:
         run = RunFolder(str(tmp_path / "run"))
         train(run, *features, SPEC.model_copy(update={"order": "parts"}))
-        assert run.feeding().startswith("batches come from the storage (0.0 GB of features, 0.0 GB free for them in ")
+        assert run.data_placement().startswith(
+            "batches come from the storage (0.0 GB of features, 0.0 GB free for them in "
+        )
         assert not list((tmp_path / "cache").rglob("embeddings.bin"))
 
     def test_are_one_clear_line_in_another_order(self, tmp_path: Path, features: tuple[str, str]) -> None:
