@@ -18,6 +18,7 @@ from sharelock_ray.progress import clock, say
 from sharelock_ray.recipe.load import with_settings, write_recipe
 from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.report.summary import StudySummary
+from sharelock_ray.sources.sample import IMAGES
 from sharelock_ray.study.effects import ranked
 from sharelock_ray.study.spec import Range, TuningSpec
 from sharelock_ray.study.trials import CHOSEN_ON_TEST, STUDY, Study, Trial
@@ -244,7 +245,8 @@ class Preparation:
 
 def _has_classes(recipe: Recipe) -> bool:
     """Whether trials can be scored on zero-shot classification."""
-    named = "test" in recipe.splits and recipe.class_names() is not None
+    test = recipe.splits.get("test")
+    named = test is not None and IMAGES in test.provides and recipe.class_names() is not None
     if not named and "zero_shot" in _spec(recipe).objective:
         raise RequestError("the objective zero_shot wants images with class names: give `data.test` and `data.classes`")
     return named
