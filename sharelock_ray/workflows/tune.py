@@ -19,7 +19,6 @@ from sharelock_ray.recipe.load import with_settings, write_recipe
 from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.report.summary import StudySummary
 from sharelock_ray.sources.sample import IMAGES
-from sharelock_ray.study.effects import ranked
 from sharelock_ray.study.spec import Range, TuningSpec
 from sharelock_ray.study.trials import CHOSEN_ON_TEST, STUDY, Study, Trial
 from sharelock_ray.workflows.evaluate import open_prompts
@@ -259,6 +258,9 @@ def _journal(recipe: Recipe) -> str:
 
 
 def _write_winner(recipe: Recipe, study: Study) -> None:
+    # Only here, since scipy takes a second to import.
+    from sharelock_ray.study.effects import ranked
+
     best = ranked(study.trials, study.objective[0])[0]
     # In a folder of its own: the study's output may hold another training.
     own = {"output": storage.join(recipe.output, "winner"), "features_of": recipe.features_of or recipe.output}
