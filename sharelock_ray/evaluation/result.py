@@ -40,6 +40,8 @@ class Example(Config):
     key: str
     truth: str
     predicted: str
+    thumbnail: str | None = None
+    """A small PNG in base64. None where the image could not be read any more, and in evaluations of version 1."""
 
 
 class Evaluation(Config):

@@ -1,24 +1,31 @@
 """`evaluate`: scores the best checkpoint of a run on feature sets, and leaves `evaluation.json`."""
 
+import base64
+import io
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from sharelock_ray import storage
 from sharelock_ray.config import Config, content_hash
 from sharelock_ray.documents import Document, read_document
-from sharelock_ray.errors import RequestError
-from sharelock_ray.evaluation.result import Evaluation
+from sharelock_ray.encoders.images import upright_image
+from sharelock_ray.errors import RequestError, SharelockError
+from sharelock_ray.evaluation.result import Evaluation, Example
 from sharelock_ray.features.featureset import FeatureSet, join, open_features
 from sharelock_ray.features.manifest import is_complete
 from sharelock_ray.progress import say
 from sharelock_ray.recipe.schema import EvaluationSpec, Recipe
 from sharelock_ray.runs.folder import CHECKPOINT
-from sharelock_ray.sources.sample import CAPTIONS
+from sharelock_ray.sources.sample import CAPTIONS, Sample, Source
+from sharelock_ray.sources.subset import Subset
 from sharelock_ray.workflows.extract import extract_splits
 from sharelock_ray.workflows.inputs import Inputs
 from sharelock_ray.workflows.timing import timed
 
 EVALUATION = "evaluation.json"
+_THUMBNAIL = 128
+"""Pixels of the longer side."""
 
 
 class EvaluationRequest(Config):
@@ -35,6 +42,8 @@ class EvaluationRequest(Config):
 
 class EvaluationRecord(Document):
     """`evaluation.json`: what was asked, and what was found."""
+
+    schema_version = 2
 
     request: EvaluationRequest
     result: Evaluation
@@ -72,7 +81,9 @@ def evaluate(recipe: Recipe, inputs: Inputs | None = None) -> Evaluation:
         elif pairs is not None:
             split, pairs = "validation", split_validation(pairs, recipe.alignment.validation_fraction)[1]
         spec = recipe.evaluation
+        source = inputs.splits["test" if "test" in recipe.splits else "train"].source
         result = score(heads, images, pairs, split, names, prompts, spec.templates, spec.recall_at)
+        result = result.model_copy(update={"examples": _with_thumbnails(result.examples, source)})
     storage.write_json(path, EvaluationRecord(request=asked, result=result).content())
     scored = [
         f"{what} of {found.images:,} images"
@@ -97,6 +108,28 @@ def open_prompts(inputs: Inputs) -> FeatureSet:
         place = prompts.uris.index(uri)
         extract_splits(inputs.recipe, [replace(prompts, encoders=(prompts.encoders[place],), uris=(uri,))])
     return open_features(uri)
+
+
+def _with_thumbnails(examples: Sequence[Example], source: Source) -> tuple[Example, ...]:
+    """Examples with a small picture each, as far as their images are still there: a page is made without the data."""
+    found: dict[str, str] = {}
+    # Feature sets outlive their inputs, and so does what is scored on them.
+    with suppress(SharelockError, OSError):
+        wanted = Subset(source, frozenset(example.key for example in examples))
+        for item in (item for shard in wanted.shards() for item in wanted.read(shard)):
+            if isinstance(item, Sample) and item.image is not None:
+                found[item.key] = _thumbnail(item.image, item.key)
+    if missing := len(examples) - len(found):
+        say(f"evaluate: {missing} of {len(examples)} example images cannot be read any more: the page has no picture")
+    return tuple(example.model_copy(update={"thumbnail": found.get(example.key)}) for example in examples)
+
+
+def _thumbnail(data: bytes, key: str) -> str:
+    small = upright_image(data, key)
+    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    buffer = io.BytesIO()
+    small.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _sets(inputs: Inputs, split: str) -> dict[str, FeatureSet]:

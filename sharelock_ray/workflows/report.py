@@ -1,13 +1,10 @@
 """`report`: the page of a run, or of a study, from what the other verbs left."""
 
-from collections.abc import Sequence
-
 from sharelock_ray import storage
 from sharelock_ray.documents import read_document
-from sharelock_ray.errors import RequestError, RunError
+from sharelock_ray.errors import RequestError
 from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.report.summary import StudySummary, Summary
-from sharelock_ray.sources.sample import Sample
 from sharelock_ray.study.trials import STUDY, Study
 from sharelock_ray.workflows.evaluate import EVALUATION, EvaluationRecord
 from sharelock_ray.workflows.inputs import Inputs, feature_sets
@@ -34,7 +31,7 @@ def report(recipe: Recipe, inputs: Inputs | None = None) -> Summary:
         evaluation=evaluation,
         seconds=seconds_of(recipe),
     )
-    write_page(summary, _images(inputs, [example.key for example in evaluation.examples]))
+    write_page(summary)
     return summary
 
 
@@ -46,19 +43,3 @@ def report_study(folder: str) -> StudySummary:
     from sharelock_ray.report.study_page import write_study
 
     return write_study(read_document(Study, path), folder)
-
-
-def _images(inputs: Inputs, keys: Sequence[str]) -> dict[str, bytes]:
-    """The image files of some samples, by key, from the split that was evaluated."""
-    wanted = set(keys)
-    source = (inputs.splits.get("test") or inputs.splits["train"]).source
-    found: dict[str, bytes] = {}
-    for shard in source.shards():
-        if not any(key.startswith(f"{shard.name}/") for key in wanted):
-            continue
-        for item in source.read(shard):
-            if isinstance(item, Sample) and item.key in wanted and item.image is not None:
-                found[item.key] = item.image
-    if missing := wanted - found.keys():
-        raise RunError(f"the image {min(missing)} is not in the data any more: restore the data to write the report")
-    return found

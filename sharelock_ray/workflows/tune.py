@@ -18,7 +18,7 @@ from sharelock_ray.progress import clock, say
 from sharelock_ray.recipe.load import with_settings, write_recipe
 from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.report.summary import StudySummary
-from sharelock_ray.study.effects import ranked
+from sharelock_ray.sources.sample import IMAGES
 from sharelock_ray.study.spec import Range, TuningSpec
 from sharelock_ray.study.trials import CHOSEN_ON_TEST, STUDY, Study, Trial
 from sharelock_ray.workflows.evaluate import open_prompts
@@ -244,7 +244,8 @@ class Preparation:
 
 def _has_classes(recipe: Recipe) -> bool:
     """Whether trials can be scored on zero-shot classification."""
-    named = "test" in recipe.splits and recipe.class_names() is not None
+    test = recipe.splits.get("test")
+    named = test is not None and IMAGES in test.provides and recipe.class_names() is not None
     if not named and "zero_shot" in _spec(recipe).objective:
         raise RequestError("the objective zero_shot wants images with class names: give `data.test` and `data.classes`")
     return named
@@ -257,6 +258,9 @@ def _journal(recipe: Recipe) -> str:
 
 
 def _write_winner(recipe: Recipe, study: Study) -> None:
+    # Only here, since scipy takes a second to import.
+    from sharelock_ray.study.effects import ranked
+
     best = ranked(study.trials, study.objective[0])[0]
     # In a folder of its own: the study's output may hold another training.
     own = {"output": storage.join(recipe.output, "winner"), "features_of": recipe.features_of or recipe.output}

@@ -1,7 +1,9 @@
 """Encoders, listings and hashes are resolved once for a command, and encoders run where they are fed."""
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,10 +15,12 @@ from sharelock_ray.recipe.schema import DataSpec, Recipe
 from sharelock_ray.sources.folders import ClassFolderSource
 from sharelock_ray.sources.texts import TextSource
 from sharelock_ray.sources.webdataset import WebDatasetSource
+from sharelock_ray.study.spec import TuningSpec
 from sharelock_ray.workflows.evaluate import evaluate
 from sharelock_ray.workflows.extract import extract
 from sharelock_ray.workflows.inputs import Inputs, check_inputs
 from sharelock_ray.workflows.train import train
+from sharelock_ray.workflows.tune import Preparation
 
 
 @pytest.fixture
@@ -63,21 +67,43 @@ def test_other_templates_are_another_set_of_prompts(recipe: Recipe, tmp_path: Pa
     assert Inputs(recipe).prompts is None
 
 
-@pytest.mark.usefixtures("local_ray")
-def test_a_command_hashes_weights_once_and_lists_a_source_once(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often weights are hashed and sources are listed from now on."""
     calls: Counter[str] = Counter()
 
-    def counted(name: str, function: object) -> object:
+    def count(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: object) -> object:
             calls[name] += 1
             return function(*arguments)
 
         return call
 
-    monkeypatch.setattr(spec_module, "weights_digest", counted("hash", spec_module.weights_digest))
-    monkeypatch.setattr(WebDatasetSource, "shards", counted("list", WebDatasetSource.shards))
+    monkeypatch.setattr(spec_module, "weights_digest", count("hash", spec_module.weights_digest))
+    monkeypatch.setattr(WebDatasetSource, "shards", count("list", WebDatasetSource.shards))
+    return calls
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_command_hashes_weights_once_and_lists_a_source_once(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = counted(monkeypatch)
     extract(recipe)
     assert calls == {"hash": 2, "list": 1}
+    calls.clear()
     train(recipe)
+    assert calls == {"hash": 2}
+    calls.clear()
     evaluate(recipe)
-    assert calls == {"hash": 6, "list": 1}
+    # Once for the pictures of its examples.
+    assert calls == {"hash": 2, "list": 1}
+
+
+def test_a_study_hashes_weights_once_for_all_its_points(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    support.write_features_of(recipe)
+    spec = TuningSpec(space={"alignment.language.depth": [1, 2], "alignment.language.width": [8, 16]})
+    study = recipe.model_copy(update={"tuning": spec})
+    calls = counted(monkeypatch)
+    prepare = Preparation(study, spec)
+    runs = {prepare(point, seed).trial.run for point in spec.points() for seed in (0, 1)}
+    # At depth 1 all widths are one model.
+    assert len(runs) == 6
+    assert calls == {"hash": 2}

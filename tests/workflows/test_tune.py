@@ -147,7 +147,7 @@ class TestDoubles:
         for trial in self.run(self.queue(recipe)):
             known = point_recipe(recipe, trial.point)
             digests = [read_manifest(Inputs(known).uri("train", e)).digest for e in (known.vision, known.language)]
-            asked = known.alignment.model_dump(mode="json") | {"seed": trial.seed}
+            asked = known.training.model_dump(mode="json") | {"seed": trial.seed}
             assert Path(trial.run).name == content_hash(asked, digests, None)
 
     def test_of_an_older_study_stand_for_each_other(self, recipe: Recipe) -> None:
