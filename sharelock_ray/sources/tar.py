@@ -1,7 +1,9 @@
 """Where the members of a tar lie, found from its headers alone; a damaged tar gives every member that is still whole.
 
-The standard library's reader is not enough: it stops at the first damage, takes a missing header for the archive's end,
-and reads names of any length into memory.
+The standard library's reader is not enough, even with `ignore_zeros`, by which it reads on behind a damaged header. It
+loses every member behind one that claims more bytes than the tar has, follows a chain of extended headers by recursion,
+takes negative sizes and broken records for good, reads names of any length into memory, and does not say where it found
+no member, nor that the end mark is missing.
 """
 
 import bz2
