@@ -190,7 +190,7 @@ class TestOfVersion1:
         monkeypatch.setattr(cluster, "connected", lambda: pytest.fail("a trial is to be run"))
         found = tune.run_study(read_recipe(str(folder / "study.yaml")))
         assert found == known
-        assert "4 of 4 trials are there already" in said.getvalue()
+        assert "4 of 4 trials are already done" in said.getvalue()
 
 
 class TestOfANewerVersion:

@@ -139,8 +139,8 @@ class TestExtract:
         whole = extract(dataclasses.replace(job, root=str(tmp_path / "whole")), OPTIONS)
         # As a killed run leaves it: of one encoder's first part the first chunk is staged, of the other's nothing.
         shards = job.source.shards()
-        spec = job.encoders[0]
-        writer = FeatureSetWriter(job.uri(spec), spec.modality, spec.spec.stored_dtype)
+        spec = job.encoders[0].spec
+        writer = FeatureSetWriter(job.uri(job.encoders[0]), spec.modality, spec.stored_dtype)
         writer.start(shards, 4)
         chunk = decode(next(cut(job.source, shards[0], 4)), {spec.preprocessing})
         (encoded,) = encode_vision(VisionEncoder(spec), chunk, spec.preprocessing)

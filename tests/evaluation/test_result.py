@@ -25,12 +25,12 @@ STORED = {
 }
 
 
-def test_what_was_stored_before_notes_opens() -> None:
+def test_what_was_stored_before_notes_and_thumbnails_opens() -> None:
     found = Evaluation.model_validate_json(json.dumps(STORED))
     assert found.notes == ()
     assert found.retrieval.image_to_text[1].value == 0.21875
     assert found.zero_shot.among_present.per_class == {"red circle": 0.9, "green heart": 0.95}
-    kept = json.loads(found.model_dump_json(exclude={"notes"}))
+    kept = json.loads(found.model_dump_json(exclude_defaults=True))
     assert kept == STORED
 
 
