@@ -37,6 +37,8 @@ _LOGS_KEPT = 20
 # Ray notices a worker that died during its start only after a minute, and restarts such workers forever.
 _DEAD_S = 20.0
 _POLL_S = 0.2
+# Ray Data's name for the threads that prefetch the rows of a stream; they end within a tenth of a second.
+_READER_THREAD, _READER_S = "iter_threaded", 10.0
 # State of the connection made by `connected`.
 _folder: Path | None = None
 _own = False
@@ -70,8 +72,19 @@ def connected(address: str | None = None) -> Iterator[None]:
                 _require_workers(folder)
             yield
         finally:
+            _wait_for_readers()
             ray.shutdown()
             _folder, _own = None, False
+
+
+def _wait_for_readers() -> None:
+    """Waits for Ray Data's threads of a stream that was closed early.
+
+    Ray exits the whole process, without a word to the user, if one of them calls it after the shutdown.
+    """
+    for thread in threading.enumerate():
+        if thread.name == _READER_THREAD:
+            thread.join(_READER_S)
 
 
 @contextmanager
