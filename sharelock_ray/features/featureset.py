@@ -21,6 +21,7 @@ from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.features.cache import content_key, folder_of, in_use, made_once, unmade
 from sharelock_ray.features.manifest import MANIFEST, Manifest, Part, keys_digest, read_manifest, totals
 from sharelock_ray.features.schema import REJECTS, part_name, rows_schema
+from sharelock_ray.machine import cpu_count
 from sharelock_ray.progress import Progress
 from sharelock_ray.sources.sample import DUPLICATE_KEY
 
@@ -310,7 +311,7 @@ class _Columns(Mapping[str, np.ndarray]):
 
 def _in_parallel(work: Callable[[Any], _T], items: Sequence[Any]) -> Iterator[_T]:
     """What `work` makes of each item, in order, on all cores of this process; the first fault ends it."""
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(cpu_count()) as pool:
         try:
             yield from pool.map(work, items)
         finally:

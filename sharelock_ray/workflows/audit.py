@@ -80,7 +80,7 @@ def audit_once(recipe: Recipe, inputs: Inputs | None = None) -> None:
 def _each(function: Callable[[_T], _R], items: Sequence[_T]) -> Iterator[_R]:
     """What `function` gives of each of `items`, in their order: by threads where they are few, else by tasks of Ray.
 
-    On a cluster always by tasks, since its nodes may be nearer to the data.
+    In a job of a cluster always by tasks, since its nodes may be nearer to the data.
     """
     if len(items) > _FEW or os.environ.get("RAY_ADDRESS"):
         from sharelock_ray.engine.tasks import each

@@ -3,7 +3,6 @@
 import base64
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 import torch
 
 import support
+from pages import Page
 from sharelock_ray.evaluation.result import Evaluation, Example
 from sharelock_ray.evaluation.retrieval import retrieval
 from sharelock_ray.evaluation.zero_shot import zero_shot
@@ -37,22 +37,6 @@ TRAINING = TrainingResult(
 PICTURE = base64.b64encode(support.jpeg(size=(20, 10))).decode()
 METRICS = tuple({"step": step, "loss": 4 / step, "learning_rate": 0.1} for step in range(1, 11))
 METRICS += ({"step": 10, "validation_loss": 0.5, "recall_at_1": 0.5},)
-
-
-class Page(HTMLParser):
-    """What a browser would make of a page: its tags with their attributes, and its text."""
-
-    def __init__(self, content: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(content)
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 @pytest.fixture

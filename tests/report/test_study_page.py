@@ -2,13 +2,13 @@
 
 import itertools
 import warnings
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
+from pages import Page
 from sharelock_ray.report.study_page import verdict, write_study
 from sharelock_ray.runs.folder import RunFolder
 from sharelock_ray.study.trials import Double, Study, Trial
@@ -18,22 +18,6 @@ AXES = {
     "alignment.language.width": (32, 64),
     "alignment.language.activation": ("relu", "gelu"),
 }
-
-
-class Page(HTMLParser):
-    """A page as a browser reads it: its tags with their attributes, and its text."""
-
-    def __init__(self, content: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(content)
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 def recall(point: dict[str, object], seed: int) -> float:
