@@ -11,17 +11,7 @@ _T = TypeVar("_T")
 
 
 class ExhaustedError(Exception):
-    """A transient fault that outlasted the policy; its cause is the last error.
-
-    Attributes:
-        attempts: how often it was tried.
-        seconds: how long it took.
-    """
-
-    def __init__(self, attempts: int, seconds: float) -> None:
-        super().__init__(f"{attempts} attempts in {seconds:.0f} s")
-        self.attempts = attempts
-        self.seconds = seconds
+    """A transient fault that outlasted the policy; its cause is the last error."""
 
 
 @dataclass(frozen=True)
@@ -80,5 +70,5 @@ class RetryPolicy:
                     failed, since = 1, now
                 pause = self.pause(failed)
                 if failed >= self.attempts or now - since + pause >= self.total_s:
-                    raise ExhaustedError(tried, now - began) from error
+                    raise ExhaustedError(f"{tried} attempts in {now - began:.0f} s") from error
             await asyncio.sleep(pause)

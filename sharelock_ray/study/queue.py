@@ -121,8 +121,9 @@ class StudyQueue:
 
     def __init__(self, name: str, spec: TuningSpec, folder: str, database: str, prepare: Prepare) -> None:
         self._spec, self._prepare = spec, prepare
+        self._database = open_storage(database)
         self._study = optuna.create_study(
-            storage=open_storage(database),
+            storage=self._database,
             study_name=name,
             directions=["minimize" if name in LOWER_IS_BETTER else "maximize" for name in spec.objective],
             load_if_exists=True,
@@ -266,7 +267,7 @@ class StudyQueue:
             if not trial.over:
                 self._again.append(trial)
                 if twin is not None and twin.state == TrialState.RUNNING:
-                    self._asked[trial.run] = optuna.Trial(self._study, twin._trial_id)
+                    self._asked[trial.run] = self._resumed(twin.number)
                 continue
             self._known[trial.run] = trial
             if twin is None:
@@ -279,6 +280,11 @@ class StudyQueue:
         for twin in self._study.get_trials(states=(TrialState.RUNNING,)):
             if twin.user_attrs.get(_RUN) not in self._asked:
                 self._study.tell(twin.number, state=TrialState.FAIL)
+
+    def _resumed(self, number: int) -> optuna.Trial:
+        """The running trial of this number in the database."""
+        study = self._database.get_study_id_from_name(self._study.study_name)
+        return optuna.Trial(self._study, self._database.get_trial_id_from_study_id_trial_number(study, number))
 
     def _own(self, trial: Trial) -> TrialJob | None:
         """The job of a record; None where this study would not run the same, to the last setting."""

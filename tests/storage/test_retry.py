@@ -35,7 +35,7 @@ def test_gives_up_after_its_attempts_and_names_the_last_fault() -> None:
     work = Failing(100)
     with pytest.raises(ExhaustedError, match=r"^4 attempts in 0 s$") as caught:
         asyncio.run(QUICK.run(work, is_connection))
-    assert work.calls == caught.value.attempts == 4
+    assert work.calls == 4
     assert str(caught.value.__cause__) == "fault 4"
 
 
@@ -53,9 +53,8 @@ def test_progress_makes_an_attempt_count_as_the_first_again() -> None:
 
 def test_an_attempt_that_hangs_ends_with_the_time_of_the_whole() -> None:
     policy = RetryPolicy(attempts=1000, total_s=0.05)
-    with pytest.raises(ExhaustedError) as caught:
+    with pytest.raises(ExhaustedError, match=r"^1 attempts "):
         asyncio.run(policy.run(lambda: asyncio.sleep(3600), is_connection))
-    assert caught.value.attempts == 1
 
 
 def test_what_is_slow_but_goes_on_may_take_longer_than_that() -> None:
@@ -76,9 +75,10 @@ def test_what_is_slow_but_goes_on_may_take_longer_than_that() -> None:
 
 def test_no_pause_is_begun_that_would_outlast_the_whole() -> None:
     policy = RetryPolicy(attempts=1000, first_s=0.02, longest_s=0.02, total_s=0.1)
-    with pytest.raises(ExhaustedError) as caught:
-        asyncio.run(policy.run(Failing(1000), is_connection))
-    assert 1 < caught.value.attempts < 1000
+    work = Failing(1000)
+    with pytest.raises(ExhaustedError):
+        asyncio.run(policy.run(work, is_connection))
+    assert 1 < work.calls < 1000
 
 
 def test_pauses_are_spread_from_nothing_to_a_bound_that_doubles_up_to_the_longest() -> None:
