@@ -199,8 +199,8 @@ def test_a_killed_study_goes_on_and_ends_in_a_page(extracted: Path, said: io.Str
     assert winner.tuning is None
     # What chose it is said before the trials run, with the result, and beside the winner.
     assert "tune: chooses by zero-shot accuracy on the test split" in said.getvalue()
-    assert "chosen by the test split" in summary.verdict
-    assert "chosen by the test split" in winner.note
+    assert "selected on the test split" in summary.verdict
+    assert "selected on the test split" in winner.note
     assert winner.alignment.language.depth == summary.points[0].point["alignment.language.depth"]
     # It trains on the features that are there, in a folder where no other training is.
     assert winner.output == f"{recipe.output}/winner"
