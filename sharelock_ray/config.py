@@ -28,8 +28,8 @@ def hashed(value: object, exclude: Set[str] = frozenset()) -> Any:
     """The content that names are derived from, as plain JSON values; nested models are included.
 
     A field is included if it differs from its default, so that a new field with a default renames nothing. Tags
-    (literals of one value), which distinguish models, and the fields of `_always_hashed` are always included. The default
-    of any other field must never change: sets made with the old and the new default would share one name.
+    (literals of one value), which distinguish models, and the fields of `_always_hashed` are always included. The
+    default of any other field must never change: sets made with the old and the new default would share one name.
 
     Args:
         exclude: fields of `value` itself to leave out.

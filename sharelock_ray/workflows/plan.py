@@ -158,7 +158,7 @@ def _path(recipe: Recipe) -> str:
 
 @contextmanager
 def _threads_of_an_actor(options: ExtractionOptions) -> Iterator[None]:
-    """Sets torch's threads to those of an actor within the block: one per whole CPU, unless the environment sets them."""
+    """Within the block, torch has the threads of an actor: one per whole CPU, unless the environment sets them."""
     import torch
 
     usual = torch.get_num_threads()

@@ -49,7 +49,8 @@ def run_study(recipe: Recipe) -> Study:
     spec = _spec(recipe)
     if "zero_shot" in spec.objective:
         say(
-            "tune: selects by zero-shot accuracy on the test split, which makes the winner's score optimistic: see the report"
+            "tune: selects by zero-shot accuracy on the test split, which makes the winner's score optimistic: "
+            "see the report"
         )
     checked = [point_recipe(recipe, point) for point in _points_to_check(spec)]
     prepare = Preparation(recipe, spec)
