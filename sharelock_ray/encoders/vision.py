@@ -34,7 +34,7 @@ class VisionEncoder:
             only by rounding. Halved after each out-of-memory error.
         others: more encoders with the same `forward_key`, read from the same forward passes.
         compiled: whether to use `torch.compile`, which slows down the first batches.
-        channels_last: whether convolutions use NHWC memory, which is faster on many GPUs.
+        channels_last: whether the model uses the channels-last (NHWC) memory format.
 
     Raises:
         RequestError: timm has no such model, the weights do not fit it, or it lacks what a spec reads.
