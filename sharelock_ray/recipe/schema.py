@@ -1,4 +1,4 @@
-"""The recipe's schema: the settings of every stage, put together."""
+"""Schema of a recipe: the settings of all stages."""
 
 from typing import Annotated, Self, TypeVar
 
@@ -23,7 +23,7 @@ _Spec = TypeVar("_Spec", VisionSpec, LanguageSpec)
 
 
 class ShapesSpec(Config):
-    """The built-in data: coloured shapes, rendered from a seed into tars (see `demo.shapes`)."""
+    """Built-in data: coloured shapes, rendered into tars from a seed (see `demo.shapes`)."""
 
     seed: Annotated[int, Field(ge=0)] = 0
     train_images: Annotated[int, Field(ge=8)] = 2400
@@ -33,56 +33,56 @@ class ShapesSpec(Config):
 
 
 class DataSpec(Config):
-    """Where pairs come from: one's own sources, or the built-in shapes."""
+    """Data of a run: your own sources, or the built-in shapes."""
 
     dataset: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    """Names the dataset's folder of feature sets."""
+    """Name of the dataset, and of its folder of feature sets."""
     train: SourceSpec | None = None
     test: SourceSpec | None = None
-    """Evaluated on; where there is none, retrieval is scored on the validation pairs."""
+    """Split for evaluation; without it, retrieval is scored on the validation pairs."""
     classes: Uri | None = None
-    """A text file of class names, one a line: line n names label n of the test split."""
+    """A text file with one class name per line, in the order of the test split's labels."""
     shapes: ShapesSpec | None = None
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
         if (self.shapes is None) == (self.train is None):
-            raise ValueError("say where the data comes from: either `train` or `shapes`")
+            raise ValueError("set either `train` or `shapes`, the origin of the data")
         return self
 
 
 class AlignmentOfPair(AlignmentSpec):
-    """A training, and which encoders of the recipe it aligns."""
+    """Settings of an alignment, and the pair of encoders that it aligns."""
 
     pair: tuple[str, str] | None = None
-    """Names of the vision and the language encoder; may be left out where there is one of each."""
+    """Names of the vision and the language encoder; optional if there is one of each."""
 
 
 class EvaluationSpec(Config):
-    """What is measured, and how classes are put into words."""
+    """Metrics and class prompts of the evaluation."""
 
     templates: Annotated[tuple[str, ...], AfterValidator(checked_templates)] = DEFAULT_TEMPLATES
-    """Prompts, each with `{}` once for the class name; their embeddings are averaged."""
+    """Prompts with one `{}` for the class name; their embeddings are averaged."""
     recall_at: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 5, 10)
 
 
 class Operations(Config):
-    """How the cluster is used. Nothing here changes a result beyond rounding."""
+    """Use of the cluster. These settings change results by rounding only."""
 
     extraction: ExtractionOptions = ExtractionOptions()
     training: TrainingOptions = TrainingOptions()
 
 
 class Recipe(Config):
-    """One run, from data to report."""
+    """Description of a run, from data to report."""
 
     name: str
     output: Uri
-    """Folder of the run: features, checkpoints, results and report. A local path or a URI."""
+    """Folder of features, checkpoints, results and report: a local path or a URI."""
     features_of: Uri | None = None
-    """Output of another run, whose features and built-in data this one uses; without it, they are in its own."""
+    """Output folder of another run with the features and built-in data to use; None: this run's `output`."""
     note: str = ""
-    """Shown in the report: what a reader must know about this run."""
+    """Remark for readers, shown in the report."""
     data: DataSpec
     encoders: Annotated[tuple[EncoderSpec, ...], Field(min_length=2)]
     alignment: AlignmentOfPair = AlignmentOfPair()
@@ -93,7 +93,7 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _streams_in_order(self) -> Self:
         if self.operations.training.stream and self.alignment.order != "parts":
-            raise ValueError("`operations.training.stream` wants `alignment.order: parts`: set that too")
+            raise ValueError("`operations.training.stream` requires `alignment.order: parts`: set that too")
         return self
 
     @model_validator(mode="after")
@@ -104,24 +104,24 @@ class Recipe(Config):
 
     @property
     def vision(self) -> VisionSpec:
-        """The vision encoder that is aligned."""
+        """The aligned vision encoder."""
         return self._aligned(VisionSpec, 0)
 
     @property
     def language(self) -> LanguageSpec:
-        """The language encoder that is aligned."""
+        """The aligned language encoder."""
         return self._aligned(LanguageSpec, 1)
 
     @property
     def training(self) -> AlignmentSpec:
-        """The settings of the training. Which encoders are aligned is told by its feature sets."""
+        """Settings of the training without `pair`, since its feature sets identify the encoders."""
         return AlignmentSpec.model_validate(self.alignment.model_dump(exclude={"pair"}))
 
     def _aligned(self, kind: type[_Spec], side: int) -> _Spec:
-        """The encoder of a kind that `alignment.pair` names, or the only one.
+        """The encoder of a kind named by `alignment.pair`, or the only one.
 
         Raises:
-            RequestError: it names none of them, or there are several and it is left out.
+            RequestError: the name is unknown or ambiguous, or `pair` is missing although there are several.
         """
         encoders = [encoder for encoder in self.encoders if isinstance(encoder, kind)]
         modality, names = kind.model_fields["modality"].default, [encoder.name for encoder in encoders]
@@ -130,13 +130,13 @@ class Recipe(Config):
             encoders = [encoder for encoder in encoders if encoder.name == pair[side]]
             if len(encoders) != 1:
                 raise RequestError(
-                    f"`alignment.pair` names the {modality} encoder {pair[side]}, and `encoders` lists "
+                    f"`alignment.pair` names the {modality} encoder {pair[side]}, but `encoders` has "
                     f"{len(encoders) or 'none'} of that name: its {modality} encoders are {', '.join(names) or 'none'}"
                 )
         elif len(encoders) != 1:
             raise RequestError(
-                f"`encoders` lists {len(encoders)} {modality} encoders ({', '.join(names) or 'none'}), and one is "
-                f"aligned: name it, as `alignment.pair: [<vision name>, <language name>]`"
+                f"`encoders` lists {len(encoders)} {modality} encoders ({', '.join(names) or 'none'}), and one must "
+                f"be selected: set `alignment.pair: [<vision name>, <language name>]`"
             )
         return encoders[0]
 
@@ -146,7 +146,7 @@ class Recipe(Config):
 
     @property
     def data_folder(self) -> str:
-        """Where the built-in data is written."""
+        """Folder of the built-in data."""
         return storage.join(self.features_of or self.output, "data")
 
     @property
@@ -155,7 +155,7 @@ class Recipe(Config):
 
     @property
     def splits(self) -> dict[str, SourceSpec]:
-        """The source of each split that there is."""
+        """Sources by split."""
         if self.data.shapes is not None:
             folder = storage.escape(self.data_folder)
             return {split: WebDatasetSource(urls=f"{folder}/{split}/*.tar") for split in ("train", "test")}
@@ -163,10 +163,10 @@ class Recipe(Config):
         return {split: source for split, source in named.items() if source is not None}
 
     def class_names(self) -> list[str] | None:
-        """Names by label; None where the recipe gives none, or its built-in data is not there yet.
+        """Class names by label; None if the recipe has none, or its built-in data is not written yet.
 
         Raises:
-            RequestError: there is no such file, it is no UTF-8 text, or a line before its end is empty.
+            RequestError: the file is missing or not UTF-8, or a line before the last is empty.
         """
         path = storage.join(self.data_folder, "classes.txt") if self.data.shapes else self.data.classes
         if path is None or (self.data.shapes and not storage.exists(path)):

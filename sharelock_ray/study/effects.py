@@ -1,4 +1,4 @@
-"""What a study says: which points are best, which factor mattered, and what is within the noise of the seeds."""
+"""Statistics of a study: the ranking of points, the effects of factors, and tests against the noise of the seeds."""
 
 import itertools
 import math
@@ -14,21 +14,22 @@ from sharelock_ray.evaluation.statistics import estimate
 from sharelock_ray.study.trials import LOWER_IS_BETTER, SHARES, Double, Interval, Point, Trial
 
 _ROUNDING = 1e-20
-"""Of float64, in squares: less of a sum of squares is none."""
+"""Relative rounding error of sums of squares in float64; a smaller share counts as zero."""
 _LEVELS = 3
-"""A range is cut into so many levels of equally many trials."""
+"""Number of levels of a range; each has the same number of trials."""
 
 
 def t_interval(values: Sequence[float], share: bool = False) -> Interval:
     """Mean of `values` with Student's 95 % interval: mean ± t(0.975, n - 1) s / sqrt(n).
 
     Args:
-        share: the values lie between 0 and 1, and so does their interval: it is Student's one of the mean's logit
-            (delta method: s is divided by mean (1 - mean)), brought back, as in the logit interval of Brown, Cai and
-            DasGupta (Statistical Science 16:101, 2001). Equal values, as where all are 1, have that value as interval.
+        share: whether `values` are proportions. Student's interval is then computed for the mean's logit (delta method:
+            s is divided by mean (1 - mean)) and transformed back, so that it lies between 0 and 1; compare the logit
+            interval of Brown, Cai and DasGupta (Statistical Science 16:101, 2001). If all values are equal, the
+            interval is that value.
 
     Raises:
-        ValueError: there are no values.
+        ValueError: `values` is empty.
     """
     if not len(values):
         raise ValueError("an interval needs at least one value")
@@ -43,14 +44,14 @@ def t_interval(values: Sequence[float], share: bool = False) -> Interval:
 
 
 def ranked(trials: Iterable[Trial], objective: str) -> list[Point]:
-    """Points of finished trials, best first; those with fewer seeds than others come after them.
+    """Points of finished trials, best first; points with fewer finished seeds come last.
 
-    A point of which a seed diverged, or was pruned, is no candidate for the best by the seeds that were lucky.
+    A point with a diverged or pruned seed therefore cannot win by its lucky seeds alone.
 
-    Each is compared with the first: seeds decide order and first weights alike for all points, so a two-sided paired
-    t-test on the seeds' differences (arXiv 2103.03098 advises to pair), with Holm's correction for all
-    comparisons (Scandinavian Journal of Statistics 6:65, 1979). Tests by ranks could find nothing with five seeds or
-    fewer. Points are tied where p is at least 0.05, or cannot be known, as with a single seed.
+    Each point is compared with the first by a two-sided paired t-test over seeds, since a seed sets the order of pairs
+    and the initial weights alike for all points (arXiv 2103.03098 recommends pairing). p-values have Holm's correction
+    (Scandinavian Journal of Statistics 6:65, 1979). Rank tests cannot reach p < 0.05 with five seeds or fewer. Points
+    are tied if p is at least 0.05 or unknown, as with a single seed.
     """
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
@@ -77,7 +78,7 @@ def ranked(trials: Iterable[Trial], objective: str) -> list[Point]:
 
 
 def _paired(one: Point, other: Point) -> float | None:
-    """p of the paired t-test over the shared seeds."""
+    """p-value of the paired t-test over the shared seeds; None if there are fewer than two."""
     shared = one.by_seed.keys() & other.by_seed.keys()
     if len(shared) < 2:
         return None
@@ -89,7 +90,7 @@ def _paired(one: Point, other: Point) -> float | None:
 
 
 def _holm(found: Sequence[float | None]) -> list[float | None]:
-    """p adjusted for as many tests as there are."""
+    """p-values with Holm's correction; None stays None."""
     tests = sorted((p, i) for i, p in enumerate(found) if p is not None)
     adjusted: list[float | None] = [None] * len(found)
     largest = 0.0
@@ -101,7 +102,7 @@ def _holm(found: Sequence[float | None]) -> list[float | None]:
 
 @dataclass(frozen=True)
 class Level:
-    """One value of a factor, or one stretch of a range: the mean over all trials that have it."""
+    """One value of a factor, or one interval of a range, with the mean over its trials."""
 
     label: str
     trials: int
@@ -110,12 +111,12 @@ class Level:
 
 @dataclass(frozen=True)
 class Effect:
-    """What a factor does on its own: its marginal means."""
+    """Main effect of a factor: its marginal means."""
 
     axis: str
     levels: tuple[Level, ...]
     basis: str
-    """Where the intervals come from: `seeds` (t-interval over the seeds' means) or `trials` (bootstrap over trials)."""
+    """Basis of the intervals: `seeds` (t-interval over the seeds' means) or `trials` (bootstrap over trials)."""
 
     @property
     def span(self) -> float:
@@ -125,7 +126,7 @@ class Effect:
 
 
 def with_doubles(trials: Iterable[Trial], doubles: Iterable[Double]) -> list[Trial]:
-    """The trials, and for each point that is the same model as another one copies of that one's."""
+    """`trials`, plus copies of them for each point that gives the same model."""
     trials = list(trials)
     return trials + [
         trial.model_copy(update={"point": double.point})
@@ -141,12 +142,13 @@ def main_effects(
     objective: str,
     doubles: Sequence[Double] = (),
 ) -> list[Effect]:
-    """Marginal means of every factor, by finished trials.
+    """Marginal means of every factor over finished trials.
 
-    A trial on which a factor has no effect, such as the activation at depth 1, is of no level of it.
+    A trial on which a factor has no effect, such as the activation at depth 1, belongs to none of its levels.
 
-    Where each seed has trained the whole grid, a level's mean is taken for each seed, and the interval over those:
-    other factors do not blur it. Else it is a percentile bootstrap over the level's trials, which they do.
+    If each seed has trained the whole grid, a level has one mean per seed, and its interval is computed over these; the
+    spread due to other factors is excluded. Otherwise the interval is a percentile bootstrap over the level's trials,
+    which includes that spread.
     """
     finished = _finished(trials, objective)
     whole = _grid(with_doubles(finished, doubles), axes, objective) is not None
@@ -170,13 +172,12 @@ def main_effects(
 
 @dataclass(frozen=True)
 class Share:
-    """Part of the variance over the trials of a grid; `axes` is one factor, or two for their interaction."""
+    """Share of the variance over a grid's trials; `axes` is one factor, or two for their interaction."""
 
     axes: tuple[str, ...]
     share: float
     p: float | None
-    """Probability of an effect as large by the noise of the seeds alone (F test in which the seeds, which all points
-    share, are blocks); None for a single seed."""
+    """p-value of an F test against the noise of the seeds, with seeds as blocks; None for a single seed."""
 
 
 def variance_shares(
@@ -185,16 +186,17 @@ def variance_shares(
     objective: str,
     doubles: Sequence[Double] = (),
 ) -> list[Share] | None:
-    """Factorial analysis of variance of a balanced full grid: what main effects and pairwise interactions explain.
+    """Factorial analysis of variance of a balanced full grid: main effects and pairwise interactions.
 
-    Sums of squares of the functional ANOVA decomposition up to order two, over the total one; for a balanced design
-    they are the classical ones and add up. What is left, (), is interactions of higher order and the seeds.
+    A share is a sum of squares of the functional ANOVA decomposition, up to order two, over the total. In a balanced
+    design these are the classical sums of squares and add up. The remainder, with empty `axes`, holds interactions of
+    higher order and the seeds.
 
-    Levels at which another factor has no effect, such as depth 1 where activations are compared, are left out, or one
-    model would count as several.
+    Levels at which another factor has no effect, such as depth 1 where activations are compared, are excluded;
+    otherwise one model would count several times.
 
     Returns:
-        largest first, the rest last; None where trials are missing or an axis is a range.
+        largest share first, the remainder last; None if trials are missing or an axis is a range.
     """
     finished = _finished(trials, objective)
     plain = [trial for trial in finished if not trial.without_effect]
@@ -207,7 +209,7 @@ def variance_shares(
     if not total:
         return None
     seeds = cells.shape[-1]
-    # What a seed does to all points alike is no noise between them.
+    # An effect of a seed on all points alike is not noise between points.
     blocks = _component(cells, (cells.ndim - 1,))
     within = float(((cells - cells.mean(-1, keepdims=True) - blocks) ** 2).sum())
     freedom_within = (cells.size // seeds - 1) * (seeds - 1)
@@ -233,13 +235,13 @@ def variance_shares(
 
 
 def _kept(axis: str, values: Sequence[Any], points: Sequence[Mapping[str, Any]], plain: Sequence[Trial]) -> list[Any]:
-    """Values of an axis without those that have points, but no trial on which all factors have an effect."""
+    """Values of an axis; excludes a tried value if a factor is without effect in each of its points."""
     tried, compared = ({_key(of[axis]) for of in each} for each in (points, [trial.point for trial in plain]))
     return [value for value in values if _key(value) in compared or _key(value) not in tried]
 
 
 def _component(cells: np.ndarray, kept: tuple[int, ...]) -> np.ndarray:
-    """Deviation of the means over all axes but `kept` from the mean of all, in the shape of `cells` with ones."""
+    """Marginal means of the axes `kept` minus the grand mean; the other axes have length 1."""
     others = tuple(i for i in range(cells.ndim) if i not in kept)
     return cells.mean(others, keepdims=True) - cells.mean()
 
@@ -249,7 +251,7 @@ def _squares(effect: np.ndarray, cells: np.ndarray) -> float:
 
 
 def _grid(finished: Sequence[Trial], axes: Mapping[str, Sequence[Any] | None], objective: str) -> np.ndarray | None:
-    """Values in an array with an axis for each factor and a last one for the seeds; None where a cell is empty."""
+    """Values with one axis per factor and a last axis for seeds; None if a cell is empty."""
     if any(values is None for values in axes.values()):
         return None
     seeds = _seeds(finished)
@@ -262,19 +264,19 @@ def _grid(finished: Sequence[Trial], axes: Mapping[str, Sequence[Any] | None], o
 
 
 def pareto(values: Sequence[tuple[float, float]], better_first: str, better_second: str) -> list[int]:
-    """Positions of the pairs that no other pair beats: none is at least as good in both and better in one.
+    """Indices of the pairs on the Pareto front: no other pair is at least as good in both values and better in one.
 
     Args:
-        better_first, better_second: `higher` or `lower`, for each part of the pair.
+        better_first, better_second: `higher` or `lower`, for each value of a pair.
 
     Returns:
-        in ascending order of the second part.
+        in ascending order of the second value.
     """
     signs = np.array([1 if which == "lower" else -1 for which in (better_first, better_second)])
     costs = np.asarray(values, np.float64).reshape(-1, 2) * signs
     found: list[int] = []
     best = math.inf
-    # By the second part, then by the first: whoever comes later has to be better in the first.
+    # Sorted by the second value, then by the first, so that a later pair must be better in the first.
     for i in np.lexsort((costs[:, 0], costs[:, 1])):
         equal = bool(found) and bool((costs[i] == costs[found[-1]]).all())
         if costs[i, 0] < best or equal:
@@ -286,7 +288,7 @@ def pareto(values: Sequence[tuple[float, float]], better_first: str, better_seco
 def heat_map(
     trials: Sequence[Trial], rows: tuple[str, Sequence[Any]], columns: tuple[str, Sequence[Any]], objective: str
 ) -> np.ndarray:
-    """(R, C) mean over the finished trials that have a row's and a column's value; NaN where there are none."""
+    """(R, C) means over the finished trials of each row's and column's value; NaN without trials."""
     finished = _finished(trials, objective)
     means = np.full((len(rows[1]), len(columns[1])), np.nan)
     for i, j in np.ndindex(means.shape):
@@ -313,7 +315,7 @@ def _mean(trials: Iterable[Trial], objective: str, seed: int) -> float:
 
 
 def _levels(trials: Sequence[Trial], axis: str, values: Sequence[Any] | None) -> dict[str, list[Trial]]:
-    """Trials by level of a factor, in the order of its values; levels without trials are left out."""
+    """Trials by level of a factor, in the order of its values; levels without trials are omitted."""
     if values is not None:
         groups = {str(value): [t for t in trials if _key(t.point[axis]) == _key(value)] for value in values}
         return {label: group for label, group in groups.items() if group}
@@ -323,5 +325,5 @@ def _levels(trials: Sequence[Trial], axis: str, values: Sequence[Any] | None) ->
 
 
 def _key(value: Any) -> tuple[type, Any]:
-    """Tells true from 1, which are equal in Python."""
+    """Distinguishes True from 1, which are equal in Python."""
     return type(value), value

@@ -1,8 +1,8 @@
-"""What comes next in a study, and what is known already.
+"""The queue of a study's trials.
 
-Every trial has a folder, named by all that decides its result, with a record of its state: a trial that is over is
-never run again, also where the database is lost or belongs to another study of the same training. The Optuna study
-is what samplers learn from and what its dashboard shows.
+Every trial has a folder, named by everything that determines its result, with a record of its state. A trial that is
+over is never run again, even if the database is lost or belongs to another study of the same training. The Optuna
+study serves the samplers and Optuna's dashboard.
 """
 
 import json
@@ -32,22 +32,22 @@ from sharelock_ray.study.trials import LOWER_IS_BETTER, Double, State, Trial, re
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 _RUN, _SEED, _REASON, _SAME_AS = "run", "seed", "reason", "same as"
-"""What a trial of the database says beside its parameters."""
+"""User attributes of a trial in the database."""
 
-_ANEW = "move that file away, and the study is made anew from the folders of its trials"
+_REBUILD = "move that file away, and the study is rebuilt from its trials' folders"
 
 Prepare = Callable[[dict[str, Any], int], TrialJob]
-"""What makes a job of a point and a seed. Of points that are the same model it makes the job of one of them, of the one
-that it is asked for first: equal folders mean equal trainings."""
+"""Makes the job of a point and a seed. For points that give the same model, it makes the job of the first one; equal
+folders mean equal trainings."""
 
 
 def open_storage(url: str) -> BaseStorage:
     """The database at an SQLAlchemy URL, or in a journal file at a path.
 
-    A database's password is what the environment variable `SHARELOCK_OPTUNA_PASSWORD` holds: a URL is stored.
+    A database's password comes from the environment variable `SHARELOCK_OPTUNA_PASSWORD`, since the URL is stored.
 
     Raises:
-        RequestError: no database answers there, or the journal is damaged.
+        RequestError: the database cannot be reached, or the journal is damaged.
     """
     if "://" not in url:
         return _open_journal(Path(url))
@@ -66,16 +66,16 @@ def _open_journal(path: Path) -> BaseStorage:
         return JournalStorage(JournalFileBackend(str(path)))
     except OSError as error:
         raise RequestError(f"{path} cannot be written ({error.strerror})") from None
-    # Optuna raises what it comes upon where the records do not follow from each other.
+    # Optuna raises various errors for inconsistent records.
     except (LookupError, ValueError, TypeError, AssertionError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise RequestError(f"{path} cannot be read ({type(error).__name__}: {reason}): {_ANEW}") from None
+        raise RequestError(f"{path} cannot be read ({type(error).__name__}: {reason}): {_REBUILD}") from None
 
 
 def _drop_torn_line(journal: Path) -> None:
-    """Takes from a journal the last line, where the process that wrote it was killed before its end.
+    """Removes an incomplete last line, left by a process that was killed while writing.
 
-    Optuna reads on behind such a line, until another one has been appended to it.
+    Optuna tolerates such a line only until another one is appended to it.
 
     Raises:
         RequestError: a line before the last one is damaged.
@@ -88,7 +88,7 @@ def _drop_torn_line(journal: Path) -> None:
         *lines, rest = journal.read_bytes().split(b"\n")
         damaged = next((i for i, line in enumerate(lines) if not _is_record(line)), len(lines))
         if damaged < len(lines) - 1 or (damaged < len(lines) and rest):
-            raise RequestError(f"line {damaged + 1} of {journal} is damaged: {_ANEW}")
+            raise RequestError(f"line {damaged + 1} of {journal} is damaged: {_REBUILD}")
         if damaged < len(lines) or rest:
             os.truncate(journal, sum(len(line) + 1 for line in lines[:damaged]))
     finally:
@@ -103,19 +103,19 @@ def _is_record(line: bytes) -> bool:
 
 
 @dataclass
-class _Begun:
-    """A trial that a process has, and its twin in the database."""
+class _Running:
+    """A trial that runs in a process, and its entry in the database."""
 
     job: TrialJob
-    twin: optuna.Trial
+    entry: optuna.Trial
 
 
 class StudyQueue:
     """Hands out trials until all are over.
 
     Args:
-        name: of the study in the database. It must differ wherever trials could not be compared.
-        folder: where the folders of the trials lie.
+        name: of the study in the database. Studies of trials that cannot be compared need different names.
+        folder: parent of the trials' folders.
         database: see `open_storage`.
     """
 
@@ -131,68 +131,68 @@ class StudyQueue:
         self._distributions = {axis: _distribution(spec, axis) for axis in spec.space}
         self._known: dict[str, Trial] = {}
         """Trials that are over, by folder."""
-        self._begun: dict[str, _Begun] = {}
-        self._again: deque[Trial] = deque()
-        """Trials that were begun and are not over."""
-        self._asked: dict[str, optuna.Trial] = {}
-        """Twins of trials that are about to begin, by folder."""
+        self._running: dict[str, _Running] = {}
+        self._to_resume: deque[Trial] = deque()
+        """Interrupted trials."""
+        self._prepared: dict[str, optuna.Trial] = {}
+        """Database entries of trials that are about to begin, by folder."""
         self._points: dict[str, dict[str, Any]] = {}
-        """Points that a sampler gave, by the folder of their first seed."""
+        """Sampled points, by the folder of their first seed."""
         self.doubles: list[Double] = []
-        """Points that are the same model as another one."""
-        self._left = self._all()
-        self._take_over(folder)
+        """Points that give the same model as another point."""
+        self._remaining = self._jobs()
+        self._restore(folder)
         if spec.sampler == "grid":
             for point in spec.points():
                 self._note_double(point, self._prepare(point, spec.seeds[0]))
 
     @property
     def trials(self) -> list[Trial]:
-        """Those that are over."""
+        """Trials that are over."""
         return list(self._known.values())
 
     @property
     def total(self) -> int:
-        """How many there will be, at most."""
+        """Maximum number of trials."""
         points = self._spec.trials or sum(1 for _ in self._spec.points()) - len(self.doubles)
         return points * len(self._spec.seeds)
 
     def next(self) -> TrialJob | None:
-        """A trial to run now, which may have a checkpoint to go on from; None where all are handed out."""
-        while self._again:
-            trial = self._again.popleft()
-            if trial.run not in self._begun:
+        """The next trial to run or resume; None if all are handed out."""
+        while self._to_resume:
+            trial = self._to_resume.popleft()
+            if trial.run not in self._running:
                 return self._begin(self._prepare(trial.point, trial.seed))
-        for job in self._left:
-            if job.trial.run not in self._known and job.trial.run not in self._begun:
+        for job in self._remaining:
+            if job.trial.run not in self._known and job.trial.run not in self._running:
                 return self._begin(job)
         return None
 
     def report(self, run: str, row: dict[str, Any]) -> None:
-        """Shows the database how far a trial is, by a validation of its metrics."""
+        """Reports a validation, a row of the trial's metrics, to the database."""
         if len(self._spec.objective) == 1:
-            self._begun[run].twin.report(row[self._spec.monitored], int(row["step"]))
+            self._running[run].entry.report(row[self._spec.monitored], int(row["step"]))
 
     def tell(self, trial: Trial) -> None:
-        """Takes note of how a trial ended."""
-        twin = self._begun.pop(trial.run).twin
+        """Records the end of a trial in the database."""
+        entry = self._running.pop(trial.run).entry
         if trial.reason:
-            twin.set_user_attr(_REASON, trial.reason)
-        self._study.tell(twin, **self._outcome(trial))
+            entry.set_user_attr(_REASON, trial.reason)
+        self._study.tell(entry, **self._outcome(trial))
         self._known[trial.run] = trial
         write_hparams(trial)
 
     def end(self, run: str, rows: list[dict[str, Any]], state: State, reason: str) -> Trial:
-        """Records a trial that did not do so itself: it was pruned, or its process was lost."""
-        trial = ended_early(self._begun[run].job.trial, rows, state, reason)
+        """Writes the record of a trial that could not do so itself: it was pruned, or its process was lost."""
+        trial = ended_early(self._running[run].job.trial, rows, state, reason)
         write_trial(trial)
         self.tell(trial)
         return trial
 
-    def _all(self) -> Iterator[TrialJob]:
-        """Every trial of the study, in order. A sampler is asked for a point when it is due."""
+    def _jobs(self) -> Iterator[TrialJob]:
+        """Every trial of the study, in order; points are sampled lazily."""
         if self._spec.sampler == "grid":
-            # Seed after seed, so that a study that is cut short has a whole grid first.
+            # Seeds are the outer loop, so that an interrupted study has a whole grid of its first seed.
             for seed in self._spec.seeds:
                 for point in self._spec.points():
                     yield self._prepare(point, seed)
@@ -209,31 +209,31 @@ class StudyQueue:
             yield self._prepare(point, seed)
 
     def _sampled(self, index: int) -> dict[str, Any] | None:
-        """The point that the sampler wants next; None where it is none that the recipe can be, or is known."""
-        # Seeded by the point's own number: the points of a random search never depend on when it was interrupted.
+        """The sampler's next point; None if it is no valid recipe or is known already."""
+        # Seeded by the point's index, so that a random search does not depend on interruptions.
         kinds = {"random": RandomSampler, "tpe": partial(TPESampler, constant_liar=True)}
         self._study.sampler = kinds[self._spec.sampler](seed=index)
-        twin = self._study.ask(self._distributions)
-        point = dict(twin.params)
+        entry = self._study.ask(self._distributions)
+        point = dict(entry.params)
         try:
             job = self._prepare(point, self._spec.seeds[0])
         except RequestError as error:
-            twin.set_user_attr(_REASON, str(error))
-            self._study.tell(twin, state=TrialState.FAIL)
+            entry.set_user_attr(_REASON, str(error))
+            self._study.tell(entry, state=TrialState.FAIL)
             return None
         run = job.trial.run
         if run in self._points:
             if self._note_double(point, job):
-                twin.set_user_attr(_SAME_AS, run)
+                entry.set_user_attr(_SAME_AS, run)
             known = self._known.get(run)
-            self._study.tell(twin, **(self._outcome(known) if known else {"state": TrialState.FAIL}))
+            self._study.tell(entry, **(self._outcome(known) if known else {"state": TrialState.FAIL}))
             return None
         self._points[run] = point
-        self._asked[run] = twin
+        self._prepared[run] = entry
         return point
 
     def _note_double(self, point: dict[str, Any], job: TrialJob) -> bool:
-        """Whether the job made of a point is that of another one."""
+        """Notes and returns whether the job of a point is that of another point."""
         is_double = job.trial.point != point
         if is_double and not any(double.point == point for double in self.doubles):
             self.doubles.append(Double(point=point, same_as=job.trial.point))
@@ -241,75 +241,75 @@ class StudyQueue:
 
     def _begin(self, job: TrialJob) -> TrialJob:
         run = job.trial.run
-        twin = self._asked.pop(run, None)
-        if twin is None:
+        entry = self._prepared.pop(run, None)
+        if entry is None:
             self._study.enqueue_trial(job.trial.point)
-            twin = self._study.ask(self._distributions)
-        twin.set_user_attr(_RUN, run)
-        twin.set_user_attr(_SEED, job.trial.seed)
-        self._begun[run] = _Begun(job, twin)
+            entry = self._study.ask(self._distributions)
+        entry.set_user_attr(_RUN, run)
+        entry.set_user_attr(_SEED, job.trial.seed)
+        self._running[run] = _Running(job, entry)
         write_trial(job.trial)
         return job
 
-    def _take_over(self, folder: str) -> None:
-        """Learns from folders and database what an earlier process has left."""
+    def _restore(self, folder: str) -> None:
+        """Restores the state from the trials' folders and the database."""
         in_database = self._study.get_trials()
-        twins = {twin.user_attrs.get(_RUN, ""): twin for twin in in_database}
+        entries = {entry.user_attrs.get(_RUN, ""): entry for entry in in_database}
         records = [read_trial(storage.join(folder, name)) for name in storage.names(folder)]
-        # Those that are over come first, so that they stand for their doubles.
+        # Trials that are over come first, so that they represent points with the same model.
         for record in sorted(filter(None, records), key=lambda record: not record.over):
-            job = self._own(record)
+            job = self._job_of(record)
             if job is None:
                 continue
             trial = record.model_copy(update={"without_effect": job.trial.without_effect})
             self._points[self._prepare(trial.point, self._spec.seeds[0]).trial.run] = trial.point
-            twin = twins.get(trial.run)
+            entry = entries.get(trial.run)
             if not trial.over:
-                self._again.append(trial)
-                if twin is not None and twin.state == TrialState.RUNNING:
-                    self._asked[trial.run] = self._resumed(twin.number)
+                self._to_resume.append(trial)
+                if entry is not None and entry.state == TrialState.RUNNING:
+                    self._prepared[trial.run] = self._resumed(entry.number)
                 continue
             self._known[trial.run] = trial
-            if twin is None:
-                self._study.add_trial(self._twin_of(trial))
-            elif not twin.state.is_finished():
-                self._study.tell(twin.number, **self._outcome(trial))
-        for twin in in_database:
-            if _SAME_AS in twin.user_attrs:
-                self._note_double(dict(twin.params), self._prepare(dict(twin.params), self._spec.seeds[0]))
-        for twin in self._study.get_trials(states=(TrialState.RUNNING,)):
-            if twin.user_attrs.get(_RUN) not in self._asked:
-                self._study.tell(twin.number, state=TrialState.FAIL)
+            if entry is None:
+                self._study.add_trial(self._entry_of(trial))
+            elif not entry.state.is_finished():
+                self._study.tell(entry.number, **self._outcome(trial))
+        for entry in in_database:
+            if _SAME_AS in entry.user_attrs:
+                self._note_double(dict(entry.params), self._prepare(dict(entry.params), self._spec.seeds[0]))
+        for entry in self._study.get_trials(states=(TrialState.RUNNING,)):
+            if entry.user_attrs.get(_RUN) not in self._prepared:
+                self._study.tell(entry.number, state=TrialState.FAIL)
 
     def _resumed(self, number: int) -> optuna.Trial:
         """The running trial of this number in the database."""
         study = self._database.get_study_id_from_name(self._study.study_name)
         return optuna.Trial(self._study, self._database.get_trial_id_from_study_id_trial_number(study, number))
 
-    def _own(self, trial: Trial) -> TrialJob | None:
-        """The job of a record; None where this study would not run the same, to the last setting."""
+    def _job_of(self, trial: Trial) -> TrialJob | None:
+        """The job of a record; None if this study has no trial with exactly its settings."""
         if trial.point.keys() != self._spec.space.keys() or trial.seed not in self._spec.seeds:
             return None
-        if not all(self._holds(axis, value) for axis, value in trial.point.items()):
+        if not all(self._contains(axis, value) for axis, value in trial.point.items()):
             return None
         job = self._prepare(trial.point, trial.seed)
         return job if job.trial.run == trial.run else None
 
-    def _holds(self, axis: str, value: Any) -> bool:
+    def _contains(self, axis: str, value: Any) -> bool:
         values = self._spec.space[axis]
         if isinstance(values, Range):
             return isinstance(value, int | float) and values.low <= value <= values.high
         return value in (self._spec.labels(axis) or ())
 
     def _outcome(self, trial: Trial) -> dict[str, Any]:
-        """State and values of a trial, as the database has them."""
+        """State and values of a trial in Optuna's terms."""
         state = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED}.get(trial.state, TrialState.FAIL)
         values = [trial.values.get(name, math.nan) for name in self._spec.objective]
         if state != TrialState.COMPLETE or not all(map(math.isfinite, values)):
             return {"state": state if state == TrialState.PRUNED else TrialState.FAIL}
         return {"state": state, "values": values}
 
-    def _twin_of(self, trial: Trial) -> FrozenTrial:
+    def _entry_of(self, trial: Trial) -> FrozenTrial:
         attributes = {_RUN: trial.run, _SEED: trial.seed} | ({_REASON: trial.reason} if trial.reason else {})
         return create_trial(
             params=trial.point, distributions=self._distributions, user_attrs=attributes, **self._outcome(trial)

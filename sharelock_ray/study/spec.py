@@ -1,4 +1,4 @@
-"""What a study varies, how it chooses, and how it uses a cluster. Needs neither Ray nor Optuna."""
+"""Settings of a study: search space, sampler, scheduler and resources. Needs neither Ray nor Optuna."""
 
 import itertools
 import json
@@ -13,25 +13,25 @@ from sharelock_ray.study.trials import Objective
 
 PASSWORD = "SHARELOCK_OPTUNA_PASSWORD"
 """Environment variable with the password of the database at `tuning.storage`."""
-# As SQLAlchemy reads a URL; drivers also take it from the query.
+# SQLAlchemy reads a password before the host; drivers also accept it in the query.
 _HAS_PASSWORD = re.compile(r"://[^:/]*:[^@]+@|[?&]\w*(password|passwd|pwd)=", re.IGNORECASE)
 
 Scalar = str | int | float | bool | None
 
-# Losses are means over batches of a kind: those of another kind are other numbers. So is recall within a batch.
+# Losses and recall depend on the composition of batches, so trials that differ in it cannot be compared.
 _CHANGES_BATCH = r"alignment\.(global_batch_size|accumulation|validation_fraction|positives)|data\..*"
 _CHANGES_LOSS = rf"{_CHANGES_BATCH}|alignment\.(loss|logit_scale|learn_logit_scale|logit_bias)"
 
 
 class Range(Config):
-    """Every number from `low` to `high`, both included; whole numbers where both are."""
+    """The numbers from `low` to `high`, both included; integers if both bounds are."""
 
     _always_hashed = "low high log"
 
     low: int | float
     high: int | float
     log: bool = False
-    """Whether equal factors, not equal steps, are equally likely."""
+    """Samples uniformly in the logarithm."""
 
     @model_validator(mode="after")
     def _not_empty(self) -> Self:
@@ -45,7 +45,7 @@ class Range(Config):
 
 
 Axis = tuple[Any, ...] | Range | dict[str, dict[str, Any]]
-"""Values of one field; a range of it; or named choices, each of which sets several fields."""
+"""Values of one field, a range, or named choices that each set several fields."""
 
 
 def _as_tuple(given: Any) -> Any:
@@ -53,34 +53,34 @@ def _as_tuple(given: Any) -> Any:
 
 
 class TuningSpec(Config):
-    """A study: the space that it searches, in what way, for what."""
+    """A study: its search space, search method and objective."""
 
     space: Annotated[dict[str, Axis], Field(min_length=1)]
     """By field, as for `--set`: `alignment.language.depth: [2, 4]`, `alignment.learning_rate: {low: 1.0e-4, high:
     1.0e-2, log: true}`. `vision` and `language` choose among the recipe's encoders by name. A name of one's own goes
     with named choices: `direction: {to_vision: {alignment.language.depth: 4}, both: {…}}`."""
     sampler: Literal["grid", "random", "tpe"] = "grid"
-    """Every point of the space; random ones; or Optuna's TPE, which learns from finished trials."""
+    """Every point of the space, random points, or Optuna's TPE, which learns from finished trials."""
     trials: Annotated[int, Field(ge=1)] | None = None
-    """Points to try, of samplers other than the grid; each is trained with every seed."""
+    """Number of points for `random` and `tpe`; each is trained with every seed."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
-    """In place of `alignment.seed`: each decides first weights, order of pairs and dropout, alike for all points."""
+    """Replace `alignment.seed`. A seed sets initial weights, order of pairs and dropout alike for all points."""
     scheduler: Literal["none", "asha", "median"] = "none"
-    """Ends weak trials early, by their validations: asynchronous successive halving (arXiv 1810.05934), or below the
-    median of the others."""
+    """Stops weak trials early by their validations: asynchronous successive halving (arXiv 1810.05934), or the median
+    stopping rule."""
     objective: Annotated[tuple[Objective, ...], BeforeValidator(_as_tuple), Field(min_length=1)] = ("validation_loss",)
-    """What is best. More than one: all trade-offs are sought. The first is what schedulers and the report rank by."""
+    """One objective, or several for a multi-objective search. Schedulers and the report rank by the first."""
     max_concurrent: Annotated[int, Field(ge=1)] | None = None
-    """Trials at a time; without it, as many as the cluster holds."""
+    """Maximum number of concurrent trials; None: as many as the cluster holds."""
     cpus_per_trial: Annotated[float, Field(gt=0)] = 1
-    """Logical CPUs of a trial; also its threads."""
+    """Logical CPUs per trial; also its number of threads."""
     gpus_per_trial: Annotated[float, Field(ge=0)] = 0
-    """May be a fraction: with 0.25, four trials share a GPU."""
+    """GPUs per trial; with 0.25, four trials share one."""
     max_failures: Annotated[int, Field(ge=0)] = 3
-    """Lost processes after which a trial is given up."""
+    """Number of lost processes after which a trial fails."""
     storage: str | None = None
-    """SQLAlchemy URL of a database for the Optuna study, such as `sqlite:////tmp/s.db`; without it, a journal file.
-    Without its password, which is never stored: it is taken from the environment, `SHARELOCK_OPTUNA_PASSWORD`."""
+    """SQLAlchemy URL of a database for the Optuna study, such as `sqlite:////tmp/s.db`; None: a journal file. The
+    password is not part of it, but read from the environment variable `SHARELOCK_OPTUNA_PASSWORD`."""
 
     @field_validator("seeds", "objective")
     @classmethod
@@ -103,7 +103,7 @@ class TuningSpec(Config):
             raise ValueError(f"`{self.objective[0]}` alone asks for no quality: put a quality first in `objective`")
         return self
 
-    # Of the whole, since an error of the field would show the field.
+    # A model validator, since the error of a field validator would show the password.
     @model_validator(mode="after")
     def _no_password(self) -> Self:
         if _HAS_PASSWORD.search(self.storage or ""):
@@ -125,7 +125,7 @@ class TuningSpec(Config):
 
     @property
     def fields(self) -> list[str]:
-        """Every field that some point sets."""
+        """All fields that any point sets."""
         return list(dict.fromkeys(self._fields()))
 
     def _fields(self) -> Iterator[str]:
@@ -137,24 +137,24 @@ class TuningSpec(Config):
                 yield name
 
     def labels(self, name: str) -> tuple[Scalar, ...] | None:
-        """The values of an axis as they are shown and stored; None for a range."""
+        """Values of an axis as they are displayed and stored; None for a range."""
         axis = self.space[name]
         if isinstance(axis, Range):
             return None
         return tuple(axis) if isinstance(axis, dict) else tuple(_label(value) for value in axis)
 
     def points(self) -> Iterator[dict[str, Scalar]]:
-        """Every point of a space without ranges, (axis, label), the last axis fastest."""
+        """All points of a space without ranges, as {axis: label}; the last axis varies fastest."""
         for values in itertools.product(*(self.labels(name) or () for name in self.space)):
             yield dict(zip(self.space, values, strict=True))
 
     @property
     def monitored(self) -> str:
-        """What a validation during training has that comes nearest to the first objective."""
+        """The validation metric closest to the first objective."""
         return "validation_loss" if self.objective[0] == "validation_loss" else "recall_at_1"
 
     def changes(self, point: dict[str, Any]) -> dict[str, Any]:
-        """The fields that a point, (axis, label), sets."""
+        """The fields that a point, {axis: label}, sets."""
         found: dict[str, Any] = {}
         for name, label in point.items():
             axis = self.space[name]

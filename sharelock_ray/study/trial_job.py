@@ -1,4 +1,4 @@
-"""One trial, in whatever process: trains, scores, and records how it ended."""
+"""Runs one trial: trains, scores, and records its end."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -20,49 +20,48 @@ from sharelock_ray.runs.heads import load_trained_heads
 from sharelock_ray.runs.loop import train
 from sharelock_ray.study.trials import Trial, write_trial
 
-# A process runs trial after trial over the same sets.
+# Shared by the trials of a process, which use the same feature sets.
 _device_cache = DeviceCache()
 
 
 class TrialJob(Config):
-    """What a process needs to know to run a trial. `trial` is its record, still running."""
+    """Everything that a process needs to run a trial. `trial` is its record in the state `running`."""
 
     trial: Trial
     vision: str
     language: str
-    """URIs of the feature sets that it trains on."""
+    """URIs of the feature sets to train on."""
     spec: AlignmentSpec
     device: str = "cpu"
     threads: int = 1
     test: str | None = None
-    """URI of the vision set that zero-shot classification is scored on."""
+    """URI of the vision set for zero-shot classification."""
     prompts: str | None = None
-    """URI of the language set of the prompts of its classes."""
+    """URI of the language set of the class prompts."""
     class_names: tuple[str, ...] = ()
-    """Of its classes."""
 
 
 def run_trial(job: TrialJob, report: Callable[[dict[str, Any]], None]) -> Trial:
-    """Trains and scores, or goes on with it, and publishes the record; whatever goes wrong is recorded too.
+    """Trains, or resumes, and scores a trial, and writes its record; errors are recorded too.
 
     Args:
-        report: is given the row in `metrics.jsonl` of each validation. What it raises beyond `Exception`, such as
-            `SystemExit`, ends the trial without a record.
+        report: called with the row in `metrics.jsonl` of each validation. If it raises `SystemExit`, the trial ends
+            without a record.
     """
     torch.set_num_threads(job.threads)
     before = joules() if job.device == "cuda" else None
     try:
         ended = _trained(job, report)
     except SharelockError as error:
-        # The training leaves this file where its loss is no number any more.
+        # Training writes this file when its loss becomes non-finite.
         kind = "diverged" if storage.exists(RunFolder(job.trial.run).non_finite) else "failed"
         ended = {"state": kind, "reason": str(error)}
-    # One trial's fault, foreseen or not, must not end the study.
+    # An error in one trial must not end the study.
     except Exception as error:
         kind = "out of memory" if _wanted_memory(error) else "failed"
         ended = {"state": kind, "reason": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
     if job.device == "cuda":
-        # Trials beside this one, and after it, find what it leaves.
+        # Frees cached memory for other trials on this GPU.
         torch.cuda.empty_cache()
     after = joules() if before is not None else None
     used = None if before is None or after is None else (after - before) * min(job.trial.gpus, 1.0)
@@ -72,7 +71,7 @@ def run_trial(job: TrialJob, report: Callable[[dict[str, Any]], None]) -> Trial:
 
 
 def ended_early(trial: Trial, rows: list[dict[str, Any]], state: str, reason: str) -> Trial:
-    """The record of a trial that did not come to its own end, with the last of what its metrics say."""
+    """The record of a trial that was stopped, with the last values of its metrics."""
     validated = [row for row in rows if "validation_loss" in row]
     values = {name: validated[-1][name] for name in ("validation_loss",) if validated}
     steps = int(rows[-1]["step"]) if rows else 0
@@ -100,7 +99,7 @@ def _trained(job: TrialJob, report: Callable[[dict[str, Any]], None]) -> dict[st
     return {"state": "finished", "values": values, "steps": result.steps}
 
 
-# Their embeddings are mapped: these hold rows and keys only.
+# Embeddings are memory-mapped, so the caches hold only rows and keys.
 @lru_cache(maxsize=4)
 def _validation_pairs(vision: str, language: str, fraction: float) -> Pairs:
     return split_validation(join(open_features(vision), open_features(language)), fraction)[1]
@@ -112,7 +111,7 @@ def _classes(test: str, prompts: str, names: tuple[str, ...]) -> Classes:
 
 
 def _wanted_memory(error: Exception) -> bool:
-    # On a CPU torch has no error of its own for it.
+    # On a CPU, torch raises a plain RuntimeError.
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 

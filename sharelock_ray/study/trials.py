@@ -1,4 +1,4 @@
-"""What became of the trials of a study, as it is stored and shown. Needs no torch."""
+"""Records of trials and studies. Needs no torch."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,51 +15,51 @@ State = Literal["running", "finished", "pruned", "diverged", "out of memory", "f
 TRIAL, STUDY = "trial.json", "study.json"
 LOWER_IS_BETTER = ("validation_loss", "parameters", "seconds")
 SHARES = ("recall_at_1", "zero_shot")
-"""Objectives between 0 and 1."""
+"""Objectives that are proportions."""
 CHOSEN_ON_TEST = (
-    "This setting was chosen by the test split, so its zero-shot accuracy there is flattered: report another split's."
+    "This setting was selected on the test split, so its zero-shot accuracy there is optimistic: report another split."
 )
-"""What is said wherever the best of a study with the objective `zero_shot` is shown."""
+"""Shown with the best point of a study that has the objective `zero_shot`."""
 _LEVEL = 0.05
-"""Of the tests that tell points apart."""
+"""Significance level of comparisons between points."""
 
 
 class Trial(Document):
-    """`trial.json`, in the folder of a trial's run: what it was, and how it ended."""
+    """`trial.json`, in the folder of a trial's run: its settings and its end."""
 
     point: dict[str, Any]
-    """Its value on each axis of the study."""
+    """Label on each axis of the study."""
     seed: int
     run: str
-    """Its folder."""
+    """Folder of the run."""
     without_effect: tuple[str, ...] = ()
-    """Axes whose other values would give the same model, as any activation does at depth 1."""
+    """Axes whose other values would give the same model, such as the activation at depth 1."""
     state: State
     reason: str = ""
-    """Why it ended otherwise than finished."""
+    """Why it did not finish."""
     values: dict[str, float] = Field(default_factory=dict)
-    """By objective; where it did not finish, what was known last."""
+    """By objective; if it did not finish, the last known values."""
     steps: int = 0
     device: str = ""
     gpus: float = 0.0
     joules: float | None = None
-    """Of its share of a GPU, where the device counts them."""
+    """Energy of its share of a GPU; None if the device does not report energy."""
 
     @property
     def over(self) -> bool:
-        """Whether another attempt would end alike. A lack of memory, or a lost machine, may not come again."""
+        """Whether the trial need not be run again. Lack of memory and lost machines may be temporary."""
         return self.state in ("finished", "pruned", "diverged")
 
 
 class Double(Config):
-    """A point that is the same model as another one, which is trained in its place."""
+    """A point that gives the same model as another point, which is trained instead."""
 
     point: dict[str, Any]
     same_as: dict[str, Any]
 
 
 class Study(Document):
-    """`study.json`: what a report is made from."""
+    """`study.json`: the input of a study's report."""
 
     name: str
     title: str
@@ -73,12 +73,12 @@ class Study(Document):
     trials: tuple[Trial, ...]
     doubles: tuple[Double, ...] = ()
     storage: str
-    """Of the Optuna study: what `optuna-dashboard` opens."""
+    """Database of the Optuna study, as `optuna-dashboard` opens it."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its 95 % interval, which is None where it cannot be known, as of a single seed."""
+    """A mean with its 95 % interval; None if unknown, as for a single seed."""
 
     value: float
     low: float | None = None
@@ -87,25 +87,25 @@ class Interval:
 
 @dataclass(frozen=True)
 class Point:
-    """A point of the space over its seeds."""
+    """A point of the search space, summarised over its seeds."""
 
     point: dict[str, Any]
     seeds: int
-    """That finished."""
+    """Number of finished seeds."""
     values: dict[str, Interval]
-    """By objective."""
+    """Mean over seeds of each objective."""
     runs: tuple[str, ...]
     by_seed: dict[int, float]
-    """Of the objective that points are ranked by."""
+    """Values of the objective that points are ranked by."""
     without_effect: tuple[str, ...] = ()
-    """Axes, as of its trials."""
+    """As in `Trial`."""
     p: float | None = None
-    """That the seeds alone make a difference from the best point as large as is seen (see `study.effects.ranked`);
-    None for the best one, and where fewer than two seeds are shared with it."""
+    """p-value of the difference from the best point (see `study.effects.ranked`); None for the best point, and if fewer
+    than two seeds are shared with it."""
 
     @property
     def is_tied(self) -> bool:
-        """Whether the seeds do not tell it apart from the best one."""
+        """Whether it does not differ significantly from the best point."""
         return self.p is None or self.p >= _LEVEL
 
 

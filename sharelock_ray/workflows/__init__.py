@@ -1,1 +1,1 @@
-"""WORKFLOWS: one file for each verb of the command: what it reads, does, leaves and says."""
+"""WORKFLOWS: one file per verb of the command: its inputs, steps, outputs and messages."""

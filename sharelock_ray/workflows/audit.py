@@ -1,4 +1,4 @@
-"""`audit`: proves the feature sets against their manifests and inputs, and leaves `audit.json`."""
+"""`audit`: verifies feature sets against their manifests and inputs, and writes `audit.json`."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -19,13 +19,13 @@ from sharelock_ray.workflows.timing import timed
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
-# To start a Ray for fewer shards than this takes longer than to check them.
+# Below this number of shards, starting Ray takes longer than checking them.
 _FEW = 64
 _AUDIT = "audit.json"
 
 
 class Audited(Config):
-    """An audit, and the content that was audited."""
+    """An audit and the digest of the feature set that it checked."""
 
     digest: str
     audit: Audit
@@ -39,7 +39,7 @@ class AuditRecord(Document):
 
 
 def audit(recipe: Recipe, inputs: Inputs | None = None) -> list[Audit]:
-    """Checks every feature set against its manifest, the inputs, read anew, and the sets of the other modality."""
+    """Checks each feature set against its manifest, its inputs, which are read again, and the other modality's sets."""
     inputs = inputs or Inputs(recipe)
     record: dict[str, Audited] = {}
     audits: list[Audit] = []
@@ -56,12 +56,12 @@ def audit(recipe: Recipe, inputs: Inputs | None = None) -> list[Audit]:
             }
     storage.write_json(storage.join(recipe.output, _AUDIT), AuditRecord.model_validate(record).content())
     if not any(each.problems for each in audits):
-        say(f"audit: {len(audits)} feature sets are whole, each input in rows or rejects exactly once")
+        say(f"audit: {len(audits)} feature sets are sound: each input is in rows or rejects exactly once")
     return audits
 
 
 def audit_once(recipe: Recipe, inputs: Inputs | None = None) -> None:
-    """Audits the feature sets, unless they are those that were found sound before.
+    """Audits the feature sets, unless an earlier audit found the same sets sound.
 
     Raises:
         RunError: a set is not sound.
@@ -78,9 +78,9 @@ def audit_once(recipe: Recipe, inputs: Inputs | None = None) -> None:
 
 
 def _each(function: Callable[[_T], _R], items: Sequence[_T]) -> Iterator[_R]:
-    """What `function` gives of each of `items`, in their order: by threads where they are few, else by tasks of Ray.
+    """Yields `function` of each item in order: on threads if there are few items, otherwise in Ray tasks.
 
-    In a job of a cluster always by tasks, since its nodes may be nearer to the data.
+    A job on a cluster always uses tasks, since its nodes may be closer to the data.
     """
     if len(items) > _FEW or os.environ.get("RAY_ADDRESS"):
         from sharelock_ray.engine.tasks import each
@@ -92,12 +92,12 @@ def _each(function: Callable[[_T], _R], items: Sequence[_T]) -> Iterator[_R]:
 
 
 def _match(sets: Sequence[FeatureSet], audits: Sequence[Audit]) -> None:
-    """Counts the keys of each set of a split that every set of the other modality has too, where there is one."""
+    """Counts the keys that each set of a split shares with all sets of the other modality, if there are any."""
     for feature_set, found in zip(sets, audits, strict=True):
         others = [s for s in sets if s.manifest.modality != feature_set.manifest.modality]
         if not others:
             continue
         found.matched = len(set(feature_set.keys).intersection(*(other.keys for other in others)))
-        # Of tars without images, or without captions, one side is nothing but rejects.
+        # For tars without images or without captions, one side has only rejects.
         if not found.matched and all(s.manifest.rows for s in (feature_set, *others)):
             found.problems.append("no key is also in the sets of the other modality")

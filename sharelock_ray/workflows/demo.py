@@ -11,10 +11,10 @@ from sharelock_ray.workflows.train import train
 
 
 def demo(recipe: Recipe) -> Summary:
-    """Every stage; what is done is left alone, and said.
+    """Runs every stage; finished stages are skipped with a message.
 
-    Extraction and training each start a Ray of their own where there is none: what Ray Data leaves running, 0.5 GB, is
-    more than a small machine can spare.
+    Without a cluster, extraction and training each start their own Ray: the processes that Ray Data leaves running take
+    0.5 GB, too much for a small machine.
     """
     inputs = Inputs(recipe)
     extract(recipe, inputs)

@@ -1,4 +1,4 @@
-"""`extract`: makes the feature sets of every split, and of the class prompts, that are not there yet."""
+"""`extract`: makes the missing feature sets of every split and of the class prompts."""
 
 from collections.abc import Sequence
 
@@ -15,20 +15,20 @@ from sharelock_ray.workflows.timing import timed
 
 
 def extract(recipe: Recipe, inputs: Inputs | None = None) -> list[FeatureSet]:
-    """The feature sets of every split and of the encoders that it feeds; missing ones are made.
+    """Returns the feature sets of every split and encoder; makes missing ones.
 
     Args:
-        inputs: of the recipe, where another stage of the command has resolved them.
+        inputs: inputs of the recipe, if another stage has resolved them.
 
     Raises:
-        RunError: a set has no rows, since its inputs are not what they are called.
+        RunError: a set has no rows, since its inputs are not of the declared kind.
     """
     prepare(recipe)
     inputs = inputs or Inputs(recipe)
     missing = []
     for split in inputs.all_splits:
         complete = [uri for uri in split.uris if is_complete(uri)]
-        # What is another run's is only read.
+        # Feature sets of another run are read only.
         if recipe.features_of is None:
             refuse_other_inputs(split.source, [open_features(uri) for uri in complete])
         if len(complete) < len(split.uris) or not split.uris:
@@ -42,14 +42,14 @@ def extract(recipe: Recipe, inputs: Inputs | None = None) -> list[FeatureSet]:
     for feature_set in sets:
         if nothing := why_empty(feature_set):
             raise RunError(
-                f"{feature_set.uri}: {nothing}: mend the inputs, delete that folder, and run the same command again"
+                f"{feature_set.uri}: {nothing}: fix the inputs, delete that folder, and run the same command again"
             )
     return sets
 
 
 def extract_splits(recipe: Recipe, splits: Sequence[Split]) -> None:
-    """Runs the extraction of some splits, one after another, on one connection to Ray."""
-    check_inputs(splits)  # Before Ray is started for it.
+    """Extracts splits one at a time over one connection to Ray."""
+    check_inputs(splits)  # Before Ray starts.
     if not splits:
         return
     from sharelock_ray.engine import cluster
@@ -68,4 +68,4 @@ def extract_splits(recipe: Recipe, splits: Sequence[Split]) -> None:
             say(f"extract {split.name}: {counts}, {sum(s.manifest.rejects for s in sets)} rejects")
             if planned:
                 taken, foreseen = sets[0].manifest.wall_seconds, next(iter(planned.values())).wall_seconds
-                say(f"extract {split.name}: took {clock(taken)}, was planned to take {clock(foreseen)}")
+                say(f"extract {split.name}: took {clock(taken)}; the plan said {clock(foreseen)}")

@@ -1,4 +1,4 @@
-"""What a command works on, resolved once: encoders, hashes of weights, listings, and where each feature set lies."""
+"""Inputs of a command, resolved once: encoders, hashes of weights, listings, and URIs of feature sets."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -25,12 +25,12 @@ from sharelock_ray.sources.spec import SourceSpec, require_captions
 from sharelock_ray.workflows.timing import timed
 
 _WANTS: dict[Modality, Content] = {"vision": IMAGES, "language": CAPTIONS}
-"""What a source must provide for an encoder to run over it."""
+"""Content that an encoder needs from a source."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """A source under the name of its split, and the feature sets of the encoders that it can feed."""
+    """A named split: its source, and the encoders that the source can feed."""
 
     name: str
     source: Listed
@@ -39,12 +39,12 @@ class Split:
     """The feature set of each of `encoders`."""
 
     def open(self) -> list[FeatureSet]:
-        """The feature sets; RequestError where one is not complete."""
+        """Opens the feature sets; RequestError if one is incomplete."""
         return [open_features(uri) for uri in self.uris]
 
 
 class Inputs:
-    """The encoders, splits and feature sets of a recipe, each resolved when it is first asked for, and then kept."""
+    """The encoders, splits and feature sets of a recipe; each is resolved on first use and cached."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -52,19 +52,19 @@ class Inputs:
         self._sources: dict[SourceSpec | PromptSource, Listed] = {}
 
     def of(self, recipe: Recipe) -> "Inputs":
-        """The inputs of another recipe, such as of a point of a study; what both have in common is resolved once."""
+        """The inputs of another recipe, such as a point of a study; encoders and listings are shared."""
         inputs = Inputs(recipe)
         inputs._encoders, inputs._sources = self._encoders, self._sources
         return inputs
 
     def encoder(self, spec: EncoderSpec) -> ResolvedEncoder:
-        """An encoder of the recipe, resolved."""
+        """Resolves an encoder of the recipe."""
         if spec not in self._encoders:
             self._encoders[spec] = resolve(spec)
         return self._encoders[spec]
 
     def uri(self, split: str, spec: EncoderSpec) -> str:
-        """The feature set of one encoder over one split."""
+        """URI of the feature set of one encoder over one split."""
         encoder = self.encoder(spec)
         recipe = self.recipe
         return feature_set_uri(recipe.features_folder, recipe.data.dataset, split, encoder.modality, encoder.folder)
@@ -73,7 +73,7 @@ class Inputs:
         """Opens the feature set of one encoder over one split.
 
         Raises:
-            RequestError: it is not complete, or the split's source has nothing for the encoder.
+            RequestError: it is incomplete, or the split's source cannot feed the encoder.
         """
         source = self.recipe.splits.get(split)
         if source is not None and not _feeds(source, spec):
@@ -90,7 +90,7 @@ class Inputs:
 
     @cached_property
     def prompts(self) -> Split | None:
-        """The prompts of the named classes as a split of their own; None where no image is to be classified.
+        """The class prompts as a split; None if the recipe has no class names or no test images.
 
         Raises:
             RequestError: the class names cannot be read.
@@ -110,9 +110,9 @@ class Inputs:
 
     @property
     def known_splits(self) -> list[Split]:
-        """As `all_splits`, without prompts that are not made yet: runs of earlier versions have none."""
+        """As `all_splits`, but without prompts that are not embedded yet: runs of earlier versions have none."""
         prompts = None
-        # Feature sets outlive the file of class names.
+        # Feature sets may outlive the file of class names.
         with suppress(RequestError):
             prompts = self.prompts
         made = prompts is not None and all(is_complete(uri) for uri in prompts.uris)
@@ -135,13 +135,13 @@ def _feeds(source: Source, spec: EncoderSpec) -> bool:
 
 
 def prepare(recipe: Recipe) -> None:
-    """Saves the resolved recipe, and writes the built-in data where the recipe asks for it.
+    """Saves the resolved recipe, and writes the built-in data if the recipe uses it.
 
     Raises:
-        RequestError: the class names, which evaluation will want, cannot be read.
+        RequestError: the class names, which evaluation needs, cannot be read.
     """
     if recipe.data.shapes is not None and not storage.exists(storage.join(recipe.data_folder, "shapes.json")):
-        say(f"data: renders coloured shapes into {recipe.data_folder}")
+        say(f"data: rendering coloured shapes into {recipe.data_folder}")
     with timed(recipe, "data"):
         if recipe.data.shapes is not None:
             write_shapes(recipe.data_folder, **recipe.data.shapes.model_dump())
@@ -150,21 +150,21 @@ def prepare(recipe: Recipe) -> None:
 
 
 def check_inputs(splits: Sequence[Split]) -> None:
-    """Raises RequestError where a source names no inputs, or none of a kind that an encoder wants."""
+    """Raises RequestError if a source lists no inputs, or none that an encoder of the recipe takes."""
     for split in splits:
         shards = split.source.shards()
         if any(encoder.modality == "language" for encoder in split.encoders):
             require_captions(split.source.source, shards)
         if not split.encoders:
             provides = ", ".join(sorted(split.source.provides))
-            raise RequestError(f"the {split.name} split provides {provides}, and no encoder of the recipe takes that")
+            raise RequestError(f"the {split.name} split provides {provides}, which no encoder of the recipe takes")
 
 
 def refuse_other_inputs(source: Source, sets: Sequence[FeatureSet]) -> None:
-    """Raises RequestError where a source lists other shards than the complete sets of its split were made from.
+    """Raises RequestError if a source's shards differ from those that the complete sets of its split were made from.
 
-    One that has rejects may have changed, since that is how they are mended. Sets may outlive their inputs: where
-    nothing can be listed any more, nothing is said.
+    Shards with rejects may have changed, since the user may have fixed them. If nothing can be listed, there is no
+    check, since feature sets may outlive their inputs.
     """
     try:
         listed = source.shards() if sets else []
@@ -175,10 +175,10 @@ def refuse_other_inputs(source: Source, sets: Sequence[FeatureSet]) -> None:
         for name, how in feature_set.manifest.other_inputs(listed, may_change).items():
             raise RequestError(
                 f"{feature_set.uri} was made from other inputs than are listed now ({name} is {how}): "
-                f"restore them, set another `output` or `data.dataset`, or delete that folder to make it anew"
+                f"restore them, set another `output` or `data.dataset`, or delete that folder to extract again"
             )
 
 
 def feature_sets(splits: Sequence[Split]) -> Iterator[FeatureSet]:
-    """The feature sets of some splits; RequestError where one is not complete."""
+    """Opens the feature sets of splits; RequestError if one is incomplete."""
     return (feature_set for split in splits for feature_set in split.open())

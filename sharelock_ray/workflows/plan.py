@@ -1,4 +1,4 @@
-"""What an extraction will take, from a probe of some of its samples on this machine, before it is paid for."""
+"""`plan`: estimates the time and cost of an extraction from a probe of samples on this machine."""
 
 import math
 import os
@@ -28,47 +28,47 @@ if TYPE_CHECKING:
     from sharelock_ray.extraction.group import EncoderGroup
 
 PROBE = 200
-"""Samples (issue 3, 8)."""
-# As few are read whole, to count what a byte of them holds.
+"""Default number of probed samples per split."""
+# Minimum number of shards read as a whole, to estimate samples per byte.
 _SHARDS = 4
 
 
 class EncoderPlan(Config):
-    """One feature set to come, and what it came to where it is there already."""
+    """Estimate for one feature set."""
 
     encoder: str
     """Its folder name."""
     rows: int
     bytes: int
-    """Of the stored embeddings and columns."""
+    """Bytes of the stored embeddings and columns."""
     seconds_per_sample: float
-    """Of the encoder, on this machine's device, or on the CPUs of one actor."""
+    """Encoder time on this machine's device, or on the CPUs of one actor."""
     encoder_seconds: float
-    """Of all actors together: longer than on the device alone where actors share it."""
+    """Sum over actors; larger if actors share a device."""
     gpu_hours: float
-    """While the encoder is at work."""
+    """GPU-hours of encoding alone."""
 
 
 class SplitPlan(Config):
-    """One split through all its encoders."""
+    """Estimate for one split with all its encoders."""
 
     split: str
     samples: int
     probed: int
-    """Inputs that were encoded for it here."""
+    """Number of inputs encoded in the probe."""
     input_bytes: int
     read_seconds_per_sample: float
-    """Reading and decoding, on one core."""
+    """Time to read and decode on one core."""
     encoders: tuple[EncoderPlan, ...]
     hours: float
     gpu_hours: float
-    """That actors hold, also while they wait for reading."""
+    """GPU-hours reserved by actors, including time spent waiting for reading."""
     cores_to_read: float
-    """Cores that keep the actors fed; 0 where they read for themselves."""
+    """Cores needed to keep the actors busy; 0 if actors read their own input."""
     cores_free: float | None
-    """Cores of this machine that the actors leave to reading; None where they are those of a cluster."""
+    """Cores of this machine that remain for reading; None on a cluster."""
     cost: float | None
-    """GPU-hours at the given price, or actor-hours where no GPU is asked for."""
+    """Price of the GPU-hours, or of the actor-hours if no GPU is requested."""
 
     @property
     def bytes(self) -> int:
@@ -76,7 +76,7 @@ class SplitPlan(Config):
 
 
 class PlanTotal(Config):
-    """All splits, which come one after another, through all encoders."""
+    """Sums over all splits, which are extracted one at a time."""
 
     hours: float
     gpu_hours: float
@@ -89,21 +89,21 @@ class Plan(Document):
 
     device: str
     load_seconds: float
-    """That loading the encoders took here."""
+    """Time to load the encoders on this machine."""
     price: float | None
     splits: tuple[SplitPlan, ...]
     total: PlanTotal
 
 
 def plan(recipe: Recipe, samples: int = PROBE, price: float | None = None) -> Plan:
-    """Probes every split, and the class prompts, and keeps the result beside the run, where manifests will quote it.
+    """Probes every split and the class prompts; writes `plan.json`, which manifests of the extraction quote.
 
     Args:
-        samples: probed of each split, from shards spread over it.
-        price: of a GPU-hour, or of an actor-hour where the recipe asks for no GPU; in any currency.
+        samples: number of samples to probe per split, from random shards.
+        price: price of a GPU-hour, or of an actor-hour if the recipe requests no GPU, in any currency.
 
     Raises:
-        RequestError: the recipe asks for a GPU, and this machine has none; there is no input; or no such price.
+        RequestError: the recipe requests a GPU and this machine has none, there is no input, or the price is invalid.
     """
     if price is not None and not 0 <= price < math.inf:
         raise RequestError(f"the price is {price}: give a number, at least 0")
@@ -129,14 +129,14 @@ def plan(recipe: Recipe, samples: int = PROBE, price: float | None = None) -> Pl
 
 
 def predictions(recipe: Recipe, split: str) -> dict[str, Prediction]:
-    """What the recipe's plan foresees for the feature sets of a split, by folder name; empty where there is no plan,
-    or one that another version made."""
+    """Predictions of the recipe's plan for the feature sets of a split, by folder name; empty without a readable
+    plan."""
     try:
         found = read_document(Plan, _path(recipe))
     except FileNotFoundError:
         return {}
     except SharelockError:
-        say(f"{_path(recipe)} cannot be read, and is not compared with what comes: run `sharelock plan` again for that")
+        say(f"{_path(recipe)} cannot be read, so there is no comparison with the plan: run `sharelock plan` again")
         return {}
     return {
         encoder.encoder: Prediction(
@@ -158,7 +158,7 @@ def _path(recipe: Recipe) -> str:
 
 @contextmanager
 def _threads_of_an_actor(options: ExtractionOptions) -> Iterator[None]:
-    """As many threads as Ray has an actor use, unless the environment says how many: one for each whole CPU."""
+    """Uses an actor's number of threads within the block: one per whole CPU, unless the environment sets it."""
     import torch
 
     usual = torch.get_num_threads()
@@ -177,10 +177,10 @@ def _load(encoders: Sequence[EncoderSpec], options: ExtractionOptions) -> "list[
 
     if options.num_gpus and not torch.cuda.is_available():
         raise RequestError(
-            "the recipe's actors want a GPU, and this machine has none: make the plan where one is, "
+            "the recipe's actors need a GPU, and this machine has none: make the plan on a machine with one, "
             "or set operations.extraction.num_gpus=0"
         )
-    say(f"plan: loads {', '.join(encoder.name for encoder in encoders)}")
+    say(f"plan: loading {', '.join(encoder.name for encoder in encoders)}")
     return load_encoders(
         encoders,
         "cuda" if options.num_gpus else "cpu",
@@ -202,31 +202,31 @@ def _split(
     """Probes a split.
 
     Args:
-        encoders: all that are loaded.
-        groups: the models that serve them.
+        encoders: all loaded encoders.
+        groups: their models.
     """
     shards = split.source.shards()
     probe, inputs, seen_bytes, read_seconds = _probe(split.source, shards, samples)
     if not probe.samples:
-        raise RequestError(f"the first shards of {split.name} hold no sample that can be read: see `sharelock rejects`")
+        raise RequestError(f"the first shards of {split.name} have no readable sample: see `sharelock rejects`")
     total_bytes = sum(shard.bytes for shard in shards)
     total = round(inputs * total_bytes / seen_bytes)
     started = time.perf_counter()
     decoded = decode(probe, {e.spec.preprocessing for e in split.encoders if isinstance(e.spec, VisionSpec)})
     read_each = read_seconds / inputs + (time.perf_counter() - started) / probe.size
-    # A model takes images, or it takes texts, for all encoders that it serves.
+    # All encoders of a group have one modality.
     fed = [group for group in groups if encoders[group.members[0]] in split.encoders]
     for group in fed:
-        group.encode(decoded)  # The first pass also pays for what is done once.
+        group.encode(decoded)  # Warm-up.
     encoded = {encoders[i]: c for group in fed for i, c in zip(group.members, group.encode(decoded), strict=True)}
     plans = tuple(_encoder(each, encoded[each], decoded.size, total, options) for each in split.encoders)
     actors, free = options.actors(len(shards)), _free_cpus(options, len(shards))
     read, encode = total * read_each, total * sum(each.seconds_per_sample for each in plans)
     seconds, cores = _wall_seconds(options, len(shards), read, encode, free)
     if cores and free is None:
-        say(f"plan: {split.name} takes this long where {cores:,.1f} cores are free to read, and longer where fewer are")
+        say(f"plan: {split.name} takes this long if {cores:,.1f} cores are free for reading, and longer with fewer")
     elif cores and free is not None and cores > min(free, len(shards)):
-        say(f"plan: {split.name} waits for reading: that wants {cores:,.1f} cores, and has {min(free, len(shards)):g}")
+        say(f"plan: {split.name} is limited by reading: it needs {cores:,.1f} cores and has {min(free, len(shards)):g}")
     unit_hours = seconds * actors / 3600
     return SplitPlan(
         split=split.name,
@@ -246,12 +246,12 @@ def _split(
 def _wall_seconds(
     options: ExtractionOptions, shards: int, read: float, encode: float, free: float | None
 ) -> tuple[float, float]:
-    """How long reading and encoding take together, and the cores that would keep the encoders at work.
+    """Wall seconds of reading and encoding, and the cores needed to keep the encoders busy.
 
     Args:
-        read: seconds on one core.
-        encode: seconds on one whole device, or on the CPUs of one actor.
-        free: cores beside the actors; None where that is not known, and there are taken to be enough.
+        read: seconds of reading on one core.
+        encode: seconds of encoding on one whole device, or on the CPUs of one actor.
+        free: cores not used by actors; None if unknown, which assumes that they suffice.
     """
     actors = options.actors(shards)
     if options.actors_read:
@@ -262,24 +262,27 @@ def _wall_seconds(
 
 
 def _share(options: ExtractionOptions) -> float:
-    """Of a device that an actor has: two on one GPU are no faster than one, and encoders use no second."""
+    """An actor's share of a device: actors on one GPU share its speed, and an encoder uses one GPU at most."""
     return min(1.0, options.num_gpus or 1.0)
 
 
 def _free_cpus(options: ExtractionOptions, shards: int) -> float | None:
-    """CPUs that the actors leave to reading on this machine; None where they are for a cluster."""
+    """CPUs of this machine that actors leave for reading; None on a cluster."""
     import torch
 
     actors = options.actors(shards)
-    # As many as Ray is started with here.
+    # The CPUs that a local Ray starts with.
     free = max(2, cpu_count()) - actors * options.num_cpus
     here = free >= 1 and actors * options.num_gpus <= torch.cuda.device_count()
     return free if here and not os.environ.get("RAY_ADDRESS") else None
 
 
 def _probe(source: Source, shards: Sequence[Shard], samples: int) -> tuple[Chunk, int, int, float]:
-    """Inputs drawn evenly from those of some shards, as one chunk; then the number of all inputs of those shards, their
-    bytes, and the seconds that reading them took."""
+    """Draws inputs uniformly from some shards.
+
+    Returns:
+        the inputs as one chunk; the number of inputs in those shards, their bytes, and the seconds to read them.
+    """
     draw = random.Random(0)
     some = [shard for shard in draw.sample(shards, len(shards)) if shard.bytes] or shards[:1]
     taken: list[Sample | Reject] = []
@@ -291,7 +294,7 @@ def _probe(source: Source, shards: Sequence[Shard], samples: int) -> tuple[Chunk
         seen_bytes += shard.bytes
         for item in source.read(shard):
             inputs += 1
-            # Each input so far is among those taken with the same probability (J. Vitter's algorithm R, 1985).
+            # Reservoir sampling: each input so far is kept with equal probability (Vitter's algorithm R, 1985).
             if len(taken) < samples:
                 taken.append(item)
             elif (place := draw.randrange(inputs)) < samples:

@@ -1,4 +1,4 @@
-"""`report`: the page of a run, or of a study, from what the other verbs left."""
+"""`report`: writes the page of a run or a study from the outputs of the other verbs."""
 
 from sharelock_ray import storage
 from sharelock_ray.documents import read_document
@@ -12,7 +12,7 @@ from sharelock_ray.workflows.timing import seconds_of
 
 
 def report(recipe: Recipe, inputs: Inputs | None = None) -> Summary:
-    """Writes `report.html` from what the other stages left."""
+    """Writes `report.html` from the outputs of the other stages."""
     from sharelock_ray.report.run_page import write_page
 
     inputs = inputs or Inputs(recipe)
@@ -36,7 +36,7 @@ def report(recipe: Recipe, inputs: Inputs | None = None) -> Summary:
 
 
 def report_study(folder: str) -> StudySummary:
-    """Writes `study.html`, `study.csv` and `study.parquet` from what `tune` left in a folder."""
+    """Writes `study.html`, `study.csv` and `study.parquet` from the outputs of `tune` in a folder."""
     path = storage.join(folder, STUDY)
     if not storage.exists(path):
         raise RequestError(f"{folder} holds no study: run `sharelock tune`")

@@ -1,4 +1,4 @@
-"""How far a run is, read from storage alone: from any machine, while it runs or after it was killed."""
+"""`status`: the progress of a run, read from storage only; works from any machine, also after a kill."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.runs.folder import newest, pairs_per_second
 from sharelock_ray.workflows.inputs import Inputs
 
-# A driver that runs writes every ten seconds.
+# A running driver writes every ten seconds.
 _SILENT_S = 60.0
 
 
 @dataclass(frozen=True)
 class StageStatus:
-    """`state` is `done`, `running`, `stopped` (begun, and silent for a minute) or `waiting`."""
+    """`state` is `done`, `running`, `stopped` (started, but silent for a minute) or `waiting`."""
 
     stage: str
     state: str
@@ -24,7 +24,7 @@ class StageStatus:
 
 
 def status(recipe: Recipe) -> list[StageStatus]:
-    """The state of every feature set, of training and of evaluation, in the order of a run."""
+    """State of every feature set, of training and of evaluation, in order."""
     return [*_extractions(recipe), _training(recipe), _evaluation(recipe)]
 
 
@@ -44,13 +44,13 @@ def _extraction(state: SetState) -> tuple[str, str]:
     if state.live is None:
         return "stopped", parts
     if state.live.age > _SILENT_S:
-        return "stopped", f"{parts}; last heard of {clock(state.live.age)} ago: run extract again to continue"
+        return "stopped", f"{parts}; last update {clock(state.live.age)} ago: run extract again to continue"
     return "running", f"{parts}; {_pace(state.live)}"
 
 
 def _pace(live: Live) -> str:
     if not live.seconds:
-        return "workers start and load models"
+        return "workers are starting and loading models"
     left = "" if live.seconds_left is None else f", {clock(live.seconds_left)} left"
     pace = f"{live.samples:,} samples ({live.share:.0%}), {live.samples_per_second:,.1f}/s{left}"
     return f"{pace}, {live.rejects:,} rejects; {live.work}"
@@ -64,7 +64,7 @@ def _training(recipe: Recipe) -> StageStatus:
     rows = recipe.run.metrics()
     if not rows:
         age = recipe.run.begun_age()
-        return StageStatus("train", "waiting", "" if age is None else f"begun {clock(age)} ago, no step yet")
+        return StageStatus("train", "waiting", "" if age is None else f"started {clock(age)} ago, no step yet")
     step, steps = rows[-1]["step"], recipe.alignment.steps
     detail = f"step {step:,} of {steps:,}, {newest(rows)}"
     if recipe.run.metrics_age() > _SILENT_S:

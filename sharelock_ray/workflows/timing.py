@@ -12,7 +12,7 @@ from sharelock_ray.recipe.schema import Recipe
 
 
 class StageSeconds(Document):
-    """`seconds.json`: what each stage took, by its name."""
+    """`seconds.json`: seconds by stage."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, float]
@@ -20,7 +20,7 @@ class StageSeconds(Document):
 
 @contextmanager
 def timed(recipe: Recipe, stage: str) -> Iterator[None]:
-    """Notes the seconds of a stage that ends well; those of its first run are kept."""
+    """Records the seconds of a stage that succeeds; an earlier record of the stage is kept."""
     started = time.monotonic()
     yield
     seconds = time.monotonic() - started
@@ -31,7 +31,7 @@ def timed(recipe: Recipe, stage: str) -> Iterator[None]:
 
 
 def seconds_of(recipe: Recipe) -> dict[str, float]:
-    """Seconds by stage."""
+    """Recorded seconds by stage."""
     return read_document(StageSeconds, _path(recipe)).__pydantic_extra__ if storage.exists(_path(recipe)) else {}
 
 

@@ -1,4 +1,4 @@
-"""`train`: the alignment of a pair of encoders, from their feature sets of the training split."""
+"""`train`: aligns a pair of encoders on their feature sets of the training split."""
 
 from sharelock_ray.progress import say
 from sharelock_ray.recipe.load import write_recipe
@@ -9,7 +9,7 @@ from sharelock_ray.workflows.timing import timed
 
 
 def train(recipe: Recipe, inputs: Inputs | None = None) -> TrainingResult:
-    """The trained alignment of the recipe's pair of encoders on the training split."""
+    """Trains, or resumes, the alignment of the recipe's pair of encoders."""
     with timed(recipe, "train"):
         return _train(recipe, inputs or Inputs(recipe))
 
@@ -17,10 +17,10 @@ def train(recipe: Recipe, inputs: Inputs | None = None) -> TrainingResult:
 def _train(recipe: Recipe, inputs: Inputs) -> TrainingResult:
     run = recipe.run
     if recipe.data.classes is not None:
-        recipe.class_names()  # What evaluation cannot use is said before the training.
+        recipe.class_names()  # Fails before the training if evaluation could not read them.
     vision, language = (inputs.open("train", spec) for spec in (recipe.vision, recipe.language))
     run.begin(recipe.training, vision.manifest, language.manifest)
-    # Not before: a request that does not fit must leave the recipe of the training that is there.
+    # Only now: a rejected request must not overwrite the recipe of an existing training.
     write_recipe(recipe)
     result = run.result()
     if result is not None:

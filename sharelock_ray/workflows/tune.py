@@ -1,4 +1,4 @@
-"""A recipe's study: what each of its trials is, and what is left of it when it ends."""
+"""`tune`: runs a recipe's study and leaves `study.json`, `winner.yaml` and a report."""
 
 import json
 import time
@@ -39,16 +39,16 @@ def tune(recipe: Recipe) -> StudySummary:
 
 
 def run_study(recipe: Recipe) -> Study:
-    """Runs what is left of the recipe's study; writes `study.json`, and the best point's recipe as `winner.yaml`.
+    """Runs or resumes the recipe's study; writes `study.json`, and the best point's recipe as `winner.yaml`.
 
     Raises:
-        RequestError: there is no `tuning`, a point is no valid recipe, features of one are missing, or there are no
-            labels for the named classes.
+        RequestError: the recipe has no `tuning`, a point is no valid recipe, feature sets are missing, or the test
+            split has no labels for the named classes.
         RunError: no trial finished.
     """
     spec = _spec(recipe)
     if "zero_shot" in spec.objective:
-        say("tune: chooses by zero-shot accuracy on the test split, which flatters what is chosen: see its report")
+        say("tune: selects by zero-shot accuracy on the test split, so the best score is optimistic: see the report")
     checked = [point_recipe(recipe, point) for point in _points_to_check(spec)]
     prepare = Preparation(recipe, spec)
     sets = sorted({digest for each in checked for digest in prepare.digests(each)})
@@ -65,7 +65,7 @@ def run_study(recipe: Recipe) -> Study:
     name = f"{recipe.name}-{content_hash(recipe.training, searched, sets)}"
     queue = StudyQueue(name, spec, trials_folder(recipe), database, prepare)
     if queue.doubles:
-        say(f"tune: {len(queue.doubles):,} points are the same model as another one, which alone is trained")
+        say(f"tune: {len(queue.doubles):,} points give the same model as another point and are not trained again")
     trials = run_trials(queue, spec, recipe.alignment.steps, recipe.alignment.evaluate_every)
     study = Study(
         name=name,
@@ -92,10 +92,10 @@ def trials_folder(recipe: Recipe) -> str:
 
 
 def point_recipe(recipe: Recipe, point: dict[str, Any]) -> Recipe:
-    """The recipe of one point, on the features of the study.
+    """The recipe of one point, with the features of the study.
 
     Raises:
-        RequestError: the point is no valid recipe, or names no encoder of it.
+        RequestError: the point is no valid recipe, or names an unknown encoder.
     """
     changes = _spec(recipe).changes(point)
     chosen = {modality: changes.pop(modality) for modality in ("vision", "language") if modality in changes}
@@ -121,7 +121,7 @@ def _spec(recipe: Recipe) -> TuningSpec:
 
 
 def _points_to_check(spec: TuningSpec) -> Iterator[dict[str, Any]]:
-    """Every point of a grid; of other spaces, points that have each value of each axis once."""
+    """All points of a grid; for other samplers, points that cover each value of each axis."""
     if spec.sampler == "grid":
         yield from spec.points()
         return
@@ -134,16 +134,15 @@ def _points_to_check(spec: TuningSpec) -> Iterator[dict[str, Any]]:
 
 
 def _values(spec: TuningSpec, axis: str) -> tuple[Any, ...]:
-    """Those of a list, or both ends of a range."""
+    """The values of an axis; for a range, its bounds."""
     of = spec.space[axis]
     return (of.low, of.high) if isinstance(of, Range) else spec.labels(axis) or ()
 
 
 class Preparation:
-    """Makes the job of a point and a seed; its folder is named by everything that decides its result.
+    """Makes the job of a point and a seed; its folder is named by everything that determines its result.
 
-    Of points that are the same model, such as those of any activation at depth 1, it makes the job of the first one
-    that it is asked for.
+    For points that give the same model, such as different activations at depth 1, it makes the job of the first one.
     """
 
     def __init__(self, recipe: Recipe, spec: TuningSpec) -> None:
@@ -151,9 +150,9 @@ class Preparation:
         self._inputs = Inputs(recipe)
         self._manifests: dict[str, Manifest] = {}
         self._models: dict[str, str] = {}
-        """By point, what decides its model."""
+        """Key of the model of each point."""
         self._first: dict[str, dict[str, Any]] = {}
-        """By model, the point that stands for it."""
+        """First point of each model."""
 
     def __call__(self, point: dict[str, Any], seed: int) -> Any:
         from sharelock_ray.study.trial_job import TrialJob
@@ -187,7 +186,7 @@ class Preparation:
         )
 
     def digests(self, recipe: Recipe) -> list[str]:
-        """What the feature sets of a point hold.
+        """Digests of the feature sets of a point.
 
         Raises:
             RequestError: one is missing.
@@ -199,25 +198,25 @@ class Preparation:
         return [self._manifest(inputs.uri(split, encoder)).digest for split, encoder in sets]
 
     def labelled_set(self, recipe: Recipe) -> tuple[str, int]:
-        """The vision set that zero-shot classification is scored on, and how many classes are named."""
+        """URI of the vision set for zero-shot classification, and the number of classes."""
         return self._inputs.of(recipe).uri("test", recipe.vision), len(recipe.class_names() or ())
 
     def embed_prompts(self, recipe: Recipe) -> None:
-        """Makes the prompts of a point's classes and language encoder, where they are not there yet."""
+        """Embeds the class prompts with a point's language encoder, if that is not done yet."""
         if _has_classes(recipe):
             open_prompts(self._inputs.of(recipe))
 
     def _trained_on(self, recipe: Recipe) -> tuple[list[str], str | None]:
-        """What a point is trained and scored on: digests of feature sets, and the name of the prompts."""
+        """Inputs of a point's training and scores: digests of feature sets, and the name of the prompts."""
         prompts = None
         if _has_classes(recipe):
             texts = content_hash(recipe.class_names(), recipe.evaluation.templates)
-            # The name of the file that held them once: trials that were trained then are known by it.
+            # The name of the file that held them in earlier versions, kept so that names of trials stay the same.
             prompts = f"{self._inputs.encoder(recipe.language).folder}-{texts}.safetensors"
         return self.digests(recipe), prompts
 
     def _model(self, point: dict[str, Any]) -> str:
-        """What decides a point's model and its scores, but for the seed."""
+        """Key of everything that determines a point's model and scores, except the seed."""
         key = json.dumps(point)
         if key not in self._models:
             recipe = point_recipe(self._recipe, point)
@@ -228,7 +227,7 @@ class Preparation:
         return self._models[key]
 
     def _is_idle(self, axis: str, point: dict[str, Any]) -> bool:
-        """Whether every other value of an axis, as far as it makes a recipe, gives the same model."""
+        """Whether all other values of an axis that give a valid recipe give the same model."""
         others = [point | {axis: value} for value in _values(self._tuning, axis) if value != point[axis]]
         found = []
         for other in others:
@@ -243,26 +242,26 @@ class Preparation:
 
 
 def _has_classes(recipe: Recipe) -> bool:
-    """Whether trials can be scored on zero-shot classification."""
+    """Whether trials can be scored by zero-shot classification."""
     test = recipe.splits.get("test")
     named = test is not None and IMAGES in test.provides and recipe.class_names() is not None
     if not named and "zero_shot" in _spec(recipe).objective:
-        raise RequestError("the objective zero_shot wants images with class names: give `data.test` and `data.classes`")
+        raise RequestError("the objective zero_shot needs images with class names: set `data.test` and `data.classes`")
     return named
 
 
 def _journal(recipe: Recipe) -> str:
-    """The file of the Optuna study: beside the trials, unless they are on an object store, where no file grows."""
+    """Path of the Optuna journal: beside the trials, or local if they are on an object store, which cannot append."""
     folder = recipe.output if storage.is_local(recipe.output) else storage.absolute(f"runs/{recipe.name}")
     return storage.join(folder, "optuna.journal")
 
 
 def _write_winner(recipe: Recipe, study: Study) -> None:
-    # Only here, since scipy takes a second to import.
+    # Imported here, since scipy takes a second to import.
     from sharelock_ray.study.effects import ranked
 
     best = ranked(study.trials, study.objective[0])[0]
-    # In a folder of its own: the study's output may hold another training.
+    # In its own folder, since the study's output may hold another training.
     own = {"output": storage.join(recipe.output, "winner"), "features_of": recipe.features_of or recipe.output}
     settings = {"alignment.seed": study.seeds[0], "tuning": None, **own}
     if "zero_shot" in study.objective:

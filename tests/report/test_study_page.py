@@ -180,14 +180,14 @@ class TestVerdict:
         lost = tuple(trial.model_copy(update={"state": "diverged"}) for trial in study(tmp_path).trials)
         assert self.of(tmp_path, trials=lost) == "No trial finished." == verdict([], ["recall_at_1"])
 
-    def test_says_that_what_the_test_split_chose_is_flattered_by_it(self, tmp_path: Path) -> None:
+    def test_says_that_accuracy_on_the_split_of_selection_is_optimistic(self, tmp_path: Path) -> None:
         base = study(tmp_path)
         trials = tuple(t.model_copy(update={"values": t.values | {"zero_shot": 0.5}}) for t in base.trials)
         of = base.model_copy(update={"trials": trials, "objective": ("recall_at_1", "zero_shot")})
         summary = write_study(of, str(tmp_path))
         for text in (summary.verdict, Path(summary.page).read_text(), summary.as_json()["verdict"]):
-            assert "chosen by the test split, so its zero-shot accuracy there is flattered" in text
-        assert "chosen by the test split" not in self.of(tmp_path)
+            assert "selected on the test split, so its zero-shot accuracy there is optimistic" in text
+        assert "selected on the test split" not in self.of(tmp_path)
 
     def test_of_a_clear_winner(self, tmp_path: Path) -> None:
         depths = tuple(t for t in study(tmp_path).trials if {**t.point, "alignment.language.depth": 0} == FIRST)

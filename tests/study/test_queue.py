@@ -90,7 +90,7 @@ class TestGrid:
         assert place.queue(GRID).next() is None
         assert len(place.study().trials) == 8
 
-    def test_an_interrupted_trial_comes_first_and_keeps_its_twin(self, place: Place) -> None:
+    def test_an_interrupted_trial_comes_first_and_keeps_its_entry(self, place: Place) -> None:
         queue = place.queue(GRID)
         run(queue, most=2)
         interrupted = queue.next()
@@ -241,7 +241,7 @@ class TestJournal:
     def test_a_damaged_line_within_is_named(self, place: Place, lines: list[bytes], damaged: bytes) -> None:
         Path(place.database).write_bytes(b"".join([*lines[:4], damaged, *lines[5:]]))
         with pytest.raises(
-            RequestError, match=r"optuna\.journal .*: move that file away, and the study is made"
+            RequestError, match=r"optuna\.journal .*: move that file away, and the study is rebuilt"
         ) as error:
             place.queue(GRID)
         assert "\n" not in str(error.value)
