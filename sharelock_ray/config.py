@@ -1,4 +1,4 @@
-"""The base of every setting a recipe can hold: frozen, closed to unknown fields, and hashable by content."""
+"""Base class of settings: frozen, without unknown fields, and hashable by content."""
 
 import hashlib
 import json
@@ -15,24 +15,24 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     _always_hashed: ClassVar[str] = ""
-    """Names, with spaces between them, of fields that `content_hash` covers at their defaults too: those that a class
-    had when names began to cover only what differs from the defaults. Never add a field."""
+    """Names, separated by spaces, of fields that `content_hash` includes even at their defaults. These existed before
+    defaults were excluded; never add a field."""
 
 
 def content_hash(*values: object) -> str:
-    """Eight hex digits of the SHA-256 of the canonical JSON of what `hashed` keeps of `values`."""
+    """First eight hex digits of the SHA-256 of the canonical JSON of `hashed(values)`."""
     return hashlib.sha256(json.dumps(hashed(values), sort_keys=True).encode()).hexdigest()[:8]
 
 
 def hashed(value: object, exclude: Set[str] = frozenset()) -> Any:
-    """What names are made of, as plain JSON values: of each model, also a nested one, the fields that count.
+    """The content that names are derived from, as plain JSON values; nested models are included.
 
-    A field counts where it differs from its default, so that a new field with a default renames nothing. Tags (literals
-    of one value), which tell models apart, and the fields of `_always_hashed` always count. The default of a field that
-    does not always count may never change: sets of both defaults would have one name.
+    A field is included if it differs from its default, so that a new field with a default renames nothing. Tags
+    (literals of one value), which distinguish models, and the fields of `_always_hashed` are always included. The
+    default of any other field must never change: sets made with the old and the new default would share one name.
 
     Args:
-        exclude: fields of `value` itself that do not count.
+        exclude: fields of `value` itself to leave out.
     """
     if isinstance(value, Config):
         names = type(value).model_fields.keys() - exclude

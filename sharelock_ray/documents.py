@@ -1,7 +1,7 @@
-"""Stored documents: JSON files that say by which version of their schema they were written.
+"""Stored documents: JSON files with the version of their schema.
 
-Documents of earlier versions open for ever: a field that one lacks has its default. One of a newer version is refused
-by its number, before its fields are looked at. An unknown field of a known version is an error.
+Documents of earlier versions stay readable: missing fields have their defaults. A newer version is rejected before its
+fields are read. An unknown field in a known version is an error.
 """
 
 import json
@@ -17,19 +17,18 @@ REMEDY = "restore it, or delete it and run the same command again"
 
 
 class NewerVersionError(RequestError):
-    """A document was written by a version of this package that is newer than this one."""
+    """A document was written by a newer version of this package."""
 
 
 class Document(Config):
-    """What one JSON file stores.
+    """Content of a JSON file.
 
-    A class that gains a field, also in a model within it, raises its `schema_version`, and gives the field a default. A
-    document that says no version is of version 1. Documents within a document are of the version that the outer one
-    says.
+    A class that gains a field, also in a nested model, increments its `schema_version` and gives the field a default. A
+    document without a version has version 1. Nested documents have the version of the outer one.
     """
 
     schema_version: ClassVar[int] = 1
-    """The newest version that is read, which is also the one that is written."""
+    """The version that is written, and the newest that is read."""
 
     @model_validator(mode="before")
     @classmethod
@@ -47,7 +46,7 @@ class Document(Config):
         return {name: value for name, value in content.items() if name != "schema_version"}
 
     def content(self) -> dict[str, Any]:
-        """What is stored: the version and the fields, as plain JSON values."""
+        """The version and the fields as plain JSON values."""
         return {"schema_version": self.schema_version, **self.model_dump(mode="json")}
 
 
@@ -55,21 +54,21 @@ _Document = TypeVar("_Document", bound=Document)
 
 
 def read_document(kind: type[_Document], uri: str, remedy: str = REMEDY) -> _Document:
-    """The document at `uri`.
+    """Reads the document at `uri`.
 
     Args:
-        remedy: what a person can do where it is damaged.
+        remedy: advice in the error if it is damaged.
 
     Raises:
         FileNotFoundError: there is no object.
         NewerVersionError: a newer version of this package wrote it.
-        RunError: it is damaged: it is no JSON, or has other fields.
+        RunError: it is damaged: not JSON, or with other fields.
     """
     return parse_document(kind, storage.read_bytes(uri), uri, remedy)
 
 
 def parse_document(kind: type[_Document], data: bytes, place: str, remedy: str = REMEDY) -> _Document:
-    """The document that `data` holds; errors, which are as above, name `place`."""
+    """Parses the document in `data`; raises as `read_document`, and errors name `place`."""
     try:
         return kind.model_validate(json.loads(data))
     except NewerVersionError as error:

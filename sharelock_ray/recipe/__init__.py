@@ -1,4 +1,1 @@
-"""RECIPE: one YAML file that describes a run: its schema, how it is read, and the recipes that are shipped.
-
-Computes nothing itself.
-"""
+"""RECIPE: schema, reader and shipped files of recipes, the YAML descriptions of a run. Does no computation."""

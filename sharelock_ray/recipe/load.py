@@ -1,4 +1,4 @@
-"""Reads a recipe file with its overrides, and says in one line what is wrong with it."""
+"""Reads recipes with overrides; errors are one line."""
 
 import difflib
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ SHIPPED = Path(__file__).parent / "recipes"
 
 
 def read_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe at `path`, with each of `overrides` (`a.b=c`, the value in YAML) put over it.
+    """Reads the recipe at `path` and applies `overrides` (`a.b=c`, with `c` in YAML).
 
     Args:
-        path: a file or URI; a bare name such as `demo` is one of the shipped recipes.
+        path: a file, a URI, or the name of a shipped recipe such as `demo`.
 
     Raises:
-        RequestError: no such file, no YAML, or a field that the schema refuses; the message names the field.
+        RequestError: the file is missing or not YAML, or a field is invalid; the message names the field.
     """
     place = str(SHIPPED / f"{path}.yaml") if path.isidentifier() and not storage.exists(path) else path
     try:
@@ -41,7 +41,7 @@ def read_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def parse_recipe(content: dict[str, Any], place: str) -> Recipe:
-    """Checks `content` against the schema; `place` is named in the error."""
+    """Validates `content`; errors name `place`."""
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
@@ -55,7 +55,7 @@ def write_recipe(recipe: Recipe) -> None:
 
 
 def with_settings(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
-    """`recipe` with fields, named as for `--set`, changed."""
+    """A copy of `recipe` with changed fields, named as for `--set`."""
     content = recipe.model_dump(mode="json")
     for name, value in settings.items():
         _place(content, name, value)
@@ -99,17 +99,17 @@ def _explain(error: ValidationError) -> str:
 
 
 def _where(path: Sequence[int | str]) -> str:
-    """Pydantic's path as one writes it for `--set`."""
+    """Pydantic's path in the notation of `--set`."""
     return ".".join(_walk(path)[0])
 
 
 def _fields(path: Sequence[int | str]) -> list[str]:
-    """Names of the fields that the schema has at `path`."""
+    """Names of the schema's fields at `path`."""
     return sorted({name for model in _walk(path)[1] for name in model.model_fields})
 
 
 def _walk(path: Sequence[int | str]) -> tuple[list[str], list[type[BaseModel]]]:
-    """The parts of a path without its union tags (such as `vision`), which name no field, and the models at its end."""
+    """The parts of a path without union tags (such as `vision`), which are not fields, and the models at its end."""
     shown: list[str] = []
     models: list[type[BaseModel]] = [Recipe]
     for part in path:
@@ -117,7 +117,7 @@ def _walk(path: Sequence[int | str]) -> tuple[list[str], list[type[BaseModel]]]:
         tagged = [] if fields else [model for model in models if _has_tag(model, part)]
         if not tagged:
             shown.append(str(part))
-        # List positions lead nowhere else.
+        # A list index does not change the model.
         models = [inner for field in fields for inner in _models(field.annotation)] or tagged or models
     return shown, models
 
@@ -127,7 +127,7 @@ def _has_tag(model: type[BaseModel], tag: int | str) -> bool:
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
-    """The models among the possible types of an annotation."""
+    """The models in an annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for argument in get_args(annotation) for model in _models(argument)]
