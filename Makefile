@@ -3,15 +3,21 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV = $(shell command -v uv || echo $(BIN)/uv)
 
-.PHONY: demo test lint lock standin clean
+.PHONY: demo test test-slow lint lock standin clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/.installed
 	$(BIN)/sharelock demo
 
-# Two processes, since many tests wait for the start of others; each file runs in one of them, slow ones first.
+# Two processes, since many tests wait for the start of others; each file runs in one of them.
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow"
+
+# Kills in the middle of whole commands, lost nodes, faulty object stores, submitted jobs.
+test-slow: .venv/.installed
+	$(PYTEST) -m slow
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
-"""From the bytes of an image file to the uint8 pixels a vision encoder expects.
+"""Decodes image files to the uint8 pixels that a vision encoder expects.
 
-Needs no torch, so that decoding workers stay small.
+Does not import torch, so that decoding workers stay small.
 """
 
 import io
@@ -21,9 +21,9 @@ _INTERPOLATION = {
     "bilinear": Image.Resampling.BILINEAR,
     "nearest": Image.Resampling.NEAREST,
 }
-# Pillow knows many more, some of which start other programs (EPS starts Ghostscript). JPEG includes MPO.
+# Pillow reads more formats, but some start other programs (EPS starts Ghostscript). JPEG includes MPO.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-# How an image is turned upright, by its EXIF orientation.
+# EXIF orientation to the transposition that turns the image upright.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -38,31 +38,31 @@ _MAX_PIXELS = 100_000_000
 
 
 class ImageTooLargeError(ValueError):
-    """An image that claims more pixels than are ever decoded, or that is too narrow to be resized."""
+    """The image has too many pixels, or is too narrow to be resized."""
 
 
 class PixelRangeError(ValueError):
-    """An image whose pixels do not say which value is white."""
+    """The value of white is unknown for the image's pixel format."""
 
 
 class Preprocessing(Config):
-    """Resize of the shorter side (to `squash`, of both) to `resize` pixels, then a centre crop, `image_size` square."""
+    """Resizes the shorter side (both sides for `squash`) to `resize` pixels, then crops the centre to `image_size`."""
 
     image_size: int
     resize: int
     interpolation: Interpolation
     crop_mode: CropMode = "center"
     reduced_scale: bool = True
-    """Whether a JPEG of more than four times `resize` is decoded at 1/2, 1/4 or 1/8 of its size."""
+    """Whether a JPEG larger than four times `resize` is decoded at 1/2, 1/4 or 1/8 of its size."""
 
 
 def decode_image(
     data: bytes, preprocessing: Preprocessing, decoded: dict[tuple[int, int], Image.Image] | None = None
 ) -> np.ndarray:
-    """Decodes, orients, resizes and crops one image file: JPEG, PNG, WebP, GIF, BMP or TIFF; the first of its frames.
+    """Decodes, orients, resizes and crops the first frame of a JPEG, PNG, WebP, GIF, BMP or TIFF file.
 
     Args:
-        decoded: what calls with the same `data` share, so that each scale of it is decoded once; empty at first.
+        decoded: cache shared by calls with the same `data`, so that each scale is decoded once; initially empty.
 
     Returns:
         (image_size, image_size, 3) uint8, RGB.
@@ -70,8 +70,8 @@ def decode_image(
     Raises:
         ImageTooLargeError: the header claims more than 100 megapixels, or the resized image would have them.
         PixelRangeError: the pixels have 32 bits a channel.
-        OSError: the bytes are no image that Pillow can decode whole.
-        ValueError: its texts or colour profile are beyond all measure.
+        OSError: Pillow cannot decode the whole image.
+        ValueError: its text chunks or colour profile are too large.
     """
     with open_image(data) as image:
         if preprocessing.reduced_scale:
@@ -85,25 +85,25 @@ def decode_image(
 
 
 def open_image(data: bytes) -> Image.Image:
-    """An image file by its header: JPEG, PNG, WebP, GIF, BMP or TIFF. Its pixels are decoded when they are asked for.
+    """Reads the header of a JPEG, PNG, WebP, GIF, BMP or TIFF file; its pixels are decoded on first use.
 
-    The only way to open a file that nobody vouches for. `Image.open` does the same under a limit that is the whole
-    process's, warns below ours, and could be told otherwise only for every thread of the host at once.
+    Use it for every untrusted file. `Image.open` has a process-wide pixel limit, warns below ours, and can only be
+    configured for all threads of the process at once.
 
     Raises:
         ImageTooLargeError: the header claims more than 100 megapixels.
-        UnidentifiedImageError: the bytes have none of the formats.
+        UnidentifiedImageError: the bytes are in none of these formats.
     """
     for name in _FORMATS:
         if name not in Image.OPEN:
             Image.init()
         factory, accepts = Image.OPEN[name]
-        # What is returned instead of True says which library is missing.
+        # A string instead of True names a missing library.
         if accepts is not None and accepts(data[:16]) is not True:
             continue
         try:
             image = factory(io.BytesIO(data), "")
-        except (SyntaxError, IndexError, TypeError, struct.error):  # Those by which a plugin says that it is none.
+        except (SyntaxError, IndexError, TypeError, struct.error):  # A plugin rejects the file.
             continue
         except Image.DecompressionBombError as error:
             raise ImageTooLargeError(str(error)) from None
@@ -115,18 +115,18 @@ def open_image(data: bytes) -> Image.Image:
 
 
 def upright_image(data: bytes, name: str) -> Image.Image:
-    """The picture in an image file as a person sees it, with the checks and limits of `decode_image`.
+    """Decodes an image file in its upright orientation, with the checks and limits of `decode_image`.
 
     Args:
-        name: what the error calls the file.
+        name: name of the file in the error message.
 
     Raises:
-        RequestError: it cannot be decoded.
+        RequestError: the file cannot be decoded.
     """
     try:
         with open_image(data) as image:
             return upright(image)
-    # A decoder fails on hostile bytes in more ways than it documents.
+    # Decoders raise undocumented errors on corrupt files.
     except Exception as error:
         if is_resource_fault(error):
             raise
@@ -135,12 +135,12 @@ def upright_image(data: bytes, name: str) -> Image.Image:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image as a person sees it: turned as EXIF says, and as 8-bit RGB; what is transparent has its own colour.
+    """Returns the image as 8-bit RGB, turned upright by its EXIF orientation; transparency is dropped.
 
     Raises:
         PixelRangeError: the pixels have 32 bits a channel.
     """
-    # First, so that what is wrong with the pixels is not taken for damaged EXIF.
+    # First, so that a decoding error is not mistaken for damaged EXIF.
     image.load()
     turn = _TURNS.get(_orientation(image))
     if turn is not None:
@@ -151,7 +151,7 @@ def upright(image: Image.Image) -> Image.Image:
         # Pillow would clip the upper 255/256 of the range to white.
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     if image.mode == "P":
-        # Pillow would warn that the palette's alpha is lost.
+        # Avoids Pillow's warning about the palette's alpha.
         image = image.convert("RGBA")
     return image.convert("RGB")
 
@@ -159,7 +159,7 @@ def upright(image: Image.Image) -> Image.Image:
 def _orientation(image: Image.Image) -> Any:
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
-    # Pillow fails on a damaged EXIF block in more ways than it documents, and none of them says anything of the pixels.
+    # Pillow raises undocumented errors on damaged EXIF; the pixels may still be valid.
     except Exception:
         return None
 
@@ -168,7 +168,7 @@ def crop_image(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
     """Resizes and centre-crops an RGB image as timm's evaluation transform does; (image_size, image_size, 3) uint8.
 
     Raises:
-        ImageTooLargeError: the image is so narrow that it would have more than 100 megapixels between the two.
+        ImageTooLargeError: the image is so narrow that the resized one would have more than 100 megapixels.
     """
     width, height = image.size
     short, size = preprocessing.resize, preprocessing.image_size
@@ -181,5 +181,5 @@ def crop_image(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
     if image.size != resized:
         image = image.resize(resized, _INTERPOLATION[preprocessing.interpolation])
     left, top = (round(d / 2) if d > 0 else -(-d // 2) for d in (resized[0] - size, resized[1] - size))
-    # A crop beyond the border is padded with black, as torchvision's CenterCrop does.
+    # Pillow pads a crop beyond the border with black, as torchvision's CenterCrop does.
     return np.asarray(image.crop((left, top, left + size, top + size)))

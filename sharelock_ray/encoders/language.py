@@ -19,34 +19,33 @@ from sharelock_ray.encoders.spec import LanguageSpec
 from sharelock_ray.encoders.weights import local_weights
 from sharelock_ray.errors import RequestError
 
-# What families of models call the norm after their last layer; the second half are of decoders before Llama.
+# Names of the final norm in families of models; the second half in decoders before Llama.
 _NORMS = ("norm", "final_norm", "final_layer_norm", "ln_f", "norm_f", "final_layernorm", "decoder.final_layer_norm")
 
-# Padded tokens of a forward pass. On a CPU the states of more leave its caches: `sharelock bench captions`. On a GPU
-# more are no faster, and captions of more different lengths come together: `sharelock bench encoders`.
+# Padded tokens per forward pass. On a CPU the states of more tokens leave the caches: `sharelock bench captions`. On a
+# GPU larger batches are not faster, but mix more caption lengths: `sharelock bench encoders`.
 _CPU_TOKENS, _GPU_TOKENS = 384, 2048
-# Half the length of the texts that a model is tried on as it is loaded.
-_TRIED = 4
+# Half the length in tokens of the texts that probe a model when it is loaded.
+_PROBE_TOKENS = 4
 
 
 class LanguageEncoder:
     """A frozen transformers model on one device.
 
-    Texts are sorted by length and cut into batches of about `token_budget` padded tokens, which on captions of mixed
-    length halves the work of fixed batches; equal texts are encoded once. Padding is always on the right under an
-    attention mask, and the pooled position is found from the length: then neither a causal nor a bidirectional model
-    sees the padding, and absolute positions are right without being passed.
+    Texts are sorted by length and cut into batches of about `token_budget` padded tokens, which halves the work on
+    captions of mixed length. Equal texts are encoded once. Padding is on the right under an attention mask, so neither
+    causal nor bidirectional models see it, and absolute positions are right by default.
 
     Args:
-        spec: what to load and how to read it.
+        spec: model, prompt and pooling.
         device: where the model runs.
-        token_budget: padded tokens of one forward pass, None for what suits the device; changes the speed, not the
-            embeddings beyond rounding. Halved for good where the device's memory does not suffice.
-        others: more encoders of the same `forward_key`, read from the same forward passes.
-        compiled: through `torch.compile`, which takes its time on the first batches.
+        token_budget: padded tokens per forward pass; None is a default for the device. Changes the speed, and the
+            embeddings only by rounding. Halved after each out-of-memory error.
+        others: more encoders with the same `forward_key`, read from the same forward passes.
+        compiled: whether to use `torch.compile`, which slows down the first batches.
 
     Raises:
-        RequestError: the model cannot be loaded, or has not what a spec reads.
+        RequestError: the model cannot be loaded, or lacks what a spec reads.
     """
 
     def __init__(
@@ -61,7 +60,7 @@ class LanguageEncoder:
         self.spec = spec
         self.specs = [spec, *others]
         self._device = torch.device(device)
-        # Of several threads: a tokenizer that is told to truncate must not be at work elsewhere.
+        # Setting truncation on a tokenizer is not thread-safe.
         self._tokenizing = threading.Lock()
         self._passes = Passes(self._device, token_budget or suited(self._device, _CPU_TOKENS, _GPU_TOKENS))
         with loading(repr(spec.model)):
@@ -70,33 +69,33 @@ class LanguageEncoder:
         self._vocabulary = _vocabulary(model)
         self._require(model, layers)
         self._norm = None if all(each.final_norm for each in self.specs) else _final_norm(model, spec)
-        # Nothing is generated, so the keys and values of the layers are of no use after the pass.
+        # Nothing is generated, so a cache of keys and values would be useless.
         model.config.get_text_config().use_cache = False
         self._model = model.eval().requires_grad_(False).to(self._device)
-        self._dims, self._causal, self._pads = self._tried(lacks)
+        self._dims, self._causal, self._pads = self._probe(lacks)
         if compiled:
-            # One layer is compiled for all of them. Widths change with every batch.
+            # The layers share one compiled graph. Lengths change with every batch.
             for part in _layers_of(model, layers) or [model]:
                 part.compile(dynamic=True)
-        # Hidden by the mask, so any token that the model knows does where it does not know that of the tokenizer.
+        # The mask hides it, so any token with an embedding will do if the tokenizer's own has none.
         special = (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id)
         self._pad_id = next((i for i in special if i is not None and self._knows(i)), 0)
         self.revision = None if spec.is_local else hub_commit(spec.model, spec.revision)
-        """Commit of the model on the hub; None for others."""
+        """Commit of the model on the hub; None for other models."""
 
     def _require(self, model: torch.nn.Module, layers: int) -> None:
-        """Refuses what the model or the tokenizer does not have."""
+        """Raises RequestError if the model or the tokenizer lacks what a spec needs."""
         spec = self.spec
         positions = _positions(model)
         if positions is not None and spec.max_length > positions:
-            raise RequestError(f"{spec.model} reads at most {positions} tokens, so `max_length` is at most that")
+            raise RequestError(f"{spec.model} reads at most {positions} tokens: reduce `max_length`")
         for layer in (each.layer for each in self.specs):
             if layer is not None and not -layers - 1 <= layer <= layers:
-                raise RequestError(f"{spec.model} has {layers} layers, so `layer` is from {-layers - 1} to {layers}")
+                raise RequestError(f"{spec.model} has {layers} layers: set `layer` from {-layers - 1} to {layers}")
         if spec.append_eos and self._tokenizer.eos_token_id is None:
             raise RequestError(f"the tokenizer of {spec.model} has no end-of-sequence token to append")
         if spec.prompt and not self._tokenizer.is_fast:
-            raise RequestError(f"the tokenizer of {spec.model} does not tell a prompt's tokens from the caption's")
+            raise RequestError(f"the tokenizer of {spec.model} is not a fast one, which a `prompt` needs")
         self._before, _, self._after = (spec.prompt or "{}").partition("{}")
         always = self._tokenizer(self._before + self._after)["input_ids"]
         self._shortest = max(1, len(always))
@@ -106,11 +105,11 @@ class LanguageEncoder:
             if not self._knows(token):
                 name = self._tokenizer.convert_ids_to_tokens(token)
                 raise RequestError(
-                    f"{spec.model} has no embedding of {name!r}, a token of each text: see its tokenizer"
+                    f"{spec.model} has no embedding for {name!r}, a token in every text: check its tokenizer"
                 )
 
     def _knows(self, token: int) -> bool:
-        """Whether the model has an embedding of a token."""
+        """Whether the model has an embedding for a token."""
         return self._vocabulary is None or token < self._vocabulary
 
     @property
@@ -120,7 +119,7 @@ class LanguageEncoder:
 
     @property
     def token_budget(self) -> int:
-        """Padded tokens of one forward pass, now."""
+        """Current number of padded tokens per forward pass."""
         return self._passes.limit
 
     @property
@@ -141,13 +140,13 @@ class LanguageEncoder:
 
     @torch.inference_mode()
     def encode_each(self, texts: Sequence[str]) -> Encoded:
-        """Embeds texts, as `encode` does, for `spec` and each of `others`."""
+        """Embeds texts for `spec` and each of `others`; see `encode`."""
         unique = list(dict.fromkeys(texts))
         with self._tokenizing:
             ids, long = self._tokenize(unique)
         unknown = {}
         for i, tokens in enumerate(ids):
-            # Added to the tokenizer, perhaps, and not to the model.
+            # Tokens can be added to a tokenizer without resizing the model.
             token = next((token for token in tokens if not self._knows(token)), None)
             if token is not None:
                 unknown[i] = str(self._tokenizer.convert_ids_to_tokens(token))
@@ -177,7 +176,7 @@ class LanguageEncoder:
         )
 
     def _tokenize(self, texts: list[str]) -> tuple[list[list[int]], set[int]]:
-        """Token ids of each text, and which texts lost their end."""
+        """Returns the token ids of each text, and the indices of truncated texts."""
         if not texts:
             return [], set()
         room = self.spec.max_length - self.spec.append_eos
@@ -186,16 +185,16 @@ class LanguageEncoder:
         long = {i for i, tokens in enumerate(ids) if len(tokens) > room}
         for i in long:
             ids[i] = self._shortened(wrapped[i], len(texts[i]), room)
-        # Some tokenizers make nothing of an empty text.
+        # Some tokenizers return no tokens for an empty text.
         ids = [tokens or [self._pad_id] for tokens in ids]
         if self.spec.append_eos:
-            # Some tokenizers do so themselves.
+            # Some tokenizers append it themselves.
             eos = self._tokenizer.eos_token_id
             ids = [tokens if tokens[-1] == eos else [*tokens, eos] for tokens in ids]
         return ids, long
 
     def _shortened(self, wrapped: str, length: int, room: int) -> list[int]:
-        """At most `room` tokens of a wrapped text; the caption within it, `length` characters, loses its end."""
+        """Truncates the caption of `length` characters in a wrapped text, so that `room` tokens remain."""
         if self.spec.prompt is None:
             tokens: list[int] = self._tokenizer(wrapped, truncation=True, max_length=room)["input_ids"]
             return tokens
@@ -207,7 +206,7 @@ class LanguageEncoder:
         return [token for i, token in enumerate(encoded["input_ids"]) if i not in dropped]
 
     def _padded(self, ids: list[list[int]]) -> Arrays:
-        """(B, T) token ids, and the mask of what is no padding."""
+        """Returns (B, T) token ids and their mask, False at padding."""
         lengths = np.array([len(i) for i in ids])
         mask = np.arange(lengths.max()) < lengths[:, None]
         padded = np.full(mask.shape, self._pad_id)
@@ -215,12 +214,12 @@ class LanguageEncoder:
         return padded, mask
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
-        # No token of a causal model sees the padding behind it. Attention without a mask is faster.
+        # Tokens of a causal model do not see the padding on their right. Attention without a mask is faster.
         states = self._states(ids, None if self._causal else mask)
         return [pool(each, mask, spec.pooling) for each, spec in zip(states, self.specs, strict=True)]
 
     def _states(self, ids: torch.Tensor, mask: torch.Tensor | None) -> list[torch.Tensor]:
-        """(B, T, D) hidden states that each spec reads."""
+        """Returns the (B, T, D) hidden states that each spec reads."""
         output = self._model(
             input_ids=ids,
             attention_mask=None if mask is None else mask.long(),
@@ -236,19 +235,19 @@ class LanguageEncoder:
         ]
 
     @torch.inference_mode()
-    def _tried(self, lacks: str) -> tuple[list[int], bool, bool]:
-        """What made-up texts show of the model.
+    def _probe(self, lacks: str) -> tuple[list[int], bool, bool]:
+        """Probes the model with made-up texts.
 
         Args:
-            lacks: what its file lacks of its weights, as `_load` says.
+            lacks: the missing weights, as `_load` returns them.
 
         Returns:
-            the widths of what each spec reads; whether no token sees those behind it, for which it is not enough that
-            the model says so, since a bidirectional one may be made of a decoder's parts; and whether texts may be
-            padded, which those do not notice who see nothing behind them, or heed the mask.
+            the embedding width of each spec; whether the model is causal (its configuration alone is not enough,
+            because some bidirectional models are built from a decoder's parts); and whether padding leaves the
+            embeddings unchanged, so that texts of different lengths can share a batch.
         """
-        half = min(_TRIED, (_positions(self._model) or 2 * _TRIED) // 2)
-        # All of them different, since attention among equal ones is the same whatever it is of.
+        half = min(_PROBE_TOKENS, (_positions(self._model) or 2 * _PROBE_TOKENS) // 2)
+        # All tokens differ, because attention over equal tokens does not depend on the mask.
         places = torch.arange(1, 2 * half + 1, device=self._device)[None]
         tokens = places * (self._vocabulary or 2 * half + 1) // (2 * half + 1)
         first, second = tokens.split(half, 1)
@@ -258,9 +257,9 @@ class LanguageEncoder:
             padded = self._states(tokens, places <= half)
             self._states(tokens[:, : self._shortest], places[:, : self._shortest] > 0)
             if any(each.shape[1] != 2 * half for each in both):
-                raise ValueError("it gives states of something else than its tokens")
+                raise ValueError("it does not return one state per token")
         if lacks and not all(each.isfinite().all() for each in both):
-            raise RequestError(f"{self.spec.model} is not whole: {lacks}")
+            raise RequestError(f"{self.spec.model} is incomplete: {lacks}")
         blind = all(torch.allclose(each[0, :half], each[1, :half], rtol=1e-3, atol=1e-3) for each in both)
         causal = blind and _is_causal(self._model)
         return [int(each.shape[2]) for each in both], causal, causal or _equal(alone, padded)
@@ -269,14 +268,14 @@ class LanguageEncoder:
 def _final_norm(model: torch.nn.Module, spec: LanguageSpec) -> FinalNorm:
     norm = find_norm(model, *_NORMS)
     if norm is None:
-        raise RequestError(f"{spec.model} has no norm after its last layer: leave `final_norm` out")
+        raise RequestError(f"{spec.model} has no final norm: omit `final_norm`")
     return FinalNorm(norm)
 
 
 def _load(spec: LanguageSpec) -> tuple[Any, Any, str]:
-    """The tokenizer, the model that reads text, and what its file lacks of the weights of the whole model, if anything.
+    """Returns the tokenizer, the model that reads text, and a description of missing weights ("" if none).
 
-    What is lacking is NaN. Else it would be random, and so would be all that is computed of it.
+    Missing weights are filled with NaN. Otherwise they would be random, and so would the embeddings.
     """
     source = str(local_weights(spec.model)) if spec.is_local else spec.model
     options = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
@@ -290,32 +289,32 @@ def _load(spec: LanguageSpec) -> tuple[Any, Any, str]:
             output_loading_info=True,
             **options,
         )
-    lacking = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
-    for name in lacking:
+    missing = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
+    for name in missing:
         weights = model.get_parameter_or_buffer(name)
         if weights.is_floating_point():
             weights.detach().fill_(torch.nan)
-    lacks = f"its file lacks weights that the model reads, or has them in another shape: {listed(lacking)}"
+    lacks = f"weights are missing or have the wrong shape: {listed(missing)}"
     if info["unexpected_keys"]:
-        lacks += f"; it has others: {listed(info['unexpected_keys'])}"
-    return tokenizer, _text_tower(model), lacks if lacking else ""
+        lacks += f"; unexpected: {listed(info['unexpected_keys'])}"
+    return tokenizer, _text_tower(model), lacks if missing else ""
 
 
 def _text_tower(model: Any) -> Any:
-    """What reads text: of an encoder-decoder, such as T5, the encoder; of Gemma 3, CLIP and the like one part."""
+    """Returns the text encoder: the encoder of T5, the language model of Gemma 3, the text tower of CLIP."""
     if model.config.is_encoder_decoder:
         return model.get_encoder()
     return getattr(model, "language_model", None) or getattr(model, "text_model", model)
 
 
 def _layers_of(model: torch.nn.Module, layers: int) -> torch.nn.ModuleList | None:
-    """The layers of a transformers model that has `layers` of them; None where they are not found."""
+    """Returns the `layers` layers of a transformers model; None if not found."""
     stacks = [each for each in model.modules() if isinstance(each, torch.nn.ModuleList) and len(each) == layers]
     return stacks[-1] if stacks else None
 
 
 def _vocabulary(model: Any) -> int | None:
-    """How many tokens a model has an embedding of; None where it does not say."""
+    """Returns the number of tokens for which a model has an embedding; None if unknown."""
     try:
         table = model.get_input_embeddings()
     except (NotImplementedError, AttributeError):
@@ -325,7 +324,7 @@ def _vocabulary(model: Any) -> int | None:
 
 
 def _equal(some: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> bool:
-    """Whether hidden states (1, T, D) are those of `others`, which are of more tokens, but for rounding."""
+    """Whether hidden states (1, T, D) equal the first T of `others` up to rounding."""
     for a, b in zip(some, others, strict=True):
         tolerance = 1e-4 if a.dtype == torch.float32 else 0.1
         if ((a - b[:, : a.shape[1]]).norm(dim=2) > tolerance * a.norm(dim=2)).any():
@@ -334,29 +333,29 @@ def _equal(some: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> bool
 
 
 def _positions(model: Any) -> int | None:
-    """The longest text that a model has positions for, in tokens; None where it does not say."""
+    """Returns the number of positions of a model, in tokens; None if unknown."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    # XLNet, whose positions are relative, says -1.
+    # XLNet has relative positions, and -1 here.
     if positions is None or positions < 0:
         return None
-    # RoBERTa and its like count from behind the padding token, which is in their table too.
+    # RoBERTa's positions start after the padding index, which has a row in the table too.
     tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
     paddings = (getattr(table, "padding_idx", None) for table in tables)
     return int(positions) - next((padding + 1 for padding in paddings if padding is not None), 0)
 
 
 def _is_causal(model: torch.nn.Module) -> bool:
-    """Whether all attention of a transformers model says that it does not look ahead."""
-    said = [module.is_causal for module in model.modules() if hasattr(module, "is_causal")]
-    return bool(said) and all(said)
+    """Whether all attention modules of a transformers model are marked causal."""
+    flags = [module.is_causal for module in model.modules() if hasattr(module, "is_causal")]
+    return bool(flags) and all(flags)
 
 
 def pool(states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
-    """One vector a text from right-padded hidden states.
+    """Pools right-padded hidden states to one vector per text.
 
     Args:
         states: (N, T, D).
-        mask: (N, T) bool, True where there is a token.
+        mask: (N, T) bool, False at padding.
 
     Returns:
         (N, D).
@@ -372,10 +371,10 @@ def pool(states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor
 
 
 def token_batches(lengths: Sequence[int], token_budget: int, pads: bool = True) -> Iterator[list[int]]:
-    """Indices of texts in batches of similar length, each of at most `token_budget` padded tokens (or one text).
+    """Yields batches of texts of similar length: indices, at most `token_budget` padded tokens (or one text).
 
     Args:
-        pads: False for texts of one length in a batch.
+        pads: whether texts of different lengths can share a batch.
     """
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
@@ -390,7 +389,7 @@ def token_batches(lengths: Sequence[int], token_budget: int, pads: bool = True) 
 
 @contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    """Keeps transformers' bar over weights, which is of no use in an actor's log, out of the output."""
+    """Hides transformers' progress bar, which only clutters an actor's log."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -1,4 +1,4 @@
-"""A model's last norm, for those who want what went into it."""
+"""Access to the input of a model's final norm."""
 
 from typing import Any
 
@@ -6,10 +6,11 @@ import torch
 
 
 class FinalNorm:
-    """Watches the last norm of a model; `before` is what went into it in the latest forward pass.
+    """Records the input of a model's final norm; `before` holds that of the latest forward pass.
 
     Args:
-        in_trunk: whether that are the hidden states of all tokens, or one pooled vector an input.
+        norm: the final norm.
+        in_trunk: True if its input is the hidden states of all tokens, False if it is one pooled vector per image.
     """
 
     before: torch.Tensor
@@ -23,7 +24,7 @@ class FinalNorm:
 
 
 def find_norm(model: torch.nn.Module, *names: str) -> torch.nn.Module | None:
-    """The first of the modules `names` that `model` has and that changes its input."""
+    """Returns the first of the modules `names` that exists in `model` and is not an identity."""
     for name in names:
         try:
             norm = model.get_submodule(name)

@@ -1,4 +1,4 @@
-"""Rows through a model in forward passes, each as large as the device has memory for."""
+"""Runs rows through a model in forward passes that fit the device's memory."""
 
 import logging
 import threading
@@ -13,7 +13,7 @@ import torch
 from sharelock_ray.errors import RunError
 
 _log = logging.getLogger(__name__)
-# Before each further try of a single row.
+# Waits before each retry of a single row.
 _WAITS_S = (0.5, 2.0, 8.0)
 
 Arrays = tuple[np.ndarray, ...]
@@ -22,52 +22,52 @@ Tensors = tuple[torch.Tensor, ...]
 
 @dataclass(frozen=True)
 class Encoded:
-    """What one or more readings of the same forward passes gave."""
+    """The embeddings that one or more encoders read from the same forward passes."""
 
     embeddings: list[np.ndarray]
-    """Of each reading (N, D) float32, not normalised; NaN in the rows of `too_large`."""
+    """One array per encoder: (N, D) float32, not normalised; NaN in the rows of `too_large` and `unknown`."""
     too_large: list[int]
-    """Rows that do not fit into the device's memory even alone."""
+    """Rows that do not fit into the device's memory, even alone."""
     seconds: float
-    """That the device was at work on it."""
+    """Busy time of the device."""
     batch_reductions: int
-    """How often passes were made smaller for want of memory."""
+    """How often the batch size was reduced after an out-of-memory error."""
     unknown: dict[int, str] = field(default_factory=dict)
-    """Of texts: rows with a token that the model has no embedding of, and that token; their embeddings are NaN."""
+    """Texts only: rows with a token for which the model has no embedding, and that token."""
     tokens: int = 0
-    """Of texts: what was read, each text once."""
+    """Texts only: tokens read; equal texts count once."""
     truncated: int = 0
-    """Of texts: those that lost their end."""
+    """Texts only: number of truncated texts."""
 
     def only(self) -> np.ndarray:
-        """The embeddings of the first reading.
+        """Returns the embeddings of the first encoder.
 
         Raises:
-            RunError: a row does not fit into memory, or has a token that the model does not know.
+            RunError: a row does not fit into memory, or has a token for which the model has no embedding.
         """
         if self.too_large:
-            raise RunError(f"input {self.too_large[0]} does not fit into the device's memory even alone")
+            raise RunError(f"input {self.too_large[0]} does not fit into the device's memory, even alone")
         for row, token in self.unknown.items():
-            raise RunError(f"input {row} has the token {token!r}, of which the model has no embedding")
+            raise RunError(f"input {row} has the token {token!r}, for which the model has no embedding")
         return self.embeddings[0]
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether a device's memory did not suffice: torch, its libraries and its compiler each say so in their own way."""
+    """Whether an error means out of memory; torch, its libraries and its compiler report it in different ways."""
     said = str(error).lower()
     known = ("out of memory", "_status_alloc_failed", "can't allocate memory")
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(each in said for each in known)
 
 
 def suited(device: torch.device, cpu: int, gpu: int) -> int:
-    """The limit of a forward pass where none is asked for: `gpu` on whatever is no CPU."""
+    """The default limit of a forward pass: `cpu` on a CPU, `gpu` on any other device."""
     return cpu if device.type == "cpu" else gpu
 
 
 class _Turns:
-    """Of the threads of a process: one at a time sends its passes to the device, whose memory is counted on for one.
+    """Lets one thread at a time send passes to the device, so that the memory is enough.
 
-    The next begins while the device is still at the last pass of the one before, so that it never waits for either.
+    The next thread starts while the device still runs the last pass of the previous one; the device never idles.
     """
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class _Turns:
         self._counted = 0.0
 
     def seconds_since(self, begun: float) -> float:
-        """From `begun` to now, without what was counted before."""
+        """Seconds from `begun` to now, less the time that was counted before."""
         with self._counting:
             now = time.perf_counter()
             seconds = now - max(begun, self._counted)
@@ -90,12 +90,13 @@ _turns = _Turns()
 class Passes:
     """The forward passes of one model on one device.
 
-    A pass that runs out of memory is cut in two, and no later one is as large again. One of a single row is tried again
-    for a while, since the memory may be a neighbour's on the same device.
+    After an out-of-memory error the limit is halved, also for all later passes. A pass of a single row is retried for
+    a while, because another process may hold the memory.
 
     Args:
-        device: where arrays go. To a GPU they go from pinned memory, those of the next pass while this one computes.
-        limit: how much goes into one pass, in the unit of `cut` (images, or padded tokens).
+        device: where the model runs. Arrays go to a GPU from pinned memory; the copy of the next pass overlaps the
+            computation of the current one.
+        limit: size of one pass, in the unit of `cut` (images or padded tokens).
     """
 
     def __init__(self, device: torch.device, limit: int) -> None:
@@ -115,11 +116,11 @@ class Passes:
         """Embeds `rows` inputs.
 
         Args:
-            dims: width of each reading.
-            cut: rows into batches of at most a limit each, or of one row.
-            load: a batch's inputs.
-            forward: those inputs, on the device, to each reading's (B, D).
-            smallest: inputs of the smallest pass. A row is too large only where these fit.
+            dims: embedding width of each encoder.
+            cut: splits rows into batches of at most the given limit, or of one row.
+            load: returns the inputs of a batch.
+            forward: maps inputs on the device to one (B, D) tensor per encoder.
+            smallest: inputs of the smallest pass. A row counts as too large only if these fit.
 
         Raises:
             RunError: not even the smallest pass fits into the device's memory.
@@ -127,7 +128,7 @@ class Passes:
         with _turns.turn:
             begun = time.perf_counter()
             done, results, too_large, reductions = self._passed(rows, cut, load, forward, smallest)
-            # Not before all are under way, since the copy waits for the device.
+            # Last, because the copy waits for the device.
             fetched = [_Fetched(torch.cat([result[i] for result in results])) for i in range(len(dims)) if results]
         embeddings = [np.full((rows, dim), np.nan, np.float32) for dim in dims]
         for values, of in zip(embeddings, fetched, strict=False):
@@ -142,30 +143,30 @@ class Passes:
         forward: Callable[..., list[torch.Tensor]],
         smallest: Arrays,
     ) -> tuple[list[int], list[list[torch.Tensor]], list[int], int]:
-        """Rows in the order of their passes, what each pass gave, rows that are too large, and reductions."""
+        """Returns rows in the order of their passes, results by pass, rows that are too large, and reductions."""
         pending = deque(cut(range(rows), self.limit))
         done: list[int] = []
         results: list[list[torch.Tensor]] = []
         too_large: list[int] = []
         reductions = 0
-        ahead: Tensors | None = None
+        prefetched: Tensors | None = None
         waits = list(_WAITS_S)
         while pending:
             batch, result = pending[0], None
             try:
-                inputs = self._copied(ahead or self._copy(load(batch)))
-                ahead = self._copy(load(pending[1])) if self._copies and len(pending) > 1 else None
+                inputs = self._copied(prefetched or self._copy(load(batch)))
+                prefetched = self._copy(load(pending[1])) if self._copies and len(pending) > 1 else None
                 result = forward(*inputs)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                # The memory is free only once this block, which holds the failed pass by its traceback, has ended.
-                ahead = None
+                # The traceback holds the memory of the failed pass until this block ends.
+                prefetched = None
             inputs = ()
             if result is not None:
                 waits = list(_WAITS_S)
                 done += pending.popleft()
-                # A token out of a batch is a view that would keep all tokens in memory.
+                # A slice of one token is a view, which would keep all tokens in memory.
                 results.append([values.contiguous() for values in result])
                 continue
             if self._device.type == "cuda":
@@ -182,22 +183,22 @@ class Passes:
         return done, results, too_large, reductions
 
     def _require_memory(self, forward: Callable[..., list[torch.Tensor]], smallest: Arrays) -> None:
-        """Ends the run where the memory is gone for other reasons than an input's size."""
+        """Raises RunError if even the smallest pass does not fit, so the input's size is not the cause."""
         try:
             forward(*self._copied(self._copy(smallest)))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             raise RunError(
-                f"the memory of {self._device} does not suffice for a single input of any size: end what else uses "
-                f"it, or take a larger device, then run again"
+                f"out of memory on {self._device}, even for the smallest input: end other programs that use it, "
+                f"or use a larger device, then run again"
             ) from None
 
     def _reduce(self, batch: list[int], cut: Callable[[Sequence[int], int], Iterable[list[int]]]) -> None:
         """Halves the limit until it cuts `batch`."""
         while len(list(cut(batch, self.limit))) == 1:
             self.limit //= 2
-        _log.warning("out of memory on %s: at most %d in a forward pass from now on", self._device, self.limit)
+        _log.warning("out of memory on %s: at most %d per forward pass from now on", self._device, self.limit)
 
     def _copy(self, arrays: Arrays) -> Tensors:
         if self._copies is None:
@@ -206,12 +207,12 @@ class Passes:
             return tuple(_pinned(array).to(self._device, non_blocking=True) for array in arrays)
 
     def _copied(self, tensors: Tensors) -> Tensors:
-        """The same tensors, which the device's next work now waits for."""
+        """Returns the same tensors after the device's current stream was told to wait for their copy."""
         if self._copies is not None:
             stream = torch.cuda.current_stream(self._device)
             stream.wait_stream(self._copies)
             for tensor in tensors:
-                # Their memory is of the other stream, which must not reuse it before this one has read it.
+                # The copy stream owns this memory and must not reuse it before the current stream has read it.
                 tensor.record_stream(stream)
         return tensors
 
@@ -224,7 +225,7 @@ def _pinned(array: np.ndarray) -> torch.Tensor:
 
 
 class _Fetched:
-    """A tensor's values on their way from the device to memory, as float32."""
+    """An asynchronous copy of a tensor from the device to host memory, as float32."""
 
     def __init__(self, values: torch.Tensor) -> None:
         values = values.float()

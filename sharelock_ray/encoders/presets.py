@@ -1,7 +1,7 @@
-"""Encoders by a short name: `preset: dinov2-l` in a recipe stands for the fields that are listed here.
+"""Named encoders: `preset: dinov2-l` in a recipe stands for the fields listed here.
 
-A preset is expanded when the recipe is read, and any field that the recipe gives itself comes before it. Its name is
-kept nowhere but as the default of `name`: the same settings written out are the same feature set.
+A preset is expanded when the recipe is read; fields in the recipe override it. Its name only becomes the default of
+`name`, so the same settings written out give the same feature set.
 """
 
 import difflib
@@ -9,13 +9,13 @@ from typing import Any
 
 
 def expand(content: Any, modality: str | None = None) -> Any:
-    """`content` of a recipe's encoder with its `preset` replaced by that preset's fields.
+    """Replaces `preset` in an encoder's section of a recipe by the preset's fields.
 
     Args:
-        modality: what the encoder must be; None where the preset decides.
+        modality: required modality; None accepts any.
 
     Raises:
-        ValueError: there is no such preset, it is of the other modality, or nothing of it is left.
+        ValueError: the preset does not exist, has the other modality, or all its fields are overridden.
     """
     if not isinstance(content, dict) or "preset" not in content:
         return content
@@ -27,10 +27,10 @@ def expand(content: Any, modality: str | None = None) -> Any:
     fields = PRESETS[name]
     wanted = given.get("modality", modality)
     if wanted not in (None, fields["modality"]):
-        raise ValueError(f"the preset {name!r} is of a {fields['modality']} encoder, and `modality` is {wanted}")
+        raise ValueError(f"the preset {name!r} is a {fields['modality']} encoder, but `modality` is {wanted}")
     if fields.keys() - given.keys() <= {"modality"}:
-        # As where a tuning grid puts a preset over an encoder that is written out.
-        raise ValueError(f"the preset {name!r} changes nothing here: every field that it sets is given as well")
+        # For example a tuning grid that sets `preset` on a fully specified encoder.
+        raise ValueError(f"the preset {name!r} has no effect here: the recipe also sets every field of it")
     return {"name": name, **fields, **given}
 
 
@@ -44,13 +44,13 @@ def _language(model: str, pooling: str, **fields: Any) -> dict[str, Any]:
 
 def _vision_presets() -> dict[str, dict[str, Any]]:
     presets = {}
-    # DINOv2 (arXiv 2304.07193) is evaluated at 224 after a resize to 256; timm's default of 518 is six times the work.
+    # DINOv2 (arXiv 2304.07193) is evaluated at 224 after a resize to 256; timm's default, 518, costs six times more.
     for size, name in {"s": "small", "b": "base", "l": "large", "g": "giant"}.items():
         model = f"vit_{name}_patch14_dinov2.lvd142m"
         presets[f"dinov2-{size}"] = _vision(model, pooling="cls", resize=256)
         registers = f"vit_{name}_patch14_reg4_dinov2.lvd142m"
         presets[f"dinov2-{size}-reg"] = _vision(registers, pooling="cls", resize=256)
-        # What the released ShareLock code computes: bilinear instead of DINOv2's own bicubic, and Meta's hub.
+        # As in the released ShareLock code: bilinear instead of DINOv2's own bicubic resize, and Meta's hub.
         parity: dict[str, Any] = {
             "interpolation": "bilinear",
             "reduced_scale": False,
@@ -58,7 +58,7 @@ def _vision_presets() -> dict[str, dict[str, Any]]:
         }
         presets[f"sharelock-dinov2-{size}"] = _vision(model, pooling="cls", resize=256, **parity)
         presets[f"sharelock-dinov2-{size}-reg"] = _vision(registers, pooling="cls", resize=256, **parity)
-    # DINOv3 (arXiv 2508.10104), at the size that timm gives.
+    # DINOv3 (arXiv 2508.10104), at timm's default size.
     sizes = {"s": "small", "s-plus": "small_plus", "b": "base", "l": "large", "h-plus": "huge_plus", "7b": "7b"}
     for size, name in sizes.items():
         presets[f"dinov3-{size}"] = _vision(f"vit_{name}_patch16_dinov3.lvd1689m", 256, pooling="cls")
@@ -72,8 +72,8 @@ def _vision_presets() -> dict[str, dict[str, Any]]:
     presets["vit-b-32"] = _vision("vit_base_patch32_224.augreg_in21k_ft_in1k")
     for depth in (50, 101):
         presets[f"resnet-{depth}"] = _vision(f"resnet{depth}.tv_in1k")
-    # Vision towers without the projection into the space that CLIP shares with its text tower; resized as CLIP does.
-    # OpenAI's were trained with an approximate GELU (openai/CLIP, `clip/model.py`), which timm has under another name.
+    # Vision towers without CLIP's projection into the shared space; resized as CLIP does. OpenAI trained with an
+    # approximate GELU (openai/CLIP, `clip/model.py`), for which timm has the `quickgelu` models.
     for size, name in {"b-32": "base_patch32", "b-16": "base_patch16", "l-14": "large_patch14"}.items():
         presets[f"clip-{size}"] = _vision(f"vit_{name}_clip_quickgelu_224.openai", resize=224)
         presets[f"openclip-{size}"] = _vision(f"vit_{name}_clip_224.laion2b", resize=224)
@@ -82,7 +82,7 @@ def _vision_presets() -> dict[str, dict[str, Any]]:
 
 
 def _language_presets() -> dict[str, dict[str, Any]]:
-    # Base models, read at the last token as in the paper; from a billion parameters on in the type of their weights.
+    # Base models, pooled at the last token as in the paper; models from 1B parameters in the dtype of their weights.
     large = {
         "llama-2-7b": "meta-llama/Llama-2-7b-hf",
         "llama-2-13b": "meta-llama/Llama-2-13b-hf",
@@ -95,7 +95,7 @@ def _language_presets() -> dict[str, dict[str, Any]]:
         "gemma-2-27b": "google/gemma-2-27b",
         "mistral-7b": "mistralai/Mistral-7B-v0.1",
         "yi-6b": "01-ai/Yi-6B",
-        # Phi-3 was published tuned to instructions only.
+        # Phi-3 has no published base model.
         "phi-3-mini": "microsoft/Phi-3-mini-4k-instruct",
         "phi-3-medium": "microsoft/Phi-3-medium-4k-instruct",
         "qwen2.5-1.5b": "Qwen/Qwen2.5-1.5B",
@@ -113,7 +113,7 @@ def _language_presets() -> dict[str, dict[str, Any]]:
         "smollm2-360m": "HuggingFaceTB/SmolLM2-360M",
         "gpt2": "openai-community/gpt2",
     }
-    # Masked language models and T5's encoder: the mean over tokens. No card names a better reading for them.
+    # Masked language models and T5's encoder: the mean over tokens. Their model cards name no other pooling.
     means = {
         "bert-base": "google-bert/bert-base-uncased",
         "bert-large": "google-bert/bert-large-uncased",
@@ -123,7 +123,7 @@ def _language_presets() -> dict[str, dict[str, Any]]:
         "modernbert-large": "answerdotai/ModernBERT-large",
         "t5-base": "google-t5/t5-base",
         "t5-large": "google-t5/t5-large",
-        # Sentence-transformers models whose own pooling is the mean.
+        # Sentence-transformers models with mean pooling.
         "minilm-l6": "sentence-transformers/all-MiniLM-L6-v2",
         "mpnet-base": "sentence-transformers/all-mpnet-base-v2",
         "all-roberta-large": "sentence-transformers/all-roberta-large-v1",
@@ -138,13 +138,13 @@ def _language_presets() -> dict[str, dict[str, Any]]:
         name: _language(model, "mean", dtype="bfloat16")
         for name, model in {"t5-3b": "google-t5/t5-3b", "flan-t5-xl": "google/flan-t5-xl"}.items()
     }
-    # Their cards: the first token, and a prefix to each text.
+    # From their model cards: the first token (BGE), a prefix to each text (E5).
     presets |= {f"bge-{size}": _language(f"BAAI/bge-{size}-en-v1.5", "first") for size in ("small", "base", "large")}
     presets |= {
         f"e5-{size}": _language(f"intfloat/e5-{size}-v2", "mean", prompt="query: {}")
         for size in ("small", "base", "large")
     }
-    # The controlled pairs (arXiv 2507.11412): all in float32, so that a pair differs in nothing but its objective.
+    # Controlled pairs (arXiv 2507.11412), all in float32, so that a pair differs only in its objective.
     for size in ("17m", "32m", "68m", "150m", "400m", "1b"):
         presets[f"ettin-encoder-{size}"] = _language(f"jhu-clsp/ettin-encoder-{size}", "mean")
         presets[f"ettin-decoder-{size}"] = _language(f"jhu-clsp/ettin-decoder-{size}", "last")
@@ -152,4 +152,4 @@ def _language_presets() -> dict[str, dict[str, Any]]:
 
 
 PRESETS: dict[str, dict[str, Any]] = _vision_presets() | _language_presets()
-"""The fields of each preset, by its name."""
+"""Fields of each preset by its name."""

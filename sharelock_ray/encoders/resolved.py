@@ -1,4 +1,4 @@
-"""An encoder as a command works with it: its omitted fields are filled in, and its weights are hashed, once."""
+"""An encoder whose omitted fields are filled in and whose weights are hashed, once per command."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from sharelock_ray.encoders.spec import EncoderSpec, Modality
 
 @dataclass(frozen=True)
 class ResolvedEncoder:
-    """A resolved spec and the SHA-256 of its weights on disk; None where they come from the hub."""
+    """A resolved spec and the SHA-256 of its weights on disk (None for weights from the hub)."""
 
     spec: EncoderSpec
     weights_sha256: str | None
@@ -22,15 +22,15 @@ class ResolvedEncoder:
 
     @property
     def folder(self) -> str:
-        """The feature set's folder name, `<name>-<hash8>`."""
+        """Folder name of the feature set, `<name>-<hash8>`."""
         return f"{self.spec.name}-{self.spec.identity(self.weights_sha256)}"
 
 
 def resolve(spec: EncoderSpec) -> ResolvedEncoder:
-    """Resolves a spec, and reads its weights once.
+    """Resolves a spec and hashes its weights.
 
     Raises:
-        RequestError: the model is not known, or there are no weights where the spec says.
+        RequestError: the model is unknown, or the weights do not exist.
     """
     resolved = spec.resolved()
     return ResolvedEncoder(resolved, resolved.weights_digest())

@@ -1,6 +1,6 @@
-"""What defines an encoder's numbers. What is said here, and nothing else, is hashed into a feature set's folder name.
+"""The settings that define an encoder's embeddings. Exactly these are hashed into a feature set's folder name.
 
-Kept apart from the encoders so that reading a recipe or a manifest needs neither torch nor transformers.
+Separate from the encoders, so that reading a recipe or a manifest needs neither torch nor transformers.
 """
 
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
@@ -18,22 +18,22 @@ Modality = Literal["vision", "language"]
 
 
 def _found(place: str) -> str:
-    """A relative path made absolute, since workers have folders of their own; any other name as it is."""
+    """Makes a relative path absolute, because workers have other working directories; returns other names unchanged."""
     return storage.absolute(place) if "://" not in place and storage.exists(place) else place
 
 
 class _EncoderSpec(Config):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
-    """Starts the feature set's folder name; the hash of everything else follows it."""
+    """Prefix of the feature set's folder name, before the hash of the other fields."""
     model: str
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Arithmetic of the forward pass."""
     stored_dtype: Literal["float16", "float32"] = "float16"
     final_norm: bool = True
-    """Whether what is pooled has been through the model's last norm, or is what went into it."""
+    """Whether the pooled states are the output of the model's final norm (True) or its input (False)."""
 
     _reads: ClassVar[frozenset[str]]
-    """The fields that say how a forward pass is read, and nothing of the pass itself."""
+    """Fields that only affect how a forward pass is read, not the pass itself."""
 
     @model_validator(mode="before")
     @classmethod
@@ -41,38 +41,38 @@ class _EncoderSpec(Config):
         return expand(content, cls.model_fields["modality"].default)
 
     def forward_key(self) -> str:
-        """Equal for encoders that one loaded model serves in one forward pass."""
+        """Returns a key that is equal for encoders that can share one model and its forward passes."""
         return content_hash(hashed(self, exclude=self._reads))
 
     def folder(self) -> str:
-        """The feature set's folder name, `<name>-<hash8>`."""
+        """Returns the folder name of the feature set, `<name>-<hash8>`."""
         return f"{self.name}-{self.identity(self.weights_digest())}"
 
     def identity(self, weights_sha256: str | None) -> str:
-        """Eight hex digits of all that changes the numbers; local weights count by their content, not their path."""
+        """Returns eight hex digits over all settings that change the embeddings; local weights count by content."""
         path = {self.path_field} if weights_sha256 else set()
         return content_hash(hashed(self, exclude={"name", *path}), weights_sha256)
 
     def commit(self) -> str | None:
-        """The commit that a model of the hub would be loaded at now; None where that is not known."""
+        """Returns the commit at which a hub model would be loaded now; None if unknown."""
         return None
 
     def at(self, commit: str | None) -> Self:
-        """This spec for those who load it at `commit`, where one is given. It makes the same set, by the same name."""
+        """Returns this spec pinned to `commit`, if given. The name of its feature set stays the same."""
         return self.model_copy(update={"revision": commit}) if commit else self
 
     @property
     def path_field(self) -> str:
-        """The field that says where weights on disk are."""
+        """Name of the field with the path of the weights."""
         raise NotImplementedError
 
     def weights_digest(self) -> str | None:
-        """SHA-256 of weights on disk; None where they come from the hub."""
+        """Returns the SHA-256 of weights on disk; None for weights from the hub."""
         raise NotImplementedError
 
 
 class VisionSpec(_EncoderSpec):
-    """A timm model and how its input is prepared. What is left out is the model's own evaluation transform."""
+    """A timm model and its preprocessing. Omitted fields are those of the model's own evaluation transform."""
 
     _reads = frozenset({"name", "stored_dtype", "pooling", "final_norm"})
     _always_hashed = (
@@ -82,7 +82,7 @@ class VisionSpec(_EncoderSpec):
 
     modality: Literal["vision"] = "vision"
     weights: Annotated[str, AfterValidator(_found)] = "pretrained"
-    """`pretrained` (timm's own, from the hub) or the path or URI of a safetensors file."""
+    """`pretrained` (timm's, from the hub), or the path or URI of a safetensors file."""
     revision: str | None = None
     """Commit, branch or tag of the weights on the hub."""
     pooling: Literal["model", "cls", "mean", "cls_mean"] = "model"
@@ -91,28 +91,28 @@ class VisionSpec(_EncoderSpec):
     resize: Annotated[int, Field(ge=8)] | None = None
     """Shorter side before the centre crop."""
     crop_mode: CropMode | None = None
-    """Whether that resize keeps the image's proportions (`center`) or makes it square (`squash`)."""
+    """Whether the resize keeps the aspect ratio (`center`) or makes the image square (`squash`)."""
     reduced_scale: bool = True
-    """Whether a JPEG of more than four times `resize` is decoded at a fraction of its size, which is several times
-    faster and nearly the same."""
+    """Whether a JPEG larger than four times `resize` is decoded at a fraction of its size, which is several times
+    faster and gives nearly the same pixels."""
     interpolation: Interpolation | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     position_interpolation: Literal["timm", "dinov2-hub"] = "timm"
-    """How position embeddings of another image size are resampled: antialiased as timm does, or as DINOv2's own
-    `torch.hub` models do, which the released ShareLock code used."""
+    """How position embeddings are resampled to another image size: antialiased as in timm, or as in DINOv2's own
+    `torch.hub` models, which the released ShareLock code used."""
 
     @model_validator(mode="after")
     def _revision_is_of_the_hub(self) -> Self:
         if self.revision is not None and self.weights != "pretrained":
-            raise ValueError("`revision` is of weights on the hub: leave it out where `weights` are given")
+            raise ValueError("`revision` applies only to weights from the hub: omit it or `weights`")
         return self
 
     def resolved(self) -> "VisionSpec":
-        """This spec with every omitted field filled in from the model's configuration.
+        """Returns this spec with every omitted field filled in from the model's configuration.
 
         Raises:
-            RequestError: timm does not know the model, or prepares its images in a way that is not offered here.
+            RequestError: timm has no such model, or its preprocessing is not supported here.
         """
         if None not in (self.image_size, self.resize, self.crop_mode, self.interpolation, self.mean, self.std):
             return self
@@ -121,9 +121,9 @@ class VisionSpec(_EncoderSpec):
             raise RequestError(f"timm knows no model {self.model!r}: see timm.list_models()")
         _, height, width = model.input_size
         if self.image_size is None and height != width:
-            raise RequestError(f"{self.model} is made for images of {width} x {height} pixels: give `image_size`")
+            raise RequestError(f"{self.model} expects images of {width} x {height} pixels: set `image_size`")
         if self.crop_mode is None and model.crop_mode not in get_args(CropMode):
-            raise RequestError(f"the crop mode {model.crop_mode!r} of {self.model} is none of ours: give `crop_mode`")
+            raise RequestError(f"the crop mode {model.crop_mode!r} of {self.model} is not supported: set `crop_mode`")
         size = self.image_size or width
         return self.model_copy(
             update={
@@ -138,31 +138,31 @@ class VisionSpec(_EncoderSpec):
 
     @property
     def hub_id(self) -> str | None:
-        """The repository on the hub that has the weights; None where they come from elsewhere."""
+        """Repository of the weights on the hub; None for other weights."""
         model = self._timm_config() if self.weights == "pretrained" else None
         return model.hf_hub_id if model else None
 
     def _timm_config(self) -> Any:
-        """What timm says of the model; None where it does not know it."""
-        # Only here, because a recipe that says everything can be read without importing torch.
+        """Returns timm's configuration of the model; None if timm has no such model."""
+        # Imported here, so that a recipe with all fields set can be read without torch.
         from timm.models import get_pretrained_cfg
 
         try:
             return get_pretrained_cfg(self.model)
-        except RuntimeError:  # The model is known, but not its tag.
+        except RuntimeError:  # timm has the model, but not its tag.
             return None
 
     def commit(self) -> str | None:
         if self.hub_id is None:
             return None
-        # Only here, since it takes a second to import.
+        # Imported here, because it takes a second.
         from sharelock_ray.encoders.provenance import commit_now
 
         return commit_now(self.hub_id, self.revision)
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How an image becomes pixels; only of a resolved spec."""
+        """The preprocessing of images; needs a resolved spec."""
         assert self.image_size is not None, "an unresolved spec"
         assert self.resize is not None, "an unresolved spec"
         assert self.interpolation is not None, "an unresolved spec"
@@ -184,7 +184,7 @@ class VisionSpec(_EncoderSpec):
 
 
 class LanguageSpec(_EncoderSpec):
-    """A transformers model, by hub name or by the path or URI of its folder."""
+    """A transformers model: its name on the hub, or the path or URI of its folder."""
 
     _reads = frozenset({"name", "stored_dtype", "pooling", "layer", "final_norm"})
     _always_hashed = (
@@ -197,12 +197,12 @@ class LanguageSpec(_EncoderSpec):
     revision: str | None = None
     """Commit or tag on the hub."""
     pooling: Literal["last", "mean", "first", "max"] = "last"
-    """Which hidden states become the embedding: the last token's, the first's, or the mean or maximum over tokens."""
+    """The hidden state of the last or first token, or the mean or maximum over tokens."""
     layer: int | None = None
-    """Of the hidden states: 0 is the input embedding, -1 the last; None is the model's own final output, which is the
-    same where the model normalises its last state in both."""
+    """Index of the hidden states: 0 is the input embedding, -1 the last. None is the model's final output, which most
+    models also return as -1."""
     append_eos: bool = False
-    """Ends each text with the tokenizer's end-of-sequence token, which `last` then reads."""
+    """Appends the tokenizer's end-of-sequence token to each text; `last` then pools that token."""
     prompt: str | None = None
     """Text with `{}` for the caption, such as `This sentence: "{}" means in one word:` (arXiv 2307.16645)."""
     max_length: Annotated[int, Field(ge=2)] = 256
@@ -213,13 +213,13 @@ class LanguageSpec(_EncoderSpec):
     @classmethod
     def _has_a_place(cls, prompt: str | None) -> str | None:
         if prompt is not None and prompt.count("{}") != 1:
-            raise ValueError("a prompt has `{}` once, where the caption goes")
+            raise ValueError("a prompt must contain `{}` exactly once, in place of the caption")
         return prompt
 
     @model_validator(mode="after")
     def _norm_is_of_the_output(self) -> Self:
         if self.layer is not None and not self.final_norm:
-            raise ValueError("`final_norm: false` reads what goes into the last norm, so leave `layer` out")
+            raise ValueError("`final_norm: false` reads the input of the final norm: omit `layer`")
         return self
 
     def resolved(self) -> "LanguageSpec":
@@ -228,14 +228,14 @@ class LanguageSpec(_EncoderSpec):
     def commit(self) -> str | None:
         if self.is_local:
             return None
-        # Only here, since it takes a second to import.
+        # Imported here, because it takes a second.
         from sharelock_ray.encoders.provenance import commit_now
 
         return commit_now(self.model, self.revision)
 
     @property
     def is_local(self) -> bool:
-        """True where the model is a folder, on a disk or an object store, and not one of the hub."""
+        """True if the model is a folder on a disk or object store, not a name on the hub."""
         return "://" in self.model or storage.exists(self.model)
 
     @property

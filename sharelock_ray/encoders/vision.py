@@ -20,7 +20,7 @@ from sharelock_ray.encoders.spec import VisionSpec
 from sharelock_ray.encoders.weights import local_weights
 from sharelock_ray.errors import RequestError, is_resource_fault
 
-# Images of a forward pass. On a CPU more than a few leave its caches: `sharelock bench encoders`.
+# Images per forward pass. Larger batches leave the caches of a CPU: `sharelock bench encoders`.
 _CPU_IMAGES, _GPU_IMAGES = 16, 128
 
 
@@ -28,16 +28,16 @@ class VisionEncoder:
     """A frozen timm model on one device.
 
     Args:
-        spec: what to load and how to prepare its input.
+        spec: model, weights and preprocessing.
         device: where the model runs.
-        batch_size: images of one forward pass, None for what suits the device; changes the speed, not the embeddings
-            beyond rounding. Halved for good where the device's memory does not suffice.
-        others: more encoders of the same `forward_key`, read from the same forward passes.
-        compiled: through `torch.compile`, which takes its time on the first batches.
-        channels_last: convolutions on NHWC memory, which many GPUs do faster.
+        batch_size: images per forward pass; None is a default for the device. Changes the speed, and the embeddings
+            only by rounding. Halved after each out-of-memory error.
+        others: more encoders with the same `forward_key`, read from the same forward passes.
+        compiled: whether to use `torch.compile`, which slows down the first batches.
+        channels_last: whether convolutions use NHWC memory, which is faster on many GPUs.
 
     Raises:
-        RequestError: timm does not know the model, the weights do not fit it, or it has not what a spec reads.
+        RequestError: timm has no such model, the weights do not fit it, or it lacks what a spec reads.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class VisionEncoder:
         self._norms = [None if each.final_norm else _final_norm(self._model, each) for each in self.specs]
         self._features = self._model.forward_features
         self.revision = hub_commit(spec.hub_id, spec.revision) if spec.hub_id else None
-        """Commit of the weights on the hub; None for others."""
+        """Commit of the weights on the hub; None for other weights."""
         mean, std = (
             torch.tensor(value, device=self._device).view(3, 1, 1) for value in (self.spec.mean, self.spec.std)
         )
@@ -79,7 +79,7 @@ class VisionEncoder:
         """Embeds decoded images.
 
         Args:
-            pixels: (N, image_size, image_size, 3) uint8, as `decode_image` gives them.
+            pixels: (N, image_size, image_size, 3) uint8, as `decode_image` returns them.
 
         Returns:
             (N, D) float32, not normalised.
@@ -91,7 +91,7 @@ class VisionEncoder:
 
     @torch.inference_mode()
     def encode_each(self, pixels: np.ndarray) -> Encoded:
-        """Embeds decoded images, as `encode` does, for `spec` and each of `others`."""
+        """Embeds decoded images for `spec` and each of `others`; see `encode`."""
 
         def load(rows: list[int]) -> Arrays:
             return (pixels[rows[0] : rows[-1] + 1],)
@@ -110,7 +110,7 @@ class VisionEncoder:
 
     @property
     def batch_size(self) -> int:
-        """Images of one forward pass, now."""
+        """Current number of images per forward pass."""
         return self._passes.limit
 
     @property
@@ -119,15 +119,15 @@ class VisionEncoder:
         return self._dims[0]
 
     def _forward(self, pixels: torch.Tensor) -> list[torch.Tensor]:
-        # Channels are last in memory already, whatever the model prefers.
+        # The permuted pixels are channels-last in memory.
         images = ((pixels.permute(0, 3, 1, 2).float() - self._mean) / self._std).to(self._dtype)
-        # Else convolutions in float32 would be rounded to 10 bits on a GPU.
+        # TF32 would round float32 convolutions to 10 bits of mantissa on a GPU.
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             features = self._features(images)
         return [self._read(features, spec, norm) for spec, norm in zip(self.specs, self._norms, strict=True)]
 
     def _read(self, features: torch.Tensor, spec: VisionSpec, norm: FinalNorm | None) -> torch.Tensor:
-        """(B, D) of one spec from the model's features."""
+        """Returns the (B, D) embeddings of one spec from the model's features."""
         if spec.pooling == "model":
             if norm is None or norm.in_trunk:
                 return self._model.forward_head(features if norm is None else norm.before)
@@ -139,21 +139,21 @@ class VisionEncoder:
 
 
 def _cut(rows: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Consecutive rows in batches."""
+    """Cuts consecutive rows into batches."""
     for start in range(0, len(rows), batch_size):
         yield list(rows[start : start + batch_size])
 
 
 def _load(spec: VisionSpec) -> Any:
-    """The model without its classifier, for images of the spec's size."""
+    """Returns the model without its classifier, for images of the spec's size."""
     if not timm.is_model(spec.model.partition(".")[0]):
         raise RequestError(f"timm knows no model {spec.model!r}: see timm.list_models()")
     if spec.revision and spec.hub_id is None:
-        raise RequestError(f"the weights of {spec.model} are not of the hub: leave `revision` out")
+        raise RequestError(f"the weights of {spec.model} do not come from the hub: omit `revision`")
     pretrained = spec.weights == "pretrained"
     size = spec.image_size
     if pretrained and spec.position_interpolation != "timm":
-        # At the size of the weights, since timm resamples while it loads.
+        # At the size of the weights, because timm resamples while it loads.
         size = timm.get_pretrained_cfg(spec.model).input_size[-1]
     with loading(repr(spec.model)):
         model = _create(spec, size)
@@ -171,12 +171,12 @@ def _create(spec: VisionSpec, image_size: int | None) -> Any:
     }
     try:
         return timm.create_model(spec.model, img_size=image_size, **settings)
-    except TypeError:  # Only models with a fixed grid of positions take the size.
+    except TypeError:  # Only models with a fixed grid of positions accept the size.
         return timm.create_model(spec.model, **settings)
 
 
 def _load_file(model: Any, spec: VisionSpec) -> None:
-    """Loads the spec's own weights; the model then has the image size of the weights."""
+    """Loads the spec's own weights; the model then has the image size of these weights."""
     path = local_weights(spec.weights)
     try:
         weights = {unwrapped(name): value for name, value in load_file(path).items()}
@@ -192,7 +192,7 @@ def _load_file(model: Any, spec: VisionSpec) -> None:
         reason = " ".join(str(error).split())[:160]
         raise RequestError(f"{spec.weights} does not hold weights of {spec.model}: {reason} …") from None
     classifiers = model.pretrained_cfg.get("classifier") or ()
-    # Its layers lie side by side in a part of the model that may keep others.
+    # The head's module may also hold layers of the backbone.
     heads = {name.partition(".")[0] for name in ((classifiers,) if isinstance(classifiers, str) else classifiers)}
     others = [name for name in found.unexpected_keys if name.partition(".")[0] not in heads]
     if found.missing_keys or others:
@@ -209,21 +209,21 @@ def _is_pickled(path: Path) -> bool:
 
 
 def _has_positions(model: Any) -> bool:
-    """True where positions are a learnt vector for each patch of a square grid."""
+    """Whether the model has a learnt position embedding for each patch of a square grid."""
     positions = getattr(model, "pos_embed", None)
     return isinstance(positions, torch.Tensor) and positions.ndim == 3 and hasattr(model, "set_input_size")
 
 
 def _prefix(model: Any) -> int:
-    """Position embeddings that are of no patch."""
+    """Number of position embeddings that belong to no patch."""
     return 0 if getattr(model, "no_embed_class", False) else int(model.num_prefix_tokens)
 
 
 def _set_image_size(model: Any, spec: VisionSpec) -> None:
-    """Resamples the model's position embeddings to the spec's image size, in the spec's way."""
+    """Resamples the model's position embeddings to the spec's image size."""
     if not _has_positions(model):
         if spec.position_interpolation != "timm":
-            raise RequestError(f"{spec.model} resamples no position embeddings: leave `position_interpolation` out")
+            raise RequestError(f"{spec.model} does not resample position embeddings: omit `position_interpolation`")
         return
     if model.patch_embed.img_size == (spec.image_size, spec.image_size):
         return
@@ -235,14 +235,14 @@ def _set_image_size(model: Any, spec: VisionSpec) -> None:
 
 
 def hub_positions(positions: torch.Tensor, side: int, registers: bool) -> torch.Tensor:
-    """Position embeddings as DINOv2's own code (facebookresearch/dinov2, `hub/backbones.py`) resamples them.
+    """Resamples position embeddings as DINOv2's own code does (facebookresearch/dinov2, `hub/backbones.py`).
 
-    Without registers it scales by a factor of `(side + 0.1) / M` and without antialiasing, so that the samples lie a
-    little off the grid's; with registers (arXiv 2309.16588) to the exact size, and antialiased.
+    Models without registers scale by a factor of `(side + 0.1) / M` without antialiasing, which shifts the samples
+    slightly; models with registers (arXiv 2309.16588) resample to the exact size with antialiasing.
 
     Args:
-        positions: (1, M * M, D), of the patches alone.
-        side: patches to a side of the new grid.
+        positions: (1, M * M, D), position embeddings of the patches only.
+        side: patches per side of the new grid.
         registers: whether the model has register tokens.
 
     Returns:
@@ -269,13 +269,13 @@ def _require_tokens(model: Any, spec: VisionSpec) -> None:
 
 
 def _final_norm(model: Any, spec: VisionSpec) -> FinalNorm:
-    """The norm that a spec leaves out: of the tokens, or of what the head has pooled."""
+    """Returns the norm that a spec leaves out: that of the tokens, or that of the pooled vector in the head."""
     tokens = find_norm(model, "norm")
     if tokens is not None:
         return FinalNorm(tokens, in_trunk=True)
-    # A head that widens does so after its norm, so what goes into that norm is no embedding.
+    # A head that widens does so after its norm, so the norm's input is not the embedding.
     pools = spec.pooling == "model" and getattr(model, "head_hidden_size", None) == model.num_features
     pooled = find_norm(model, "fc_norm", "head.norm") if pools else None
     if pooled is None:
-        raise RequestError(f"{spec.model} has no final norm for pooling {spec.pooling!r}: leave `final_norm` out")
+        raise RequestError(f"{spec.model} has no final norm for pooling {spec.pooling!r}: omit `final_norm`")
     return FinalNorm(pooled, in_trunk=False)

@@ -1,6 +1,6 @@
-"""Weights that are not of the hub: what identifies them, and where this node has them on its disk.
+"""Weights that do not come from the hub: their digest, and this node's copy of them.
 
-The hub's own client does the like for its models: one process of a node downloads a file under a lock, the others wait.
+As the hub's client does for its models, one process per node downloads a file under a lock while the others wait.
 """
 
 import shutil
@@ -14,24 +14,24 @@ from sharelock_ray.errors import RequestError
 
 
 def weights_digest(uri: str) -> str:
-    """SHA-256 of a weights file, or of a model folder's files and their names.
+    """Returns the SHA-256 of a weights file, or of the files and names in a model folder.
 
     Raises:
-        RequestError: there is nothing at `uri`.
+        RequestError: `uri` does not exist.
     """
     digests = [(name, _file_digest(path, storage.version(path))) for name, path in _files(uri).items()]
     return digests[0][1] if digests and not digests[0][0] else storage.sha256(repr(digests).encode())
 
 
 def local_weights(uri: str) -> Path:
-    """A path on this machine with the weights file, or model folder, at `uri`.
+    """Returns a local path of the weights file or model folder at `uri`.
 
-    That is `uri` itself where it is local, so that all processes of a node map the same pages. Else it is a copy in the
-    node's cache, named by `weights_digest`: one process fetches it under a lock, the others wait, and a later run finds
-    it as long as the original is the same.
+    A local `uri` is returned as it is, so that all processes of a node map the same pages. A remote one is copied into
+    the node's cache under the name of its `weights_digest`: one process downloads it under a lock while the others
+    wait. Later runs reuse the copy until the original changes.
 
     Raises:
-        RequestError: there is nothing at `uri`.
+        RequestError: `uri` does not exist.
     """
     if storage.is_local(uri):
         return Path(storage.resolve(uri)[1])
@@ -50,12 +50,12 @@ def local_weights(uri: str) -> Path:
 
 
 def _files(uri: str) -> dict[str, str]:
-    """What counts of the weights at `uri`, by its name below it; the empty name is of a single file."""
+    """Returns the files at `uri` by their name below it; a single file has the empty name."""
     if not storage.exists(uri):
         raise RequestError(f"no weights at {uri}: check the recipe's `weights` or `model`")
     if not storage.is_folder(uri):
         return {"": uri}
-    # READMEs change nothing; any other file may.
+    # Any file except a README can change the embeddings.
     files = [(name, size) for name, size in storage.entries(uri).items() if size is not None]
     return {
         f"/{name}": storage.join(uri, name)
@@ -66,13 +66,13 @@ def _files(uri: str) -> dict[str, str]:
 
 @lru_cache(maxsize=256)
 def _file_digest(uri: str, version: str) -> str:
-    """`version` tells the cache whether the file is still the same."""
+    """Returns a file's SHA-256; `version` is only a part of the cache's key."""
     return storage.sha256_of(uri)
 
 
 def _fetch(files: dict[str, str], partial: Path) -> str:
-    """Brings `files` beside `partial` under the name of their digest, whole or not at all; that digest."""
-    # Left by a process that was killed: whoever holds the lock is alone with it.
+    """Downloads `files` to `partial`, renames it to its digest, and returns the digest."""
+    # Left by a killed process; the lock guarantees that no other process uses it.
     _remove(partial)
     targets = [f"{partial}{name}" for name in files]
     Path(targets[0]).parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ def _fetch(files: dict[str, str], partial: Path) -> str:
     digest = weights_digest(str(partial))
     try:
         partial.rename(partial.parent / digest)
-    except OSError:  # The same weights came from another place, at the same time or before.
+    except OSError:  # The same weights were downloaded from another URI.
         _remove(partial)
     return digest
 

@@ -1,4 +1,4 @@
-"""EVALUATION: what an aligned model is worth: zero-shot classification and retrieval, with their uncertainty.
+"""EVALUATION: zero-shot classification and retrieval with aligned models, with confidence intervals.
 
-Works on embeddings; knows nothing of recipes or Ray.
+Works on embeddings. Knows neither recipes nor Ray.
 """

@@ -1,4 +1,4 @@
-"""Ranks of the right items among all, by blocks of similarities: memory does not grow with images times texts."""
+"""Ranks of matches, computed in blocks of similarities: memory does not grow with images times texts."""
 
 import numpy as np
 import torch
@@ -6,14 +6,14 @@ import torch
 from sharelock_ray.progress import Progress
 
 TIE = 1e-6
-"""Similarities of unit vectors that are no further apart are equal: float32 knows no better."""
+"""Cosine similarities that differ by at most this much are equal: it is about the resolution of float32."""
 _BLOCK = 2048
 
 
 def ranks(image: torch.Tensor, text: torch.Tensor, owner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Counts the wrong items that are at least as near as the right one.
+    """Counts, for each query, the wrong items that are at least as similar to it as its match.
 
-    Ties, and what is no number, count against: equal embeddings gain nothing.
+    Ties and NaN count as errors, so a model that maps everything to one embedding gains nothing.
 
     Args:
         image: (N, D) unit vectors.
@@ -21,8 +21,9 @@ def ranks(image: torch.Tensor, text: torch.Tensor, owner: np.ndarray) -> tuple[n
         owner: (M,) index of the image that each text belongs to.
 
     Returns:
-        by image, (N,): texts of other images that are at least as near to it as the nearest of its own; and by text,
-        (M,): other images that are at least as near to it as its own. Of an image without texts, all are.
+        By image, (N,): the number of texts of other images that are at least as similar to it as the most similar of
+        its own texts; all of them if it has no text. By text, (M,): the number of other images that are at least as
+        similar to it as its own image.
     """
     owners = torch.from_numpy(owner)
     own = text.new_empty(len(text))
@@ -34,11 +35,11 @@ def ranks(image: torch.Tensor, text: torch.Tensor, owner: np.ndarray) -> tuple[n
         for rows in _blocks(len(image)):
             for columns in _blocks(len(text)):
                 similarity = image[rows] @ text[columns].T
-                # The right ones are not to be counted. Not by a mask, which would take longer than the products.
+                # Matches are not counted. A mask would take longer than the matrix product.
                 at = owners[columns] - rows.start
                 texts = torch.nonzero((at >= 0) & (at < len(similarity)))[:, 0]
                 similarity[at[texts], texts] = -torch.inf
-                # Whatever is not further away counts, and so does NaN.
+                # `not further` counts NaN, which compares false.
                 further = similarity < nearest[rows, None] - TIE
                 by_image[rows] += further.shape[1] - np.count_nonzero(further.numpy(), axis=1)
                 further = similarity < own[None, columns] - TIE
@@ -48,5 +49,5 @@ def ranks(image: torch.Tensor, text: torch.Tensor, owner: np.ndarray) -> tuple[n
 
 
 def _blocks(count: int) -> list[slice]:
-    """Consecutive stretches of `count` rows."""
+    """Consecutive slices that cover `count` rows."""
     return [slice(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK)]

@@ -1,4 +1,4 @@
-"""Cross-modal retrieval: recall@k both ways over a gallery of pairs."""
+"""Image-text retrieval: recall at k in both directions."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ import torch
 
 from sharelock_ray.evaluation.ranks import ranks
 from sharelock_ray.evaluation.result import RetrievalResult
-from sharelock_ray.evaluation.statistics import share
+from sharelock_ray.evaluation.statistics import proportion
 
 
 def retrieval(
@@ -15,13 +15,13 @@ def retrieval(
 ) -> RetrievalResult:
     """Scores retrieval in both directions.
 
-    An image counts as found by any of its texts. Ties count against the match (see `ranks`). Intervals of both
-    directions are over images: texts of one image are no independent draws.
+    A query image is matched by any of its texts. Ties are errors (see `ranks`). The sampling unit of the intervals is
+    the image in both directions, because texts of one image are not independent.
 
     Args:
         image: (N, D) unit vectors.
         text: (M, D) unit vectors.
-        image_of_text: (M,) index of the image that each text describes; every image has at least one text.
+        image_of_text: (M,) index of the image that each text describes. Each image has at least one text.
 
     Raises:
         ValueError: there are no images.
@@ -30,6 +30,6 @@ def retrieval(
     return RetrievalResult(
         images=len(image),
         texts=len(text),
-        image_to_text={k: share(by_image < k) for k in recall_at},
-        text_to_image={k: share(by_text < k, image_of_text) for k in recall_at},
+        image_to_text={k: proportion(by_image < k) for k in recall_at},
+        text_to_image={k: proportion(by_text < k, image_of_text) for k in recall_at},
     )

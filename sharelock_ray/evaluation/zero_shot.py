@@ -7,7 +7,7 @@ import torch
 
 from sharelock_ray.evaluation.ranks import ranks
 from sharelock_ray.evaluation.result import ZeroShot, ZeroShotResult
-from sharelock_ray.evaluation.statistics import share
+from sharelock_ray.evaluation.statistics import proportion
 
 
 def targets(class_names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -62,8 +62,8 @@ def zero_shot(
             candidates=len(candidates),
             classes=len(present),
             chance=1 / len(candidates),
-            top_1=share(rank == 0),
-            top_5=share(rank < 5),
+            top_1=proportion(rank == 0),
+            top_5=proportion(rank < 5),
             mean_per_class=float(np.mean(accuracy)),
             per_class={names[c]: value for c, value in zip(present, accuracy, strict=True)},
         )

@@ -1,4 +1,4 @@
-"""SOURCES: where image-caption pairs come from. Readers turn any input into the same rows, or into rejects.
+"""SOURCES: readers of image-caption data. Every input becomes a sample of one common form, or a reject.
 
-Knows nothing of encoders, features or Ray.
+Must not depend on encoders, features or Ray.
 """

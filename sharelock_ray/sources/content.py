@@ -1,4 +1,4 @@
-"""What a file that a user names really holds: text as editors write it, or none of what it is called."""
+"""Detection of files whose content does not match their name, and decoding of text files."""
 
 import re
 
@@ -7,7 +7,7 @@ from sharelock_ray.errors import RequestError
 
 _START_BYTES = 512
 _UNPACK = "decompress it"
-# Of what comes in place of data, and of what bears another's name.
+# Patterns at the start of a file: placeholders and error pages instead of data, and other formats.
 _KINDS = {
     rb"version https://git-lfs\.github\.com/": "a Git LFS pointer: fetch the file itself with `git lfs pull`",
     rb"(?i)(?:\xef\xbb\xbf)?\s*<(?:!doctype html|html)": "a web page, as servers send for an error: download it again",
@@ -25,10 +25,10 @@ _KINDS = {
 
 
 def looks_like(content: bytes) -> str | None:
-    """What a file is that is not what it is called, and what to do about it; None where nobody knows.
+    """The actual kind of a mislabelled file and what to do about it; None if unknown.
 
     Args:
-        content: of the file, from its start; the first 512 bytes tell.
+        content: start of the file; at most 512 bytes are used.
     """
     start = content[:_START_BYTES]
     if not start:
@@ -37,53 +37,56 @@ def looks_like(content: bytes) -> str | None:
 
 
 def start_of(uri: str) -> bytes:
-    """As much of the object at `uri` as `looks_like` wants."""
+    """The bytes of the object at `uri` that `looks_like` needs."""
     with storage.open_read(uri) as stream:
         return bytes(stream.read(_START_BYTES))
 
 
 def with_kind(message: str, content: bytes) -> str:
-    """`message`, which says that a file could not be read, with what the file looks like instead."""
+    """`message` about an unreadable file, extended by the file's actual kind if it is known."""
     kind = looks_like(content)
     return f"{message}; the file is {kind}" if kind else message
 
 
 def decoded(data: bytes, place: str) -> str:
-    """The text of a file at `place`: UTF-8, without a byte order mark at its start.
+    """Decodes UTF-8 and removes a byte order mark at the start.
+
+    Args:
+        place: path of the file, for errors.
 
     Raises:
-        RequestError: it is in another encoding, or no text at all.
+        RequestError: the data is not UTF-8 text.
     """
     kind = looks_like(data) if data else None
     if kind:
-        raise RequestError(f"{place} is no UTF-8 text but {kind}")
+        raise RequestError(f"{place} is not UTF-8 text but {kind}")
     try:
         return data.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         at, line = error.start, data.count(b"\n", 0, error.start) + 1
         raise RequestError(
-            f"{place} is no UTF-8 text: line {line:,} has the byte 0x{data[at]:02x} (byte {at:,} of the file): "
+            f"{place} is not UTF-8 text: line {line:,} has the byte 0x{data[at]:02x} (byte {at:,} of the file): "
             "save it as UTF-8"
         ) from None
 
 
 def read_lines(uri: str, what: str) -> list[str]:
-    """The lines of a text file that a user wrote; they end in a line feed, before which a carriage return may be.
+    """The lines of a user's text file, separated by LF or CRLF, without the empty lines at the end.
 
-    Empty lines at the end are none. Other separators of lines that Unicode has are characters of a line.
+    Unicode's other line separators are ordinary characters.
 
     Args:
-        what: they are, for errors ("class names").
+        what: name of the content, for errors ("class names").
 
     Raises:
-        RequestError: there is no such file, or it is no UTF-8 text.
+        RequestError: the file is missing or is not UTF-8 text.
     """
     try:
         data = storage.read_bytes(uri)
     except (FileNotFoundError, IsADirectoryError):
         raise RequestError(f"no {what} at {uri}: check the path") from None
     except PermissionError:
-        raise RequestError(f"{uri} may not be read by this user") from None
+        raise RequestError(f"no permission to read {uri}") from None
     lines = [line.removesuffix("\r") for line in decoded(data, uri).split("\n")]
     while lines and not lines[-1].strip():
         lines.pop()

@@ -1,4 +1,4 @@
-"""A folder of images for each class, as ImageNet is laid out."""
+"""One folder of images per class, as in ImageNet."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -11,7 +11,7 @@ from sharelock_ray.sources.sample import IMAGES, LABELS, Content, Reject, Sample
 
 
 class ClassFolderSource(Config):
-    """Images at `<path>/<class>/<image>`; label n is the n-th class folder by name, and there are no captions."""
+    """Images at `<path>/<class>/<image>`, without captions; label n is the n-th class folder by name."""
 
     format: Literal["class_folders"] = "class_folders"
     path: storage.Uri
@@ -21,10 +21,10 @@ class ClassFolderSource(Config):
         return frozenset({IMAGES, LABELS})
 
     def shards(self) -> list[Shard]:
-        """The class folders, sorted; an empty one is kept, so that labels do not depend on what is in them.
+        """The class folders, sorted by name. Empty ones are kept, so labels do not depend on their content.
 
         Raises:
-            RequestError: there is no such folder, or it holds no class folder with an image.
+            RequestError: the folder is missing, or no class folder holds an image.
         """
         try:
             found = storage.entries(self.path)
@@ -44,25 +44,25 @@ class ClassFolderSource(Config):
         return shards
 
     def version(self, shard: Shard) -> str:
-        """Number of files, and a digest of their names and sizes."""
+        """Number of files and a digest of their names and sizes."""
         return _version(_content(shard.uri))
 
     def keys_of(self, shard: Shard) -> Iterator[str]:
-        """Those of the listing."""
+        """The keys of the folder's entries."""
         return (sample_key(shard, name) for name, _ in _content(shard.uri))
 
     def read(self, shard: Shard) -> Iterator[Sample | Reject]:
-        """The images of one class, sorted by name; what is none, or is gone since the listing, is a reject."""
+        """The images of one class, sorted by name; other entries and vanished files are rejects."""
         for name, size in _content(shard.uri):
             key = sample_key(shard, name)
             if size is None:
                 yield Reject(
-                    key, "read", "NoImageFile", "a folder within a class: images are expected at <class>/<image>"
+                    key, "read", "NoImageFile", "folder inside a class folder: images are expected at <class>/<image>"
                 )
                 continue
             if not _is_image(name):
                 yield Reject(
-                    key, "read", "NoImageFile", f"its name ends in none of {', '.join(sorted(IMAGE_EXTENSIONS))}"
+                    key, "read", "NoImageFile", f"extension is not one of {', '.join(sorted(IMAGE_EXTENSIONS))}"
                 )
                 continue
             try:
@@ -73,7 +73,7 @@ class ClassFolderSource(Config):
 
 
 def _content(folder: str) -> list[tuple[str, int | None]]:
-    """Names and sizes of what is directly in `folder` and not hidden; a folder has no size."""
+    """Names and sizes of the entries of `folder` that are not hidden; the size of a folder is None."""
     return [(name, size) for name, size in storage.entries(folder).items() if not name.startswith(".")]
 
 

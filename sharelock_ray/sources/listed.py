@@ -1,4 +1,4 @@
-"""A source that is listed once, however often a command asks."""
+"""A source whose listing is computed once."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from sharelock_ray.sources.sample import Content, Reject, Sample, Shard, Source
 
 @dataclass(frozen=True)
 class Listed:
-    """`source`, with its listing kept from the first use on."""
+    """Wraps `source` and keeps its listing after the first use."""
 
     source: Source
 
     def __reduce__(self) -> tuple[type["Listed"], tuple[Source]]:
-        # Workers read shards that they are given, and need no listing.
+        # Workers receive their shards and need no listing.
         return Listed, (self.source,)
 
     @cached_property
@@ -26,17 +26,17 @@ class Listed:
         return self.source.provides
 
     def shards(self) -> list[Shard]:
-        """The listing of the first call."""
+        """The listing as of the first call."""
         return self._shards
 
     def read(self, shard: Shard) -> Iterator[Sample | Reject]:
-        """As the source."""
+        """See `Source.read`."""
         return self.source.read(shard)
 
     def keys_of(self, shard: Shard) -> Iterator[str]:
-        """As the source."""
+        """See `Source.keys_of`."""
         return self.source.keys_of(shard)
 
     def version(self, shard: Shard) -> str:
-        """As the source: what it is now, not when it was listed."""
+        """The current version, not the one at the time of the listing."""
         return self.source.version(shard)

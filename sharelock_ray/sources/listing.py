@@ -1,4 +1,4 @@
-"""What all readers share: naming files as shards, and turning what a record holds into a sample's fields."""
+"""Functions shared by the readers: listing files as shards, and converting record values to sample fields."""
 
 import errno
 import os
@@ -10,38 +10,38 @@ from typing import Any
 
 from sharelock_ray import storage
 from sharelock_ray.errors import RequestError
-from sharelock_ray.sources.sample import DUPLICATE_KEY, Reject, Sample, Shard, printable
+from sharelock_ray.sources.sample import DUPLICATE_KEY, Reject, Sample, Shard, escaped
 
 _PARALLEL_SIZES = 16
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff"})
 BOM = b"\xef\xbb\xbf"
-"""The byte order mark that some editors put before UTF-8 text."""
-# Faults of one path. Any other, such as EIO or EMFILE, is the machine's.
+"""The byte order mark that some editors write before UTF-8 text."""
+# Errors of a single path. Others, such as EIO or EMFILE, concern the machine.
 _PATH_ERRNOS = frozenset(
     {errno.EACCES, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG, errno.ENODEV, errno.ENXIO, errno.EPERM}
 )
-# No picture needs more; reading a file whole that says it has would let one sample fill the memory.
+# Keeps one sample from filling the memory.
 MAX_IMAGE_BYTES = 256 << 20
-# Of one sample. Texts beyond this are no captions, and each of them is a row that takes an encoder's time.
+# Limits per sample: each caption becomes a row and costs encoder time.
 MAX_TEXT_BYTES = 1 << 20
 MAX_CAPTIONS = 1000
 
 
 class NoPlainFileError(ValueError):
-    """What has the name of a file and is none."""
+    """A path names a device, a pipe or a socket instead of a regular file."""
 
 
 class TooLargeError(ValueError):
-    """An image, or the captions of a sample, beyond all measure."""
+    """An image, or the captions of a sample, exceed the size limit."""
 
 
 def file_shards(urls: tuple[str, ...] | str, kind: str, ending: str) -> list[Shard]:
-    """The files that patterns name, sorted, each a shard with a name unique in the listing.
+    """One shard per file that matches the patterns, sorted by name; names are unique.
 
     Args:
-        urls: absolute, as recipes resolve them.
-        kind: what a file is called in errors.
-        ending: a regular expression; what it matches at the end of a path is left out of the name.
+        urls: absolute URIs or patterns, as recipes resolve them.
+        kind: name of the file type, for errors.
+        ending: regular expression; its match at the end of a path is removed from the name.
 
     Raises:
         RequestError: a pattern matches nothing, a file is missing, or two files would have the same name.
@@ -50,13 +50,13 @@ def file_shards(urls: tuple[str, ...] | str, kind: str, ending: str) -> list[Sha
     for pattern in (urls,) if isinstance(urls, str) else urls:
         uris = storage.expand(pattern)
         if not uris:
-            raise RequestError(f"no {kind} matches {pattern!r}: check the path (quote it so that the shell leaves it)")
+            raise RequestError(f"no {kind} matches {pattern!r}: check the path, and quote it in the shell")
         for uri in uris:
             name = _name(uri, pattern, ending)
             if named.setdefault(name, uri) != uri:
-                raise RequestError(f"{named[name]} and {uri} would both be called {name!r}: name them by one pattern")
+                raise RequestError(f"{named[name]} and {uri} have the same name {name!r}: match both by one pattern")
     try:
-        # An object store takes a moment to answer for each.
+        # Each file is one request to an object store.
         with ThreadPoolExecutor(_PARALLEL_SIZES) as pool:
             stamps = list(pool.map(storage.stamp, (uri for _, uri in sorted(named.items()))))
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -68,7 +68,7 @@ def file_shards(urls: tuple[str, ...] | str, kind: str, ending: str) -> list[Sha
 
 
 def file_version(uri: str) -> str:
-    """The version of a shard that is read from the file at `uri`."""
+    """The version of a shard that is stored in the file at `uri`."""
     return _version(storage.stamp(uri))
 
 
@@ -77,23 +77,23 @@ def _version(stamp: tuple[int, str]) -> str:
 
 
 def _name(uri: str, pattern: str, ending: str) -> str:
-    """The file's path below the folder that precedes the pattern's first wildcard, without its ending."""
+    """Path of the file, without its ending, relative to the folder before the pattern's first wildcard."""
     folder = storage.resolve(storage.folder_of(pattern) or ".")[1]
     return re.sub(f"{ending}$", "", storage.resolve(uri)[1].removeprefix(folder).lstrip("/"))
 
 
 def sample_key(shard: Shard, name: object) -> str:
-    """The key of the sample called `name` in its shard, printable as names need not be."""
-    return printable(f"{shard.name}/{name}")
+    """The key of the sample `name` of a shard; unprintable characters are escaped."""
+    return escaped(f"{shard.name}/{name}")
 
 
 def row_name(row: int) -> str:
-    """The name of a row that brings none of its own."""
+    """The name of a row without a key column."""
     return f"{row:09d}"
 
 
 def unique(items: Iterable[Sample | Reject]) -> Iterator[Sample | Reject]:
-    """`items` of a shard, with every one whose key came before made a reject."""
+    """Yields the items of a shard; an item with an earlier item's key becomes a reject."""
     seen: set[str] = set()
     for item in items:
         if item.key in seen:
@@ -103,68 +103,67 @@ def unique(items: Iterable[Sample | Reject]) -> Iterator[Sample | Reject]:
         yield item
 
 
-def called(name: str, columns: Collection[str]) -> str | None:
-    """The one of `columns` that is called `name`: exactly so, or else but for capitals and white space around it."""
+def matching_column(name: str, columns: Collection[str]) -> str | None:
+    """The column with this name; without an exact match, case and surrounding white space are ignored."""
     if name in columns:
         return name
     return next((column for column in columns if column.strip().casefold() == name.strip().casefold()), None)
 
 
 def value(record: dict[str, Any], column: str | None, usual: tuple[str, ...]) -> Any:
-    """What a record says in a column, or else in the first of the usual ones that says anything.
+    """A record's value in `column`, or the first non-empty value of the columns `usual`; None if there is none.
 
     Args:
-        column: "" for none at all.
+        column: None to search `usual`; "" to disable the field.
     """
     names = usual if column is None else (column,) if column else ()
-    found = (record[place] for name in names if (place := called(name, record)) is not None)
+    found = (record[place] for name in names if (place := matching_column(name, record)) is not None)
     return next((each for each in found if each not in (None, "", [])), None)
 
 
 def captions(found: object) -> tuple[str, ...]:
-    """The texts in `found`, a text or a list of them, without the empty ones.
+    """The non-empty texts of `found`, which is a text or a list of texts.
 
     Raises:
-        ValueError: one is no Unicode text, or they are too many (TooLargeError); then none is taken, so that a sample
-            is in one place.
+        ValueError: a text is not valid Unicode.
+        TooLargeError: the texts exceed the limits of a sample.
     """
-    # An editor may have put a byte order mark before it.
     texts = [
         text.removeprefix("\ufeff").strip()
         for text in (found if isinstance(found, list) else [found])
         if isinstance(text, str)
     ]
-    # Half a surrogate pair, which JSON allows, is no text, and cannot be encoded.
+    # `encode` raises UnicodeEncodeError for lone surrogates, which JSON allows.
     check_captions(len(texts), sum(len(text.encode()) for text in texts))
     return tuple(text for text in texts if text)
 
 
 def check_captions(count: int, size: int) -> None:
-    """Raises TooLargeError where the captions of a sample are too many, or too long together, in bytes of UTF-8."""
+    """Raises TooLargeError if a sample has too many captions, or too many bytes of UTF-8 in all captions together."""
     if count > MAX_CAPTIONS:
-        raise TooLargeError(f"{count:,} captions are more than {MAX_CAPTIONS:,}")
+        raise TooLargeError(f"{count:,} captions exceed the limit of {MAX_CAPTIONS:,}")
     if size > MAX_TEXT_BYTES:
-        raise TooLargeError(f"captions of {size:,} bytes together are more than {MAX_TEXT_BYTES:,}")
+        raise TooLargeError(f"the captions have {size:,} bytes in total, more than {MAX_TEXT_BYTES:,}")
 
 
 def read_image(uri: str) -> bytes:
-    """The file at `uri`.
+    """The bytes of the image file at `uri`.
 
     Raises:
-        NoPlainFileError: it is a device, a pipe or a socket, which may never end, or never begin.
-        TooLargeError: no image is that large.
+        NoPlainFileError: it is a device, a pipe or a socket; a read might never return.
+        TooLargeError: it has more than `MAX_IMAGE_BYTES`.
     """
     if storage.is_local(uri):
         mode = os.stat(storage.resolve(uri)[1]).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            raise NoPlainFileError(f"{uri} is no plain file but a device, a pipe or a socket")
+            raise NoPlainFileError(f"{uri} is not a regular file but a device, a pipe or a socket")
     try:
-        # Not its size, which would cost an object store a request more.
+        # Asking for the size would be one more request to an object store.
         data = storage.read_bytes(uri, 0, MAX_IMAGE_BYTES + 1)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        # An object store has no range of an empty object.
+        # Object stores reject a range request for an empty object.
         data = storage.read_bytes(uri)
     if len(data) > MAX_IMAGE_BYTES:
         raise TooLargeError(f"{uri} has more than {MAX_IMAGE_BYTES:,} bytes")
@@ -172,15 +171,15 @@ def read_image(uri: str) -> bytes:
 
 
 def raise_unless_its_own(error: Exception) -> None:
-    """Raises an error of reading a file that is not the file's own fault, but that of its storage.
+    """Re-raises a read error unless the file itself is at fault.
 
-    Storage may be reached again, with other credentials perhaps, so its faults end a run, and the next continues it.
+    Other errors are those of the storage. They end the run, and the next run continues once the storage works.
     """
     if isinstance(error, OSError):
         absent = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
         its_own = absent or error.errno in _PATH_ERRNOS
     else:
-        # What a web server answers of a path, unless it asks who one is, or for patience.
+        # A web server's answer about one path, except for authentication, time-out and rate limit.
         status = getattr(error, "status", 0)
         answered = isinstance(status, int) and 300 <= status < 500 and status not in (401, 403, 407, 408, 429)
         its_own = answered or isinstance(error, ValueError | storage.ImpossibleUriError)
@@ -189,10 +188,10 @@ def raise_unless_its_own(error: Exception) -> None:
 
 
 def class_label(found: str | bytes | int) -> int | None:
-    """The class index that `found` says; None for -1, by which Hugging Face's data sets mark images without a label.
+    """The class index; None for -1, which marks unlabelled images in Hugging Face's data sets.
 
     Raises:
-        ValueError: it is no integer, or one that the schema cannot hold.
+        ValueError: it is not an integer or does not fit int32.
     """
     label = int(found)
     if not -(2**31) <= label < 2**31:

@@ -1,6 +1,6 @@
-"""A list with a row for each sample, as a file of one of many kinds, read in runs of rows.
+"""Base of the sources that read a list file (CSV, TSV, JSON lines, JSON) with one row per sample.
 
-What the rows say is for `table` (images and captions) and `texts` (captions alone).
+`table` (images and captions) and `texts` (captions only) interpret the rows.
 """
 
 import csv
@@ -17,12 +17,13 @@ from sharelock_ray import storage
 from sharelock_ray.config import Config
 from sharelock_ray.errors import RequestError
 from sharelock_ray.sources.content import decoded, looks_like, start_of
-from sharelock_ray.sources.listing import BOM, called, file_version, row_name, sample_key, unique, value
+from sharelock_ray.sources.listing import BOM, file_version, matching_column, row_name, sample_key, unique, value
 from sharelock_ray.sources.sample import Reject, Sample, Shard
 
 CAPTION_COLUMNS = ("caption", "blip_caption", "captions", "text", "title", "conversations")
 _KEY_COLUMNS = ("id", "key")
-# In a TSV a quotation mark is one, as in CC3M's own; in a CSV one that is left open would swallow the rows behind it.
+# A TSV has no quoting, as CC3M's own. In a CSV, `strict` rejects an unclosed quotation mark, which would otherwise
+# swallow the following rows.
 _DIALECTS: dict[str, dict[str, Any]] = {
     "csv": {"delimiter": ",", "strict": True},
     "tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE},
@@ -32,36 +33,36 @@ _Span = tuple[int, int]
 
 
 class ListSource(Config):
-    """What sources that read a list have in common."""
+    """Reads a list file in shards of consecutive rows."""
 
     endings: ClassVar[tuple[str, ...]] = ("csv", "tsv", "jsonl", "json")
 
     path: storage.Uri
-    """The list; its ending says what it is."""
+    """The list file; its extension selects the format."""
     caption_column: str | None = None
-    """Holds a text, a list of texts, or a LLaVA conversation, of which the first answer is the caption; "" for none."""
+    """Column with a text, a list of texts, or a LLaVA conversation (its first answer is the caption); "" for none."""
     key_column: str | None = None
-    """Names the rows; without one, they are numbered."""
+    """Column with the keys; without one, rows are numbered."""
     rows_per_shard: Annotated[int, Field(ge=1)] = 1000
 
     def shards(self) -> list[Shard]:
-        """Runs of rows; `uri` ends in the byte that a run starts at, so that it is read without those before it.
+        """Shards of `rows_per_shard` rows; `uri` ends in the byte offset of the first row.
 
         Raises:
-            RequestError: the list is missing, empty or cannot be read, or lacks a column.
+            RequestError: the list is missing, empty or unreadable, or lacks a column.
         """
         if self._ending not in self.endings:
             kinds = ", ".join(f".{ending}" for ending in self.endings)
-            raise RequestError(f"{self.path} is no list that can be read: its name must end in {kinds}")
+            raise RequestError(f"{self.path} is not a supported list: its name must end in {kinds}")
         try:
             version = file_version(self.path)
             if (start := start_of(self.path)) and (kind := looks_like(start)):
-                raise RequestError(f"{self.path} is no list but {kind}")
+                raise RequestError(f"{self.path} is not a list but {kind}")
             runs = list(self._runs())
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise RequestError(f"no list at {self.path}: check the data's `path`") from None
         except PermissionError:
-            raise RequestError(f"{self.path} may not be read by this user") from None
+            raise RequestError(f"no permission to read {self.path}") from None
         if not runs:
             raise RequestError(f"{self.path} has no rows")
         self._check(self._columns(runs))
@@ -72,35 +73,35 @@ class ListSource(Config):
         ]
 
     def keys_of(self, shard: Shard) -> Iterator[str]:
-        """Those of the rows."""
+        """The keys of the rows."""
         return (key for key, _ in self._rows(shard))
 
     def version(self, shard: Shard) -> str:
-        """Size and ETag, or time, of the list."""
+        """Size, and ETag or modification time, of the list."""
         return file_version(self.path)
 
     def read(self, shard: Shard) -> Iterator[Sample | Reject]:
-        """The samples of a run of rows; a row that cannot be one is a reject."""
+        """The samples of a shard's rows; an invalid row is a reject."""
         yield from unique(self._samples(shard))
 
     @abstractmethod
     def _check(self, columns: list[str]) -> None:
-        """Raises RequestError unless a list with these columns has what is needed."""
+        """Raises RequestError if a required column is missing."""
 
     @abstractmethod
     def _sample(self, key: str, row: dict[str, Any]) -> Sample | Reject:
-        """What becomes of a row."""
+        """Converts a row to a sample or a reject."""
 
     def _has_captions(self, columns: list[str]) -> bool:
-        """Whether there is a column of captions, or one is named, which `_named` looks for."""
+        """Whether a caption column is set (`_named` checks that it exists) or found by its usual name."""
         return bool(self.caption_column) or (
-            self.caption_column is None and any(called(name, columns) for name in CAPTION_COLUMNS)
+            self.caption_column is None and any(matching_column(name, columns) for name in CAPTION_COLUMNS)
         )
 
     def _named(self, columns: list[str], *asked: str | None) -> None:
-        """Raises RequestError where a column that is asked for is missing."""
+        """Raises RequestError if one of the columns `asked` is missing."""
         for column in asked:
-            if column and called(column, columns) is None:
+            if column and matching_column(column, columns) is None:
                 raise RequestError(f"{self.path} has no column {column!r}: its columns are {', '.join(columns)}")
 
     def _samples(self, shard: Shard) -> Iterator[Sample | Reject]:
@@ -108,7 +109,7 @@ class ListSource(Config):
             yield Reject.of(key, "read", row) if isinstance(row, Exception) else self._sample(key, row)
 
     def _rows(self, shard: Shard) -> Iterator[tuple[str, dict[str, Any] | Exception]]:
-        """Key and fields of each row, or what is wrong with it."""
+        """Key and fields of each row; for an invalid row, key and error."""
         start = int(shard.uri.rpartition("#")[2])
         first = shard.index * self.rows_per_shard
         for number, record in enumerate(self._records((start, start + shard.bytes)), first):
@@ -125,12 +126,12 @@ class ListSource(Config):
         if isinstance(record, tuple):
             header, fields = record
             if len(fields) != len(header):
-                raise ValueError(f"the row has {len(fields)} fields and the header {len(header)}")
+                raise ValueError(f"the row has {len(fields)} fields, but the header has {len(header)}")
             return dict(zip(header, fields, strict=True))
         if isinstance(record, bytes):
             record = {"text": record.decode()} if self._ending == "txt" else json.loads(record)
         if not isinstance(record, dict):
-            raise ValueError("the row is no JSON object")
+            raise ValueError("the row is not a JSON object")
         return record
 
     @property
@@ -138,13 +139,13 @@ class ListSource(Config):
         return self.path.rpartition(".")[2].lower()
 
     def _runs(self) -> Iterator[_Span]:
-        """Where each run of rows starts and ends, in bytes."""
+        """Start and end of each shard, in bytes."""
         spans = self._spans()
         while run := list(islice(spans, self.rows_per_shard)):
             yield run[0][0], run[-1][1]
 
     def _spans(self) -> Iterator[_Span]:
-        """Where each row starts and ends, in bytes."""
+        """Start and end of each row, in bytes."""
         if self._ending in _DIALECTS:
             with storage.open_read(self.path) as stream:
                 rows = self._csv_rows(stream)
@@ -156,26 +157,26 @@ class ListSource(Config):
             start = 0
             with storage.open_read(self.path) as stream:
                 for line in stream:
-                    # An empty line of text is a text, though one that comes to nothing.
+                    # An empty line of a text file is a sample without captions.
                     if self._ending == "txt" or line.strip().removeprefix(BOM):
                         yield start, start + len(line)
                     start += len(line)
 
     def _csv_rows(self, lines: Iterator[bytes]) -> Iterator[tuple[_Span, list[str]]]:
-        """The rows that are not empty, the header first."""
+        """The non-empty rows, the header first."""
         end = 0
 
         def texts() -> Iterator[str]:
             nonlocal end
             for line in lines:
                 end += len(line)
-                # What is no UTF-8 is found again in the row that holds it.
+                # Invalid UTF-8 is reported later, for the row that holds it.
                 yield line.decode("utf-8-sig" if end == len(line) else "utf-8", "surrogateescape")
 
         reader = csv.reader(texts(), **_DIALECTS[self._ending])
         start, line = 0, 1
         try:
-            # The reader takes no line beyond the row that it gives.
+            # The CSV reader consumes no line beyond the current row, so `end` is exact.
             for row in reader:
                 if row:
                     yield (start, end), row
@@ -190,7 +191,7 @@ class ListSource(Config):
             text = decoded(content, self.path)
             place = _skip(text, 0)
             if text[place : place + 1] != "[":
-                raise ValueError("it holds no list")
+                raise ValueError("it is not a JSON list")
             at, known = len(BOM) * content.startswith(BOM) + len(text[:place].encode()), place
             place = _skip(text, place + 1)
             while text[place : place + 1] != "]":
@@ -203,12 +204,12 @@ class ListSource(Config):
                 if text[place : place + 1] == ",":
                     place = _skip(text, place + 1)
                 elif text[place : place + 1] != "]":
-                    raise ValueError(f"the list breaks off at character {place}")
+                    raise ValueError(f"the list is truncated at character {place}")
         except (ValueError, RecursionError) as error:
             raise RequestError(f"{self.path} cannot be read: {error}") from None
 
     def _records(self, span: _Span) -> Iterator[object]:
-        """The rows in a part of the list: JSON values, or the bytes of a line, or a CSV's header with the fields."""
+        """The records in a part of the list: JSON values, lines as bytes, or pairs of a CSV's header and fields."""
         content = storage.read_bytes(self.path, *span)
         if self._ending == "json":
             yield from json.loads(b"[" + content + b"]")
@@ -226,11 +227,11 @@ class ListSource(Config):
         try:
             "".join(header).encode()
         except UnicodeEncodeError:
-            raise RequestError(f"{self.path}: its header is no UTF-8 text: save it as UTF-8") from None
+            raise RequestError(f"{self.path}: its header is not UTF-8 text: save it as UTF-8") from None
         return header
 
     def _columns(self, runs: Iterable[_Span]) -> list[str]:
-        """Those of the header, or of the rows of the first run that has any."""
+        """Column names: those of the header, or of the rows of the first shard with valid rows."""
         if self._ending in _DIALECTS:
             return self._header()
         if self._ending == "txt":
@@ -249,7 +250,7 @@ class ListSource(Config):
 
 
 def spoken(found: object) -> object:
-    """The first answer of a LLaVA conversation; anything else as it is."""
+    """The first answer of a LLaVA conversation; any other value unchanged."""
     if not isinstance(found, list):
         return found
     turns = [turn for turn in found if isinstance(turn, dict)]
@@ -257,7 +258,7 @@ def spoken(found: object) -> object:
 
 
 def _skip(text: str, place: int) -> int:
-    """The next place in `text` that is no white space."""
+    """The next position in `text` that is not white space."""
     while text[place : place + 1].isspace():
         place += 1
     return place

@@ -1,4 +1,4 @@
-"""Parquet files with the images in them, as img2dataset and Hugging Face `datasets` write them."""
+"""Parquet files with embedded images, as written by img2dataset and Hugging Face `datasets`."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from sharelock_ray.sources.listing import (
     MAX_IMAGE_BYTES,
     MAX_TEXT_BYTES,
     TooLargeError,
-    called,
     captions,
     check_captions,
     class_label,
     file_shards,
     file_version,
+    matching_column,
     row_name,
     sample_key,
     unique,
@@ -42,7 +42,7 @@ _LISTS = (
     pa.types.is_list_view,
     pa.types.is_large_list_view,
 )
-# With these, and without pre-buffering, memory holds a few pages at a time and not a whole row group.
+# With these, and without pre-buffering, memory holds a few pages at a time instead of a whole row group.
 _BATCH_ROWS = 32
 _BUFFER_BYTES = 1 << 20
 
@@ -51,7 +51,7 @@ _BUFFER_BYTES = 1 << 20
 class _Columns:
     image: str | None
     captions: tuple[str, ...]
-    """A row's caption is in the first of them that is not empty."""
+    """In order of preference: the first non-empty one gives a row's captions."""
     label: str | None
     key: str | None
 
@@ -60,21 +60,21 @@ class _Columns:
 
 
 class ParquetSource(Config):
-    """Parquet files named by one or more patterns; a column that is left out is found by its usual names.
+    """Parquet files given by one or more patterns.
 
-    A column that is named `""` is none.
+    A column that is not set is searched by its usual names; `""` disables it.
     """
 
     format: Literal["parquet"] = "parquet"
     urls: tuple[storage.Uri, ...] | storage.Uri
     image: str | None = None
-    """Holds encoded images: bytes, or a struct with a field `bytes`."""
+    """Column of encoded images: bytes, or a struct with a field `bytes`."""
     caption: str | None = None
-    """Holds a text, or a list of texts, for each image."""
+    """Column of captions: a text or a list of texts per image."""
     label: str | None = None
-    """Holds class indices."""
+    """Column of class indices."""
     key: str | None = None
-    """Names the rows of a file; without one, they are numbered."""
+    """Column of keys; without one, rows are numbered."""
 
     @property
     def provides(self) -> frozenset[Content]:
@@ -85,11 +85,11 @@ class ParquetSource(Config):
         )
 
     def shards(self) -> list[Shard]:
-        """The files, sorted, each with a name unique in the listing.
+        """The files, sorted by name; names are unique.
 
         Raises:
             RequestError: a pattern matches nothing, a file is missing, two files would have the same name, or a
-                column of the first file that can be read is missing or of a wrong type.
+                column of the first readable file is missing or has the wrong type.
         """
         shards = file_shards(self.urls, "Parquet file", r"\.parquet")
         for uri, schema in _first_schema(shards):
@@ -97,15 +97,15 @@ class ParquetSource(Config):
         return shards
 
     def keys_of(self, shard: Shard) -> Iterator[str]:
-        """Those of the key column, or the numbers of the rows."""
+        """The values of the key column, or the row numbers."""
         return (item.key for item in self._items(shard, keys_only=True))
 
     def version(self, shard: Shard) -> str:
-        """Size and ETag, or time, of the file."""
+        """Size, and ETag or modification time, of the file."""
         return file_version(shard.uri)
 
     def require_captions(self, shards: Sequence[Shard]) -> None:
-        """Raises RequestError where the first file has no column of captions, and none is not what was asked for."""
+        """Raises RequestError if the first readable file has no caption column, unless `caption` is `""`."""
         for uri, schema in _first_schema(shards):
             if self.caption is None and not self._columns(schema, uri).captions:
                 raise RequestError(
@@ -114,10 +114,10 @@ class ParquetSource(Config):
                 )
 
     def read(self, shard: Shard) -> Iterator[Sample | Reject]:
-        """The rows of one file; a damaged row group gives what comes before the damage, then one reject for the rest.
+        """The rows of one file; a damaged row group yields the rows before the damage, then one reject for the rest.
 
         Raises:
-            RequestError: a column is missing or of a wrong type.
+            RequestError: a column is missing or has the wrong type.
         """
         yield from unique(self._items(shard))
 
@@ -140,7 +140,7 @@ class ParquetSource(Config):
             end = row + file.metadata.row_group(group).num_rows
             try:
                 rows_at_once = _rows_at_once(file.metadata.row_group(group), columns)
-                # A batch that went over the end of a row group would be lost with the next one.
+                # Batches must not cross row groups: damage in the next group would lose the whole batch.
                 for batch in file.iter_batches(rows_at_once, row_groups=[group], columns=columns.names()):
                     for i in range(batch.num_rows):
                         yield _sample(shard, row, columns, {name: batch.column(name)[i] for name in columns.names()})
@@ -155,8 +155,8 @@ class ParquetSource(Config):
         def find(field: str, usual: tuple[str, ...], fits: Callable[[Any], bool]) -> tuple[str, ...]:
             asked = getattr(self, field)
             names = usual if asked is None else (asked,) if asked else ()
-            there = [place for name in names if (place := called(name, schema.names)) is not None]
-            # A column that holds nothing in this file may have lost its type there.
+            there = [place for name in names if (place := matching_column(name, schema.names)) is not None]
+            # A column that is empty in this file may have the null type.
             found = [name for name in there if pa.types.is_null(kind := schema.field(name).type) or fits(kind)]
             if there and not found:
                 problem = f"the {field} column {there[0]!r} holds {schema.field(there[0]).type}"
@@ -168,7 +168,7 @@ class ParquetSource(Config):
 
         images = find("image", _IMAGE, _is_image)
         if not images:
-            raise RequestError(f"{uri} has no column of images: name it as `image`; {_listed(schema)}")
+            raise RequestError(f"{uri} has no image column: name it as `image`; {_listed(schema)}")
         labels = find("label", _LABEL, lambda kind: bool(pa.types.is_integer(_decoded(kind))))
         keys = find("key", _KEY, lambda kind: _is_string(kind) or bool(pa.types.is_integer(_decoded(kind))))
         return _Columns(
@@ -177,7 +177,7 @@ class ParquetSource(Config):
 
 
 def _first_schema(shards: Sequence[Shard]) -> list[tuple[str, Any]]:
-    """URI and schema of the first file that can be read, if one can."""
+    """URI and schema of the first readable file; empty if there is none."""
     for shard in shards:
         try:
             with storage.open_read(shard.uri) as stream:
@@ -188,32 +188,32 @@ def _first_schema(shards: Sequence[Shard]) -> list[tuple[str, Any]]:
 
 
 def _raise_unless_damage(error: Exception) -> None:
-    """Raises what storage says, such as that it cannot be reached: trying again helps, unlike with a damaged file."""
-    # pyarrow reports damage as its own classes and as a plain OSError without a number.
+    """Re-raises a storage error, which a retry may solve; returns if the file is damaged."""
+    # pyarrow reports damage as its own exceptions, and as a plain OSError without errno.
     if isinstance(error, OSError) and not (type(error) is OSError and error.errno is None):
         raise error
 
 
 def _rows_at_once(group: Any, columns: _Columns) -> int:
-    """How many rows of a row group memory can hold, from what the file says of it.
+    """Number of rows of a row group to read at a time, from the sizes in the file's metadata.
 
     Raises:
-        DecompressionBombError: a column grows beyond all measure when it is decompressed.
-        TooLargeError: it has more captions than that many rows may have.
+        DecompressionBombError: a column exceeds the limit of decompression.
+        TooLargeError: a column has more captions than its rows may have.
     """
     largest = 1
     for chunk in (group.column(i) for i in range(group.num_columns)):
-        # Behind a column's own name may follow that of a field or of its elements.
+        # The path is the column's name, perhaps followed by the name of a field or of list elements.
         name = next((n for n in columns.names() if f"{chunk.path_in_schema}.".startswith(f"{n}.")), None)
         if name is None:
             continue
         size = chunk.total_uncompressed_size
         if size > max(MIN_EXPANDED_BYTES, MAX_EXPANSION * chunk.total_compressed_size):
-            raise DecompressionBombError(f"the column {name!r} holds {size:,} bytes once decompressed")
+            raise DecompressionBombError(f"the column {name!r} has {size:,} bytes after decompression")
         if name in columns.captions and chunk.num_values > MAX_CAPTIONS * group.num_rows:
             raise TooLargeError(f"the column {name!r} holds {chunk.num_values:,} captions")
         largest = max(largest, size)
-    # A dictionary may repeat its largest value in each row.
+    # With dictionary encoding, every row may hold the largest value.
     return min(_BATCH_ROWS, max(1, MAX_IMAGE_BYTES // largest))
 
 
@@ -241,10 +241,10 @@ def _sample(shard: Shard, row: int, columns: _Columns, cells: dict[str, Any]) ->
 
 
 def _texts(cell: Any) -> list[Any]:
-    """The texts of a cell, a text or a list of them.
+    """The non-empty texts of a cell, which holds a text or a list of texts.
 
     Raises:
-        TooLargeError: there are too many; they are not copied.
+        TooLargeError: the texts exceed the limits of a sample; checked before they are copied.
     """
     texts = (cell.values or []) if isinstance(cell, pa.ListScalar) else [cell]
     check_captions(len(texts), 0)
@@ -253,7 +253,7 @@ def _texts(cell: Any) -> list[Any]:
 
 
 def _size(cell: Any) -> int:
-    """Bytes of a text or of binary data, which are not copied; 0 for any other."""
+    """Bytes of a text or binary value, without copying it; 0 for other types."""
     if isinstance(cell, pa.DictionaryScalar):
         cell = cell.value
     content = cell.as_buffer() if isinstance(cell, pa.BinaryScalar) else None
@@ -261,7 +261,7 @@ def _size(cell: Any) -> int:
 
 
 def _decoded(kind: Any) -> Any:
-    """The type of the values in a column, which a dictionary may stand for."""
+    """The value type of a column, also if it is dictionary-encoded."""
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 

@@ -1,4 +1,4 @@
-"""Class prompts: the name of each class in each template, as a source of texts that language encoders take."""
+"""Class prompts (each class name in each template) as a source of texts for language encoders."""
 
 from collections.abc import Iterator
 
@@ -7,17 +7,17 @@ from sharelock_ray.sources.listing import row_name, sample_key
 from sharelock_ray.sources.sample import CAPTIONS, Content, Reject, Sample, Shard
 
 _CLASSES = 100
-"""Classes of a shard. With the 80 templates of CLIP that is a chunk of 8,000 texts."""
+"""Classes per shard: 8,000 texts with the 80 templates of CLIP."""
 
 
 class PromptSource(Config):
-    """One sample for each class, in the order of labels; its captions are the class's prompts.
+    """One sample per class, in label order; its captions are the class's prompts.
 
-    The key ends in the zero-padded label, and `caption_id` is the number of the template.
+    The key ends in the zero-padded label; `caption_id` is the index of the template.
     """
 
     prompts: tuple[tuple[str, ...], ...]
-    """T texts of each of C classes."""
+    """T texts for each of C classes."""
 
     @property
     def provides(self) -> frozenset[Content]:
@@ -28,16 +28,16 @@ class PromptSource(Config):
         return [self._shard(index) for index in range(-(-len(self.prompts) // _CLASSES))]
 
     def version(self, shard: Shard) -> str:
-        """A digest of the prompts of one shard."""
+        """Digest of the shard's prompts."""
         return self._shard(shard.index).version
 
     def keys_of(self, shard: Shard) -> Iterator[str]:
-        """One for each class."""
+        """One key per class."""
         first = shard.index * _CLASSES
         return (sample_key(shard, row_name(label)) for label in range(first, first + len(self._prompts(shard.index))))
 
     def read(self, shard: Shard) -> Iterator[Sample | Reject]:
-        """The classes of one shard."""
+        """One sample per class of the shard."""
         for key, prompts in zip(self.keys_of(shard), self._prompts(shard.index), strict=True):
             yield Sample(key, None, prompts)
 

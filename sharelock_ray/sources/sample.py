@@ -1,4 +1,4 @@
-"""The one canonical row that every reader yields, and what becomes of an input that cannot be one."""
+"""The types shared by all readers: shard, sample, reject, and the reader protocol."""
 
 import re
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 from sharelock_ray.errors import RequestError
 
 Content = Literal["images", "captions", "labels"]
-"""What a source may hold."""
+"""The kinds of content of a source."""
 IMAGES: Content = "images"
 CAPTIONS: Content = "captions"
 LABELS: Content = "labels"
@@ -16,21 +16,24 @@ LABELS: Content = "labels"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
-def printable(text: str) -> str:
-    """`text` without control characters or halves of surrogate pairs: they are written as `\\x0a` or `\\udcff`."""
+def escaped(text: str) -> str:
+    """`text` with control characters and lone surrogates written as `\\x0a` and `\\udcff`, so that it is one line of
+    valid Unicode."""
     text = text.encode("utf-8", "backslashreplace").decode()
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A unit of reading, which also becomes one part of the feature sets made from it.
+    """A unit of reading; each shard becomes one part of a feature set.
 
-    `index` numbers the shards of a listing from 0; `name` is unique in it and starts every key of the shard. `version`
-    changes when what the shard is read from does.
+    Args:
+        index: position in the listing, from 0.
+        name: unique in the listing; the prefix of every key of the shard.
+        version: changes with the shard's data.
 
     Raises:
-        RequestError: the URI, which a manifest shows, is not printable.
+        RequestError: the URI, which manifests contain, has control characters or is not valid Unicode.
     """
 
     index: int
@@ -40,17 +43,20 @@ class Shard:
     version: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        if printable(self.uri) != self.uri:
+        if escaped(self.uri) != self.uri:
             raise RequestError(
-                f"{printable(self.uri)}: this name is no line of Unicode text: rename the file or folder"
+                f"{escaped(self.uri)}: the name has control characters or is not Unicode: rename the file or folder"
             )
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One input. `image` holds encoded bytes (JPEG, PNG, …), not pixels; `label` is a class index.
+    """One input.
 
-    `members` are the names of what it was made of, where that may be more than is used; they only help to find a fault.
+    Args:
+        image: encoded bytes (JPEG, PNG, …), not pixels.
+        label: class index.
+        members: names of the tar members of the sample, also unused ones, for diagnosis.
     """
 
     key: str
@@ -61,17 +67,17 @@ class Sample:
 
 
 DUPLICATE_KEY = "DuplicateKey"
-"""The error of an input whose key another one of its shard has: the only reject whose key may be a row's too."""
+"""Error of an input with the key of an earlier input of its shard; only this reject may share its key with a row."""
 
 MISSING = ("MissingImage", "MissingCaption")
-"""The errors of a sample that has nothing for an encoder, though nothing is wrong with it."""
+"""Errors of a valid sample without the content that an encoder needs."""
 
 
 @dataclass(frozen=True)
 class Reject:
-    """An input that could not be encoded: which, at which stage (read, decode, encode), and why.
+    """An input that could not be encoded, with the stage (read, decode, encode) and the error.
 
-    Whatever the message quotes of the input, it is one printable line of at most 500 characters.
+    The message is reduced to one printable line of at most 500 characters.
     """
 
     key: str
@@ -80,7 +86,7 @@ class Reject:
     message: str
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "message", printable(" ".join(self.message.split()))[:500])
+        object.__setattr__(self, "message", escaped(" ".join(self.message.split()))[:500])
 
     @classmethod
     def of(cls, key: str, stage: str, error: Exception) -> "Reject":
@@ -88,49 +94,49 @@ class Reject:
 
 
 class Source(Protocol):
-    """What every reader of inputs offers."""
+    """The interface of all readers."""
 
     @property
     def provides(self) -> frozenset[Content]:
-        """What its samples may hold, by its format and settings: only encoders that it can feed run over it."""
+        """Content that samples may have, by format and settings; encoders that need other content skip the source."""
         ...
 
     def shards(self) -> list[Shard]:
-        """The listing, in a fixed order."""
+        """The listing, in a deterministic order."""
         ...
 
     def read(self, shard: Shard) -> Iterator[Sample | Reject]:
-        """Everything in one shard, in a fixed order, each key once among the samples."""
+        """All inputs of a shard in a deterministic order; the keys of samples are unique."""
         ...
 
     def keys_of(self, shard: Shard) -> Iterator[str]:
-        """The keys of what `read` gives, read without images and captions where the format allows it.
+        """The keys that `read` yields, without reading images and captions if the format allows it.
 
-        Where contents are damaged `read` may give others, as only it sees that.
+        They may differ if the shard is damaged, since only `read` detects all damage.
         """
         ...
 
     def version(self, shard: Shard) -> str:
-        """What `Shard.version` would be if the shard were listed now.
+        """The current value of `Shard.version`.
 
         Raises:
-            FileNotFoundError: it is gone.
+            FileNotFoundError: the shard was deleted.
         """
         ...
 
 
 def change(source: Source, shard: Shard) -> str | None:
-    """What is wrong with a shard that is another one now than when it was listed.
+    """An error message if a shard was changed or deleted after the listing; None otherwise.
 
-    Whoever replaces one under a run's hands could take samples from it in silence.
+    Without this check, samples of a replaced shard could be lost silently.
     """
     try:
         now = source.version(shard)
     except (FileNotFoundError, NotADirectoryError):
-        now = "gone"
+        now = "deleted"
     if now == shard.version:
         return None
     return (
-        f"{shard.uri} was changed after the run had listed it (it was {shard.version}, and is {now}): "
-        f"leave inputs alone while they are read, and run the same command again"
+        f"{shard.uri} was changed after the run had listed it (before: {shard.version}, now: {now}): "
+        f"do not change inputs while they are read, and run the same command again"
     )

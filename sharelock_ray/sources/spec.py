@@ -1,4 +1,4 @@
-"""The one type of every reader, told apart by `format`."""
+"""The union of all readers, selected by `format`."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -14,7 +14,7 @@ from sharelock_ray.sources.webdataset import WebDatasetSource
 
 
 def _with_format(value: Any) -> Any:
-    """Tars go without saying."""
+    """Adds the default format, WebDataset tars."""
     return {"format": "webdataset"} | value if isinstance(value, dict) else value
 
 
@@ -26,9 +26,9 @@ SourceSpec = Annotated[
 
 
 def require_captions(source: Source, shards: Sequence[Shard]) -> None:
-    """Raises RequestError where a table that is to be read for language encoders has no column of captions.
+    """Raises RequestError if a table for language encoders has no caption column.
 
-    What tars hold is seen when they are read.
+    Tars are not checked, since their content is unknown until they are read.
 
     Args:
         shards: the listing of the source.

@@ -1,4 +1,4 @@
-"""A few inputs of a source, as a source."""
+"""A source restricted to some keys."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,8 +8,7 @@ from sharelock_ray.sources.sample import Content, Reject, Sample, Shard, Source
 
 @dataclass(frozen=True)
 class Subset:
-    """The inputs of `source` with one of `keys`; shards keep their indices, and those without such an input are left
-    out."""
+    """The inputs of `source` with a key in `keys`; shards keep their indices, and those without any are omitted."""
 
     source: Source
     keys: frozenset[str]
@@ -19,17 +18,17 @@ class Subset:
         return self.source.provides
 
     def shards(self) -> list[Shard]:
-        """The shards that such inputs are of."""
+        """The shards that hold at least one of the keys."""
         return [shard for shard in self.source.shards() if any(key.startswith(f"{shard.name}/") for key in self.keys)]
 
     def keys_of(self, shard: Shard) -> Iterator[str]:
-        """Those of them in one shard."""
+        """The selected keys of one shard."""
         return (key for key in self.source.keys_of(shard) if key in self.keys)
 
     def version(self, shard: Shard) -> str:
-        """That of the source."""
+        """See `Source.version`."""
         return self.source.version(shard)
 
     def read(self, shard: Shard) -> Iterator[Sample | Reject]:
-        """Those inputs of one shard."""
+        """The selected inputs of one shard."""
         return (item for item in self.source.read(shard) if item.key in self.keys)

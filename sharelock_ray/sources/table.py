@@ -1,4 +1,4 @@
-"""A folder of images and a list of them with captions: CSV, TSV, JSON lines, or a JSON list as of LLaVA-CC3M."""
+"""A list of image paths with captions: CSV, TSV, JSON lines, or a JSON list as in LLaVA-CC3M."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -6,26 +6,37 @@ from typing import Any, Literal
 
 from sharelock_ray import storage
 from sharelock_ray.errors import RequestError, RunError
-from sharelock_ray.sources.listing import called, captions, class_label, raise_unless_its_own, read_image, value
+from sharelock_ray.sources.listing import (
+    captions,
+    class_label,
+    matching_column,
+    raise_unless_its_own,
+    read_image,
+    value,
+)
 from sharelock_ray.sources.lists import CAPTION_COLUMNS, ListSource, spoken
-from sharelock_ray.sources.sample import CAPTIONS, IMAGES, LABELS, Content, Reject, Sample, Shard, printable
+from sharelock_ray.sources.sample import CAPTIONS, IMAGES, LABELS, Content, Reject, Sample, Shard, escaped
 
-# A store with more images than this among a tenth of the rows at hand, or with most of them, is one that a list needs.
+# A failing store ends the run if it holds more than a tenth of the images examined, and also more than this number or
+# more than half of them.
 _MANY = 100
-# Other stores that are asked whether the network is there.
+# Maximum number of other stores that are asked, to tell a dead store from a dead network.
 _PROBES = 8
 _IMAGE_COLUMNS = ("image", "file_name", "filename", "filepath", "image_path", "path")
 
 
 class TableSource(ListSource):
-    """Images that a list names; a column that is left out is found by its usual names. Labels have to be named."""
+    """Images listed in a table.
+
+    A column that is not set is searched by its usual names, except `label_column`.
+    """
 
     format: Literal["table"] = "table"
     images: storage.Uri | None = None
-    """The folder that the list's paths start from; without one, the list's own."""
+    """The folder of relative image paths; the list's own folder by default."""
     image_column: str | None = None
     label_column: str | None = None
-    """Holds class indices."""
+    """Column of class indices."""
 
     @property
     def provides(self) -> frozenset[Content]:
@@ -37,7 +48,7 @@ class TableSource(ListSource):
         return frozenset(found)
 
     def require_captions(self) -> None:
-        """Raises RequestError where the list has no column of captions, and none is not what was asked for."""
+        """Raises RequestError if the list has no caption column, unless `caption_column` is `""`."""
         columns = self._columns(self._runs())
         if self.caption_column is None and not self._has_captions(columns):
             raise RequestError(
@@ -46,12 +57,12 @@ class TableSource(ListSource):
             )
 
     def _check(self, columns: list[str]) -> None:
-        if not self.image_column and not any(called(column, columns) for column in _IMAGE_COLUMNS):
-            raise RequestError(f"{self.path} names no images: set `image_column` to one of {', '.join(columns)}")
+        if not self.image_column and not any(matching_column(column, columns) for column in _IMAGE_COLUMNS):
+            raise RequestError(f"{self.path} has no image column: set `image_column` to one of {', '.join(columns)}")
         self._named(columns, self.image_column, self.caption_column, self.label_column, self.key_column)
 
     def _samples(self, shard: Shard) -> Iterator[Sample | Reject]:
-        # Stores that rows name: whether they answered, or what they failed with.
+        # Stores that answered, and the errors of those that failed.
         answered: set[str] = set()
         failed: dict[str, Exception] = {}
         for key, row in self._rows(shard):
@@ -72,8 +83,8 @@ class TableSource(ListSource):
                     kind = RequestError if isinstance(error, RequestError) else RunError
                     why = " ".join(str(error).split()) or type(error).__name__
                     raise kind(
-                        f"{key}: the image {printable(uri)} cannot be read ({why}): see that its storage can be "
-                        f"reached, and run the same command again to continue, or take the row out of the list"
+                        f"{key}: the image {escaped(uri)} cannot be read ({why}): check that its storage can be "
+                        f"reached, and run the same command again to continue, or remove the row from the list"
                     ) from error
                 if isinstance(error, storage.NoAnswerError):
                     failed[store] = error
@@ -83,11 +94,11 @@ class TableSource(ListSource):
             yield item
 
     def _is_of_few(self, uri: str, store: str, shard: Shard, answered: set[str]) -> bool:
-        """Whether that an image cannot be had from its store is a matter of few rows, and not of a storage as a whole.
+        """Whether a store's failure concerns few rows only, so that they become rejects; otherwise the run must end.
 
-        A row may name a host that is gone for good, which must not keep the others from being read. But where the store
-        that holds the images is down, or the network is, rows would be lost that the next run can read. Which it is,
-        the rows of the shard and the first ones of the list tell, and whether others answer.
+        A dead host in a few rows must not block the others. But if the main store or the network is down, rejects would
+        lose rows that a later run can read. The decision uses the share of the store among the rows of the shard and
+        the first rows of the list, and whether other stores answer.
         """
         first = islice(self._spans(), self.rows_per_shard)
         records = (record for span in first for record in self._records(span))
@@ -95,7 +106,7 @@ class TableSource(ListSource):
         named = (self._uri_of(row) for row in rows if isinstance(row, dict))
         uris = [each for each in named if each is not None]
         same = [each for each in uris if _store(each) == store]
-        # Unlike S3, which refuses everything by the same answer, a web server may refuse one image.
+        # A web server may refuse a single image; S3 gives the same answer for every object.
         if store.startswith("http") and any(map(_answers, [each for each in same if each != uri][:1])):
             return True
         if len(same) > max(len(uris) / 10, min(_MANY, len(uris) / 2)):
@@ -133,7 +144,7 @@ class TableSource(ListSource):
 
 
 def _store(uri: str) -> str | None:
-    """What answers for a URI, or fails, as a whole: its host, or all of S3; None for this machine's own disk."""
+    """The unit that answers or fails as a whole: a URI's host, or all of S3; None for the local disk."""
     if storage.is_local(uri):
         return None
     protocol, _, rest = uri.partition("://")
@@ -141,7 +152,7 @@ def _store(uri: str) -> str | None:
 
 
 def _answers(uri: str) -> bool:
-    """Whether the store of a URI can be reached; it may say that there is no such image."""
+    """Whether the store of a URI can be reached, even if it has no such image."""
     try:
         read_image(uri)
     except Exception as error:

@@ -1,9 +1,11 @@
-"""Where the members of a tar lie, found from its headers alone; a damaged tar gives every member that is still whole.
+"""Offsets of the members of a tar, read from its headers; every intact member of a damaged tar is found.
 
-The standard library's reader is not enough, even with `ignore_zeros`, by which it reads on behind a damaged header. It
-loses every member behind one that claims more bytes than the tar has, follows a chain of extended headers by recursion,
-takes negative sizes and broken records for good, reads names of any length into memory, and does not say where it found
-no member, nor that the end mark is missing.
+The standard library's `tarfile` is not enough, even with `ignore_zeros`, which skips damaged headers. It
+- loses all members after one that claims more bytes than the tar has,
+- follows chains of extended headers by recursion,
+- accepts negative sizes and broken records,
+- reads names of any length into memory,
+- does not report damaged stretches or a missing end mark.
 """
 
 import bz2
@@ -22,7 +24,7 @@ from sharelock_ray.storage import writing
 
 _BLOCK = tarfile.BLOCKSIZE
 _MAGIC_OFFSET = 257
-# What a header may say of the next member in blocks of its own: its name, or records of the pax format.
+# Types of headers that describe the next member: its long name, or records of the pax format.
 _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 _EXTENSIONS = (*_PAX, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _PAX_RECORD = re.compile(rb"([0-9]{1,9}) ([^=]+)=")
@@ -35,30 +37,33 @@ _COMPRESSIONS: dict[bytes, Callable[[], Any]] = {
     rb"BZh[1-9]1AY&SY": bz2.BZ2Decompressor,
     rb"\xfd7zXZ\0": lzma.LZMADecompressor,
 }
-# With what a call finds damaged it gives nothing of its other bytes.
+# A decompressor's call that finds damage returns nothing, so a small buffer loses little.
 _BUFFER_BYTES = 64 << 10
-# Images hardly shrink and texts shrink to about a tenth; a gzip bomb shrinks to a thousandth.
+# Images hardly compress, and texts compress to about a tenth; a gzip bomb compresses to a thousandth.
 MAX_EXPANSION = 50
 MIN_EXPANDED_BYTES = 64 << 20
 
 
 class DecompressionBombError(ValueError):
-    """What is compressed grows beyond all measure."""
+    """Data exceeds the limit of decompression."""
 
 
 class CorruptCompressionError(ValueError):
-    """A compressed tar is not what it was when it was compressed."""
+    """The compressed data of a tar is damaged."""
 
 
 class _DamageError(Exception):
-    """No member begins here."""
+    """There is no valid member at an offset."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """What a header says: the content of a `file` is the `size` bytes from `offset`; `other` is a link, device, ….
+    """A member of a tar.
 
-    A name is as it stands in the tar, so it may be absolute or hold `..`.
+    Args:
+        name: as stored, so it may be absolute or contain `..`.
+        kind: `other` is a link, a device, ….
+        offset, size: place of a file's content in the tar, in bytes.
     """
 
     name: str
@@ -69,7 +74,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Damage:
-    """A stretch of the tar, from byte `start` to before `end`, in which no member can be found."""
+    """A damaged stretch of the tar, from byte `start` to before `end`."""
 
     start: int
     end: int
@@ -78,7 +83,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with a compressed tar; its first `sound` bytes, once decompressed, can be trusted."""
+    """Damage of a compressed tar; only the first `sound` decompressed bytes can be trusted."""
 
     error: Exception
     sound: int
@@ -86,12 +91,12 @@ class Fault:
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[BinaryIO, Fault | None]]:
-    """A plain tar that can be read here and there, and what is wrong where it was compressed.
+    """A seekable uncompressed tar, and the damage found while decompressing it.
 
-    A tar that is compressed by gzip, bzip2 or xz is decompressed to a temporary file, up to 50 times its size (or
-    64 MiB, where that is more). So its checksums, which stand at the ends of its streams, are compared before anything
-    is read. Of a stream whose checksum is wrong no byte can be trusted, since nothing tells where the fault is; nor of
-    one that ends before its checksum, since a changed byte can make it seem to.
+    A tar compressed by gzip, bzip2 or xz is decompressed to a temporary file of up to 50 times its size, or 64 MiB if
+    that is more. So the checksums at the ends of its streams are verified before members are read. No byte can be
+    trusted of a stream with a wrong checksum, since the place of the damage is unknown, or without one, since a changed
+    byte can make a stream end early.
     """
     with path.open("rb", buffering=0) as stream:
         start = stream.read(16)
@@ -112,23 +117,23 @@ def _decompress(compression: Callable[[], Any], path: Path, plain: BinaryIO) -> 
         try:
             rest = b""
             while rest or (rest := stream.read(_BUFFER_BYTES)):
-                # One stream may follow another, with zeros between them.
+                # Several streams may follow each other, separated by zeros.
                 rest = rest.lstrip(b"\0")
                 if not rest:
                     continue
                 decoder = compression()
                 for block in _blocks(decoder, rest, stream):
                     if written + len(block) > limit:
-                        raise DecompressionBombError(f"the tar holds more than {limit:,} bytes once decompressed")
+                        raise DecompressionBombError(f"the tar has more than {limit:,} bytes after decompression")
                     written += plain.write(block)
                 checked, rest = written, decoder.unused_data
         except (EOFError, DecompressionBombError) as error:
             return Fault(error, checked)
         except (zlib.error, lzma.LZMAError, OSError) as error:
-            # Damage comes without a number, unlike what the disk says.
+            # Damage is an OSError without errno; errors of the disk have one.
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            return Fault(CorruptCompressionError(f"no byte from {checked:,} on can be trusted: {error}"), checked)
+            return Fault(CorruptCompressionError(f"damaged from byte {checked:,} on: {error}"), checked)
     return None
 
 
@@ -151,13 +156,13 @@ def _blocks(decoder: Any, rest: bytes, stream: BinaryIO) -> Iterator[bytes]:
 
 
 def members(stream: BinaryIO) -> Iterator[Member | Damage]:
-    """The members of a tar in order, and the stretches between them where there should have been one.
+    """Yields the members of a tar in order, and the damaged stretches between them.
 
-    Reads headers only, each once. After damage it goes on at the next whole header; a header that claims more bytes
-    than the tar has left is damaged too. A tar without an end mark breaks off, so it ends in a stretch, perhaps empty.
+    Reads headers only, each once. After damage, reading continues at the next intact header. A header that claims more
+    bytes than the tar has left is damaged. A tar without an end mark ends in a stretch, which may be empty.
     """
     size = stream.seek(0, 2)
-    # `begin` is where the headers of a member begin, and `said` what those of its headers say that came so far.
+    # `begin` is the offset of a member's first header; `said` collects the records of its extended headers.
     begin = offset = 0
     said: dict[str, str] = {}
     while offset < size:
@@ -185,7 +190,7 @@ def members(stream: BinaryIO) -> Iterator[Member | Damage]:
 
 
 def _extension(stream: BinaryIO, header: tarfile.TarInfo, content: int) -> dict[str, str]:
-    """What an extension header says of the next member, as records of the pax format."""
+    """The records of an extended header about the next member, in pax format."""
     if not 0 <= header.size <= _MAX_EXTENSION_BYTES:
         raise _DamageError(f"an extended header of {header.size:,} bytes")
     found = _read(stream, content, header.size)
@@ -203,7 +208,7 @@ def _member(header: tarfile.TarInfo, said: dict[str, str], content: int, size: i
     try:
         length = int(said.get("size", header.size))
     except ValueError:
-        raise _DamageError("a size that is no number") from None
+        raise _DamageError("a size that is not a number") from None
     if not 0 <= length <= size - content:
         raise _DamageError(f"{name[:200]!r} claims {length:,} bytes, and the tar has {size - content:,} left")
     sparse = header.type == tarfile.GNUTYPE_SPARSE or any(record.startswith("GNU.sparse.") for record in said)
@@ -232,16 +237,16 @@ def _pax_records(content: bytes) -> dict[str, str]:
         match = _PAX_RECORD.match(content, place)
         end = place + int(match[1]) if match else 0
         if match is None or not match.end() < end <= len(content):
-            raise _DamageError("an extended header that cannot be read")
+            raise _DamageError("an invalid extended header")
         records[match[2].decode("utf-8", "replace")] = content[match.end() : end - 1].decode("utf-8", "surrogateescape")
         place = end
     return records
 
 
 def _next_header(stream: BinaryIO, start: int, size: int) -> int:
-    """Where the first whole header from `start` on begins, or `size` where there is none.
+    """Offset of the first intact header from `start` on, or `size` if there is none.
 
-    Blocks are tried only where a header can lie, and windows start small, so that no content makes this slow.
+    Only block boundaries are tried, and windows grow from a small size, so the search is fast for any content.
     """
     window = _FIRST_WINDOW_BYTES
     while start < size:
@@ -264,7 +269,7 @@ def _is_header(content: bytes, at: int) -> bool:
 
 
 def _is_end(stream: BinaryIO, start: int) -> bool:
-    """Whether there is nothing but zeros from `start` on, and at least a block of them."""
+    """Whether only zeros follow from `start` on, at least one block of them."""
     stream.seek(start)
     length = 0
     while content := stream.read(_MAX_WINDOW_BYTES):

@@ -9,9 +9,9 @@ from sharelock_ray.sources.sample import CAPTIONS, Content, Reject, Sample
 
 
 class TextSource(ListSource):
-    """Samples with captions and without image, one for each line of a `.txt` or row of another list.
+    """Samples with captions and no image: one per line of a `.txt` file, or per row of another list.
 
-    An empty line is a sample too, without captions, so that numbers are those of the lines and encoders reject it.
+    An empty line is a sample without captions, which encoders reject; so row numbers equal line numbers.
     """
 
     endings: ClassVar[tuple[str, ...]] = ("txt", *ListSource.endings)
@@ -24,7 +24,7 @@ class TextSource(ListSource):
 
     def _check(self, columns: list[str]) -> None:
         if not self._has_captions(columns):
-            raise RequestError(f"{self.path} names no texts: set `caption_column` to one of {', '.join(columns)}")
+            raise RequestError(f"{self.path} has no text column: set `caption_column` to one of {', '.join(columns)}")
         self._named(columns, self.caption_column, self.key_column)
 
     def _sample(self, key: str, row: dict[str, Any]) -> Sample | Reject:

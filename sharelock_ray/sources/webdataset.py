@@ -1,7 +1,7 @@
-"""WebDataset tars, as img2dataset and the webdataset library write them.
+"""WebDataset tars, as written by img2dataset and the webdataset library.
 
-A sample is the members that share a name up to its first dot, wherever they lie in the tar: `000000123.jpg`,
-`000000123.txt`, … What is behind that dot is the member's extension, as the webdataset library has it.
+A sample consists of the members with the same name up to its first dot, anywhere in the tar: `000000123.jpg`,
+`000000123.txt`, … The rest of the name is the member's extension, as in the webdataset library.
 """
 
 import json
@@ -31,16 +31,16 @@ from sharelock_ray.sources.sample import CAPTIONS, IMAGES, LABELS, Content, Reje
 from sharelock_ray.sources.tar import Damage, Fault, Member, members, opened
 
 _CAPTIONS = ("caption", "captions", "text")
-# `txt` or `caption.txt`, or one of several captions: `0.txt`, `1.txt`, … or `caption0.txt`, …
+# One caption: `txt` or `caption.txt`; or several: `0.txt`, `1.txt`, … or `caption0.txt`, …
 _TEXT = re.compile(r"(?:(?:captions?|text)?([0-9]{1,6})?\.)?(?:txt|text)")
-# The numbers may be the end of a name that has dots.
+# The numbers may belong to a name with dots.
 _BEHIND_NUMBERS = re.compile(r"(?:[0-9]+\.)*([^.]+)")
 
 _Members = dict[str, Member]
 
 
 class WebDatasetSource(Config):
-    """Tars named by one or more patterns (braces and wildcards; local path, `s3://…` or any fsspec URI)."""
+    """Tars given by one or more patterns (braces and wildcards; local path, `s3://…` or any fsspec URI)."""
 
     format: Literal["webdataset"] = "webdataset"
     urls: tuple[storage.Uri, ...] | storage.Uri
@@ -50,7 +50,7 @@ class WebDatasetSource(Config):
         return frozenset({IMAGES, CAPTIONS, LABELS})
 
     def shards(self) -> list[Shard]:
-        """The tars, sorted, each with a name unique in the listing.
+        """The tars, sorted by name; names are unique.
 
         Raises:
             RequestError: a pattern matches nothing, a file is missing, or two tars would have the same name.
@@ -58,14 +58,14 @@ class WebDatasetSource(Config):
         return file_shards(self.urls, "tar", r"(\.tar(\.gz|\.bz2|\.xz)?|\.tgz)")
 
     def version(self, shard: Shard) -> str:
-        """Size and ETag, or time, of the file."""
+        """Size, and ETag or modification time, of the file."""
         return file_version(shard.uri)
 
     def read(self, shard: Shard) -> Iterator[Sample | Reject]:
-        """The samples of one tar in the order of their first members; what cannot be read comes as rejects.
+        """The samples of one tar in the order of their first members; unreadable ones are rejects.
 
-        A damaged tar gives the samples that are whole, then one reject for each damaged stretch. The samples of a
-        compressed one are rejects where its checksum does not vouch for them.
+        A damaged tar yields its intact samples, then one reject per damaged stretch. In a compressed tar, samples
+        without a valid checksum are rejects.
         """
         with storage.local_copy(shard.uri) as path, opened(path) as (stream, fault):
             samples, damages = _index(stream)
@@ -73,7 +73,7 @@ class WebDatasetSource(Config):
             yield from _damaged(shard, stream, damages, fault)
 
     def keys_of(self, shard: Shard) -> Iterator[str]:
-        """Those that the headers of the tar tell."""
+        """The keys according to the headers of the tar."""
         with storage.local_copy(shard.uri) as path, opened(path) as (stream, fault):
             samples, damages = _index(stream)
             yield from (sample_key(shard, stem) for stem, _ in samples)
@@ -81,9 +81,9 @@ class WebDatasetSource(Config):
 
 
 def _damaged(shard: Shard, stream: BinaryIO, damages: list[Damage], fault: Fault | None) -> Iterator[Reject]:
-    """What is of no sample."""
+    """One reject per damaged stretch, and one for damage of the compression."""
     if fault is not None:
-        # The tar breaks off because of it.
+        # The last stretch is a consequence of the fault.
         damages = [damage for damage in damages if damage.end < stream.seek(0, 2)]
     for damage in damages:
         message = f"bytes {damage.start:,} to {damage.end:,}: {damage.problem}"
@@ -96,10 +96,10 @@ def _damaged(shard: Shard, stream: BinaryIO, damages: list[Damage], fault: Fault
 
 
 def _index(stream: BinaryIO) -> tuple[list[tuple[str, _Members]], list[Damage]]:
-    """The stem and members, by lower-case extension, of each sample, and the damaged stretches.
+    """The stem of each sample with its members by lower-case extension, and the damaged stretches.
 
-    An extension that comes again begins another sample of the same stem, to which later members belong: so no caption
-    can come to the image of another sample.
+    A repeated extension starts a new sample of the same stem, which gets all later members. So a caption is never
+    combined with the image of another sample.
     """
     samples: list[tuple[str, _Members]] = []
     damages: list[Damage] = []
@@ -126,14 +126,16 @@ def _sample(shard: Shard, stream: BinaryIO, stem: str, found: _Members, fault: F
     if fault is not None and any(member.offset + member.size > fault.sound for member in found.values()):
         return Reject.of(key, "read", fault.error)
     if ".." in stem.split("/"):
-        return Reject(key, "read", "UnsafeName", "the name leads out of the folder")
+        return Reject(key, "read", "UnsafeName", "the name contains '..'")
     special = next((member.name for member in found.values() if member.kind == "other"), None)
     if special is not None:
-        return Reject(key, "read", "UnsupportedMember", f"{special[:200]!r} is no plain file but a link, a device, …")
+        return Reject(key, "read", "UnsupportedMember", f"{special[:200]!r} is a link, a device or a sparse file")
     images = _images(found)
     if len(images) > 1:
         names = " and ".join(repr(member.name[:200]) for member in images)
-        return Reject(key, "read", "SeveralImages", f"{names} are of one sample, since its name ends at the first dot")
+        return Reject(
+            key, "read", "SeveralImages", f"{names} belong to one sample, since its name ends at the first dot"
+        )
     try:
         label = next((_text(stream, member).removeprefix(BOM) for member in _behind_numbers(found, {"cls"})), None)
         return Sample(
@@ -148,14 +150,14 @@ def _sample(shard: Shard, stream: BinaryIO, stem: str, found: _Members, fault: F
 
 
 def _images(found: _Members) -> list[Member]:
-    """The image members; `image.jpg` is one of them only beside no `jpg`, as `seg.png` may be a mask."""
+    """The image members. `image.jpg` counts only if there is no `jpg`, since `seg.png` may be a mask."""
     return _behind_numbers(found, IMAGE_EXTENSIONS) or [
         member for extension, member in found.items() if extension.rpartition(".")[2] in IMAGE_EXTENSIONS
     ]
 
 
 def _behind_numbers(found: _Members, extensions: Collection[str]) -> list[Member]:
-    """The members with one of `extensions` and no word before it."""
+    """The members with one of `extensions`, preceded by nothing but numbers."""
     return [
         member
         for extension, member in found.items()
@@ -169,7 +171,7 @@ def _texts(stream: BinaryIO, found: _Members) -> list[object]:
 
 
 def _described(stream: BinaryIO, found: _Members) -> object:
-    """The captions of a JSON member, a list of them or an object with some."""
+    """The captions in a JSON member, which is a list of captions or an object with them."""
     record = next((json.loads(_text(stream, member)) for member in _behind_numbers(found, {"json"})), None)
     if isinstance(record, dict):
         return value(record, None, _CAPTIONS)

@@ -119,6 +119,7 @@ class TestLoss:
         assert len(taken) == 9
         assert all(len(wall) == len(cpu) == 2 and min(*wall, *cpu) > 0 for wall, cpu in taken)
 
+    @pytest.mark.slow
     def test_kept_logits_take_their_memory_and_tiles_that_of_one(self) -> None:
         # All logits of 6,144 pairs are 144 MiB, a tile 32 MiB.
         setting = loss.Setting(6144, 32, threads=1)
@@ -146,6 +147,7 @@ class TestFeeding:
         assert str(cache_folder()).startswith("kept")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_streaming_feeds_an_epoch_in_each_way() -> None:
     found = streaming.compare(streaming.Setting(pairs=600, batch_size=64, vision_dim=8, language_dim=4), repeats=1)
@@ -186,6 +188,7 @@ class TestTrain:
         assert min(run.seconds, run.open_seconds) > 0
 
 
+@pytest.mark.slow
 def test_the_command_prints_one_json_object_with_the_machine() -> None:
     result = CliRunner().invoke(
         command.app,

@@ -57,7 +57,7 @@ def test_are_halved_for_good_where_memory_does_not_suffice(monkeypatch: pytest.M
     assert device.passes == [16, 8, 4, 4, 4, 4, 4]
     assert np.array_equal(found.only()[:, 0], np.arange(20))
     assert (passes.limit, found.batch_reductions) == (4, 2)
-    assert said == [f"out of memory on cpu: at most {limit} in a forward pass from now on" for limit in (8, 4)]
+    assert said == [f"out of memory on cpu: at most {limit} per forward pass from now on" for limit in (8, 4)]
     assert device.run(passes, 8).batch_reductions == 0
     assert device.passes[7:] == [4, 4]
 
@@ -132,7 +132,7 @@ def test_end_the_run_where_the_memory_is_gone_for_any_input(error: Exception) ->
     def forward(rows: torch.Tensor) -> list[torch.Tensor]:
         raise error
 
-    with pytest.raises(RunError, match="the memory of cpu does not suffice for a single input of any size"):
+    with pytest.raises(RunError, match="out of memory on cpu, even for the smallest input"):
         new(4).run(2, [1], halves, lambda batch: (np.array(batch),), forward, SMALLEST)
 
 

@@ -137,7 +137,7 @@ class TestForwardKey:
 
 
 def test_a_layer_within_the_model_has_no_final_norm(models: Path) -> None:
-    with pytest.raises(ValidationError, match="leave `layer` out"):
+    with pytest.raises(ValidationError, match="omit `layer`"):
         support.tiny_language(models, layer=1, final_norm=False)
 
 
@@ -184,10 +184,10 @@ class TestResolved:
     @pytest.mark.parametrize(
         ("model", "message", "remedy"),
         [
-            ("vit_base_patch16_sapiens2.fb", "made for images of 768 x 1024 pixels", {"image_size": 256}),
+            ("vit_base_patch16_sapiens2.fb", "expects images of 768 x 1024 pixels", {"image_size": 256}),
             (
                 "deepseek_vit_412m.deepseek_v4_1_flash",
-                "crop mode 'border' of .* is none of ours",
+                "crop mode 'border' of .* is not supported",
                 {"crop_mode": "center"},
             ),
         ],

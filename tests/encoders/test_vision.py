@@ -182,7 +182,7 @@ class TestWeights:
     def test_that_may_run_code_are_refused(self, tmp_path: Path, vision_spec: VisionSpec, zipped: bool) -> None:
         path = tmp_path / "weights.pth"
         torch.save(load_file(vision_spec.weights), path, _use_new_zipfile_serialization=zipped)
-        with pytest.raises(RequestError, match=r"may run code of its author.*: convert it to safetensors$"):
+        with pytest.raises(RequestError, match=r"can run code.*: convert it to safetensors$"):
             VisionEncoder(vision_spec.model_copy(update={"weights": str(path)}))
 
 
@@ -228,7 +228,7 @@ class TestRefuses:
             VisionEncoder(spec)
 
     def test_the_hubs_positions_of_a_model_without_positions(self, vision_spec: VisionSpec) -> None:
-        with pytest.raises(RequestError, match="test_resnet resamples no position embeddings"):
+        with pytest.raises(RequestError, match="test_resnet does not resample position embeddings"):
             VisionEncoder(vision_spec.model_copy(update={"position_interpolation": "dinov2-hub"}))
 
 

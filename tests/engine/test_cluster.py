@@ -72,6 +72,7 @@ ray.get(path.remote())
 """
 
 
+@pytest.mark.slow
 def test_the_host_is_left_as_it_was_and_its_folder_is_not_on_the_workers_path(short: Path, tmp_path: Path) -> None:
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").touch()
@@ -96,6 +97,7 @@ except RunError as error:
 """
 
 
+@pytest.mark.slow
 def test_workers_that_die_as_they_start_are_one_line(short: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         'if b"default_worker.py" in open("/proc/self/cmdline", "rb").read():\n    raise SystemExit(1)\n'

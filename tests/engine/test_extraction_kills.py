@@ -21,8 +21,6 @@ from sharelock_ray.features.featureset import FeatureSet, open_features
 from sharelock_ray.features.soundness import audit
 from sharelock_ray.sources.webdataset import WebDatasetSource
 
-pytestmark = pytest.mark.slow
-
 OPTIONS = ExtractionOptions(chunk_size=8)
 
 
@@ -68,6 +66,7 @@ def test_an_actor(job: ExtractionJob, tmp_path: Path, undisturbed: list[FeatureS
     assert_same(sets, undisturbed, job)
 
 
+@pytest.mark.slow
 def test_a_task_that_reads(job: ExtractionJob, tmp_path: Path, undisturbed: list[FeatureSet]) -> None:
     # Another share of a CPU than a read has keeps reading and encoding in processes of their own.
     options = OPTIONS.model_copy(update={"num_cpus": 0.5})
@@ -88,6 +87,7 @@ extract(job, options)
 """
 
 
+@pytest.mark.slow
 def test_two_drivers_at_once(job: ExtractionJob, tmp_path: Path, undisturbed: list[FeatureSet]) -> None:
     racing = dataclasses.replace(job, root=str(tmp_path / "features"))
     drivers = [start_driver(RUN, racing, OPTIONS, tmp_path / str(i)) for i in range(2)]
@@ -130,6 +130,7 @@ cluster.shutdown()
 """
 
 
+@pytest.mark.slow
 def test_a_node(job: ExtractionJob, tmp_path: Path, undisturbed: list[FeatureSet]) -> None:
     losing = dataclasses.replace(job, root=str(tmp_path / "features"))
     options = OPTIONS.model_copy(update={"max_actors": 2, "num_cpus": 0.5})

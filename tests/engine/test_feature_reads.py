@@ -95,6 +95,7 @@ class TestStreamed:
         monkeypatch.setattr(feature_reads, "_PATIENCE_S", usual)
         assert len(list(read_by_tasks(sets, [Piece(0, 0, np.arange(5))]))) == 1
 
+    @pytest.mark.slow
     def test_a_stream_that_rests_leaves_the_cpu_to_another(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -43,6 +43,7 @@ def of_rank_zero(path: Path, address: object) -> object:
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_the_opening_of_features_is_waited_for_longer_than_a_step(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(meet, (tmp_path,), nprocs=2)
     # And on one machine, nothing listens beyond it.

@@ -118,6 +118,7 @@ class TestTune:
         assert all(trial.point["learning_rate"] < 1e-6 and trial.steps < SPEC.steps for trial in pruned)
         assert not any((Path(trial.run) / "training.json").exists() for trial in pruned)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("sampler", "scheduler"), [("random", "median"), ("tpe", "none")])
     def test_other_samplers_try_as_many_points_as_asked(
         self, tmp_path: Path, features: tuple[str, str], sampler: str, scheduler: str

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from sharelock_ray.evaluation.statistics import estimate, share
+from sharelock_ray.evaluation.statistics import estimate, proportion
 
 
 @pytest.mark.parametrize(("hits", "items"), [(0, 7), (7, 7), (1, 1), (0, 1), (3, 40), (319, 320), (9_990, 10_000)])
 def test_interval_of_a_share_is_wilsons(hits: int, items: int) -> None:
-    found = share(np.arange(items) < hits)
+    found = proportion(np.arange(items) < hits)
     exact = binomtest(hits, items).proportion_ci(method="wilson")
     assert found.value == hits / items
     assert (found.low, found.high) == pytest.approx((exact.low, exact.high), abs=1e-12)
@@ -19,7 +19,7 @@ def test_interval_of_a_share_is_wilsons(hits: int, items: int) -> None:
 
 def test_covers_a_high_share_about_nineteen_times_in_twenty() -> None:
     generator = np.random.default_rng(0)
-    found = [share(generator.random(60) < 0.97) for _ in range(500)]
+    found = [proportion(generator.random(60) < 0.97) for _ in range(500)]
     assert 465 <= sum(each.low <= 0.97 <= each.high for each in found) <= 497
 
 
@@ -33,38 +33,40 @@ def captions(images: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def test_interval_over_groups_equals_resampling_them_by_hand() -> None:
     hits, groups = captions(400, seed=0)
-    found = share(hits, groups)
+    found = proportion(hits, groups)
     generator, of_group = np.random.default_rng(1), [hits[groups == g] for g in range(400)]
     means = [np.concatenate([of_group[g] for g in generator.integers(0, 400, 400)]).mean() for _ in range(1500)]
     low, high = np.quantile(means, [0.025, 0.975])
     assert found.value == pytest.approx(hits.mean())
     assert (found.low, found.high) == pytest.approx((low, high), abs=0.07 * (high - low))
     # As if captions were independent, it would be narrower by a third.
-    alone = share(hits)
+    alone = proportion(hits)
     assert alone.high - alone.low < 0.75 * (found.high - found.low)
 
 
 def test_covers_the_share_of_groups_about_nineteen_times_in_twenty() -> None:
-    found = [share(*captions(80, seed)) for seed in range(400)]
+    found = [proportion(*captions(80, seed)) for seed in range(400)]
     assert 368 <= sum(each.low <= 0.5 <= each.high for each in found) <= 394
 
 
 def test_groups_of_one_item_are_items() -> None:
     hits = np.random.default_rng(0).random(50) < 0.3
-    assert share(hits, np.random.default_rng(1).permutation(50)).model_dump() == pytest.approx(share(hits).model_dump())
+    assert proportion(hits, np.random.default_rng(1).permutation(50)).model_dump() == pytest.approx(
+        proportion(hits).model_dump()
+    )
 
 
 @pytest.mark.parametrize("hits", [[1, 1, 1, 1], [0, 0, 0, 0], [1, 0, 1, 0]])
 def test_groups_that_do_not_differ_are_worth_an_item_each(hits: list[int]) -> None:
     alone = binomtest(sum(hits) // 2, 2).proportion_ci(method="wilson")
-    found = share(np.array(hits, bool), np.array([0, 0, 1, 1]))
+    found = proportion(np.array(hits, bool), np.array([0, 0, 1, 1]))
     assert (found.low, found.high) == pytest.approx((alone.low, alone.high), abs=1e-12)
 
 
 def test_groups_never_tell_more_than_their_items() -> None:
     # The first group's hits make up for the second's misses, as chance never does for long.
     hits, groups = np.array([1, 0, 0, 1, 1, 0, 1, 0, 0], bool), np.array([0, 0, 1, 1, 2, 2, 3, 3, 3])
-    assert share(hits, groups).low >= share(hits).low
+    assert proportion(hits, groups).low >= proportion(hits).low
 
 
 def by_hand(values: np.ndarray, resamples: int = 20_000) -> tuple[float, float]:
@@ -107,6 +109,6 @@ def test_one_item_is_itself() -> None:
 
 
 def test_no_items_are_refused() -> None:
-    for refused in (estimate, share):
+    for refused in (estimate, proportion):
         with pytest.raises(ValueError, match="at least one item"):
             refused(np.array([]))

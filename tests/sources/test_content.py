@@ -70,10 +70,10 @@ class TestLines:
         [
             (
                 "tench\nhäher\n".encode("latin-1"),
-                "no UTF-8 text: line 2 has the byte 0xe4 .byte 7 of the file.: save it as UTF-8",
+                "not UTF-8 text: line 2 has the byte 0xe4 .byte 7 of the file.: save it as UTF-8",
             ),
-            ("tench\n".encode("utf-16"), "no UTF-8 text but text in UTF-16 or UTF-32: save it as UTF-8"),
-            (LFS, "no UTF-8 text but a Git LFS pointer: fetch the file itself"),
+            ("tench\n".encode("utf-16"), "not UTF-8 text but text in UTF-16 or UTF-32: save it as UTF-8"),
+            (LFS, "not UTF-8 text but a Git LFS pointer: fetch the file itself"),
         ],
         ids=["latin-1", "utf-16", "lfs"],
     )
@@ -98,17 +98,17 @@ class TestLists:
     def test_that_are_none_are_a_wrong_request(self, tmp_path: Path, ending: str, content: bytes, kind: str) -> None:
         path = tmp_path / f"x.{ending}"
         path.write_bytes(content)
-        with pytest.raises(RequestError, match=rf"x\.{ending} is no list but {kind}"):
+        with pytest.raises(RequestError, match=rf"x\.{ending} is not a list but {kind}"):
             TextSource(path=str(path)).shards()
 
     def test_with_a_header_of_another_encoding_are_a_wrong_request(self, tmp_path: Path) -> None:
         (tmp_path / "x.csv").write_bytes("image,häher\n0.jpg,a\n".encode("latin-1"))
-        with pytest.raises(RequestError, match=r"x\.csv: its header is no UTF-8 text: save it as UTF-8"):
+        with pytest.raises(RequestError, match=r"x\.csv: its header is not UTF-8 text: save it as UTF-8"):
             TableSource(path=f"{tmp_path}/x.csv").shards()
 
     def test_of_json_in_another_encoding_are_a_wrong_request_that_names_the_line(self, tmp_path: Path) -> None:
         (tmp_path / "x.json").write_bytes('[{"text": "a"},\n{"text": "häher"}]'.encode("latin-1"))
-        with pytest.raises(RequestError, match=r"x\.json is no UTF-8 text: line 2 has the byte 0xe4 .byte 27 "):
+        with pytest.raises(RequestError, match=r"x\.json is not UTF-8 text: line 2 has the byte 0xe4 .byte 27 "):
             TextSource(path=f"{tmp_path}/x.json").shards()
 
 

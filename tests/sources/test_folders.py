@@ -109,7 +109,7 @@ def test_a_folder_that_is_laid_out_otherwise_is_a_wrong_request(tmp_path: Path, 
 def test_a_folder_whose_name_is_no_line_of_text_is_a_wrong_request(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     (tmp_path / name / "1.jpg").write_bytes(b"i")
-    with pytest.raises(RequestError, match="this name is no line of Unicode text"):
+    with pytest.raises(RequestError, match="has control characters or is not Unicode"):
         ClassFolderSource(path=str(tmp_path)).shards()
 
 

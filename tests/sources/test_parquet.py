@@ -184,7 +184,7 @@ class TestBeyondAllMeasure:
         assert path.stat().st_size < 8 << 10
         bad, good = read(str(path))
         assert (bad.key, bad.error, good) == ("0/@0", "DecompressionBombError", Sample("0/000000002", b"i"))
-        assert bad.message.startswith("rows 0 to 1: the column 'jpg' holds 6,291,")
+        assert bad.message.startswith("rows 0 to 1: the column 'jpg' has 6,291,")
 
     def test_lists_of_captions_that_a_dictionary_makes_small_are_one_reject(self, tmp_path: Path) -> None:
         path = write(tmp_path / "0.parquet", {"jpg": [b"i"], "caption": [["a"] * 262_000]})
@@ -283,13 +283,13 @@ class TestWrongRequests:
 
     def test_no_column_holds_images(self, tmp_path: Path) -> None:
         path = write(tmp_path / "0.parquet", {"url": ["x"], "caption": ["text"]})
-        with pytest.raises(RequestError, match="has no column of images: name it as `image`; the columns are url"):
+        with pytest.raises(RequestError, match="has no image column: name it as `image`; the columns are url"):
             ParquetSource(urls=path).shards()
 
     def test_a_column_is_missing_from_a_later_file(self, tmp_path: Path) -> None:
         write(tmp_path / "a.parquet", rows(1))
         write(tmp_path / "b.parquet", {"url": ["x"]})
-        with pytest.raises(RequestError, match=r"b\.parquet has no column of images"):
+        with pytest.raises(RequestError, match=r"b\.parquet has no image column"):
             read(f"{tmp_path}/*.parquet")
 
 

@@ -73,7 +73,7 @@ class TestChange:
         with pytest.raises(RunError, match="was changed after the run had listed it"):
             next(cut(source, shard, 2))
         storage.remove(f"{tmp_path}/data")
-        assert "and is gone" in str(change(source, shard))
+        assert "now: deleted" in str(change(source, shard))
 
     def test_of_its_time_alone_is_one(self, tmp_path: Path) -> None:
         source = tars(tmp_path, 4)

@@ -99,7 +99,7 @@ class TestEveryKindOfList:
 
     def test_a_list_without_images_is_a_wrong_request(self, tmp_path: Path, ending: str) -> None:
         path = write_list(tmp_path / f"x.{ending}", [{"url": "0.jpg", "text": "a"}])
-        with pytest.raises(RequestError, match="names no images: set `image_column` to one of url, text"):
+        with pytest.raises(RequestError, match="has no image column: set `image_column` to one of url, text"):
             TableSource(path=path).shards()
 
     def test_names_of_columns_may_have_capitals_and_white_space(self, tmp_path: Path, ending: str) -> None:
@@ -447,9 +447,9 @@ class TestDamagedLists:
         assert (more.stage, more.error, more.message) == (
             "read",
             "ValueError",
-            "the row has 3 fields and the header 2",
+            "the row has 3 fields, but the header has 2",
         )
-        assert fewer.message == "the row has 1 fields and the header 2"
+        assert fewer.message == "the row has 1 fields, but the header has 2"
         assert good == Sample("x-00000/000000002", b"0", ("good",))
 
     @pytest.mark.parametrize("content", ['{"a": 1}', '[{"image": "a"}', '[{"image": "a"} {}]', "[nothing]"])

@@ -75,7 +75,7 @@ class TestColumns:
         assert read(path) == [Sample("x-00000/000000000", None, ("one", "two"))]
 
     def test_without_a_usual_name_are_a_wrong_request(self, tmp_path: Path) -> None:
-        with pytest.raises(RequestError, match="names no texts: set `caption_column` to one of number, name"):
+        with pytest.raises(RequestError, match="has no text column: set `caption_column` to one of number, name"):
             read(write(tmp_path / "x.csv", b"number,name\n1,tench"))
 
     @pytest.mark.parametrize("ending", ["csv", "txt"])

@@ -270,7 +270,7 @@ class TestRejects:
         texts = {name.replace("jpg", "txt"): b"t" for name in names}
         bad, good = read_members(tmp_path, {**dict.fromkeys(names, b"i"), **texts, "2.jpg": b"j"})
         assert (bad.key, bad.stage, bad.error) == ("00000/1", "read", "SeveralImages")
-        assert bad.message.startswith(f"'{names[0]}' and '{names[1]}' are of one sample")
+        assert bad.message.startswith(f"'{names[0]}' and '{names[1]}' belong to one sample")
         assert good == Sample("00000/2", b"j")
 
     def test_a_sample_without_image_or_caption_names_the_members_that_it_has(
@@ -372,7 +372,7 @@ class TestDamagedTars:
         *good, bad = read(f"{tmp_path}/x.tar.{ending}")
         assert good == [Sample("x/0000", b"x" * BLOCK, ("x" * BLOCK,)), Sample("x/0001", b"x" * BLOCK)]
         assert (bad.key, bad.stage, bad.error) == ("x/", "read", "CorruptCompressionError")
-        assert bad.message.startswith("no byte from 3,072 on can be trusted: ")
+        assert bad.message.startswith("damaged from byte 3,072 on: ")
         assert len(read(f"{tmp_path}/whole.tar.{ending}")) == 4
 
     def test_a_compressed_one_with_changed_bytes_gives_none_of_them(self, tmp_path: Path) -> None:
@@ -470,7 +470,7 @@ class TestShards:
     def test_of_one_name_in_two_folders_are_refused(self, tmp_path: Path) -> None:
         for folder in ("a", "b"):
             support.write_tar(tmp_path / folder / "0.tar", {"1.jpg": b"i"})
-        with pytest.raises(RequestError, match="would both be called '0'"):
+        with pytest.raises(RequestError, match="have the same name '0'"):
             WebDatasetSource(urls=(f"{tmp_path}/a/*.tar", f"{tmp_path}/b/*.tar")).shards()
 
     def test_that_no_pattern_matches_are_a_wrong_request(self, tmp_path: Path) -> None:

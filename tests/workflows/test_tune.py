@@ -170,6 +170,7 @@ class TestDoubles:
         assert [d.point for d in again.doubles] == [d.point for d in queue.doubles]
 
 
+@pytest.mark.slow
 def test_a_killed_study_goes_on_and_ends_in_a_page(extracted: Path, said: io.StringIO) -> None:
     asked = {"seeds": [0, 1], "objective": "zero_shot"}
     longer = ["alignment.steps=200", "alignment.evaluate_every=10"]
