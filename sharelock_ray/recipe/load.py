@@ -30,7 +30,7 @@ def read_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
     except (FileNotFoundError, IsADirectoryError):
         raise RequestError(f"no recipe at {place}") from None
     except PermissionError:
-        raise RequestError(f"{place} is not readable by this user") from None
+        raise RequestError(f"{place} may not be read by this user") from None
     except yaml.YAMLError as error:
         raise RequestError(f"{place} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):

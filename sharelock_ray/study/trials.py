@@ -17,8 +17,7 @@ LOWER_IS_BETTER = ("validation_loss", "parameters", "seconds")
 SHARES = ("recall_at_1", "zero_shot")
 """Objectives that are proportions."""
 CHOSEN_ON_TEST = (
-    "This setting was selected on the test split, so its zero-shot accuracy there is optimistic: "
-    "report another split's."
+    "This setting was selected on the test split, so its zero-shot accuracy there is optimistic: report another split."
 )
 """Shown with the best point of a study that has the objective `zero_shot`."""
 _LEVEL = 0.05

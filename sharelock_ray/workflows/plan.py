@@ -158,7 +158,7 @@ def _path(recipe: Recipe) -> str:
 
 @contextmanager
 def _threads_of_an_actor(options: ExtractionOptions) -> Iterator[None]:
-    """Within the block, torch has the threads of an actor: one per whole CPU, unless the environment sets them."""
+    """Uses an actor's number of threads within the block: one per whole CPU, unless the environment sets it."""
     import torch
 
     usual = torch.get_num_threads()

@@ -48,10 +48,7 @@ def run_study(recipe: Recipe) -> Study:
     """
     spec = _spec(recipe)
     if "zero_shot" in spec.objective:
-        say(
-            "tune: selects by zero-shot accuracy on the test split, which makes the winner's score optimistic: "
-            "see the report"
-        )
+        say("tune: selects by zero-shot accuracy on the test split, so the best score is optimistic: see the report")
     checked = [point_recipe(recipe, point) for point in _points_to_check(spec)]
     prepare = Preparation(recipe, spec)
     sets = sorted({digest for each in checked for digest in prepare.digests(each)})

@@ -139,7 +139,7 @@ def test_a_mistake_gets_one_line_that_names_the_field(path: str, override: str, 
 
 def test_only_an_order_by_parts_can_be_streamed(path: str) -> None:
     stream = "operations.training.stream=true"
-    with pytest.raises(RequestError, match=r"`operations\.training\.stream` wants `alignment\.order: parts`"):
+    with pytest.raises(RequestError, match=r"`operations\.training\.stream` requires `alignment\.order: parts`"):
         read_recipe(path, [stream])
     assert read_recipe(path, [stream, "alignment.order=parts"]).operations.training.stream
 
@@ -167,7 +167,7 @@ def test_what_is_no_recipe_is_said(tmp_path: Path, content: str | None, message:
 def test_two_encoders_of_a_kind_must_not_be_guessed_between(path: str) -> None:
     recipe = read_recipe(path)
     twice = recipe.model_copy(update={"encoders": (recipe.vision, *recipe.encoders)})
-    with pytest.raises(RequestError, match=r"lists 2 vision encoders .* name it, as `alignment\.pair"):
+    with pytest.raises(RequestError, match=r"lists 2 vision encoders .* set `alignment\.pair"):
         _ = twice.vision
 
 
@@ -231,9 +231,7 @@ def test_an_extraction_of_nothing_but_rejects_is_no_success(path: str, tmp_path:
         chunk = support.encoded(encoder.modality, [], rejects=lost)
         support.write_parts(Inputs(recipe).uri("train", encoder), encoder, [[chunk]])
     for _ in range(2):
-        with pytest.raises(
-            RunError, match=r"could be encoded \(00000/@0: DamagedTar: .* a Git LFS pointer\): mend the"
-        ):
+        with pytest.raises(RunError, match=r"could be encoded \(00000/@0: DamagedTar: .* a Git LFS pointer\): fix the"):
             extract(recipe)
 
 
@@ -258,7 +256,7 @@ class TestPair:
         assert recipe.training == read_recipe(many).training
 
     def test_must_be_given_where_there_is_a_choice(self, many: str) -> None:
-        with pytest.raises(RequestError, match=r"2 language encoders \(tiny-decoder, tiny-encoder\), and one is"):
+        with pytest.raises(RequestError, match=r"2 language encoders \(tiny-decoder, tiny-encoder\), and one must"):
             _ = read_recipe(many).language
 
     def test_of_an_unknown_name_is_refused_as_the_recipe_is_read(self, many: str) -> None:

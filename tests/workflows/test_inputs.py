@@ -54,7 +54,7 @@ def test_texts_are_for_language_encoders_alone(recipe: Recipe, tmp_path: Path) -
     inputs = Inputs(recipe.model_copy(update={"data": data}))
     assert [e.modality for e in inputs.splits["test"].encoders] == ["language"]
     without = inputs.of(recipe.model_copy(update={"data": data, "encoders": (recipe.vision,)}))
-    with pytest.raises(RequestError, match="the test split provides captions, and no encoder of the recipe takes that"):
+    with pytest.raises(RequestError, match="the test split provides captions, which no encoder of the recipe takes"):
         check_inputs(list(without.splits.values()))
 
 

@@ -144,7 +144,7 @@ def test_a_plan_for_gpus_wants_one(recipe: Recipe) -> None:
 def test_data_that_cannot_be_read_cannot_be_planned(recipe: Recipe, tmp_path: Path) -> None:
     for path in (tmp_path / "data").glob("*.tar"):
         path.write_bytes(b"no tar at all" * 100)
-    with pytest.raises(RequestError, match="hold no sample that can be read"):
+    with pytest.raises(RequestError, match="have no readable sample"):
         plan(recipe)
 
 

@@ -43,7 +43,7 @@ def test_a_driver_that_tells_is_running_and_one_that_is_silent_has_stopped(recip
     write_live(uri, Live(updated=time.time()))
     assert (status(recipe)[0].state, status(recipe)[0].detail) == (
         "running",
-        "0 of 2 parts sealed; workers start and load models",
+        "0 of 2 parts sealed; workers are starting and loading models",
     )
     live = Live(
         samples=1200,
@@ -64,7 +64,7 @@ def test_a_driver_that_tells_is_running_and_one_that_is_silent_has_stopped(recip
     )
     write_live(uri, live.model_copy(update={"updated": time.time() - 125}))
     assert status(recipe)[0].state == "stopped"
-    assert "last heard of 2:05 ago: run extract again to continue" in status(recipe)[0].detail
+    assert "last update 2:05 ago: run extract again to continue" in status(recipe)[0].detail
 
 
 def test_what_a_driver_of_another_version_told_is_left_out(recipe: Recipe) -> None:
@@ -77,7 +77,7 @@ def test_a_training_that_opens_its_features_is_told_from_one_that_nobody_began(r
     request = Path(recipe.output) / "training-request.json"
     storage.write_json(str(request), {})
     os.utime(request, (time.time() - 75, time.time() - 75))
-    assert (status(recipe)[2].state, status(recipe)[2].detail) == ("waiting", "begun 1:15 ago, no step yet")
+    assert (status(recipe)[2].state, status(recipe)[2].detail) == ("waiting", "started 1:15 ago, no step yet")
 
 
 def test_a_training_tells_its_step_and_loss(recipe: Recipe) -> None:

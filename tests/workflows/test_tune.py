@@ -70,7 +70,7 @@ class TestRefusals:
     def test_zero_shot_without_classes(self, tmp_path: Path, models: Path) -> None:
         data = {"dataset": "mine", "train": {"urls": "nowhere/*.tar"}}
         path = support.write_recipe(tmp_path / "tiny.yaml", models, data=data)
-        with pytest.raises(RequestError, match="zero_shot wants images with class names"):
+        with pytest.raises(RequestError, match="zero_shot needs images with class names"):
             tune(study_of(path, objective="zero_shot"))
 
     def test_labels_that_no_class_has_before_anything_runs(self, extracted: Path, tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_a_killed_study_goes_on_and_ends_in_a_page(extracted: Path, said: io.Str
     winner = read_recipe(str(Path(recipe.output) / "winner.yaml"))
     assert winner.tuning is None
     # What chose it is said before the trials run, with the result, and beside the winner.
-    assert "tune: chooses by zero-shot accuracy on the test split" in said.getvalue()
+    assert "tune: selects by zero-shot accuracy on the test split" in said.getvalue()
     assert "selected on the test split" in summary.verdict
     assert "selected on the test split" in winner.note
     assert winner.alignment.language.depth == summary.points[0].point["alignment.language.depth"]
