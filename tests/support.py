@@ -37,9 +37,10 @@ from transformers import (
 
 from sharelock_ray import storage
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
-from sharelock_ray.extraction.chunks import cut
+from sharelock_ray.extraction.chunks import cut, decode
+from sharelock_ray.extraction.group import load_encoders
 from sharelock_ray.features.featureset import open_features
-from sharelock_ray.features.manifest import Origin
+from sharelock_ray.features.manifest import Origin, is_complete
 from sharelock_ray.features.soundness import audit
 from sharelock_ray.features.writer import EncodedChunk, FeatureSetWriter
 from sharelock_ray.recipe.load import read_recipe
@@ -48,7 +49,7 @@ from sharelock_ray.runs.folder import RunFolder
 from sharelock_ray.runs.loop import train
 from sharelock_ray.sources.sample import Content, Reject, Sample, Shard, Source
 from sharelock_ray.storage import write_bytes
-from sharelock_ray.workflows.inputs import Inputs
+from sharelock_ray.workflows.inputs import Inputs, prepare
 
 WORDS = ["a", "red", "green", "blue", "circle", "square", "photo", "of", "the", "small", "large", ".", "in", "picture"]
 
@@ -252,6 +253,24 @@ def write_features_of(recipe: Recipe) -> None:
     for encoder in recipe.encoders:
         chunk = encoded(encoder.modality, keys, embeddings=signal)
         write_parts(Inputs(recipe).uri("train", encoder), encoder, [[chunk]])
+
+
+def extracted_alone(recipe: Recipe) -> None:
+    """Its missing feature sets, made in this process."""
+    prepare(recipe)
+    options = {"image_batch_size": None, "token_budget": None, "compiled": False, "channels_last": False}
+    for split in Inputs(recipe).all_splits:
+        shards = split.source.shards()
+        for encoder, uri in zip(split.encoders, split.uris, strict=True):
+            if is_complete(uri):
+                continue
+            (group,) = load_encoders([encoder.spec], "cpu", **options)
+            preprocessings = {encoder.spec.preprocessing} if encoder.modality == "vision" else set()
+            parts = [
+                [group.encode(decode(chunk, preprocessings))[0] for chunk in cut(split.source, shard, 32)]
+                for shard in shards
+            ]
+            write_parts(uri, encoder.spec, parts, recipe.data.dataset, shards)
 
 
 def trained_alone(recipe: Recipe, folder: Path, seed: int = 0) -> RunFolder:

@@ -181,7 +181,7 @@ class TestAlone:
 
     def test_features_of_another_encoder_are_refused(self, recipe: Recipe, models: Path) -> None:
         other = changed(recipe, encoders=(recipe.vision, support.tiny_language(models, "encoder")))
-        extract(other)
+        support.extracted_alone(other)
         with pytest.raises(RequestError, match=r"was made by tiny-encoder-.* but .* was trained on tiny-decoder-"):
             evaluate(other)
 
@@ -240,7 +240,8 @@ class TestAlone:
         data = {"dataset": "mine", "train": {"urls": urls}}
         path = str(support.write_recipe(tmp_path / "tiny.yaml", models, data=data))
         recipe = read_recipe(path)
-        vision = extract(recipe)[0]
+        support.extracted_alone(recipe)
+        vision = Inputs(recipe).open("train", recipe.vision)
         part = Path(vision.uri) / "part-00000.parquet"
         assert [found.problems for found in audit(recipe)] == [[], []]
         # Neither a part nor the inputs are what they were when the sets were found sound.
@@ -274,7 +275,7 @@ class TestAlone:
         support.write_tar(tmp_path / "00001.tar", {})
         data = {"dataset": "mine", "train": {"urls": str(tmp_path / "*.tar")}}
         recipe = read_recipe(str(support.write_recipe(tmp_path / "tiny.yaml", models, data=data)))
-        extract(recipe)
+        support.extracted_alone(recipe)
         problem = "no key is also in the sets of the other modality"
         assert [(found.matched, found.problems) for found in audit(recipe)] == [(0, [problem])] * 2
         with pytest.raises(RequestError, match="0 pairs leave"):

@@ -23,7 +23,6 @@ from sharelock_ray.runs.folder import RunFolder
 from sharelock_ray.study.queue import StudyQueue, open_storage
 from sharelock_ray.study.spec import TuningSpec
 from sharelock_ray.study.trials import Study, Trial, write_trial
-from sharelock_ray.workflows.extract import extract
 from sharelock_ray.workflows.inputs import Inputs
 from sharelock_ray.workflows.report import report_study
 from sharelock_ray.workflows.tune import Preparation, point_recipe, trials_folder, tune
@@ -32,10 +31,10 @@ DEPTHS = {"alignment.language.depth": [1, 2]}
 
 
 @pytest.fixture(scope="module")
-def extracted(tmp_path_factory: pytest.TempPathFactory, models: Path, local_ray: None) -> Path:
+def extracted(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Path:
     """A recipe file whose features are there."""
     path = support.write_recipe(tmp_path_factory.mktemp("run") / "tiny.yaml", models)
-    extract(read_recipe(str(path)))
+    support.extracted_alone(read_recipe(str(path)))
     return path
 
 
@@ -171,6 +170,7 @@ class TestDoubles:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
 def test_a_killed_study_goes_on_and_ends_in_a_page(extracted: Path, said: io.StringIO) -> None:
     asked = {"seeds": [0, 1], "objective": "zero_shot"}
     longer = ["alignment.steps=200", "alignment.evaluate_every=10"]
@@ -221,6 +221,7 @@ def test_a_lost_node_costs_no_trial(tmp_path: Path) -> None:
         assert RunFolder(trial.run).metrics() == alone.metrics()
 
 
+@pytest.mark.usefixtures("local_ray")
 def test_a_study_of_which_nothing_finished_is_one_line(extracted: Path) -> None:
     recipe = study_of(extracted, space={"alignment.learning_rate": [1e30]})
     with pytest.raises(RunError, match=r"none of the 1 trials finished; the first: diverged: the loss is"):
