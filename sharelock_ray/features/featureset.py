@@ -20,7 +20,7 @@ from sharelock_ray import storage
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.features.cache import content_key, folder_of, in_use, made_once, unmade
 from sharelock_ray.features.manifest import MANIFEST, Manifest, Part, keys_digest, read_manifest, totals
-from sharelock_ray.features.schema import REJECTS, part_name, rows_schema
+from sharelock_ray.features.schema import REJECTS, rows_schema
 from sharelock_ray.machine import cpu_count
 from sharelock_ray.progress import Progress
 from sharelock_ray.sources.sample import DUPLICATE_KEY
@@ -118,11 +118,14 @@ class FeatureSet:
 
     @cached_property
     def rejects(self) -> pa.Table:
-        """Every input that could not be encoded, also in a later attempt: key, source, stage, error, message."""
-        rejects = self.rejected_at_first
-        recovered = [self._read(part.index, ["key"])["key"] for part in self.manifest.parts if part.recovered]
-        for keys in recovered:
-            rejects = rejects.filter(pc.invert(in_place_of(rejects, keys)))
+        """Every input that could not be encoded: key, source, stage, error, message."""
+        tables = [self.rejects_of(part) for part in self.manifest.parts if part.rejects]
+        rejects = pa.concat_tables(tables) if tables else REJECTS.empty_table()
+        for part in self.manifest.parts:
+            if part.recovered:
+                keys = self.read(part, ["key"])["key"].combine_chunks()
+                repeats = pc.equal(rejects["error"], DUPLICATE_KEY)
+                rejects = rejects.filter(pc.or_(repeats, pc.invert(pc.is_in(rejects["key"], value_set=keys))))
         return rejects
 
     @property
@@ -130,23 +133,33 @@ class FeatureSet:
         """Keys that no row has: those of the rejects, but for inputs that only repeat another one's key."""
         return set(self.rejects.filter(pc.not_equal(self.rejects["error"], DUPLICATE_KEY))["key"].to_pylist())
 
-    @cached_property
-    def rejected_at_first(self) -> pa.Table:
-        """What the extraction itself rejected."""
-        tables = [self._rejects_of(part) for part in self.manifest.parts if part.rejects]
-        return pa.concat_tables(tables) if tables else REJECTS.empty_table()
+    def rejects_of(self, part: Part) -> pa.Table:
+        """The rejects on record for a part that has some."""
+        name = f"rejects/{part.name}"
+        with _faults_named(storage.join(self.uri, name)):
+            return pq.read_table(pa.BufferReader(self.file_bytes(part, name)))
 
-    def _rejects_of(self, part: Part) -> pa.Table:
-        path = storage.join(self.uri, "rejects", part_name(part.index))
+    def file_bytes(self, part: Part, name: str) -> bytes:
+        """One of the `files` of a part.
+
+        Raises:
+            RunError: it is missing, or not what the manifest says.
+        """
+        path = storage.join(self.uri, name)
         with _faults_named(path):
             data = storage.read_bytes(path)
-            if storage.sha256(data) != part.rejects_sha256:
-                raise _not_as_made(path, "SHA-256 differs")
-            return pq.read_table(pa.BufferReader(data))
+        if storage.sha256(data) != (part.sha256 if name == part.name else part.rejects_sha256):
+            raise _not_as_made(path, "SHA-256 differs")
+        return data
 
-    def part(self, index: int) -> pa.Table:
-        """The rows of one part, all columns."""
-        return self._read(index, None)
+    def part(self, place: int) -> pa.Table:
+        """The rows of the part at this place among the manifest's, all columns."""
+        return self.read(self.manifest.parts[place])
+
+    def read(self, part: Part, columns: list[str] | None = None) -> pa.Table:
+        """Columns of the rows of a part; None reads all."""
+        with _faults_named(self._path(part)), storage.open_read(self._path(part)) as stream:
+            return pq.read_table(stream, columns=columns, page_checksum_verification=True)
 
     def part_embeddings(self, part: int, rows: np.ndarray) -> np.ndarray:
         """(n, D) of the stored type, for n rows of the part at this place among the manifest's; read from storage.
@@ -168,8 +181,8 @@ class FeatureSet:
 
     @property
     def _schema(self) -> pa.Schema:
-        index = self.manifest.parts[0].index
-        with _faults_named(self._path(index)), storage.open_read(self._path(index)) as stream:
+        path = self._path(self.manifest.parts[0])
+        with _faults_named(path), storage.open_read(path) as stream:
             return pq.read_schema(stream)
 
     @property
@@ -208,22 +221,18 @@ class FeatureSet:
                     f"and {of_parts[name]} of its parts): {_REMEDY}"
                 )
 
-    def _path(self, part: int) -> str:
-        return storage.join(self.uri, part_name(part))
-
-    def _read(self, part: int, columns: list[str] | None) -> pa.Table:
-        with _faults_named(self._path(part)), storage.open_read(self._path(part)) as stream:
-            return pq.read_table(stream, columns=columns, page_checksum_verification=True)
+    def _path(self, part: Part) -> str:
+        return storage.join(self.uri, part.name)
 
     def _write_columns(self, target: Path) -> None:
         """Writes `table` as an Arrow file."""
         names = [name for name in self._schema.names if name != "embedding"]
 
         def read(part: Part) -> pa.Table:
-            table = self._read(part.index, names)
+            table = self.read(part, names)
             keys = table["key"].to_pylist()
             if keys_digest(list(dict.fromkeys(keys))) != part.keys_sha256:
-                raise _not_as_made(self._path(part.index), "its keys differ")
+                raise _not_as_made(self._path(part), "its keys differ")
             self._require_rows(part, len(keys))
             hashes = b"".join(hashlib.sha256(key.encode()).digest()[:4] for key in keys)
             return table.append_column(_KEY_HASH, pa.array(np.frombuffer(hashes, ">u4").astype(np.uint32)))
@@ -251,13 +260,13 @@ class FeatureSet:
 
     def _decoded(self, part: Part) -> Iterator[np.ndarray]:
         """The embeddings of a part, flat, a few rows at a time, once its file is verified."""
-        with _faults_named(self._path(part.index)), storage.local_copy(self._path(part.index)) as path:
+        with _faults_named(self._path(part)), storage.local_copy(self._path(part)) as path:
             if storage.sha256_of(str(path)) != part.sha256:
-                raise _not_as_made(self._path(part.index), "SHA-256 differs")
+                raise _not_as_made(self._path(part), "SHA-256 differs")
             with pq.ParquetFile(path, memory_map=True) as file:
                 # Of another width it would be read as other rows.
                 if file.schema_arrow.field("embedding").type != self._embedding_type:
-                    raise _not_as_made(self._path(part.index), "its embeddings have another width or type")
+                    raise _not_as_made(self._path(part), "its embeddings have another width or type")
                 self._require_rows(part, file.metadata.num_rows)
                 rows = max(1, _DECODED_BYTES // self._row_bytes)
                 for batch in file.iter_batches(rows, columns=["embedding"], use_threads=False):
@@ -266,7 +275,7 @@ class FeatureSet:
     def _require_rows(self, part: Part, found: int) -> None:
         # Of another number, all rows behind them would be read as others.
         if found != part.rows:
-            raise _not_as_made(self._path(part.index), f"it has {found} rows, not {part.rows}")
+            raise _not_as_made(self._path(part), f"it has {found} rows, not {part.rows}")
 
 
 @contextmanager
@@ -281,13 +290,6 @@ def _faults_named(path: str) -> Iterator[None]:
 
 def _not_as_made(path: str, how: str) -> RunError:
     return RunError(f"{path} is not what its manifest says ({how}): {_REMEDY}")
-
-
-def in_place_of(rejects: pa.Table, keys: pa.ChunkedArray) -> pa.ChunkedArray:
-    """(N,) bool: which rejects rows with these keys stand for; an input that repeated a key stays one."""
-    return pc.and_(
-        pc.is_in(rejects["key"], value_set=keys.combine_chunks()), pc.not_equal(rejects["error"], DUPLICATE_KEY)
-    )
 
 
 class _Columns(Mapping[str, np.ndarray]):

@@ -7,6 +7,7 @@ from sharelock_ray import storage
 from sharelock_ray.config import Config
 from sharelock_ray.documents import Document, read_document
 from sharelock_ray.errors import RequestError
+from sharelock_ray.features.schema import part_name
 from sharelock_ray.sources.sample import Shard
 
 MANIFEST = "manifest.json"
@@ -23,7 +24,7 @@ class Input(Config):
 
 
 class Part(Config):
-    """A committed part: its Parquet file, its rejects where it has any, and what they hold."""
+    """A committed part: its Parquet file, and the file of its rejects if it has any."""
 
     index: int
     sha256: str
@@ -32,7 +33,9 @@ class Part(Config):
     rejects: int
     rejects_sha256: str | None
     recovered: int = 0
-    """Rejects of earlier parts whose inputs are among its rows after all (`sharelock rejects retry`)."""
+    """Only in older sets, where retries added parts: the number of rejects of other parts that its rows replace."""
+    retried: bool = False
+    """Whether `sharelock rejects retry` has replaced the part that was extracted first."""
     keys: int
     """Distinct keys among the rows; a key of a language set has a row for each caption."""
     keys_sha256: str
@@ -44,6 +47,18 @@ class Part(Config):
     batch_reductions: int = 0
     devices: tuple[str, ...]
     revisions: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Name of its file, and of the file of its rejects."""
+        if not self.retried:
+            return part_name(self.index)
+        return part_name(self.index, storage.sha256(f"{self.sha256} {self.rejects_sha256}".encode())[:16])
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Paths of its files within the set."""
+        return (self.name, f"rejects/{self.name}") if self.rejects else (self.name,)
 
 
 class Origin(Config):
@@ -69,6 +84,8 @@ class Prediction(Config):
 
 class Manifest(Origin, Document):
     """See the design, section 3."""
+
+    schema_version = 2
 
     modality: str
     dim: int
@@ -112,8 +129,8 @@ class Manifest(Origin, Document):
 
 
 def inputs_with_rejects(manifests: Iterable[Manifest]) -> set[str]:
-    """Names of the inputs with rejects in one of the sets of a split. They may change: so rejects are mended."""
-    return {each.inputs[part.index].name for each in manifests for part in each.parts if part.rejects}
+    """Names of the inputs with rejects, now or before a retry, in a set of a split. Repairs may change these inputs."""
+    return {each.inputs[p.index].name for each in manifests for p in each.parts if p.rejects or p.retried}
 
 
 def totals(parts: Sequence[Part]) -> dict[str, Any]:

@@ -50,8 +50,9 @@ def feature_set_uri(root: str, dataset: str, split: str, modality: str, encoder:
     return storage.join(root, dataset, split, modality, encoder)
 
 
-def part_name(index: int) -> str:
-    return f"part-{index:05d}.parquet"
+def part_name(index: int, digest: str = "") -> str:
+    """Name of a part's file; that of a retried part contains a digest of its content."""
+    return f"part-{index:05d}{digest and f'-{digest}'}.parquet"
 
 
 def embedding_column(values: "object", dim: int) -> pa.FixedSizeListArray:

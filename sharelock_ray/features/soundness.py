@@ -15,7 +15,7 @@ from sharelock_ray import storage
 from sharelock_ray.errors import RunError
 from sharelock_ray.features.featureset import FeatureSet
 from sharelock_ray.features.manifest import MANIFEST, Manifest, Part, inputs_with_rejects, totals
-from sharelock_ray.features.schema import REJECTS, part_name, rows_schema
+from sharelock_ray.features.schema import REJECTS, rows_schema
 from sharelock_ray.features.writer import content_of_rows
 from sharelock_ray.sources.sample import DUPLICATE_KEY, MISSING, Shard, Source
 
@@ -94,7 +94,7 @@ def audit_split(
     """
     shards = source.shards()
     listed = {shard.name: shard for shard in shards}
-    # What `recover` has added is of no one shard.
+    # Parts of recovered rows belong to no one shard.
     work: dict[object, _Parts] = {}
     for place, feature_set in enumerate(sets):
         made = feature_set.manifest.inputs
@@ -150,7 +150,7 @@ def _report(feature_set: FeatureSet, found: Sequence[_Found]) -> Audit:
             never = of_part.keys.filter(pc.invert(pc.is_in(of_part.keys, value_set=rejects.combine_chunks())))
             stand_no_more = pc.is_in(rejects, value_set=of_part.keys)
             rejects = rejects.filter(pc.invert(stand_no_more))
-            name = part_name(part.index)
+            name = part.name
             report.problems += [
                 f"key {key!r} was never rejected, so {name} cannot have recovered it" for key in never.to_pylist()
             ]
@@ -202,8 +202,7 @@ def why_empty(feature_set: FeatureSet) -> str | None:
 def _strays(feature_set: FeatureSet) -> Iterator[str]:
     parts = feature_set.manifest.parts
     # What a run that was stopped right after the manifest has staged, the next one removes.
-    known = {MANIFEST, "staging", "rejects", *(part_name(part.index) for part in parts)}
-    known |= {f"rejects/{part_name(part.index)}" for part in parts if part.rejects_sha256}
+    known = {MANIFEST, "staging", "rejects"}.union(*(part.files for part in parts))
     found = storage.names(feature_set.uri)
     found += [f"rejects/{name}" for name in storage.names(storage.join(feature_set.uri, "rejects"))]
     # What a desktop or NFS leaves, such as `.DS_Store`, is none of ours and read by nobody.
@@ -213,7 +212,7 @@ def _strays(feature_set: FeatureSet) -> Iterator[str]:
 
 def _check(feature_set: FeatureSet, part: Part) -> _Found:
     """What a part holds, and what is wrong with it."""
-    name = part_name(part.index)
+    name = part.name
     found = _Found()
     data = _verified(feature_set.uri, name, part.sha256, found.problems)
     if data is not None:
@@ -234,7 +233,7 @@ def _check(feature_set: FeatureSet, part: Part) -> _Found:
 
 
 def _check_rows(manifest: Manifest, part: Part, rows: pa.Table, data: bytes, found: _Found) -> Iterator[str]:
-    name = part_name(part.index)
+    name = part.name
     if not rows.schema.equals(rows_schema(manifest.modality, manifest.dim, manifest.dtype)):
         yield f"{name} has other columns, or embeddings of another width or type, than the manifest says"
         return

@@ -52,7 +52,7 @@ _ANEW = "run extract again, which makes it anew"
 # Whatever has another name is not ours: a desktop's, or what NFS keeps of a file that is removed while it is open.
 _STAGED_PART = re.compile(r"(?P<part>[0-9]+)(?P<record>\.json)?")
 _CHUNK = re.compile(rf"(?P<index>[0-9]+)(?P<last>{_LAST})?\.arrow")
-_OF_A_PART = re.compile(r"(rejects/)?part-[0-9]+\.parquet")
+_PART = re.compile(r"part-[0-9]+(-[0-9a-f]{16})?\.parquet")
 
 
 @dataclass
@@ -94,6 +94,8 @@ class Begun(Document):
 
 class PartRecord(Part, Document):
     """`staging/<part>.json`: a part that is sealed."""
+
+    schema_version = 2
 
 
 class ChunkRecord(Document):
@@ -305,7 +307,7 @@ class FeatureSetWriter:
                 raise RunError(f"{self.uri} lacks parts: run extract again") from None
         else:
             self._require_files(parts)
-            with storage.open_read(storage.join(self.uri, part_name(parts[0].index))) as stream:
+            with storage.open_read(storage.join(self.uri, parts[0].name)) as stream:
                 dim = int(pq.read_schema(stream).field("embedding").type.list_size)
             manifest = Manifest(
                 **dict(origin),
@@ -343,17 +345,14 @@ class FeatureSetWriter:
         rows = storage.entries(self.uri)
         rejects = storage.names(storage.join(self.uri, "rejects"))
         for part in parts:
-            name = part_name(part.index)
+            name = part.name
             if rows.get(name) != part.bytes or (part.rejects and name not in rejects):
                 if is_complete(self.uri):
                     return
                 storage.remove(self._record(part.index))
                 raise RunError(f"{name} of {self.uri} is gone: run extract again, which makes it anew")
-        named = {part_name(part.index): part for part in parts}
-        others = [name for name in rows if name not in named]
-        others += [f"rejects/{name}" for name in rejects if name not in named or not named[name].rejects]
-        for name in filter(_OF_A_PART.fullmatch, others):
-            # What was there before the manifest was is not of a retry, which adds parts to it.
+        for name in part_files(self.uri) - {name for part in parts for name in part.files}:
+            # Once the set is complete, a retry may have replaced parts.
             if not is_complete(self.uri):
                 storage.remove(storage.join(self.uri, name))
 
@@ -362,6 +361,12 @@ class FeatureSetWriter:
 
     def _record(self, part: int) -> str:
         return storage.join(self.uri, "staging", f"{part:05d}.json")
+
+
+def part_files(uri: str) -> set[str]:
+    """Paths within a set of all files of parts and of their rejects, whether or not its manifest names them."""
+    folders = {"": uri, "rejects/": storage.join(uri, "rejects")}
+    return {f"{prefix}{name}" for prefix, at in folders.items() for name in storage.names(at) if _PART.fullmatch(name)}
 
 
 def remove_leftovers(uri: str) -> None:
