@@ -42,6 +42,11 @@ class Part(Config):
     min: float | None
     max: float | None
     encoder_seconds: float
+    joules: float | None = None
+    """Energy of the GPU during these seconds, by its own counter, which includes other processes on the GPU.
+
+    An actor with a fraction of a GPU takes that fraction of it. None on devices without a counter.
+    """
     tokens: int
     truncated: int
     batch_reductions: int = 0
@@ -107,6 +112,8 @@ class Manifest(Origin, Document):
     """Exact commits of a model from the hub: one, unless it moved between runs and the recipe pins none."""
     wall_seconds: float
     encoder_seconds: float
+    joules: float | None = None
+    """Of all parts; None if a part has none."""
     gpu_hours: float
     planned: Prediction | None = None
     created: str
@@ -151,7 +158,15 @@ def totals(parts: Sequence[Part]) -> dict[str, Any]:
         "devices": tuple(sorted({device for part in parts for device in part.devices})),
         "revisions": tuple(sorted({revision for part in parts for revision in part.revisions})),
         "encoder_seconds": round(sum(part.encoder_seconds for part in parts), 2),
+        "joules": total_joules(part.joules for part in parts),
     }
+
+
+def total_joules(values: Iterable[float | None]) -> float | None:
+    """The sum, to hundredths; None if a value is missing."""
+    known = list(values)
+    missing = any(value is None for value in known)
+    return None if missing else round(sum(value for value in known if value is not None), 2)
 
 
 def keys_digest(keys: Sequence[str]) -> str:

@@ -41,6 +41,7 @@ from sharelock_ray.features.manifest import (
     is_complete,
     keys_digest,
     read_manifest,
+    total_joules,
     totals,
 )
 from sharelock_ray.features.schema import REJECTS, embedding_column, part_name, rows_schema, sort_columns
@@ -66,6 +67,8 @@ class EncodedChunk:
     embeddings: np.ndarray
     rejects: list[Reject] = field(default_factory=list)
     seconds: float = 0.0
+    joules: float | None = None
+    """Energy of the GPU during these seconds; None without a counter."""
     tokens: int = 0
     truncated: int = 0
     batch_reductions: int = 0
@@ -101,9 +104,12 @@ class PartRecord(Part, Document):
 class ChunkRecord(Document):
     """What a staged chunk says of itself beside its rows, in the metadata of its schema."""
 
+    schema_version = 2
+
     rejects: tuple[dict[str, str], ...]
     """Rows of the part's rejects."""
     seconds: float
+    joules: float | None = None
     tokens: int
     device: str
     revision: str | None
@@ -198,6 +204,7 @@ class FeatureSetWriter:
         about = ChunkRecord(
             rejects=tuple({"source": source, **vars(reject)} for reject in (*chunk.rejects, *lost.values())),
             seconds=chunk.seconds,
+            joules=chunk.joules,
             tokens=chunk.tokens,
             device=chunk.device,
             revision=chunk.revision,
@@ -258,6 +265,7 @@ class FeatureSetWriter:
             rejects_sha256=storage.sha256(rejects_data) if rejects_data else None,
             **content(rows, data),
             encoder_seconds=sum(each.seconds for each in about),
+            joules=total_joules(each.joules for each in about),
             tokens=sum(each.tokens for each in about),
             truncated=sum(each.truncated for each in about),
             batch_reductions=sum(each.batch_reductions for each in about),
