@@ -1,4 +1,4 @@
-"""`manifest.json`: what a feature set is, how it was made, and the proof that it is whole. Written last."""
+"""`manifest.json`: describes a feature set and how it was made, and proves that it is complete. Written last."""
 
 from collections.abc import Iterable, Sequence, Set
 from typing import Any
@@ -14,13 +14,13 @@ MANIFEST = "manifest.json"
 
 
 class Input(Config):
-    """A shard as it was listed when the set was made."""
+    """A shard as listed when its part was made."""
 
     name: str
     uri: str
     bytes: int
     version: str = ""
-    """Size and ETag, or time, of what it was read from. Empty in sets that were made before this was noted."""
+    """Size and ETag, or modification time, of its file. Empty in older sets."""
 
 
 class Part(Config):
@@ -67,7 +67,7 @@ class Part(Config):
 
 
 class Origin(Config):
-    """What a feature set was made of. `encoder` is the resolved spec, with everything that changes numbers."""
+    """Origin of a feature set. `encoder` is the resolved spec, with everything that changes embeddings."""
 
     dataset: str
     split: str
@@ -77,11 +77,11 @@ class Origin(Config):
 
 
 class Prediction(Config):
-    """What `sharelock plan` had foreseen for a feature set, each to compare with the manifest's field of that name."""
+    """Prediction of `sharelock plan`, to compare with the manifest's fields of the same names."""
 
     rows: int
     bytes: int
-    """Of embeddings and columns, to compare with the parts' `bytes` together."""
+    """Compare with the sum of the parts' `bytes`."""
     wall_seconds: float
     encoder_seconds: float
     gpu_hours: float
@@ -109,7 +109,7 @@ class Manifest(Origin, Document):
     parts: tuple[Part, ...]
     devices: tuple[str, ...]
     revisions: tuple[str, ...]
-    """Exact commits of a model from the hub: one, unless it moved between runs and the recipe pins none."""
+    """Commits of a model from the hub; several if it changed between runs and the recipe pins none."""
     wall_seconds: float
     encoder_seconds: float
     joules: float | None = None
@@ -120,13 +120,13 @@ class Manifest(Origin, Document):
 
     @property
     def digest(self) -> str:
-        """Identifies the set's content: equal for equal parts."""
+        """Hash of the content; equal for equal parts."""
         return storage.sha256("".join(part.sha256 for part in self.parts).encode())
 
     def other_inputs(self, listed: Sequence[Shard], may_change: Set[str]) -> dict[str, str]:
-        """The inputs that are not what the set was made of, sorted by name, and how: new, gone or of another size.
+        """Inputs that differ from those of the set, by sorted name: "new", "gone" or "of another size".
 
-        Those that `may_change` may be of any size.
+        The size of the inputs in `may_change` is ignored.
         """
         made = {each.name: each.bytes for each in self.inputs}
         now = {shard.name: shard.bytes for shard in listed}
@@ -141,7 +141,7 @@ def inputs_with_rejects(manifests: Iterable[Manifest]) -> set[str]:
 
 
 def totals(parts: Sequence[Part]) -> dict[str, Any]:
-    """The fields of a manifest that follow from its parts."""
+    """The manifest's fields that are derived from its parts."""
     lows = [part.min for part in parts if part.min is not None]
     highs = [part.max for part in parts if part.max is not None]
     return {
@@ -170,7 +170,7 @@ def total_joules(values: Iterable[float | None]) -> float | None:
 
 
 def keys_digest(keys: Sequence[str]) -> str:
-    """SHA-256 of keys in their order."""
+    """SHA-256 of the keys, in order."""
     return storage.sha256("\n".join(keys).encode())
 
 
@@ -182,7 +182,7 @@ def read_manifest(uri: str) -> Manifest:
     """The manifest of the feature set at `uri`.
 
     Raises:
-        RequestError: there is no feature set, it is not complete, or a newer version of this package made it.
+        RequestError: the set does not exist, is incomplete, or was made by a newer version of this package.
         RunError: the manifest is damaged.
     """
     path = storage.join(uri, MANIFEST)

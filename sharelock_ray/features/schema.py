@@ -1,4 +1,4 @@
-"""The columns of a feature set. The only place that says what they are."""
+"""The schema and the file names of a feature set, defined only here."""
 
 import pyarrow as pa
 
@@ -16,7 +16,7 @@ REJECTS = pa.schema(
 
 
 def rows_schema(modality: str, dim: int, stored_dtype: str) -> pa.Schema:
-    """Columns of a part: `key`, `embedding` (fixed width), and what the modality adds.
+    """Columns of a part: `key`, `embedding` (fixed width), and those of the modality.
 
     Args:
         modality: `vision` adds `label`; `language` adds `caption_id` and `text`.
@@ -46,7 +46,7 @@ def sort_columns(modality: str) -> list[tuple[str, str]]:
 
 
 def feature_set_uri(root: str, dataset: str, split: str, modality: str, encoder: str) -> str:
-    """Where a feature set lies below `root`; `encoder` is `<name>-<hash8>`."""
+    """URI of a feature set below `root`; `encoder` is `<name>-<hash8>`."""
     return storage.join(root, dataset, split, modality, encoder)
 
 

@@ -1,4 +1,4 @@
-"""What a run could not encode: shown, exported, and tried again."""
+"""`rejects`: lists, exports and retries the inputs that could not be encoded."""
 
 import re
 from collections.abc import Sequence
@@ -24,22 +24,22 @@ _SCRATCH = ".retry"
 
 
 def rejects(recipe: Recipe) -> pa.Table:
-    """Every reject of the recipe's feature sets: split, modality, encoder, and the columns of a reject."""
+    """All rejects of the recipe's feature sets, with split, modality and encoder."""
     return pa.concat_tables(_labelled(each) for each in feature_sets(Inputs(recipe).known_splits))
 
 
 def export(recipe: Recipe, path: str) -> int:
-    """Writes all rejects as CSV, JSON lines or Parquet, by the ending of `path`.
+    """Writes all rejects as CSV, JSON lines or Parquet, chosen by the file extension.
 
     Returns:
-        how many.
+        the number of rejects.
 
     Raises:
-        RequestError: another ending.
+        RequestError: unknown file extension.
     """
     ending = path.rpartition(".")[2].lower()
     if ending not in _WRITERS:
-        raise RequestError(f"{path}: the ending says the format, and must be one of .{', .'.join(_WRITERS)}")
+        raise RequestError(f"{path}: the file extension must be one of .{', .'.join(_WRITERS)}")
     table = rejects(recipe)
     sink = pa.BufferOutputStream()
     if ending == "csv":
@@ -126,9 +126,9 @@ def _version(shards: Sequence[Shard]) -> str:
 
 
 def _refuse_inputs_elsewhere(shards: Sequence[Shard], sets: Sequence[FeatureSet]) -> None:
-    """Raises RequestError where a shard is another file than a set was made from.
+    """Raises RequestError if a shard is at another path than when a set was made.
 
-    What was rejected may have been mended, so that neither its size nor its content tells whether it is the same input.
+    Inputs may have been repaired, so neither size nor content can identify them.
     """
     for feature_set in sets:
         made = {each.name: _place(each.uri) for each in feature_set.manifest.inputs}
@@ -141,7 +141,7 @@ def _refuse_inputs_elsewhere(shards: Sequence[Shard], sets: Sequence[FeatureSet]
 
 
 def _place(uri: str) -> str:
-    """The file or folder of a shard; a run of a list may begin at another byte once a row was mended."""
+    """The file or folder of a shard; the byte offset of a range of a list changes if an earlier row is repaired."""
     return re.sub(r"#\d+$", "", uri)
 
 
