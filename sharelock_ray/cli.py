@@ -185,13 +185,13 @@ def export_rejects(
 def retry_rejects(
     recipe: RecipeArgument, settings: Settings = None, as_json: AsJson = False, address: Address = None
 ) -> None:
-    """Encode rejected inputs again and add the recovered rows to their feature sets."""
+    """Extract the shards with rejects again and replace the parts that improved."""
     loaded = _recipe(recipe, settings)
     with _cluster(address):
         found = rejects.retry(loaded)
     rows = [[each.uri, f"{each.tried:,}", f"{each.recovered:,}"] for each in found]
     _show(
-        text_table(["feature set", "inputs tried", "rows recovered"], rows),
+        text_table(["feature set", "rejects", "rows recovered"], rows),
         {"retries": [asdict(each) for each in found]},
         as_json,
     )

@@ -1,5 +1,8 @@
 """GPU energy, read from the GPU's own counter."""
 
+import threading
+from collections.abc import Callable
+
 import pynvml
 import torch
 
@@ -18,3 +21,32 @@ def joules(index: int = 0) -> float | None:
         return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000
     except pynvml.NVMLError:
         return None
+
+
+class EnergyMeter:
+    """Measures the joules of pieces of work on one GPU, which may overlap in threads; none are counted twice.
+
+    Args:
+        share: fraction of the GPU that the process holds, from 0 to 1. Its share of the counter is taken for its own,
+            since the counter includes every process of the GPU. Nothing is measured at 0.
+    """
+
+    def __init__(self, share: float, counter: Callable[[], float | None] = joules) -> None:
+        self._share = share
+        self._counter = counter
+        self._counted = 0.0
+        self._lock = threading.Lock()
+
+    def now(self) -> float | None:
+        """The counter; None without one."""
+        return self._counter() if self._share else None
+
+    def since(self, begun: float | None) -> float | None:
+        """Joules since the counter was at `begun`, without those that were returned before; None without a counter."""
+        with self._lock:
+            now = self.now()
+            if begun is None or now is None:
+                return None
+            used = max(0.0, now - max(begun, self._counted))
+            self._counted = now
+            return used * self._share

@@ -350,10 +350,10 @@ def write_parts(
     writer = FeatureSetWriter(uri, spec.modality, spec.stored_dtype)
     shards = shards or [Shard(i, f"{i:05d}", f"memory/{i:05d}.tar", 100 + i) for i in range(len(parts))]
     writer.start(shards, chunk_size=1)
-    for part, chunks in enumerate(parts):
+    for shard, chunks in zip(shards, parts, strict=True):
         for index, chunk in enumerate(chunks):
-            writer.stage(part, index, index == len(chunks) - 1, shards[part].uri, chunk)
-        writer.seal(part)
+            writer.stage(shard.index, index, index == len(chunks) - 1, shard.uri, chunk)
+        writer.seal(shard.index)
     origin = Origin(
         dataset=dataset,
         split="train",

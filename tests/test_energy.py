@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sharelock_ray import energy
+from sharelock_ray.energy import EnergyMeter
 
 
 @pytest.fixture
@@ -47,3 +48,27 @@ def test_is_none_where_the_gpu_counts_none(monkeypatch: pytest.MonkeyPatch, func
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_is_none_without_a_gpu() -> None:
     assert energy.joules() is None
+
+
+def test_work_that_overlaps_is_counted_once() -> None:
+    count = 100.0
+    meter = EnergyMeter(1, lambda: count)
+    first = meter.now()
+    count = 110
+    second = meter.now()
+    count = 130
+    assert meter.since(first) == 30
+    count = 150
+    assert meter.since(second) == 20
+
+
+def test_a_process_with_a_fraction_of_a_gpu_takes_that_fraction() -> None:
+    count = iter([100.0, 140.0])
+    meter = EnergyMeter(0.25, lambda: next(count))
+    assert meter.since(meter.now()) == 10
+
+
+@pytest.mark.parametrize(("share", "counted"), [(0, 5.0), (1, None)])
+def test_is_none_without_a_gpu_or_a_counter(share: float, counted: float | None) -> None:
+    meter = EnergyMeter(share, lambda: counted)
+    assert meter.since(meter.now()) is None

@@ -174,6 +174,8 @@ def test_two_actors_share_a_gpu_and_store_what_a_cpu_gives(
     keys = [sample.key for shard in source.shards() for sample in source.read(shard)]
     for ours, theirs in zip(on_gpu, on_cpu, strict=True):
         assert audit(ours, keys).problems == []
+        assert ours.manifest.joules is not None
+        assert theirs.manifest.joules is None
         assert ours.keys.tolist() == theirs.keys.tolist()
         torch.testing.assert_close(ours.embeddings, theirs.embeddings, rtol=2e-3, atol=1e-3)
 

@@ -123,8 +123,10 @@ class _Encode:
     def __init__(
         self, encoders: Sequence[EncoderSpec], writers: Sequence[FeatureSetWriter], options: ExtractionOptions
     ) -> None:
+        from sharelock_ray.energy import EnergyMeter
         from sharelock_ray.extraction.group import load_encoders
 
+        self._energy = EnergyMeter(min(options.num_gpus, 1.0))
         self._writers = writers
         self._groups = load_encoders(
             encoders,
@@ -144,12 +146,15 @@ class _Encode:
         for group in self._groups:
             if not set(group.members) & set(work.missing):
                 continue
+            begun = self._energy.now()
             readings = group.encode(chunk)
-            # All readings share one forward pass.
+            joules = self._energy.since(begun)
+            # All readings share one forward pass, its seconds and its energy.
             tokens += readings[0].tokens
             for i, encoded in zip(group.members, readings, strict=True):
                 if i not in work.missing:
                     continue
+                encoded.joules = None if joules is None else joules / len(readings)
                 started = time.perf_counter()
                 self._writers[i].stage(chunk.part, chunk.index, chunk.last, chunk.source, encoded)
                 write_seconds += time.perf_counter() - started

@@ -41,6 +41,8 @@ class ExtractionJob:
     encoders: tuple[ResolvedEncoder, ...]
     planned: Mapping[str, Prediction] = field(default_factory=dict)
     """Predictions of `plan`, by an encoder's folder name."""
+    shards: tuple[Shard, ...] | None = None
+    """The shards to extract; None means all."""
 
     def uri(self, encoder: ResolvedEncoder) -> str:
         """URI of an encoder's feature set."""
@@ -69,7 +71,7 @@ def extract(
         else:
             todo.append(encoder)
     if todo:
-        shards = job.source.shards()
+        shards = job.source.shards() if job.shards is None else job.shards
         if not shards:
             raise RequestError(f"the source of {job.dataset}/{job.split} is empty")
         writers = [_writer(job, encoder) for encoder in todo]

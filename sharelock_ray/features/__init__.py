@@ -1,4 +1,4 @@
-"""FEATURES: sets of frozen embeddings on storage: their schema, how they are written exactly once, opened and audited.
+"""FEATURES: sets of frozen embeddings on storage: schema, exactly-once writing, reading and auditing.
 
-Knows nothing of models or Ray. The contract is the design's section 3.
+Independent of models and Ray. The contract is section 3 of the design.
 """

@@ -1,15 +1,14 @@
-"""What a node keeps of feature sets beside itself: made once, then mapped by every process, run and trial of the node.
+"""The node's cache of decoded feature sets, mapped into memory by every process of the node.
 
-    <dataset>-<split>-<modality>-<encoder>-<content>/    one folder for each content of a set
-        embeddings.bin      (N, D) of the stored type, row after row
-        columns.arrow       every other column, and a hash of each key
+    <dataset>-<split>-<modality>-<encoder>-<content>/    one folder per content of a set
+        embeddings.bin      (N, D) of the stored type, row-major
+        columns.arrow       all other columns, and a hash of each key
         pairs-<content>.npz its join with the language set of that content
-        *.lock, *.partial   left by whoever makes, or was interrupted in making, the file of that name
+        *.lock, *.partial   of a process that creates the file of that name, or was interrupted
         in-use              locked by each process that has the set open
 
-A folder's time is that of its last use. Nothing here is needed: what is removed is made again. So before a file is
-made, the sets that were not used for the longest time, and that no process has open, are removed until the cache keeps
-its limit and the disk has room.
+A folder's modification time is its last use. Everything here can be recreated. Before a file is created, the least
+recently used sets that no process has open are removed until the cache is within its limit and the disk has space.
 """
 
 import fcntl
@@ -31,23 +30,23 @@ from sharelock_ray.features.manifest import Manifest
 
 LIMIT = "SHARELOCK_CACHE_BYTES"
 _IN_USE = "in-use"
-# Whatever else lies in the folder that a person has named is left alone.
+# Other files in a folder chosen by the user are left alone.
 _FOLDERS = f"*-{'[0-9a-f]' * 16}"
 _OURS = re.compile(r"(embeddings\.bin|columns\.arrow|pairs-[0-9a-f]{16}\.npz)(\.lock|\.partial)?")
 
 
 def cache_folder() -> Path:
-    """Where this node keeps decoded features."""
+    """This node's folder of decoded features."""
     return storage.node_cache("features")
 
 
 def limit() -> int:
-    """Bytes that the cache may take of its disk; sets that a process has open may take more."""
+    """Limit of the cache in bytes; sets that are open may exceed it."""
     return storage.number_from_environment(LIMIT, default=_disk().total // 2, least=0)
 
 
 def room() -> int:
-    """Bytes that are free on the disk of the cache, or would be without the sets that no process has open."""
+    """Bytes of the cache's disk that are free or can be freed by removing sets that no process has open."""
     return _disk().free + sum(each.size for each in _kept() if not each.is_in_use)
 
 
@@ -59,22 +58,22 @@ def _disk() -> Any:
 
 
 def folder_of(manifest: Manifest) -> Path:
-    """The folder of a feature set, with a name that a person recognises; sets of the same content share it."""
+    """The folder of a feature set, with a readable name; sets of equal content share it."""
     parts = (manifest.dataset, manifest.split, manifest.modality, str(manifest.encoder.get("name", "encoder")))
     return cache_folder() / "-".join([*(re.sub(r"[^\w.-]+", "_", part) for part in parts), content_key(manifest)])
 
 
 def content_key(manifest: Manifest) -> str:
-    """Equal for sets whose decoded files are equal: what their manifests say of rows counts as much as their parts."""
+    """Hash that is equal for sets with equal decoded files; it covers row counts and keys as well as the parts."""
     parts = [(part.sha256, part.rows, part.keys_sha256) for part in manifest.parts]
     return storage.sha256(json.dumps([manifest.dim, manifest.dtype, parts]).encode())[:16]
 
 
 def in_use(folder: Path) -> IO[str]:
-    """Keeps a set's folder, which is made where it is not there, from being removed while what it returns is open.
+    """Creates a set's folder if missing, and protects it from removal while the returned file is open.
 
     Raises:
-        RunError: the disk cannot hold it.
+        RunError: the disk is full or cannot be written.
     """
     path = folder / _IN_USE
     with _refusals_named(path):
@@ -83,23 +82,21 @@ def in_use(folder: Path) -> IO[str]:
             with suppress(FileNotFoundError):
                 stream = path.open("a")
                 fcntl.flock(stream, fcntl.LOCK_SH)
-                # Else it was removed between the two, and the lock keeps nothing.
+                # Otherwise the file was removed before it was locked.
                 if _is_at(stream, path):
                     return stream
                 stream.close()
 
 
 def made_once(target: Path, make: Callable[[Path], None], size: int | None = None) -> Path:
-    """`target`, made by `make` where it is not there yet: by one process, while others that want it wait.
-
-    It appears whole or not at all, so what an interrupted process has left is begun anew.
+    """Creates `target` if missing; one process creates it, others wait. The file appears atomically.
 
     Args:
-        make: writes the file that it is given the path of.
-        size: bytes that a whole file has, where they are known.
+        make: writes the file at the path that it is given.
+        size: size of the complete file in bytes, if known.
 
     Raises:
-        RunError: the disk cannot hold it.
+        RunError: the disk is full or cannot be written.
     """
     with _refusals_named(target):
         if not _is_whole(target, size):
@@ -124,7 +121,7 @@ def _refusals_named(target: Path) -> Iterator[None]:
 
 
 def unmade(target: Path, size: int) -> int:
-    """Bytes of the disk that `made_once` has yet to take for a file of this size, whichever process makes it."""
+    """Bytes that `made_once` still needs for a file of this size, whichever process creates it."""
     if _is_whole(target, size):
         return 0
     try:
@@ -134,8 +131,8 @@ def unmade(target: Path, size: int) -> int:
 
 
 def _make_room(needed: int) -> None:
-    """Removes sets that no process has open, the one that was not used for the longest time first, as long as `needed`
-    more bytes would exceed the limit or the disk."""
+    """Removes sets that no process has open, least recently used first, until `needed` bytes fit into the limit and the
+    disk."""
     kept = sorted(_kept(), key=lambda each: each.used)
     excess = max(sum(each.size for each in kept) + needed - limit(), needed - _disk().free)
     for each in kept:
@@ -146,7 +143,7 @@ def _make_room(needed: int) -> None:
 
 
 def _kept() -> list["_Kept"]:
-    """The sets in the cache; another process may remove any of them meanwhile."""
+    """The sets in the cache; other processes may remove them at any time."""
     found = []
     for folder in cache_folder().glob(_FOLDERS):
         with suppress(OSError):
@@ -157,7 +154,7 @@ def _kept() -> list["_Kept"]:
 
 @dataclass(frozen=True)
 class _Kept:
-    """A set in the cache: our files in its folder, their bytes, and the Unix time of the last use."""
+    """A set in the cache: its files, their total bytes, and the Unix time of the last use."""
 
     folder: Path
     files: list[Path]
@@ -169,18 +166,18 @@ class _Kept:
         return not self._alone(lambda: None)
 
     def remove(self) -> bool:
-        """Removes it, unless a process has it open or somebody else owns it; whether it did."""
+        """Removes the set unless a process has it open or another user owns it; returns whether it did."""
         return self._alone(self._unlink)
 
     def _unlink(self) -> None:
         for path in [*self.files, self.folder / _IN_USE]:
             path.unlink(missing_ok=True)
-        # What somebody else has put there stays.
+        # Files of others stay.
         with suppress(OSError):
             self.folder.rmdir()
 
     def _alone(self, work: Callable[[], None]) -> bool:
-        """Does `work` while no process can open the set; whether that was so, and the disk allowed it."""
+        """Runs `work` while no process can open the set; returns False if the set is open or the disk refuses."""
         try:
             with (self.folder / _IN_USE).open("a") as stream:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -193,7 +190,7 @@ class _Kept:
 
 
 def _is_at(stream: IO[str], path: Path) -> bool:
-    """Whether `path` still is this open file, and not one that another process has put there since."""
+    """Whether `path` still names this open file, not a later one."""
     return os.path.samestat(os.fstat(stream.fileno()), path.stat())
 
 
@@ -205,7 +202,7 @@ def _make(target: Path, make: Callable[[Path], None]) -> None:
     partial = _partial(target)
     try:
         make(partial)
-        # Otherwise a node that loses its power could keep the name and lose the content.
+        # Otherwise a power failure could keep the name and lose the content.
         with partial.open("rb") as stream:
             os.fsync(stream.fileno())
         os.replace(partial, target)

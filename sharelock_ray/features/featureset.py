@@ -20,7 +20,7 @@ from sharelock_ray import storage
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.features.cache import content_key, folder_of, in_use, made_once, unmade
 from sharelock_ray.features.manifest import MANIFEST, Manifest, Part, keys_digest, read_manifest, totals
-from sharelock_ray.features.schema import REJECTS, part_name, rows_schema
+from sharelock_ray.features.schema import REJECTS, rows_schema
 from sharelock_ray.machine import cpu_count
 from sharelock_ray.progress import Progress
 from sharelock_ray.sources.sample import DUPLICATE_KEY
@@ -40,38 +40,38 @@ def open_features(uri: str) -> "FeatureSet":
     """Opens a complete feature set.
 
     Raises:
-        RequestError: there is none at `uri`, or it is not complete.
+        RequestError: it does not exist or is incomplete.
     """
     return FeatureSet(uri, read_manifest(uri))
 
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """A complete feature set; rows are in the order of its parts, by key within each.
+    """A complete feature set; rows are in the order of its parts, sorted by key within each.
 
-    `keys` is (N,) and `embeddings` (N, D): the first use of either decodes the Parquet parts once, verified against the
-    manifest, into files that this and every other process of the node maps into memory (`features.cache`).
+    `keys` is (N,) and `embeddings` is (N, D). The first use of either verifies the Parquet parts against the manifest
+    and decodes them into files, which every process of the node maps into memory (`features.cache`).
     """
 
     uri: str
     manifest: Manifest
 
     def __reduce__(self) -> tuple[type["FeatureSet"], tuple[str, Manifest]]:
-        # What was mapped here is mapped anew by a process that it is sent to, if it is wanted there at all.
+        # The receiving process maps the files itself.
         return FeatureSet, (self.uri, self.manifest)
 
     @cached_property
     def table(self) -> pa.Table:
-        """Every column but the embedding, mapped from the node's cache; and `key_hash`, uint32.
+        """All columns except the embedding, mapped from the node's cache, and `key_hash`.
 
-        That is the first four bytes of the SHA-256 of each key, big-endian.
+        `key_hash` is uint32: the first four bytes of the SHA-256 of each key, big-endian.
         """
         path = self._made("columns.arrow", self._write_columns)
         return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
     @cached_property
     def columns(self) -> Mapping[str, np.ndarray]:
-        """Every column but the embedding, as (N,) arrays."""
+        """All columns except the embedding, as (N,) arrays."""
         return _Columns(self.table)
 
     @property
@@ -81,7 +81,7 @@ class FeatureSet:
 
     @property
     def labels(self) -> np.ndarray:
-        """(N,) float64 class indices of a vision set; NaN where an image has none, which older sets also have as -1."""
+        """(N,) float64 class indices of a vision set; NaN without a label, which older sets store as -1."""
         labels = self.columns["label"].astype(np.float64)
         return np.where(labels == -1, np.nan, labels)
 
@@ -104,25 +104,28 @@ class FeatureSet:
 
     @property
     def unmade_nbytes(self) -> int:
-        """Bytes of this node's disk that the first use of `embeddings` takes: none where another process has."""
+        """Bytes that the first use of `embeddings` will take on this node's disk; 0 if they are cached."""
         return unmade(self._cache / _EMBEDDINGS, self.nbytes)
 
     @cached_property
     def part_starts(self) -> np.ndarray:
-        """(P + 1,) row at which each part starts, and the number of rows."""
+        """(P + 1,) first row of each of the P parts, then the number of rows."""
         return _starts(np.array([part.rows for part in self.manifest.parts], np.int64))
 
     def part_of(self, rows: np.ndarray) -> np.ndarray:
-        """(n,) place of the part among the manifest's that each of n rows lies in."""
+        """(n,) position of each row's part among the manifest's parts."""
         return np.searchsorted(self.part_starts, rows, side="right") - 1
 
     @cached_property
     def rejects(self) -> pa.Table:
-        """Every input that could not be encoded, also in a later attempt: key, source, stage, error, message."""
-        rejects = self.rejected_at_first
-        recovered = [self._read(part.index, ["key"])["key"] for part in self.manifest.parts if part.recovered]
-        for keys in recovered:
-            rejects = rejects.filter(pc.invert(in_place_of(rejects, keys)))
+        """Every input that could not be encoded: key, source, stage, error, message."""
+        tables = [self.rejects_of(part) for part in self.manifest.parts if part.rejects]
+        rejects = pa.concat_tables(tables) if tables else REJECTS.empty_table()
+        for part in self.manifest.parts:
+            if part.recovered:
+                keys = self.read(part, ["key"])["key"].combine_chunks()
+                repeats = pc.equal(rejects["error"], DUPLICATE_KEY)
+                rejects = rejects.filter(pc.or_(repeats, pc.invert(pc.is_in(rejects["key"], value_set=keys))))
         return rejects
 
     @property
@@ -130,32 +133,43 @@ class FeatureSet:
         """Keys that no row has: those of the rejects, but for inputs that only repeat another one's key."""
         return set(self.rejects.filter(pc.not_equal(self.rejects["error"], DUPLICATE_KEY))["key"].to_pylist())
 
-    @cached_property
-    def rejected_at_first(self) -> pa.Table:
-        """What the extraction itself rejected."""
-        tables = [self._rejects_of(part) for part in self.manifest.parts if part.rejects]
-        return pa.concat_tables(tables) if tables else REJECTS.empty_table()
+    def rejects_of(self, part: Part) -> pa.Table:
+        """The rejects on record for a part that has some."""
+        name = f"rejects/{part.name}"
+        with _faults_named(storage.join(self.uri, name)):
+            return pq.read_table(pa.BufferReader(self.file_bytes(part, name)))
 
-    def _rejects_of(self, part: Part) -> pa.Table:
-        path = storage.join(self.uri, "rejects", part_name(part.index))
-        with _faults_named(path):
-            data = storage.read_bytes(path)
-            if storage.sha256(data) != part.rejects_sha256:
-                raise _not_as_made(path, "SHA-256 differs")
-            return pq.read_table(pa.BufferReader(data))
-
-    def part(self, index: int) -> pa.Table:
-        """The rows of one part, all columns."""
-        return self._read(index, None)
-
-    def part_embeddings(self, part: int, rows: np.ndarray) -> np.ndarray:
-        """(n, D) of the stored type, for n rows of the part at this place among the manifest's; read from storage.
-
-        Args:
-            rows: (n,) ascending, counted within the part.
+    def file_bytes(self, part: Part, name: str) -> bytes:
+        """One of the `files` of a part.
 
         Raises:
-            RunError: the part is not what its manifest says.
+            RunError: it is missing, or not what the manifest says.
+        """
+        path = storage.join(self.uri, name)
+        with _faults_named(path):
+            data = storage.read_bytes(path)
+        if storage.sha256(data) != (part.sha256 if name == part.name else part.rejects_sha256):
+            raise _not_as_made(path, "SHA-256 differs")
+        return data
+
+    def part(self, place: int) -> pa.Table:
+        """All columns of the part at this position among the manifest's parts."""
+        return self.read(self.manifest.parts[place])
+
+    def read(self, part: Part, columns: list[str] | None = None) -> pa.Table:
+        """Columns of the rows of a part; None reads all."""
+        with _faults_named(self._path(part)), storage.open_read(self._path(part)) as stream:
+            return pq.read_table(stream, columns=columns, page_checksum_verification=True)
+
+    def part_embeddings(self, part: int, rows: np.ndarray) -> np.ndarray:
+        """Reads (n, D) embeddings of the stored type from storage.
+
+        Args:
+            part: position among the manifest's parts.
+            rows: (n,) ascending row numbers within the part.
+
+        Raises:
+            RunError: the part differs from its manifest.
         """
         found = np.empty((len(rows), self.manifest.dim), self.manifest.dtype)
         start = 0
@@ -168,8 +182,8 @@ class FeatureSet:
 
     @property
     def _schema(self) -> pa.Schema:
-        index = self.manifest.parts[0].index
-        with _faults_named(self._path(index)), storage.open_read(self._path(index)) as stream:
+        path = self._path(self.manifest.parts[0])
+        with _faults_named(path), storage.open_read(path) as stream:
             return pq.read_schema(stream)
 
     @property
@@ -188,13 +202,13 @@ class FeatureSet:
 
     @cached_property
     def _use(self) -> IO[str]:
-        """Open for as long as this object lives, so that the node's cache keeps the set."""
+        """Open while this object lives, so that the node's cache keeps the set."""
         stream = in_use(self._cache)
         weakref.finalize(self, stream.close)
         return stream
 
     def _made(self, name: str, make: Callable[[Path], None], size: int | None = None) -> Path:
-        """A file of the set in the node's cache."""
+        """A file of the set in the node's cache, created if missing."""
         _ = self._use
         return made_once(self._cache / name, make, size)
 
@@ -208,22 +222,18 @@ class FeatureSet:
                     f"and {of_parts[name]} of its parts): {_REMEDY}"
                 )
 
-    def _path(self, part: int) -> str:
-        return storage.join(self.uri, part_name(part))
-
-    def _read(self, part: int, columns: list[str] | None) -> pa.Table:
-        with _faults_named(self._path(part)), storage.open_read(self._path(part)) as stream:
-            return pq.read_table(stream, columns=columns, page_checksum_verification=True)
+    def _path(self, part: Part) -> str:
+        return storage.join(self.uri, part.name)
 
     def _write_columns(self, target: Path) -> None:
         """Writes `table` as an Arrow file."""
         names = [name for name in self._schema.names if name != "embedding"]
 
         def read(part: Part) -> pa.Table:
-            table = self._read(part.index, names)
+            table = self.read(part, names)
             keys = table["key"].to_pylist()
             if keys_digest(list(dict.fromkeys(keys))) != part.keys_sha256:
-                raise _not_as_made(self._path(part.index), "its keys differ")
+                raise _not_as_made(self._path(part), "its keys differ")
             self._require_rows(part, len(keys))
             hashes = b"".join(hashlib.sha256(key.encode()).digest()[:4] for key in keys)
             return table.append_column(_KEY_HASH, pa.array(np.frombuffer(hashes, ">u4").astype(np.uint32)))
@@ -233,10 +243,10 @@ class FeatureSet:
             writer.write_table(table)
 
     def _write_embeddings(self, target: Path) -> None:
-        """Decodes the parts side by side, each into its own place in the file."""
+        """Decodes the parts in parallel, each at its own offset of the file."""
         starts = self.part_starts[:-1] * self._row_bytes
         with target.open("wb") as sink, Progress("features", "rows", self.manifest.rows) as progress:
-            # A disk that is too small says so at once.
+            # Fails at once if the disk is too small.
             os.posix_fallocate(sink.fileno(), 0, self.nbytes)
 
             def decode(place: tuple[Part, int]) -> int:
@@ -250,28 +260,28 @@ class FeatureSet:
                 progress.update(rows)
 
     def _decoded(self, part: Part) -> Iterator[np.ndarray]:
-        """The embeddings of a part, flat, a few rows at a time, once its file is verified."""
-        with _faults_named(self._path(part.index)), storage.local_copy(self._path(part.index)) as path:
+        """Verifies a part's file, then yields its flat embeddings, a few rows at a time."""
+        with _faults_named(self._path(part)), storage.local_copy(self._path(part)) as path:
             if storage.sha256_of(str(path)) != part.sha256:
-                raise _not_as_made(self._path(part.index), "SHA-256 differs")
+                raise _not_as_made(self._path(part), "SHA-256 differs")
             with pq.ParquetFile(path, memory_map=True) as file:
-                # Of another width it would be read as other rows.
+                # With another width, the flat values would be cut into wrong rows.
                 if file.schema_arrow.field("embedding").type != self._embedding_type:
-                    raise _not_as_made(self._path(part.index), "its embeddings have another width or type")
+                    raise _not_as_made(self._path(part), "its embeddings have another width or type")
                 self._require_rows(part, file.metadata.num_rows)
                 rows = max(1, _DECODED_BYTES // self._row_bytes)
                 for batch in file.iter_batches(rows, columns=["embedding"], use_threads=False):
                     yield batch["embedding"].flatten().to_numpy(zero_copy_only=True)
 
     def _require_rows(self, part: Part, found: int) -> None:
-        # Of another number, all rows behind them would be read as others.
+        # Otherwise all later rows would be shifted.
         if found != part.rows:
-            raise _not_as_made(self._path(part.index), f"it has {found} rows, not {part.rows}")
+            raise _not_as_made(self._path(part), f"it has {found} rows, not {part.rows}")
 
 
 @contextmanager
 def _faults_named(path: str) -> Iterator[None]:
-    """Whatever is wrong with a file of a set is said of that file."""
+    """Raises errors of reading a file of a set as a RunError that names the file."""
     try:
         yield
     except (OSError, pa.ArrowException) as error:
@@ -283,15 +293,8 @@ def _not_as_made(path: str, how: str) -> RunError:
     return RunError(f"{path} is not what its manifest says ({how}): {_REMEDY}")
 
 
-def in_place_of(rejects: pa.Table, keys: pa.ChunkedArray) -> pa.ChunkedArray:
-    """(N,) bool: which rejects rows with these keys stand for; an input that repeated a key stays one."""
-    return pc.and_(
-        pc.is_in(rejects["key"], value_set=keys.combine_chunks()), pc.not_equal(rejects["error"], DUPLICATE_KEY)
-    )
-
-
 class _Columns(Mapping[str, np.ndarray]):
-    """Columns of a table as arrays, each made when it is asked for: millions of texts are seconds and gigabytes."""
+    """Columns of a table as arrays, each converted on first use: millions of texts take seconds and gigabytes."""
 
     def __init__(self, table: pa.Table) -> None:
         self._table = table
@@ -310,7 +313,7 @@ class _Columns(Mapping[str, np.ndarray]):
 
 
 def _in_parallel(work: Callable[[Any], _T], items: Sequence[Any]) -> Iterator[_T]:
-    """What `work` makes of each item, in order, on all cores of this process; the first fault ends it."""
+    """Maps `work` over items in order, on all cores of this process; the first exception ends it."""
     with ThreadPoolExecutor(cpu_count()) as pool:
         try:
             yield from pool.map(work, items)
@@ -319,7 +322,7 @@ def _in_parallel(work: Callable[[Any], _T], items: Sequence[Any]) -> Iterator[_T
 
 
 def _write_at(descriptor: int, rows: np.ndarray, offset: int) -> None:
-    """Writes all of `rows` at `offset` of a file that other threads write elsewhere."""
+    """Writes all of `rows` at `offset`; other threads may write to other offsets."""
     data = rows.data.cast("B")
     while len(data):
         written = os.pwrite(descriptor, data, offset)
@@ -350,7 +353,7 @@ class Pairs:
 
     @property
     def lost(self) -> dict[str, int]:
-        """Keys that only one side has, by side: {"vision": …, "language": …}."""
+        """Number of keys that only one side has: {"vision": …, "language": …}."""
         return {
             "vision": self.vision.manifest.keys - len(self),
             "language": self.language.manifest.keys - len(self),
@@ -369,7 +372,7 @@ class Pairs:
 
 
 def join(vision: FeatureSet, language: FeatureSet) -> Pairs:
-    """Aligns a vision and a language set of one dataset and split by key; the node keeps what it found.
+    """Aligns a vision and a language set of one dataset and split by key; the result is cached on the node.
 
     Raises:
         RequestError: the sets are not a vision and a language set of the same dataset and split.
@@ -403,5 +406,5 @@ def _aligned(vision_keys: pa.ChunkedArray, language_keys: pa.ChunkedArray) -> tu
 
 
 def _starts(counts: np.ndarray) -> np.ndarray:
-    """Where each of consecutive runs of these lengths starts, and where the last one ends."""
+    """Start of each of consecutive runs of these lengths, then the end of the last one."""
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)

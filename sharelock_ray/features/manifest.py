@@ -1,4 +1,4 @@
-"""`manifest.json`: what a feature set is, how it was made, and the proof that it is whole. Written last."""
+"""`manifest.json`: describes a feature set and how it was made, and proves that it is complete. Written last."""
 
 from collections.abc import Iterable, Sequence, Set
 from typing import Any
@@ -7,23 +7,24 @@ from sharelock_ray import storage
 from sharelock_ray.config import Config
 from sharelock_ray.documents import Document, read_document
 from sharelock_ray.errors import RequestError
+from sharelock_ray.features.schema import part_name
 from sharelock_ray.sources.sample import Shard
 
 MANIFEST = "manifest.json"
 
 
 class Input(Config):
-    """A shard as it was listed when the set was made."""
+    """A shard as listed when its part was made."""
 
     name: str
     uri: str
     bytes: int
     version: str = ""
-    """Size and ETag, or time, of what it was read from. Empty in sets that were made before this was noted."""
+    """Size and ETag, or modification time, of its file. Empty in older sets."""
 
 
 class Part(Config):
-    """A committed part: its Parquet file, its rejects where it has any, and what they hold."""
+    """A committed part: its Parquet file, and the file of its rejects if it has any."""
 
     index: int
     sha256: str
@@ -32,22 +33,41 @@ class Part(Config):
     rejects: int
     rejects_sha256: str | None
     recovered: int = 0
-    """Rejects of earlier parts whose inputs are among its rows after all (`sharelock rejects retry`)."""
+    """Only in older sets, where retries added parts: the number of rejects of other parts that its rows replace."""
+    retried: bool = False
+    """Whether `sharelock rejects retry` has replaced the part that was extracted first."""
     keys: int
     """Distinct keys among the rows; a key of a language set has a row for each caption."""
     keys_sha256: str
     min: float | None
     max: float | None
     encoder_seconds: float
+    joules: float | None = None
+    """Energy of the GPU during these seconds, by its own counter, which includes other processes on the GPU.
+
+    An actor with a fraction of a GPU takes that fraction of it. None on devices without a counter.
+    """
     tokens: int
     truncated: int
     batch_reductions: int = 0
     devices: tuple[str, ...]
     revisions: tuple[str, ...]
 
+    @property
+    def name(self) -> str:
+        """Name of its file, and of the file of its rejects."""
+        if not self.retried:
+            return part_name(self.index)
+        return part_name(self.index, storage.sha256(f"{self.sha256} {self.rejects_sha256}".encode())[:16])
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Paths of its files within the set."""
+        return (self.name, f"rejects/{self.name}") if self.rejects else (self.name,)
+
 
 class Origin(Config):
-    """What a feature set was made of. `encoder` is the resolved spec, with everything that changes numbers."""
+    """Origin of a feature set. `encoder` is the resolved spec, with everything that changes embeddings."""
 
     dataset: str
     split: str
@@ -57,11 +77,11 @@ class Origin(Config):
 
 
 class Prediction(Config):
-    """What `sharelock plan` had foreseen for a feature set, each to compare with the manifest's field of that name."""
+    """Prediction of `sharelock plan`, to compare with the manifest's fields of the same names."""
 
     rows: int
     bytes: int
-    """Of embeddings and columns, to compare with the parts' `bytes` together."""
+    """Compare with the sum of the parts' `bytes`."""
     wall_seconds: float
     encoder_seconds: float
     gpu_hours: float
@@ -69,6 +89,8 @@ class Prediction(Config):
 
 class Manifest(Origin, Document):
     """See the design, section 3."""
+
+    schema_version = 2
 
     modality: str
     dim: int
@@ -87,22 +109,24 @@ class Manifest(Origin, Document):
     parts: tuple[Part, ...]
     devices: tuple[str, ...]
     revisions: tuple[str, ...]
-    """Exact commits of a model from the hub: one, unless it moved between runs and the recipe pins none."""
+    """Commits of a model from the hub; several if it changed between runs and the recipe pins none."""
     wall_seconds: float
     encoder_seconds: float
+    joules: float | None = None
+    """Of all parts; None if a part has none."""
     gpu_hours: float
     planned: Prediction | None = None
     created: str
 
     @property
     def digest(self) -> str:
-        """Identifies the set's content: equal for equal parts."""
+        """Hash of the content; equal for equal parts."""
         return storage.sha256("".join(part.sha256 for part in self.parts).encode())
 
     def other_inputs(self, listed: Sequence[Shard], may_change: Set[str]) -> dict[str, str]:
-        """The inputs that are not what the set was made of, sorted by name, and how: new, gone or of another size.
+        """Inputs that differ from those of the set, by sorted name: "new", "gone" or "of another size".
 
-        Those that `may_change` may be of any size.
+        The size of the inputs in `may_change` is ignored.
         """
         made = {each.name: each.bytes for each in self.inputs}
         now = {shard.name: shard.bytes for shard in listed}
@@ -112,12 +136,12 @@ class Manifest(Origin, Document):
 
 
 def inputs_with_rejects(manifests: Iterable[Manifest]) -> set[str]:
-    """Names of the inputs with rejects in one of the sets of a split. They may change: so rejects are mended."""
-    return {each.inputs[part.index].name for each in manifests for part in each.parts if part.rejects}
+    """Names of the inputs with rejects, now or before a retry, in a set of a split. Repairs may change these inputs."""
+    return {each.inputs[p.index].name for each in manifests for p in each.parts if p.rejects or p.retried}
 
 
 def totals(parts: Sequence[Part]) -> dict[str, Any]:
-    """The fields of a manifest that follow from its parts."""
+    """The manifest's fields that are derived from its parts."""
     lows = [part.min for part in parts if part.min is not None]
     highs = [part.max for part in parts if part.max is not None]
     return {
@@ -134,11 +158,19 @@ def totals(parts: Sequence[Part]) -> dict[str, Any]:
         "devices": tuple(sorted({device for part in parts for device in part.devices})),
         "revisions": tuple(sorted({revision for part in parts for revision in part.revisions})),
         "encoder_seconds": round(sum(part.encoder_seconds for part in parts), 2),
+        "joules": total_joules(part.joules for part in parts),
     }
 
 
+def total_joules(values: Iterable[float | None]) -> float | None:
+    """The sum, to hundredths; None if a value is missing."""
+    known = list(values)
+    missing = any(value is None for value in known)
+    return None if missing else round(sum(value for value in known if value is not None), 2)
+
+
 def keys_digest(keys: Sequence[str]) -> str:
-    """SHA-256 of keys in their order."""
+    """SHA-256 of the keys, in order."""
     return storage.sha256("\n".join(keys).encode())
 
 
@@ -150,7 +182,7 @@ def read_manifest(uri: str) -> Manifest:
     """The manifest of the feature set at `uri`.
 
     Raises:
-        RequestError: there is no feature set, it is not complete, or a newer version of this package made it.
+        RequestError: the set does not exist, is incomplete, or was made by a newer version of this package.
         RunError: the manifest is damaged.
     """
     path = storage.join(uri, MANIFEST)

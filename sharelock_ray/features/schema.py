@@ -1,4 +1,4 @@
-"""The columns of a feature set. The only place that says what they are."""
+"""The schema and the file names of a feature set, defined only here."""
 
 import pyarrow as pa
 
@@ -16,7 +16,7 @@ REJECTS = pa.schema(
 
 
 def rows_schema(modality: str, dim: int, stored_dtype: str) -> pa.Schema:
-    """Columns of a part: `key`, `embedding` (fixed width), and what the modality adds.
+    """Columns of a part: `key`, `embedding` (fixed width), and those of the modality.
 
     Args:
         modality: `vision` adds `label`; `language` adds `caption_id` and `text`.
@@ -46,12 +46,13 @@ def sort_columns(modality: str) -> list[tuple[str, str]]:
 
 
 def feature_set_uri(root: str, dataset: str, split: str, modality: str, encoder: str) -> str:
-    """Where a feature set lies below `root`; `encoder` is `<name>-<hash8>`."""
+    """URI of a feature set below `root`; `encoder` is `<name>-<hash8>`."""
     return storage.join(root, dataset, split, modality, encoder)
 
 
-def part_name(index: int) -> str:
-    return f"part-{index:05d}.parquet"
+def part_name(index: int, digest: str = "") -> str:
+    """Name of a part's file; that of a retried part contains a digest of its content."""
+    return f"part-{index:05d}{digest and f'-{digest}'}.parquet"
 
 
 def embedding_column(values: "object", dim: int) -> pa.FixedSizeListArray:

@@ -1,4 +1,4 @@
-"""Proves that a feature set is whole: every input in exactly one place, every part what the manifest says."""
+"""Verifies feature sets: every input is in exactly one place, every part is as the manifest says."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,14 +15,14 @@ from sharelock_ray import storage
 from sharelock_ray.errors import RunError
 from sharelock_ray.features.featureset import FeatureSet
 from sharelock_ray.features.manifest import MANIFEST, Manifest, Part, inputs_with_rejects, totals
-from sharelock_ray.features.schema import REJECTS, part_name, rows_schema
+from sharelock_ray.features.schema import REJECTS, rows_schema
 from sharelock_ray.features.writer import content_of_rows
 from sharelock_ray.sources.sample import DUPLICATE_KEY, MISSING, Shard, Source
 
 
 @dataclass
 class Audit:
-    """What was checked and what was found wrong; the set is sound where `problems` is empty."""
+    """Result of an audit; the set is sound if `problems` is empty."""
 
     uri: str
     rows: int = 0
@@ -30,11 +30,11 @@ class Audit:
     rejects: int = 0
     inputs: int | None = None
     matched: int | None = None
-    """Keys that the split's sets of the other modality have too; None where a set of the split is not sound."""
+    """Keys that are also in the sets of the other modality; None if a set of the split is not sound."""
     problems: list[str] = field(default_factory=list)
 
     def require(self) -> "Audit":
-        """Raises RunError with the first problem where there is any."""
+        """Raises RunError with the first problem, if any."""
         if self.problems:
             more = f" (and {len(self.problems) - 1} more)" if len(self.problems) > 1 else ""
             raise RunError(f"{self.uri}: {self.problems[0]}{more}: restore it, or delete the set and run extract again")
@@ -43,8 +43,7 @@ class Audit:
 
 @dataclass
 class _Found:
-    """What is in a part: keys of its rows (of a language set each once), of its rejects, and of rejects that repeat a
-    key, of which there may be any number."""
+    """Content of a part: distinct keys of its rows, keys of its rejects, and keys of its duplicate-key rejects."""
 
     problems: list[str] = field(default_factory=list)
     rows: int = 0
@@ -55,7 +54,7 @@ class _Found:
 
 @dataclass(frozen=True)
 class _Checked:
-    """The parts that were made of a shard, how many inputs it has, and what is wrong between both, for each part."""
+    """The parts of a shard, the number of its inputs, and for each part the problems between both."""
 
     parts: list[_Found]
     inputs: int
@@ -65,14 +64,14 @@ class _Checked:
 _Parts = list[tuple[int, Part]]
 _Item = tuple[Shard | None, _Parts]
 Each = Callable[[Callable[[_Item], _Checked], Sequence[_Item]], Iterable[_Checked]]
-"""Calls a function with each item, here or elsewhere, several at a time; gives the results in the items' order."""
+"""Calls a function with each item in parallel, perhaps on other machines; yields the results in order."""
 
 
 def audit(feature_set: FeatureSet, inputs: Iterable[str] | None = None) -> Audit:
     """Checks a feature set.
 
     Args:
-        inputs: the key of every input, read anew from the source; None leaves that comparison out.
+        inputs: the key of every input, read from the source; None skips that comparison.
     """
     found = [_check(feature_set, part) for part in feature_set.manifest.parts]
     report = _report(feature_set, found)
@@ -90,11 +89,11 @@ def audit_split(
 
     Args:
         each: runs the checks of the shards.
-        told: is told how many inputs were compared, now and then.
+        told: called with the number of inputs of each shard after its comparison.
     """
     shards = source.shards()
     listed = {shard.name: shard for shard in shards}
-    # What `recover` has added is of no one shard.
+    # Parts of recovered rows belong to no one shard.
     work: dict[object, _Parts] = {}
     for place, feature_set in enumerate(sets):
         made = feature_set.manifest.inputs
@@ -102,7 +101,7 @@ def audit_split(
             of = made[part.index].name if part.index < len(made) else (place, part.index)
             work.setdefault(of, []).append((place, part))
     items = [(listed.get(str(of)), parts) for of, parts in work.items()]
-    # A manifest names every part, and every check wants only its own.
+    # A check needs only its own parts, so the manifests are sent without parts.
     bare = [FeatureSet(s.uri, s.manifest.model_copy(update={"parts": (), "inputs": ()})) for s in sets]
     found: list[dict[int, _Found]] = [{} for _ in sets]
     problems: list[list[str]] = [[] for _ in sets]
@@ -126,7 +125,7 @@ def audit_split(
 
 
 def _check_shard(source: Source, sets: Sequence[FeatureSet], item: _Item) -> _Checked:
-    """Checks the parts that were made of a shard, and that each of its inputs is in them; None is of no shard."""
+    """Checks the parts of a shard and that they contain each of its inputs; None stands for no shard."""
     shard, parts = item
     found = [_check(sets[place], part) for place, part in parts]
     if shard is None:
@@ -134,23 +133,23 @@ def _check_shard(source: Source, sets: Sequence[FeatureSet], item: _Item) -> _Ch
     accounted = [_accounted([each]) for each in found]
     listed = Counter(source.keys_of(shard))
     if any(each != listed for each in accounted):
-        # Of what is damaged within, keys that were listed without it may be too many.
+        # In a damaged shard, a listing without the contents may have more keys than can be read.
         listed = Counter(item.key for item in source.read(shard))
     return _Checked(found, listed.total(), [list(_unaccounted(listed, each)) for each in accounted])
 
 
 def _report(feature_set: FeatureSet, found: Sequence[_Found]) -> Audit:
-    """What the parts, in the manifest's order, come to together."""
+    """Combines the checks of all parts, in the manifest's order."""
     manifest = feature_set.manifest
     report = Audit(feature_set.uri, problems=[*_strays(feature_set), *(p for part in found for p in part.problems)])
     rejects = pa.chunked_array([each.rejects for each in found], pa.large_string())
     for part, of_part in zip(manifest.parts, found, strict=True):
         if part.recovered:
-            # Its rejects of before stay on record, and stand no more.
+            # The rejects that its rows replace stay on record and no longer count.
             never = of_part.keys.filter(pc.invert(pc.is_in(of_part.keys, value_set=rejects.combine_chunks())))
             stand_no_more = pc.is_in(rejects, value_set=of_part.keys)
             rejects = rejects.filter(pc.invert(stand_no_more))
-            name = part_name(part.index)
+            name = part.name
             report.problems += [
                 f"key {key!r} was never rejected, so {name} cannot have recovered it" for key in never.to_pylist()
             ]
@@ -171,7 +170,7 @@ def _report(feature_set: FeatureSet, found: Sequence[_Found]) -> Audit:
 
 
 def _accounted(found: Iterable[_Found]) -> Counter[str]:
-    """How many inputs with each key are in parts. What was recovered is in one place, though a reject is on record."""
+    """Number of inputs by key. A recovered row counts once, though its reject is on record."""
     places: dict[str, int] = {}
     repeats: Counter[str] = Counter()
     for each in found:
@@ -181,10 +180,9 @@ def _accounted(found: Iterable[_Found]) -> Counter[str]:
 
 
 def why_empty(feature_set: FeatureSet) -> str | None:
-    """Why a feature set has no rows, and is not sound.
+    """Why a feature set without rows is not sound.
 
-    None where it has some, and where its inputs are sound and have nothing for its encoder, as class folders have no
-    captions.
+    None if it has rows, or if its inputs are sound but have nothing for its encoder (class folders have no captions).
     """
     if feature_set.manifest.rows:
         return None
@@ -201,19 +199,18 @@ def why_empty(feature_set: FeatureSet) -> str | None:
 
 def _strays(feature_set: FeatureSet) -> Iterator[str]:
     parts = feature_set.manifest.parts
-    # What a run that was stopped right after the manifest has staged, the next one removes.
-    known = {MANIFEST, "staging", "rejects", *(part_name(part.index) for part in parts)}
-    known |= {f"rejects/{part_name(part.index)}" for part in parts if part.rejects_sha256}
+    # A run stopped right after writing the manifest leaves staging, which the next run removes.
+    known = {MANIFEST, "staging", "rejects"}.union(*(part.files for part in parts))
     found = storage.names(feature_set.uri)
     found += [f"rejects/{name}" for name in storage.names(storage.join(feature_set.uri, "rejects"))]
-    # What a desktop or NFS leaves, such as `.DS_Store`, is none of ours and read by nobody.
+    # Desktops and NFS leave hidden files, such as `.DS_Store`.
     ours = (name for name in found if not name.rpartition("/")[2].startswith("."))
     return (f"{name} is not in the manifest" for name in ours if name not in known)
 
 
 def _check(feature_set: FeatureSet, part: Part) -> _Found:
-    """What a part holds, and what is wrong with it."""
-    name = part_name(part.index)
+    """The content and the problems of a part."""
+    name = part.name
     found = _Found()
     data = _verified(feature_set.uri, name, part.sha256, found.problems)
     if data is not None:
@@ -234,7 +231,7 @@ def _check(feature_set: FeatureSet, part: Part) -> _Found:
 
 
 def _check_rows(manifest: Manifest, part: Part, rows: pa.Table, data: bytes, found: _Found) -> Iterator[str]:
-    name = part_name(part.index)
+    name = part.name
     if not rows.schema.equals(rows_schema(manifest.modality, manifest.dim, manifest.dtype)):
         yield f"{name} has other columns, or embeddings of another width or type, than the manifest says"
         return
@@ -242,7 +239,7 @@ def _check_rows(manifest: Manifest, part: Part, rows: pa.Table, data: bytes, fou
     bad = int(np.count_nonzero(~np.isfinite(values)))
     if bad:
         yield f"{name} holds {bad} values that are not finite"
-    # Its SHA-256 is verified.
+    # The SHA-256 is verified already.
     content = {"bytes": len(data), **content_of_rows(rows)}
     if other := [each for each, value in content.items() if value != getattr(part, each)]:
         yield f"{name} has other {', '.join(other)} than the manifest says"

@@ -1,4 +1,4 @@
-"""How far a feature set has come, for those who watch it: read from storage alone, so from anywhere."""
+"""Progress of a feature set, read from storage only, so that any machine can show it."""
 
 import time
 from dataclasses import dataclass
@@ -13,11 +13,10 @@ from sharelock_ray.features.writer import Begun
 
 
 class Live(Document):
-    """`staging/progress.json`: what the driver last told of its run.
+    """`staging/progress.json`: the driver's last progress record.
 
-    Samples, rejects, share and wall seconds cover earlier runs too.
-
-    A note for people, and no part of the proof: what is committed is told by the staged and sealed parts.
+    Samples, rejects, share and wall seconds include earlier runs. Informational only: the staged and sealed parts
+    determine what is committed.
     """
 
     samples: int = 0
@@ -25,11 +24,11 @@ class Live(Document):
     samples_per_second: float = 0.0
     tokens_per_second: float = 0.0
     seconds: dict[str, float] = Field(default_factory=dict)
-    """Of all workers together, by stage; empty until the first chunk is staged."""
+    """Sum over workers, by stage; empty until the first chunk is staged."""
     encoders_idle: float = 0.0
-    """Share of the time in which actors had no encoder at work."""
+    """Fraction of the actors' time without a busy encoder."""
     share: float = 0.0
-    """Of the input's bytes."""
+    """Fraction of the input's bytes that is encoded."""
     seconds_left: float | None = None
     wall_seconds: float = 0.0
     updated: float = 0.0
@@ -37,12 +36,12 @@ class Live(Document):
 
     @property
     def age(self) -> float:
-        """Seconds since the driver was last heard of."""
+        """Seconds since the last update."""
         return max(0.0, time.time() - self.updated)
 
     @property
     def work(self) -> str:
-        """Tokens a second, where the workers' time goes, and how idle encoders are, in words."""
+        """Tokens per second, shares of the workers' time, and idle time of the encoders, as text."""
         total = sum(self.seconds.values())
         tokens = f"{self.tokens_per_second:,.0f} tokens/s" if self.tokens_per_second else ""
         stages = ", ".join(f"{stage} {seconds / total:.0%}" for stage, seconds in self.seconds.items()) if total else ""
@@ -51,7 +50,7 @@ class Live(Document):
 
 @dataclass(frozen=True)
 class SetState:
-    """`manifest` of a complete set; of one that is begun, how many of its parts are sealed."""
+    """State of a feature set: `manifest` if it is complete, else the number of sealed parts."""
 
     uri: str
     manifest: Manifest | None
@@ -61,7 +60,7 @@ class SetState:
 
 
 def state_of(uri: str) -> SetState:
-    """The state of the feature set at `uri`, which need not be begun."""
+    """The state of the feature set at `uri`, which need not exist."""
     if is_complete(uri):
         manifest = read_manifest(uri)
         return SetState(uri, manifest, len(manifest.parts), len(manifest.parts))
@@ -75,7 +74,7 @@ def state_of(uri: str) -> SetState:
 
 
 def read_live(uri: str) -> Live | None:
-    """What the driver last told; None where it told nothing, is of another version, or is damaged."""
+    """The last progress record; None if it is missing, damaged or of a newer version."""
     try:
         return read_document(Live, _path(uri))
     except (FileNotFoundError, SharelockError):

@@ -1,15 +1,14 @@
-"""Writes one feature set exactly once, whatever is killed in between.
+"""Writes one feature set exactly once; killed writers and racing drivers cannot damage it.
 
-Work arrives in chunks of a part, in any order and perhaps twice. A chunk is staged as one small file with a name that
-follows from the input alone; when all chunks of a part are there, the part is sealed: rows sorted by key, one Parquet
-file, one for its rejects, then a record that says both are whole. The manifest, written last, gathers the records.
+Chunks of a part arrive in any order, perhaps twice. Each is staged as one small file with a name derived from the
+input. Once all chunks of a part are staged, the part is sealed: a Parquet file with the rows sorted by key, a file of
+rejects, then a record of both. The manifest combines the records and is written last.
 
-Every file is published whole or not at all, and only where none is: of several drivers on one folder the first to
-publish a chunk decides what is in it, and parts, records and manifest follow from the chunks. So no step needs a lock,
-and repeating any of them, after a kill or in a race, changes nothing. What a driver finds missing because another one
-has gone further is there in a later form: chunks in a sealed part, records in the manifest.
+Files are created atomically and never overwritten. If several drivers share a folder, the first to publish a chunk
+decides its content; parts, records and manifest follow from the chunks. Every step is therefore idempotent and needs no
+lock. If another driver is ahead, missing chunks are in a sealed part, and missing records are in the manifest.
 
-    staging/begun.json                             what the set was begun from
+    staging/begun.json                             inputs and settings of the set
     staging/00003/00000.arrow … 00007-last.arrow   staged chunks of part 3
     staging/00003.json                             the record of part 3, once sealed
 """
@@ -41,6 +40,7 @@ from sharelock_ray.features.manifest import (
     is_complete,
     keys_digest,
     read_manifest,
+    total_joules,
     totals,
 )
 from sharelock_ray.features.schema import REJECTS, embedding_column, part_name, rows_schema, sort_columns
@@ -49,10 +49,10 @@ from sharelock_ray.sources.sample import Reject, Shard
 _ROWS_PER_GROUP = 4096
 _LAST = "-last"
 _ANEW = "run extract again, which makes it anew"
-# Whatever has another name is not ours: a desktop's, or what NFS keeps of a file that is removed while it is open.
+# Other names belong to desktops, or to NFS, which keeps files that are removed while open.
 _STAGED_PART = re.compile(r"(?P<part>[0-9]+)(?P<record>\.json)?")
 _CHUNK = re.compile(rf"(?P<index>[0-9]+)(?P<last>{_LAST})?\.arrow")
-_OF_A_PART = re.compile(r"(rejects/)?part-[0-9]+\.parquet")
+_PART = re.compile(r"part-[0-9]+(-[0-9a-f]{16})?\.parquet")
 
 
 @dataclass
@@ -66,42 +66,49 @@ class EncodedChunk:
     embeddings: np.ndarray
     rejects: list[Reject] = field(default_factory=list)
     seconds: float = 0.0
+    joules: float | None = None
+    """Energy of the GPU during these seconds; None without a counter."""
     tokens: int = 0
     truncated: int = 0
     batch_reductions: int = 0
-    """How often the device ran out of memory, and was given smaller batches from then on."""
+    """How often the device ran out of memory, which reduced the batch size."""
     device: str = "cpu"
     revision: str | None = None
-    """Commit of a model that came from the hub."""
+    """Commit of a model from the hub."""
 
 
 class Listed(Config):
-    """A shard as it was listed when a set was begun."""
+    """A shard as listed when the set was started."""
 
     name: str
     bytes: int
 
 
 class Begun(Document):
-    """`staging/begun.json`: how a set is made, whoever goes on with it."""
+    """`staging/begun.json`: inputs and settings of a set, fixed by the run that started it."""
 
     listing: tuple[Listed, ...]
     chunk_size: int
-    """Samples of a chunk."""
+    """Samples per chunk."""
     commit: str | None = None
-    """Of an encoder of the hub."""
+    """Commit of an encoder from the hub."""
 
 
 class PartRecord(Part, Document):
-    """`staging/<part>.json`: a part that is sealed."""
+    """`staging/<part>.json`: the record of a sealed part."""
+
+    schema_version = 2
 
 
 class ChunkRecord(Document):
-    """What a staged chunk says of itself beside its rows, in the metadata of its schema."""
+    """Schema metadata of a staged chunk."""
+
+    schema_version = 2
 
     rejects: tuple[dict[str, str], ...]
-    """Rows of the part's rejects."""
+    """Rows of the rejects file."""
     seconds: float
+    joules: float | None = None
     tokens: int
     device: str
     revision: str | None
@@ -114,34 +121,34 @@ _Chunk = tuple[pa.Table, ChunkRecord]
 
 @dataclass(frozen=True)
 class FeatureSetWriter:
-    """Writes the feature set at `uri`. Stateless, so that any process may hold a copy."""
+    """Writes the feature set at `uri`. Stateless: any process may hold a copy."""
 
     uri: str
     modality: str
     stored_dtype: str
 
     def start(self, shards: Sequence[Shard], chunk_size: int, commit: str | None = None) -> "Begun":
-        """Fixes the listing of inputs that parts are cut from, and how the set is made.
+        """Fixes the inputs and settings of the set, unless an earlier run has.
 
         Args:
-            commit: of the encoder, where it is one of the hub.
+            commit: commit of an encoder from the hub.
 
         Returns:
-            what holds for this set: what the run said which began it.
+            the inputs and settings of the run that started the set.
 
         Raises:
-            RequestError: the set was begun from another listing.
-            RunError: what the set was begun from cannot be read.
+            RequestError: the set was started from another listing.
+            RunError: `begun.json` is damaged.
         """
         listing = tuple(Listed(name=shard.name, bytes=shard.bytes) for shard in shards)
         asked = Begun(listing=listing, chunk_size=chunk_size, commit=commit)
         path = storage.join(self.uri, "staging", "begun.json")
         storage.create_json(path, asked.content())
         try:
-            # Where it is damaged, its folder goes too: without the chunk size that it told, chunks that are there could
-            # be continued by others that overlap them.
+            # If it is damaged, the whole folder must be deleted: with another chunk size, new chunks could overlap the
+            # staged ones.
             known = read_document(Begun, path, "delete its folder and run extract again")
-        except FileNotFoundError:  # Another driver has finished the set meanwhile.
+        except FileNotFoundError:  # Another driver has finished the set.
             return asked
         if known.listing != listing:
             raise RequestError(
@@ -151,7 +158,7 @@ class FeatureSetWriter:
         return known
 
     def staged(self) -> dict[int, "StagedPart"]:
-        """What earlier runs left, by part."""
+        """Parts that are staged or sealed, by index."""
         found: dict[int, StagedPart] = {}
         for name in storage.names(storage.join(self.uri, "staging")):
             match = _STAGED_PART.fullmatch(name)
@@ -165,7 +172,7 @@ class FeatureSetWriter:
         return found
 
     def staged_part(self, part: int) -> "StagedPart":
-        """How far a part has come by now, also through other drivers."""
+        """The current state of a part, including other drivers' work."""
         return StagedPart(sealed=True) if self._is_sealed(part) else self._staged_part(part)
 
     def _is_sealed(self, part: int) -> bool:
@@ -175,9 +182,9 @@ class FeatureSetWriter:
         return _staged(storage.names(self._folder(part)))
 
     def stage(self, part: int, index: int, last: bool, source: str, chunk: EncodedChunk) -> None:
-        """Stages one chunk, unless it is there.
+        """Stages one chunk, unless it is staged.
 
-        A sample with an embedding that cannot be stored finitely is one reject, and none of its captions a row.
+        A sample with an embedding that is not finite in the stored type becomes one reject, with all its captions.
         """
         dim = chunk.embeddings.shape[1]
         with np.errstate(over="ignore"):
@@ -196,6 +203,7 @@ class FeatureSetWriter:
         about = ChunkRecord(
             rejects=tuple({"source": source, **vars(reject)} for reject in (*chunk.rejects, *lost.values())),
             seconds=chunk.seconds,
+            joules=chunk.joules,
             tokens=chunk.tokens,
             device=chunk.device,
             revision=chunk.revision,
@@ -210,14 +218,14 @@ class FeatureSetWriter:
         storage.create_bytes(storage.join(self._folder(part), name), buffer.getvalue())
 
     def seal(self, part: int) -> None:
-        """Makes the part's files from its staged chunks and records them; a part that is sealed is left alone.
+        """Writes the part's files and its record from its staged chunks; a sealed part is left unchanged.
 
         Raises:
-            RunError: chunks are missing or damaged, and nobody has sealed the part; the next run makes them again.
+            RunError: chunks are missing or damaged, and the part is not sealed; the next run encodes them again.
         """
         if not self._is_sealed(part):
             chunks = self._chunks(part)
-            # Another driver may remove the chunks at any time, but only once it has sealed the part.
+            # Another driver may remove the chunks, but only after it has sealed the part.
             if chunks is not None:
                 storage.create_json(self._record(part), self._publish(part, chunks).content())
             elif not self._is_sealed(part):
@@ -229,7 +237,7 @@ class FeatureSetWriter:
         storage.remove(self._folder(part))
 
     def _chunks(self, part: int) -> list[_Chunk] | None:
-        """The part's staged chunks; None where they are not all there."""
+        """The part's staged chunks; None if some are missing."""
         folder = self._folder(part)
         names = storage.names(folder)
         if not _staged(names).is_whole:
@@ -240,7 +248,7 @@ class FeatureSetWriter:
             return None
 
     def _publish(self, part: int, chunks: Sequence[_Chunk]) -> PartRecord:
-        """Publishes the part's file and that of its rejects, and tells what is in them."""
+        """Publishes the part's file and its rejects file; returns their record."""
         about = [record for _, record in chunks]
         rows = pa.concat_tables(rows.replace_schema_metadata(None) for rows, _ in chunks)
         rows = rows.sort_by(sort_columns(self.modality))
@@ -256,6 +264,7 @@ class FeatureSetWriter:
             rejects_sha256=storage.sha256(rejects_data) if rejects_data else None,
             **content(rows, data),
             encoder_seconds=sum(each.seconds for each in about),
+            joules=total_joules(each.joules for each in about),
             tokens=sum(each.tokens for each in about),
             truncated=sum(each.truncated for each in about),
             batch_reductions=sum(each.batch_reductions for each in about),
@@ -264,11 +273,11 @@ class FeatureSetWriter:
         )
 
     def _publish_table(self, name: str, table: pa.Table) -> bytes:
-        """Publishes `table` as a Parquet file where none is.
+        """Publishes `table` as a Parquet file, unless the file exists.
 
         Returns:
-            the bytes that are there now. Those of another driver hold the same rows, but perhaps in the form of another
-            version of Parquet; a leftover with other rows, which no manifest names, is replaced.
+            the bytes of the file. Another driver's file has the same rows, but perhaps other bytes if its version of
+            pyarrow differs. A leftover with other rows, which no manifest names, is replaced.
         """
         path, data = storage.join(self.uri, name), parquet(table)
         if storage.create_bytes(path, data):
@@ -288,14 +297,14 @@ class FeatureSetWriter:
         wall_seconds: float,
         planned: Prediction | None = None,
     ) -> Manifest:
-        """Writes the manifest from the records of all parts, unless it is there, then removes the staging area.
+        """Writes the manifest from the records of all parts, unless it exists, then removes the staging area.
 
         Args:
-            gpus: of one actor.
-            wall_seconds: of all runs that worked on the set.
+            gpus: GPUs per actor.
+            wall_seconds: wall seconds of all runs on the set.
 
         Raises:
-            RunError: a part is not sealed, its record is damaged, or its files are gone; the next run makes it again.
+            RunError: a part is not sealed, its record is damaged, or its files are missing; the next run repairs it.
         """
         try:
             parts = [self._recorded(shard.index) for shard in shards]
@@ -305,7 +314,7 @@ class FeatureSetWriter:
                 raise RunError(f"{self.uri} lacks parts: run extract again") from None
         else:
             self._require_files(parts)
-            with storage.open_read(storage.join(self.uri, part_name(parts[0].index))) as stream:
+            with storage.open_read(storage.join(self.uri, parts[0].name)) as stream:
                 dim = int(pq.read_schema(stream).field("embedding").type.list_size)
             manifest = Manifest(
                 **dict(origin),
@@ -326,7 +335,7 @@ class FeatureSetWriter:
         return read_manifest(self.uri)
 
     def _recorded(self, part: int) -> Part:
-        """The record of a part; one that is damaged is removed."""
+        """The record of a part; a damaged one is removed."""
         path = self._record(part)
         try:
             return read_document(PartRecord, path, _ANEW)
@@ -335,25 +344,22 @@ class FeatureSetWriter:
             raise
 
     def _require_files(self, parts: Sequence[Part]) -> None:
-        """Sees that the files of all parts are there, and removes others.
+        """Raises RunError if a part's file is missing; removes other part files.
 
-        A disk that lost its power may have kept a record and lost its part; an earlier set that was made here may have
-        had more parts, or rejects where there are none now.
+        A power failure may have lost a part but not its record. An earlier set in the same folder may have had more
+        parts or more rejects.
         """
         rows = storage.entries(self.uri)
         rejects = storage.names(storage.join(self.uri, "rejects"))
         for part in parts:
-            name = part_name(part.index)
+            name = part.name
             if rows.get(name) != part.bytes or (part.rejects and name not in rejects):
                 if is_complete(self.uri):
                     return
                 storage.remove(self._record(part.index))
                 raise RunError(f"{name} of {self.uri} is gone: run extract again, which makes it anew")
-        named = {part_name(part.index): part for part in parts}
-        others = [name for name in rows if name not in named]
-        others += [f"rejects/{name}" for name in rejects if name not in named or not named[name].rejects]
-        for name in filter(_OF_A_PART.fullmatch, others):
-            # What was there before the manifest was is not of a retry, which adds parts to it.
+        for name in part_files(self.uri) - {name for part in parts for name in part.files}:
+            # Once the set is complete, a retry may have replaced parts.
             if not is_complete(self.uri):
                 storage.remove(storage.join(self.uri, name))
 
@@ -364,8 +370,14 @@ class FeatureSetWriter:
         return storage.join(self.uri, "staging", f"{part:05d}.json")
 
 
+def part_files(uri: str) -> set[str]:
+    """Paths within a set of all files of parts and of their rejects, whether or not its manifest names them."""
+    folders = {"": uri, "rejects/": storage.join(uri, "rejects")}
+    return {f"{prefix}{name}" for prefix, at in folders.items() for name in storage.names(at) if _PART.fullmatch(name)}
+
+
 def remove_leftovers(uri: str) -> None:
-    """Removes what runs that were killed have left of a set that is complete by now: staging, and unfinished files."""
+    """Removes what killed runs left of a set that is now complete: staging and unfinished files."""
     storage.remove(storage.join(uri, "staging"))
     for folder in (uri, storage.join(uri, "rejects")):
         storage.remove_unfinished(folder)
@@ -373,7 +385,7 @@ def remove_leftovers(uri: str) -> None:
 
 @dataclass(frozen=True)
 class StagedPart:
-    """How far a part has come."""
+    """State of a part."""
 
     chunks: frozenset[int] = frozenset()
     last: int | None = None
@@ -381,20 +393,20 @@ class StagedPart:
 
     @property
     def is_whole(self) -> bool:
-        """All chunks are staged, so the part can be sealed."""
+        """Whether all chunks are staged, so that the part can be sealed."""
         return self.sealed or (self.last is not None and len(self.chunks) == self.last + 1)
 
     def with_chunk(self, index: int, last: bool) -> "StagedPart":
-        """This part, with one more chunk staged."""
+        """This state with one more staged chunk."""
         return StagedPart(self.chunks | {index}, index if last else self.last, self.sealed)
 
     def has_chunk(self, index: int) -> bool:
-        """The chunk is staged, or went into the sealed part."""
+        """Whether the chunk is staged, or in the sealed part."""
         return self.sealed or index in self.chunks
 
 
 def _staged(names: Iterable[str]) -> StagedPart:
-    """What the names of staged chunks say."""
+    """The state of a part, from the names of its staged chunks."""
     found = StagedPart()
     for match in filter(None, map(_CHUNK.fullmatch, names)):
         found = found.with_chunk(int(match["index"]), match["last"] is not None)
@@ -402,12 +414,12 @@ def _staged(names: Iterable[str]) -> StagedPart:
 
 
 def content(rows: pa.Table, data: bytes) -> dict[str, Any]:
-    """The fields of a `Part` that follow from its rows and its file."""
+    """The fields of a `Part` that are derived from its rows and its file."""
     return {"sha256": storage.sha256(data), "bytes": len(data), **content_of_rows(rows)}
 
 
 def content_of_rows(rows: pa.Table) -> dict[str, Any]:
-    """Those that follow from its rows alone."""
+    """The fields that are derived from the rows."""
     values = pc.min_max(rows["embedding"].combine_chunks().flatten().cast(pa.float32())).as_py()
     keys = pc.unique(rows["key"]).to_pylist()
     return {
@@ -420,7 +432,7 @@ def content_of_rows(rows: pa.Table) -> dict[str, Any]:
 
 
 def _read_chunk(uri: str) -> _Chunk:
-    """A staged chunk; one that is damaged is removed."""
+    """A staged chunk; a damaged one is removed."""
     data = storage.read_bytes(uri)
     try:
         try:
@@ -436,7 +448,7 @@ def _read_chunk(uri: str) -> _Chunk:
 
 
 def _read_parquet(data: bytes) -> pa.Table | None:
-    """The table in `data`; None where it is none."""
+    """The table in `data`; None if it is not Parquet."""
     try:
         return pq.read_table(pa.BufferReader(data))
     except (pa.ArrowException, OSError):
@@ -444,9 +456,9 @@ def _read_parquet(data: bytes) -> pa.Table | None:
 
 
 def parquet(table: pa.Table) -> bytes:
-    """Parquet bytes built in memory: a writer that fails half-way on the store itself would publish a short file."""
+    """Parquet bytes, built in memory: writing to the store directly could publish a truncated file."""
     buffer = io.BytesIO()
-    # Dictionaries and statistics of embeddings cost ten times the writing and tell nothing.
+    # Dictionaries and statistics of embeddings are useless and make writing ten times slower.
     names = [name for name in table.schema.names if name != "embedding"]
     compression = dict.fromkeys(names, "zstd") | (
         {"embedding.list.element": "none"} if "embedding" in table.schema.names else {}
@@ -458,14 +470,14 @@ def parquet(table: pa.Table) -> bytes:
         compression=compression,
         use_dictionary=False,
         write_statistics=[name for name in names if name != "text"],
-        # Whoever reads some of the columns cannot compare the SHA-256 of the file.
+        # Readers of single columns cannot verify the SHA-256 of the file.
         write_page_checksum=True,
     )
     return buffer.getvalue()
 
 
 def _non_finite_rejects(chunk: EncodedChunk, finite: np.ndarray, stored: np.ndarray, dtype: str) -> dict[str, Reject]:
-    """By key; of several such captions of a sample the first is named."""
+    """Rejects of samples with non-finite embeddings, by key; each names the first such caption."""
     rejects: dict[str, Reject] = {}
     for row in np.flatnonzero(~finite):
         dimension = int(np.flatnonzero(~np.isfinite(stored[row]))[0])

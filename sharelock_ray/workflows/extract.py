@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from sharelock_ray.errors import RunError
 from sharelock_ray.features.featureset import FeatureSet, open_features
-from sharelock_ray.features.manifest import is_complete
+from sharelock_ray.features.manifest import is_complete, total_joules
 from sharelock_ray.features.soundness import why_empty
 from sharelock_ray.features.writer import remove_leftovers
 from sharelock_ray.progress import clock, say
@@ -66,6 +66,8 @@ def extract_splits(recipe: Recipe, splits: Sequence[Split]) -> None:
                 sets = run_job(job, recipe.operations.extraction)
             counts = ", ".join(f"{s.manifest.rows:,} {s.manifest.modality} rows" for s in sets)
             say(f"extract {split.name}: {counts}, {sum(s.manifest.rejects for s in sets)} rejects")
+            if (joules := total_joules(s.manifest.joules for s in sets)) is not None:
+                say(f"extract {split.name}: encoding took {joules / 3.6e6:,.3f} kWh of the GPUs")
             if planned:
                 taken, foreseen = sets[0].manifest.wall_seconds, next(iter(planned.values())).wall_seconds
                 say(f"extract {split.name}: took {clock(taken)}; the plan said {clock(foreseen)}")

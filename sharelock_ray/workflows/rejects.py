@@ -1,4 +1,4 @@
-"""What a run could not encode: shown, exported, and tried again."""
+"""`rejects`: lists, exports and retries the inputs that could not be encoded."""
 
 import re
 from collections.abc import Sequence
@@ -9,38 +9,37 @@ import pyarrow.csv as csv
 import pyarrow.parquet as pq
 
 from sharelock_ray import storage
+from sharelock_ray.config import content_hash
 from sharelock_ray.errors import RequestError
 from sharelock_ray.features.featureset import FeatureSet
-from sharelock_ray.features.manifest import keys_digest
-from sharelock_ray.features.recovery import recover
+from sharelock_ray.features.replacement import rejected_parts, remove_unnamed_parts, replace_parts
 from sharelock_ray.progress import say
 from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.sources.sample import Shard
-from sharelock_ray.sources.subset import Subset
 from sharelock_ray.workflows.inputs import Inputs, feature_sets, refuse_other_inputs
 
 _WRITERS = ("csv", "jsonl", "parquet")
-# No name of a dataset begins with a dot, so no feature set lies below it.
+# No dataset's name begins with a dot.
 _SCRATCH = ".retry"
 
 
 def rejects(recipe: Recipe) -> pa.Table:
-    """Every reject of the recipe's feature sets: split, modality, encoder, and the columns of a reject."""
+    """All rejects of the recipe's feature sets, with split, modality and encoder."""
     return pa.concat_tables(_labelled(each) for each in feature_sets(Inputs(recipe).known_splits))
 
 
 def export(recipe: Recipe, path: str) -> int:
-    """Writes all rejects as CSV, JSON lines or Parquet, by the ending of `path`.
+    """Writes all rejects as CSV, JSON lines or Parquet, chosen by the file extension.
 
     Returns:
-        how many.
+        the number of rejects.
 
     Raises:
-        RequestError: another ending.
+        RequestError: unknown file extension.
     """
     ending = path.rpartition(".")[2].lower()
     if ending not in _WRITERS:
-        raise RequestError(f"{path}: the ending says the format, and must be one of .{', .'.join(_WRITERS)}")
+        raise RequestError(f"{path}: the file extension must be one of .{', .'.join(_WRITERS)}")
     table = rejects(recipe)
     sink = pa.BufferOutputStream()
     if ending == "csv":
@@ -55,24 +54,23 @@ def export(recipe: Recipe, path: str) -> int:
 
 @dataclass(frozen=True)
 class Retry:
-    """What trying again came to, for one feature set."""
+    """The result of a retry for one feature set."""
 
     uri: str
     tried: int
-    """Inputs that had been rejected."""
+    """Number of rejected inputs."""
     recovered: int
-    """Rows that they gave after all."""
+    """Number of rows gained."""
 
 
 def retry(recipe: Recipe) -> list[Retry]:
-    """Sends the rejected inputs through their encoders again; what they give is added to their feature sets.
+    """Extracts the shards with rejects again, and replaces the parts that have fewer rejects now.
 
-    Work that a killed retry had done is kept, as that of an extraction is. A shard that was damaged as a whole is
-    another input once it is replaced, and no matter of this.
+    A retry that was killed continues where it stopped.
 
     Raises:
-        RequestError: the feature sets are another run's, which this one only reads; or the recipe's source lists other
-            inputs than they were made from, or has them elsewhere.
+        RequestError: another run owns the feature sets, the source lists other inputs than they were made from, or the
+            inputs are elsewhere now.
     """
     from sharelock_ray.engine import cluster
     from sharelock_ray.engine.extraction import ExtractionJob, extract
@@ -82,35 +80,55 @@ def retry(recipe: Recipe) -> list[Retry]:
             f"the feature sets are those of {recipe.features_of} (`features_of`), which this recipe only reads: "
             f"try again with the recipe that extracted them"
         )
-    # Below this folder the retry is an extraction like any other, for each choice of inputs a place of its own.
     folder = storage.join(recipe.features_folder, _SCRATCH)
     found = []
     with cluster.connected():
         for split in Inputs(recipe).known_splits:
             sets = split.open()
-            keys = {s.uri: s.rejected_keys for s in sets}
-            wanted = frozenset().union(*keys.values())
-            if not wanted:
+            rejected = [_rejected_shards(each) for each in sets]
+            if not any(rejected):
                 continue
             refuse_other_inputs(split.source, sets)
-            subset = Subset(split.source, wanted)
-            _refuse_inputs_elsewhere(subset.shards(), sets)
-            root = storage.join(folder, keys_digest(sorted(wanted))[:16])
-            job = ExtractionJob(root, recipe.data.dataset, split.name, subset, split.encoders)
-            for known, retried in zip(sets, extract(job, recipe.operations.extraction), strict=True):
-                recovered = recover(known, retried).manifest.rows - known.manifest.rows
-                found.append(Retry(known.uri, len(keys[known.uri]), recovered))
-                say(
-                    f"rejects of {split.name} {known.manifest.modality}: {recovered} rows from {found[-1].tried} inputs"
+            # Encoders with rejects in the same shards share one extraction.
+            for names in dict.fromkeys(filter(None, rejected)):
+                chosen = [place for place, each in enumerate(rejected) if each == names]
+                shards = tuple(shard for shard in split.source.shards() if shard.name in names)
+                _refuse_inputs_elsewhere(shards, [sets[place] for place in chosen])
+                job = ExtractionJob(
+                    storage.join(folder, _version(shards)),
+                    recipe.data.dataset,
+                    split.name,
+                    split.source,
+                    tuple(split.encoders[place] for place in chosen),
+                    shards=shards,
                 )
+                for place, retried in zip(chosen, extract(job, recipe.operations.extraction), strict=True):
+                    known = sets[place]
+                    recovered = replace_parts(known.uri, retried).manifest.rows - known.manifest.rows
+                    found.append(Retry(known.uri, len(known.rejected_keys), recovered))
+                    say(
+                        f"rejects of {split.name} {known.manifest.modality}: "
+                        f"{recovered} rows from {found[-1].tried} inputs"
+                    )
     storage.remove(folder)
     return found
 
 
-def _refuse_inputs_elsewhere(shards: Sequence[Shard], sets: Sequence[FeatureSet]) -> None:
-    """Raises RequestError where a shard is another file than a set was made from.
+def _rejected_shards(feature_set: FeatureSet) -> frozenset[str]:
+    """Names of the shards to extract again."""
+    remove_unnamed_parts(feature_set.uri)
+    return frozenset(feature_set.manifest.inputs[part.index].name for part in rejected_parts(feature_set))
 
-    What was rejected may have been mended, so that neither its size nor its content tells whether it is the same input.
+
+def _version(shards: Sequence[Shard]) -> str:
+    """Identifies the present content of shards, so that a retry does not continue one of other content."""
+    return content_hash([(shard.name, shard.bytes, shard.version) for shard in shards])
+
+
+def _refuse_inputs_elsewhere(shards: Sequence[Shard], sets: Sequence[FeatureSet]) -> None:
+    """Raises RequestError if a shard is at another path than when a set was made.
+
+    Inputs may have been repaired, so neither size nor content can identify them.
     """
     for feature_set in sets:
         made = {each.name: _place(each.uri) for each in feature_set.manifest.inputs}
@@ -123,7 +141,7 @@ def _refuse_inputs_elsewhere(shards: Sequence[Shard], sets: Sequence[FeatureSet]
 
 
 def _place(uri: str) -> str:
-    """The file or folder of a shard; a run of a list may begin at another byte once a row was mended."""
+    """The file or folder of a shard; the byte offset of a range of a list changes if an earlier row is repaired."""
     return re.sub(r"#\d+$", "", uri)
 
 

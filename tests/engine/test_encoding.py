@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 import support
+from sharelock_ray.documents import read_document
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
+from sharelock_ray.energy import EnergyMeter
 from sharelock_ray.engine.encoding import ChunkReport, _Encode, _Work
 from sharelock_ray.engine.extraction_options import ExtractionOptions
 from sharelock_ray.engine.stream import packed
 from sharelock_ray.extraction.chunks import Chunk, cut, decode
-from sharelock_ray.features.writer import FeatureSetWriter
+from sharelock_ray.features.writer import FeatureSetWriter, PartRecord
 from sharelock_ray.sources.webdataset import WebDatasetSource
 
 
@@ -34,10 +36,15 @@ def chunk(tmp_path: Path, vision_spec: VisionSpec) -> Chunk:
 
 
 def run(
-    folder: Path, specs: Sequence[VisionSpec | LanguageSpec], chunk: Chunk, missing: list[int]
+    folder: Path,
+    specs: Sequence[VisionSpec | LanguageSpec],
+    chunk: Chunk,
+    missing: list[int],
+    energy: EnergyMeter | None = None,
 ) -> tuple[_Encode, list[FeatureSetWriter], ChunkReport]:
     writers = [FeatureSetWriter(str(folder / spec.name), spec.modality, spec.stored_dtype) for spec in specs]
     actor = _Encode(specs, writers, ExtractionOptions())
+    actor._energy = energy or actor._energy
     table = actor(packed(_Work(chunk, list(range(len(specs))), missing, 0.0), arrays=1))
     return actor, writers, pickle.loads(table["report"][0].as_py())
 
@@ -67,3 +74,19 @@ def test_stages_nothing_that_is_staged_already(
     _, writers, report = run(tmp_path, specs, chunk, missing=[2])
     assert [writer.staged_part(0).chunks for writer in writers] == [set(), set(), {0}, set(), set()]
     assert (report.encoders, report.rejects) == ((0, 1, 2, 3, 4), 1)
+
+
+def test_encoders_of_one_model_share_its_energy(
+    tmp_path: Path, specs: list[VisionSpec | LanguageSpec], chunk: Chunk
+) -> None:
+    # Each model takes 12 J, of which half are the actor's; three encoders share the second one.
+    counter = iter([100.0, 112.0, 112.0, 124.0, 124.0, 136.0])
+    _, writers, _ = run(tmp_path / "gpu", specs, chunk, [0, 1, 2, 3, 4], EnergyMeter(0.5, lambda: next(counter)))
+    assert [joules_of(writer) for writer in writers] == [6, 2, 2, 2, 6]
+    _, (writer,), _ = run(tmp_path / "cpu", specs[:1], chunk, missing=[0])
+    assert joules_of(writer) is None
+
+
+def joules_of(writer: FeatureSetWriter) -> float | None:
+    writer.seal(0)
+    return read_document(PartRecord, f"{writer.uri}/staging/00000.json").joules

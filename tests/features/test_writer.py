@@ -14,6 +14,7 @@ from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.features.featureset import open_features
 from sharelock_ray.features.manifest import Origin
+from sharelock_ray.features.soundness import audit
 from sharelock_ray.features.writer import EncodedChunk, FeatureSetWriter, StagedPart
 from sharelock_ray.sources.sample import DUPLICATE_KEY, Reject, Shard
 
@@ -326,6 +327,16 @@ class TestManifest:
             assert (part.sha256, part.bytes) == (storage.sha256(data), len(data))
         assert [part.rejects_sha256 is None for part in manifest.parts] == [True, False]
         assert open_features(to.uri).manifest == manifest
+
+    @pytest.mark.parametrize(("joules", "total"), [((1.25, 2.5), 3.75), ((1.25, None), None), ((None, None), None)])
+    def test_adds_up_energy_unless_a_part_has_none(
+        self, tmp_path: Path, joules: tuple[float | None, ...], total: float | None
+    ) -> None:
+        chunks = [[support.encoded("vision", [key], joules=each)] for key, each in zip("ab", joules, strict=True)]
+        feature_set = open_features(support.write_parts(str(tmp_path), VISION, chunks))
+        assert [part.joules for part in feature_set.manifest.parts] == list(joules)
+        assert feature_set.manifest.joules == total
+        assert audit(feature_set).problems == []
 
     def test_of_the_same_rows_has_the_same_digest_and_of_others_another(self, tmp_path: Path) -> None:
         uris = [support.write_parts(str(tmp_path / name), VISION, [CHUNKS]) for name in "ab"]
