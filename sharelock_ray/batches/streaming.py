@@ -35,10 +35,10 @@ def read_here(sets: tuple[FeatureSet, FeatureSet], pieces: Sequence[Piece]) -> I
 
 
 class StreamedRows(RowStore):
-    """Rows that are read again in every pass.
+    """Reads the rows from storage again in every pass.
 
     Args:
-        read: reads pieces.
+        read: reader of pieces.
     """
 
     def __init__(
@@ -59,9 +59,9 @@ class StreamedRows(RowStore):
         for number, rows in enumerate(batches):
             held += [_Held(use, torch.from_numpy(values)) for use, values in islice(coming, begins[number])]
             buffers = next(slots)
-            for side, of in enumerate(self._sets):
+            for side, features in enumerate(self._sets):
                 here = [each for each in held if each.use.piece.side == side]
-                _gather(rows[side], of, here, buffers[side])
+                _gather(rows[side], features, here, buffers[side])
             held = [each for each in held if each.use.last > number]
             yield rows, [buffer[: len(wanted)] for buffer, wanted in zip(buffers, rows, strict=True)]
 
@@ -97,7 +97,7 @@ def _uses(side: int, features: FeatureSet, batches: list[np.ndarray]) -> Iterato
 
 
 def _gather(rows: np.ndarray, features: FeatureSet, held: list[_Held], out: torch.Tensor) -> None:
-    """Copies the embeddings of `rows`, all of them in `held`, to `out`."""
+    """Copies the embeddings of `rows`, all of which are in `held`, to `out`."""
     part = features.part_of(rows)
     for each in held:
         places = np.flatnonzero(part == each.use.piece.part)

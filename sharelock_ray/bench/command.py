@@ -141,7 +141,7 @@ def encoders(
         for t in found
     ]
     cores = statistics.median(found[0].per_second) / decode
-    rows.append([f"decoding for {image_size}, one core", f"{decode:,.0f} images/s", "", f"{cores:.1f} cores feed it"])
+    rows.append([f"decoding for {image_size}, one core", f"{decode:,.0f} images/s", "", f"{cores:.1f} cores keep up"])
     result = {"device": bench.describe(device), "decode_per_core": decode, "encoders": [asdict(t) for t in found]}
     _show(["encoder", "rate", "peak TFLOP/s", "share of peak"], rows, result, as_json)
 
@@ -176,7 +176,7 @@ def loss(
 
 
 @app.command()
-def feeding(
+def batches(
     pairs: Annotated[int, typer.Option(min=2, help="Number of pairs in the generated feature sets.")] = 40_000,
     batch_size: int = 16_384,
     vision_dim: int = 1024,
@@ -185,7 +185,7 @@ def feeding(
     as_json: AsJson = False,
 ) -> None:
     """Batches from memory on one core, compared with the released code (one file per sample) and a bare gather."""
-    from sharelock_ray.bench import feeding as bench
+    from sharelock_ray.bench import measure_batches as bench
 
     c = bench.compare(bench.Setting(pairs, batch_size, vision_dim, language_dim), repeats)
     rows = [

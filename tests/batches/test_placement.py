@@ -10,7 +10,7 @@ import torch
 
 import support
 from sharelock_ray.batches import placement as placement_module
-from sharelock_ray.batches.placement import DeviceCache, MappedRows, Placement, ahead, placement
+from sharelock_ray.batches.placement import DeviceCache, MappedRows, Placement, placement, prefetched
 from sharelock_ray.features.featureset import FeatureSet, open_features
 
 CPU = torch.device("cpu")
@@ -50,7 +50,7 @@ def test_features_stay_in_storage_where_the_disk_has_no_room_unless_they_are_on_
 def test_many_readers_of_a_disk_gather_what_one_of_memory_does(sets: list[FeatureSet], rows: int) -> None:
     chosen = tuple(np.random.default_rng(i).integers(0, 60, rows) for i in range(2))
     store = MappedRows(*sets, CPU, Placement("disk", "as the test wants it"))
-    ((of_rows, found),) = store.feed([[chosen]], at_most=100)
+    ((of_rows, found),) = store.gather([[chosen]], max_rows=100)
     assert of_rows is chosen
     for values, features, own in zip(found, sets, chosen, strict=True):
         assert torch.equal(values, features.embeddings[own])
@@ -65,9 +65,9 @@ def test_sets_stay_on_the_device_until_others_are_wanted(sets: list[FeatureSet])
     assert device_cache.missing_nbytes(*sets) == language.nbytes
     # Whoever opens the set again finds the same memory.
     assert device_cache.table(open_features(vision.uri), CPU) is table
-    device_cache.keep_only(vision)
+    device_cache.evict_except(vision)
     assert device_cache.table(vision, CPU) is table
-    device_cache.keep_only(language)
+    device_cache.evict_except(language)
     assert device_cache.missing_nbytes(*sets) == vision.nbytes + language.nbytes
 
 
@@ -78,7 +78,7 @@ def test_the_next_is_made_while_one_is_used() -> None:
         begun.append(i)
         return i
 
-    work = ahead(make(i) for i in range(4))
+    work = prefetched(make(i) for i in range(4))
     assert next(work) == 0
     deadline = time.monotonic() + 10
     while begun != [0, 1] and time.monotonic() < deadline:
@@ -87,4 +87,4 @@ def test_the_next_is_made_while_one_is_used() -> None:
     time.sleep(0.05)
     assert begun == [0, 1]
     assert list(work) == [1, 2, 3]
-    assert list(ahead([])) == []
+    assert list(prefetched([])) == []

@@ -57,10 +57,10 @@ def test_gathered_ahead_are_the_same(pairs: Pairs, world_size: int) -> None:
     # Over the ends of two epochs of six steps.
     steps = range(4, 15)
     for rank in range(world_size):
-        ahead = copies(PairBatches(pairs, 32, seed=1, device=CPU).ahead(steps, rank, world_size))
+        prefetched = copies(PairBatches(pairs, 32, seed=1, device=CPU).prefetch(steps, rank, world_size))
         one_by_one = PairBatches(pairs, 32, seed=1, device=CPU)
-        assert len(ahead) == len(steps)
-        for step, batch in zip(steps, ahead, strict=True):
+        assert len(prefetched) == len(steps)
+        for step, batch in zip(steps, prefetched, strict=True):
             expected = one_by_one.batch(step, rank, world_size)
             assert torch.equal(batch.image, expected.image)
             assert torch.equal(batch.text, expected.text)
@@ -144,7 +144,7 @@ def test_draw_every_caption_in_time_and_the_same_one_from_the_same_seed(pairs: P
 
 
 def test_what_fails_while_gathering_ahead_reaches_whoever_asks(pairs: Pairs) -> None:
-    feed = PairBatches(pairs, 32, seed=0, device=CPU).ahead([0, -(10**9)], 0, 1)
-    next(feed)
+    batches = PairBatches(pairs, 32, seed=0, device=CPU).prefetch([0, -(10**9)], 0, 1)
+    next(batches)
     with pytest.raises(ValueError, match="non-negative"):
-        next(feed)
+        next(batches)

@@ -54,8 +54,8 @@ def random_batches(sizes: list[int], seed: int = 0) -> list[Rows]:
 @pytest.mark.parametrize("sizes", [[120], [30, 30, 30], [1, 17, 0, 40], []], ids=str)
 def test_are_those_of_the_mapped_files_in_any_order(sets: tuple[FeatureSet, FeatureSet], sizes: list[int]) -> None:
     passes = [random_batches(sizes, seed) for seed in range(3)]
-    streamed = StreamedRows(*sets, CPU, STORAGE, read_here).feed(passes, at_most=120)
-    mapped = MappedRows(*sets, CPU, HOST).feed(passes, at_most=120)
+    streamed = StreamedRows(*sets, CPU, STORAGE, read_here).gather(passes, max_rows=120)
+    mapped = MappedRows(*sets, CPU, HOST).gather(passes, max_rows=120)
     compared = 0
     for (rows, ours), (others, theirs) in zip(streamed, mapped, strict=True):
         assert rows is others
@@ -67,7 +67,7 @@ def test_are_those_of_the_mapped_files_in_any_order(sets: tuple[FeatureSet, Feat
 
 def test_a_part_is_read_once_a_pass_and_only_the_rows_that_are_wanted(sets: tuple[FeatureSet, FeatureSet]) -> None:
     read = Watched()
-    list(StreamedRows(*sets, CPU, STORAGE, read).feed([random_batches([20, 20]), random_batches([30])], at_most=30))
+    list(StreamedRows(*sets, CPU, STORAGE, read).gather([random_batches([20, 20]), random_batches([30])], max_rows=30))
     assert len(read.asked) == 2
     for pieces, rows in zip(read.asked, (40, 30), strict=True):
         assert len({(piece.side, piece.part) for piece in pieces}) == len(pieces)
@@ -81,7 +81,7 @@ def test_few_parts_are_read_before_they_are_needed(pairs: Pairs, monkeypatch: py
     store = StreamedRows(pairs.vision, pairs.language, CPU, STORAGE, read)
     batches = PairBatches(pairs, 10, 0, CPU, order="parts", store=store)
     seen = []
-    for _ in batches.ahead(range(12), 0, 1):
+    for _ in batches.prefetch(range(12), 0, 1):
         seen.append(read.read)
     # Two parts of ten pairs at first, on either side, and a batch ahead; the last ones near the end.
     assert seen[0] <= 10
@@ -96,7 +96,7 @@ def test_workers_share_the_parts_among_them(pairs: Pairs, monkeypatch: pytest.Mo
     for rank in range(world_size):
         read = Watched()
         store = StreamedRows(pairs.vision, pairs.language, CPU, STORAGE, read)
-        list(PairBatches(pairs, 40, 0, CPU, order="parts", store=store).ahead(range(3), rank, world_size))
+        list(PairBatches(pairs, 40, 0, CPU, order="parts", store=store).prefetch(range(3), rank, world_size))
         parts += [piece.part for piece in read.asked[0] if piece.side == 0]
     assert sorted(parts) == list(range(12))
 
@@ -115,6 +115,6 @@ def test_a_sweep_reads_once_however_often_it_is_asked_for(pairs: Pairs) -> None:
 def test_a_damaged_part_reaches_whoever_asks(tmp_path: Path) -> None:
     sets = [open_features(uri) for uri in support.write_feature_sets(tmp_path, 120, parts=(12, 5))]
     (tmp_path / "vision" / "part-00003.parquet").write_bytes(b"")
-    feed = StreamedRows(*sets, CPU, STORAGE, read_here).feed([random_batches([120])], at_most=120)
+    gathered = StreamedRows(*sets, CPU, STORAGE, read_here).gather([random_batches([120])], max_rows=120)
     with pytest.raises(RunError, match=r"part-00003\.parquet is not what its manifest says"):
-        next(feed)
+        next(gathered)

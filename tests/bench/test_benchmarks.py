@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from sharelock_ray.bench import captions, command, decode, feeding
+from sharelock_ray.bench import captions, command, decode
+from sharelock_ray.bench import measure_batches as batches
 from sharelock_ray.bench import measure_encoders as encoders
 from sharelock_ray.bench import measure_extract as extract
 from sharelock_ray.bench import measure_loss as loss
@@ -133,23 +134,23 @@ class TestLoss:
             loss.compare(loss.Setting(64, 8), repeats=1)
 
 
-class TestFeeding:
-    def test_all_ways_feed_and_both_openings_are_timed(self) -> None:
-        found = feeding.compare(feeding.Setting(pairs=600, batch_size=64, vision_dim=8, language_dim=4, files=40), 2)
+class TestBatches:
+    def test_every_way_has_rates_and_both_openings_are_timed(self) -> None:
+        found = batches.compare(batches.Setting(pairs=600, batch_size=64, vision_dim=8, language_dim=4, files=40), 2)
         assert [len(rates) for rates in (found.ours, found.gather, found.released)] == [2, 2, 2]
         assert found.opening.bytes == 600 * (8 + 4) * 2
         assert min(*found.ours, *found.gather, *found.released, found.opening.first_cpu, found.opening.second) > 0
 
     def test_the_caller_keeps_its_own_cache(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("SHARELOCK_CACHE", "kept")
-        with feeding.cache_in("/nowhere"):
+        with batches.cache_in("/nowhere"):
             assert str(cache_folder()).startswith("/nowhere")
         assert str(cache_folder()).startswith("kept")
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
-def test_streaming_feeds_an_epoch_in_each_way() -> None:
+def test_streaming_yields_an_epoch_in_each_way() -> None:
     found = streaming.compare(streaming.Setting(pairs=600, batch_size=64, vision_dim=8, language_dim=4), repeats=1)
     assert [len(rates) for rates in (found.disk, found.here, found.tasks)] == [1, 1, 1]
     assert min(*found.disk, *found.here, *found.tasks) > 0

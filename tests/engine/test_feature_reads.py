@@ -85,14 +85,14 @@ class TestStreamed:
         self, features: tuple[str, str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         sets = tuple(map(open_features, features))
-        usual = feature_reads._PATIENCE_S
-        monkeypatch.setattr(feature_reads, "_PATIENCE_S", 1)
+        usual = feature_reads._FREE_CPU_TIMEOUT_S
+        monkeypatch.setattr(feature_reads, "_FREE_CPU_TIMEOUT_S", 1)
         busy = Busy.options(num_cpus=ray.cluster_resources()["CPU"]).remote()
         ray.get(busy.__ray_ready__.remote())
         with pytest.raises(RunError, match=r"^no CPU was free for 1 s to read features on: add a node, or lower "):
             list(read_by_tasks(sets, [Piece(0, 0, np.arange(5))]))
         ray.kill(busy)
-        monkeypatch.setattr(feature_reads, "_PATIENCE_S", usual)
+        monkeypatch.setattr(feature_reads, "_FREE_CPU_TIMEOUT_S", usual)
         assert len(list(read_by_tasks(sets, [Piece(0, 0, np.arange(5))]))) == 1
 
     @pytest.mark.slow
@@ -105,7 +105,7 @@ class TestStreamed:
         pieces = [Piece(0, part, np.arange(30)) for part in range(4)]
         limits = ExecutionResources(object_store_memory=128 << 20)
         monkeypatch.setattr(DataContext.get_current().execution_options, "resource_limits", limits)
-        monkeypatch.setattr(feature_reads, "_PATIENCE_S", 60)
+        monkeypatch.setattr(feature_reads, "_FREE_CPU_TIMEOUT_S", 60)
         busy = Busy.options(num_cpus=ray.cluster_resources()["CPU"] - 1).remote()
         ray.get(busy.__ray_ready__.remote())
         first = read_by_tasks(sets, pieces)

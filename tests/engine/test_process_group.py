@@ -18,7 +18,7 @@ from sharelock_ray.engine import training as loop
 def meet(rank: int, folder: Path) -> None:
     """One of two workers is late twice, by more than the time-out of steps."""
     torch.set_num_threads(1)
-    loop._PATIENCE = timedelta(seconds=2)
+    loop._STEP_TIMEOUT = timedelta(seconds=2)
     loop.get_context = lambda: SimpleNamespace(get_world_rank=lambda: rank, get_world_size=lambda: 2)
     loop.ray.util.get_node_ip_address = lambda: "127.0.0.1"
     loop.broadcast_from_rank_zero = lambda address: of_rank_zero(folder / "address", address)
