@@ -28,7 +28,7 @@ _HOST_SHARE = 0.8
 _READERS = 32
 _T = TypeVar("_T")
 
-Rows = tuple[np.ndarray, np.ndarray]
+PairRows = tuple[np.ndarray, np.ndarray]
 """Row numbers (n,) of a vision and of a language set: n pairs."""
 
 
@@ -95,7 +95,9 @@ class RowStore(ABC):
         self._sets = vision, language
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def gather(self, passes: Iterable[Iterable[Rows]], max_rows: int) -> Generator[tuple[Rows, list[torch.Tensor]]]:
+    def gather(
+        self, passes: Iterable[Iterable[PairRows]], max_rows: int
+    ) -> Generator[tuple[PairRows, list[torch.Tensor]]]:
         """Yields the rows of each batch and their embeddings in both sets, as (n, D) tensors on the device.
 
         Embeddings have the stored type and are valid until the next batch, which is gathered while they are used.
@@ -115,8 +117,8 @@ class RowStore(ABC):
 
     @abstractmethod
     def _selected(
-        self, batches: Iterable[Rows], slots: Iterator[list[torch.Tensor]]
-    ) -> Iterator[tuple[Rows, list[torch.Tensor]]]:
+        self, batches: Iterable[PairRows], slots: Iterator[list[torch.Tensor]]
+    ) -> Iterator[tuple[PairRows, list[torch.Tensor]]]:
         """Gathers the rows of each batch of one pass into the next buffers."""
 
     def _buffers(self, rows: int) -> list[torch.Tensor]:
@@ -133,8 +135,8 @@ class RowStore(ABC):
         ]
 
     def _gathered(
-        self, passes: Iterable[Iterable[Rows]], slots: Iterator[list[torch.Tensor]]
-    ) -> Iterator[tuple[Rows, list[torch.Tensor]]]:
+        self, passes: Iterable[Iterable[PairRows]], slots: Iterator[list[torch.Tensor]]
+    ) -> Iterator[tuple[PairRows, list[torch.Tensor]]]:
         for batches in passes:
             for rows, found in self._selected(batches, slots):
                 yield rows, self._moved(found)
@@ -173,8 +175,8 @@ class MappedRows(RowStore):
                 _expect_random_access(table)
 
     def _selected(
-        self, batches: Iterable[Rows], slots: Iterator[list[torch.Tensor]]
-    ) -> Iterator[tuple[Rows, list[torch.Tensor]]]:
+        self, batches: Iterable[PairRows], slots: Iterator[list[torch.Tensor]]
+    ) -> Iterator[tuple[PairRows, list[torch.Tensor]]]:
         for rows in batches:
             yield rows, [self._select(*each) for each in zip(self._tables, rows, next(slots), strict=True)]
 

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from sharelock_ray.batches.placement import MappedRows, Rows, RowStore, placement
+from sharelock_ray.batches.placement import MappedRows, PairRows, RowStore, placement
 from sharelock_ray.errors import RequestError
 from sharelock_ray.features.featureset import Pairs
 
@@ -120,14 +120,14 @@ class PairBatches:
         ]
         return list(self._pairs.keys[np.concatenate(bad)])
 
-    def _gather(self, passes: Iterable[Iterable[Rows]], max_rows: int) -> Generator[Batch]:
+    def _gather(self, passes: Iterable[Iterable[PairRows]], max_rows: int) -> Generator[Batch]:
         """Yields the batches of these rows, of at most `max_rows` rows each."""
         with closing(self._store.gather(passes, max_rows)) as gathered:
             for rows, (image, text) in gathered:
                 ids = self._positives(*rows)
                 yield Batch(image, text, None if ids is None else torch.from_numpy(ids).to(image.device))
 
-    def _rows(self, mine: np.ndarray, captions: np.ndarray) -> Rows:
+    def _rows(self, mine: np.ndarray, captions: np.ndarray) -> PairRows:
         return self._pairs.vision_rows[mine], captions[mine]
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from itertools import islice
 import numpy as np
 import torch
 
-from sharelock_ray.batches.placement import Placement, Rows, RowStore
+from sharelock_ray.batches.placement import PairRows, Placement, RowStore
 from sharelock_ray.features.featureset import FeatureSet
 
 
@@ -48,8 +48,8 @@ class StreamedRows(RowStore):
         self._read = read
 
     def _selected(
-        self, batches: Iterable[Rows], slots: Iterator[list[torch.Tensor]]
-    ) -> Iterator[tuple[Rows, list[torch.Tensor]]]:
+        self, batches: Iterable[PairRows], slots: Iterator[list[torch.Tensor]]
+    ) -> Iterator[tuple[PairRows, list[torch.Tensor]]]:
         batches = list(batches)
         uses = [use for side in (0, 1) for use in _uses(side, self._sets[side], [rows[side] for rows in batches])]
         uses.sort(key=lambda use: (use.first, use.piece.side, use.piece.part))

@@ -1,4 +1,4 @@
-"""The benchmarks measure what they say; how fast anything is, is not tested."""
+"""The benchmarks measure what they report. Speed itself is not tested."""
 
 import json
 import statistics
@@ -42,7 +42,7 @@ class TestCaptions:
         assert statistics.mean(lengths) == pytest.approx(mean, rel=0.03)
         assert statistics.stdev(lengths) == pytest.approx(mean * 4.5 / 10.3, rel=0.06)
 
-    def test_repeat_as_asked(self) -> None:
+    def test_repeat_the_requested_fraction(self) -> None:
         texts = captions.captions(captions.Setting(400, 20, repeated=0.25))
         assert len(texts) == 400
         assert len(set(texts)) == 300
@@ -86,10 +86,10 @@ class TestEncoders:
         sizes = DECODERS["small"]
         attention, mlp = 4 * sizes["hidden_size"] ** 2, 3 * sizes["hidden_size"] * sizes["intermediate_size"]
         weights = sizes["num_hidden_layers"] * (attention + mlp)
-        # Two for each weight and token, plus a little for attention itself.
+        # Two FLOP per weight and token, plus a little for attention itself.
         assert found.flop_per_unit == pytest.approx(2 * weights, rel=0.02)
 
-    def test_a_product_cannot_beat_its_own_peak_by_much(self) -> None:
+    def test_the_peak_is_plausible(self) -> None:
         peak = encoders.peak("cpu", "float32", repeats=3)
         assert np.isfinite(peak)
         assert 1e9 < peak < 1e14
@@ -114,14 +114,14 @@ class TestLoss:
         for other in found[1:]:
             torch.testing.assert_close(other, found[0], rtol=1e-4, atol=1e-6)
 
-    def test_takes_both_clocks_of_every_way_in_turn(self) -> None:
+    def test_every_implementation_has_both_clocks(self) -> None:
         kinds = [(loss.PRODUCT, True), *((way, frozen) for frozen in (False, True) for way in loss.losses())]
         taken = loss.seconds(loss.Setting(64, 8, threads=1), kinds, repeats=2)
         assert len(taken) == 9
         assert all(len(wall) == len(cpu) == 2 and min(*wall, *cpu) > 0 for wall, cpu in taken)
 
     @pytest.mark.slow
-    def test_kept_logits_take_their_memory_and_tiles_that_of_one(self) -> None:
+    def test_stored_logits_use_their_whole_size_and_tiles_that_of_one_tile(self) -> None:
         # All logits of 6,144 pairs are 144 MiB, a tile 32 MiB.
         setting = loss.Setting(6144, 32, threads=1)
         stored, tiled = (loss.extra_memory(setting, way, False) / 2**20 for way in ("stored", "tiled"))
@@ -141,7 +141,7 @@ class TestBatches:
         assert found.opening.bytes == 600 * (8 + 4) * 2
         assert min(*found.ours, *found.gather, *found.released, found.opening.first_cpu, found.opening.second) > 0
 
-    def test_the_caller_keeps_its_own_cache(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_cache_of_the_caller_is_restored(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("SHARELOCK_CACHE", "kept")
         with batches.cache_in("/nowhere"):
             assert str(cache_folder()).startswith("/nowhere")
@@ -159,19 +159,19 @@ def test_streaming_yields_an_epoch_in_each_way() -> None:
 class TestTrain:
     SETTING = train.Setting(batch_size=64, vision_dim=8, language_dim=16, depth=3, width=32)
 
-    def test_counts_the_products_that_a_step_cannot_do_without(self) -> None:
+    def test_counts_the_products_that_a_step_requires(self) -> None:
         take = train._step(self.SETTING)
         with FlopCounterMode(display=False) as counter:
             take()
-        # The counter does not see the loss's two products, which are written into memory that is used again.
+        # The counter does not see the two products of the loss, which write to existing memory.
         assert counter.get_total_flops() == self.SETTING.flop - 2 * 2 * 64**2 * 8
 
-    def test_the_slope_is_the_power_of_the_batch(self) -> None:
+    def test_the_slope_is_the_exponent_of_the_batch_size(self) -> None:
         batches = [train.Measured(replace(self.SETTING, batch_size=n), [3e-6 * n**1.5] * 2, []) for n in (64, 128, 512)]
         assert train.Comparison(batches[0], batches, []).slope == pytest.approx(1.5)
         assert train.Comparison(batches[0], batches[:1], []).slope is None
 
-    def test_steps_are_held_against_the_product(self) -> None:
+    def test_steps_are_compared_with_the_product(self) -> None:
         found = train.step(self.SETTING, repeats=2)
         assert (len(found.seconds), len(found.product)) == (2, 2)
         assert found.share_of_product > 0
