@@ -22,7 +22,7 @@ from sharelock_ray.bench import measure_loss as loss
 from sharelock_ray.bench import measure_streaming as streaming
 from sharelock_ray.bench import measure_train as train
 from sharelock_ray.bench import measure_tune as tune
-from sharelock_ray.bench.models import DECODERS
+from sharelock_ray.bench.models import DECODERS, random_vision
 from sharelock_ray.errors import RequestError
 from sharelock_ray.features.cache import cache_folder
 
@@ -48,9 +48,21 @@ class TestCaptions:
         assert len(set(texts)) == 300
 
     def test_all_ways_encode_the_same(self) -> None:
-        found = captions.compare(captions.Decoder(), [captions.Setting(8, 6)], repeats=1)[0]
+        (found,) = captions.compare(captions.Decoder(), [captions.Setting(8, 6)], repeats=1)
         assert found.max_cosine_distance < 1e-5
-        assert [len(rates) for rates in (found.ours, found.batches, found.single)] == [1, 1, 1]
+        assert [len(rates) for rates in (found.ours, *found.theirs.values())] == [1, 1, 1]
+
+    def test_minilm_equals_sentence_transformers(self) -> None:
+        pytest.importorskip("sentence_transformers")
+        (found,) = captions.compare_minilm("cpu", 1, [captions.Setting(40, 12)], repeats=2)
+        assert found.max_cosine_distance < 1e-5
+        assert list(found.ratios) == [captions.SENTENCE_TRANSFORMERS]
+        assert [len(rates) for rates in (found.ours, *found.theirs.values())] == [2, 2]
+
+    def test_without_sentence_transformers_there_is_one_line(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+        with pytest.raises(RequestError, match="pip install sentence-transformers"):
+            captions.compare_minilm("cpu", 1, [], repeats=1)
 
 
 class TestExtract:
@@ -63,10 +75,29 @@ class TestExtract:
         assert [len(n) for n in names] == [10, 10, 5]
         assert [name for tar_names in names for name in tar_names] == [f"{i:09d}.jpg" for i in range(25)]
 
+    def test_loop_and_webdataset_save_the_same_embeddings(self, tmp_path: Path) -> None:
+        pytest.importorskip("webdataset")
+        setting = extract.Setting(150, 1, image_size=32, per_tar=80, width=80, height=60)
+        extract.write_tars(tmp_path, setting)
+        spec = random_vision(tmp_path, setting.model, setting.image_size)
+        found = []
+        for work in (extract._loop, extract._webdataset):
+            rates = work(str(tmp_path), setting, spec)
+            assert min(rates.per_second, rates.per_cpu_second) > 0
+            found.append(np.load(tmp_path / "embeddings.npy").astype(np.float32))
+        np.testing.assert_allclose(*found, rtol=1e-2, atol=1e-3)
+
+    def test_without_webdataset_there_is_one_line(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(extract, "find_spec", lambda name: None)
+        with pytest.raises(RequestError, match="pip install webdataset"):
+            extract.compare(extract.Setting(1, 1), repeats=1)
+
     @pytest.mark.slow
-    def test_both_sides_give_rates_over_the_same_images(self) -> None:
+    def test_all_sides_give_rates_over_the_same_images(self) -> None:
+        pytest.importorskip("webdataset")
         found = extract.compare(extract.Setting(600, 1, image_size=64, per_tar=300, width=80, height=60), repeats=1)
-        assert min(*found.loop, *found.pipeline, found.start_seconds) > 0
+        assert min(*found.loop, *found.webdataset, *found.pipeline, found.start_seconds) > 0
+        assert min(found.ratios.values()) > 0
         assert min(found.driver_bytes, found.worker_bytes) > 50 << 20
 
 
@@ -93,6 +124,14 @@ class TestEncoders:
         peak = encoders.peak("cpu", "float32", repeats=3)
         assert np.isfinite(peak)
         assert 1e9 < peak < 1e14
+
+    def test_measure_the_memory_formats_in_turn(self, capsys: pytest.CaptureFixture[str]) -> None:
+        found = encoders.vision("test_vit", 32, "float32", "cpu", 2, compiled=False, channels_last=True, repeats=2)
+        names = ["test_vit at 32, float32", "test_vit at 32, float32, channels last"]
+        assert [each.name for each in found] == names
+        assert [len(each.per_second) for each in found] == [2, 2]
+        said = [line.split(": ")[1].rpartition(", ")[0] for line in capsys.readouterr().err.splitlines()]
+        assert said == names * 2
 
     def test_decoding_has_a_rate(self) -> None:
         assert encoders.decode_rate(width=100, height=80, image_size=32, images=10) > 0
