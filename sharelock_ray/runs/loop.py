@@ -108,7 +108,7 @@ def train(
     ranks = rank(group), world_size(group)
     started = time.monotonic() - position.seconds
     finite = _Finite(run, batches, spec, group)
-    feed = batches.ahead(range(position.step * spec.accumulation, spec.steps * spec.accumulation), *ranks)
+    feed = batches.prefetch(range(position.step * spec.accumulation, spec.steps * spec.accumulation), *ranks)
     metrics = Metrics(run, optimization.is_main, position.step)
     with closing(feed), metrics, CheckpointWriter(run) as checkpoints:
         while not _is_over(spec, position):
@@ -159,7 +159,7 @@ def _store(
     pairs: Pairs, device: torch.device, spec: AlignmentSpec, streams: bool, read: Reader, device_cache: DeviceCache
 ) -> RowStore:
     sets = pairs.vision, pairs.language
-    device_cache.keep_only(*sets)
+    device_cache.evict_except(*sets)
     where = Placement("storage", "as asked") if streams else placement(*sets, device, device_cache)
     if where.kind != "storage":
         return MappedRows(*sets, device, where, device_cache)
