@@ -276,7 +276,7 @@ class TestRemoving:
     def test_what_may_not_be_removed_is_said(self, uri: str, chaos: ChaosProxy) -> None:
         storage.write_bytes(uri, b"")
         chaos.choose = first("kept", only="POST")
-        with pytest.raises(RequestError, match=r"refuses this \(AccessDenied\)"):
+        with pytest.raises(RequestError, match=r"rejects the request \(AccessDenied\)"):
             storage.remove(uri)
 
     def test_an_answer_that_was_lost_is_no_failure(self, uri: str, chaos: ChaosProxy) -> None:
@@ -324,7 +324,7 @@ class TestWrongRequests:
         assert not storage.exists("s3://nobody-has-this-bucket")
 
     def test_a_bucket_that_cannot_be(self, s3_environment: None) -> None:
-        assert "allows no such name" in refusal(storage.read_bytes, "s3://no bucket/a")
+        assert "does not allow this name" in refusal(storage.read_bytes, "s3://no bucket/a")
 
     def test_an_endpoint_where_nothing_listens(self, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
         with socket.socket() as free:
@@ -352,7 +352,7 @@ class TestWrongRequests:
 
         check_credentials("0")
         try:
-            assert "refuses this" in refusal(storage.read_bytes, uri)
+            assert "rejects the request" in refusal(storage.read_bytes, uri)
         finally:
             check_credentials("inf")
         assert max(chaos.requests.values()) == 1
@@ -400,7 +400,7 @@ def test_a_store_that_was_there_and_went_is_no_wrong_request(
 
 def test_a_store_is_not_written_by_a_stream(uri: str) -> None:
     filesystem, path = storage.resolve(uri)
-    with pytest.raises(io.UnsupportedOperation, match="written whole"):
+    with pytest.raises(io.UnsupportedOperation, match="write atomically"):
         filesystem.open(path, "wb")
 
 
