@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -147,7 +148,7 @@ class TestEveryFilesystem:
         assert [storage.read_bytes(uri) for uri in found] == [b"a.tar", b"b.tar"]
 
 
-class TestLocalWrites:
+class TestLocalFiles:
     def test_a_failed_write_leaves_the_old_content_and_nothing_else(self, tmp_path: Path) -> None:
         path = tmp_path / "file"
         path.write_bytes(b"old")
@@ -184,6 +185,20 @@ class TestLocalWrites:
         with pytest.raises(RequestError, match="Is a directory"):
             storage.write_bytes(str(tmp_path), b"")
         assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+    @pytest.mark.parametrize(
+        ("fault", "message"),
+        [
+            (FileNotFoundError(), "no recipe at a.yaml: check the path"),
+            (IsADirectoryError(), "no recipe at a.yaml: check the path"),
+            (NotADirectoryError(), "no recipe at a.yaml: check the path"),
+            (PermissionError(), "no permission to read a.yaml: check its access rights"),
+        ],
+        ids=repr,
+    )
+    def test_a_path_that_cannot_be_read_is_a_wrong_request(self, fault: OSError, message: str) -> None:
+        with pytest.raises(RequestError, match=f"^{re.escape(message)}$"), storage.reading("a.yaml", "recipe"):
+            raise fault
 
     def test_below_a_file_there_is_nothing(self, tmp_path: Path) -> None:
         touch(tmp_path, "file")

@@ -61,7 +61,7 @@ def train(run: RunFolder, vision: str, language: str, spec: AlignmentSpec, optio
             + " (with alignment.order parts, one CPU must stay free to read)" * may_stream,
         )
         trainer = _trainer(run, vision, language, spec, options)
-        run.say_fault(None)
+        run.write_fault(None)
         with _progress(run, spec.steps):
             try:
                 trainer.fit()
@@ -140,7 +140,7 @@ def _worker(config: dict[str, Any]) -> None:
                 all_have_opened=all_have_opened,
             )
         except SharelockError as error:
-            run.say_fault(error)
+            run.write_fault(error)
             # Other workers may wait for this one. Ray treats it as lost and restarts all; they then return at once.
             if world_size() > 1:
                 raise
