@@ -56,11 +56,9 @@ def weights_format(folder: str) -> str:
 
 
 def _local_file(spec: LanguageSpec) -> Path:
-    if spec.is_local:
-        return local_weights(spec.model)
     repository, file = spec.hub_id, spec.hub_file
-    if not repository or not file:
-        raise RequestError(f"there is no file {spec.model}; a file on the hub is <owner>/<repository>/<file>.gguf")
+    if repository is None or file is None:
+        return local_weights(spec.model)
     try:
         return Path(hf_hub_download(repository, file, revision=spec.revision))
     # The hub's client raises errors of several libraries.

@@ -239,7 +239,8 @@ class LanguageSpec(_EncoderSpec):
     @property
     def is_local(self) -> bool:
         """True if the model is on a disk or object store, not a name on the hub."""
-        return "://" in self.model or storage.exists(self.model)
+        is_path = self.model.startswith(("/", ".")) or (self.is_gguf and self.model.count("/") < 2)
+        return "://" in self.model or is_path or storage.exists(self.model)
 
     @property
     def is_gguf(self) -> bool:

@@ -34,9 +34,9 @@ def local_weights(uri: str) -> Path:
     Raises:
         RequestError: `uri` does not exist.
     """
+    files = _files(uri)
     if storage.is_local(uri):
         return Path(storage.resolve(uri)[1])
-    files = _files(uri)
     versions = [(path, storage.version(path)) for path in files.values()]
     return kept(repr(versions), lambda place: _fetch(files, place))
 
