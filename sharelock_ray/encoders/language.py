@@ -2,16 +2,15 @@
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import AutoModel, AutoTokenizer
-from transformers.utils import logging
 
-from sharelock_ray.encoders.loading import WRAPPERS, listed, loading
+from sharelock_ray.encoders import gguf
+from sharelock_ray.encoders.loading import WRAPPERS, listed, loading, without_progress_bars
 from sharelock_ray.encoders.norms import FinalNorm, find_norm
 from sharelock_ray.encoders.passes import Arrays, Encoded, Passes, suited
 from sharelock_ray.encoders.provenance import device_name, hub_commit
@@ -64,7 +63,8 @@ class LanguageEncoder:
         self._tokenizing = threading.Lock()
         self._passes = Passes(self._device, token_budget or suited(self._device, _CPU_TOKENS, _GPU_TOKENS))
         with loading(repr(spec.model)):
-            self._tokenizer, model, lacks = _load(spec)
+            source = _source(spec)
+            self._tokenizer, model, lacks = _load(spec, source)
             layers = int(model.config.get_text_config().num_hidden_layers)
         self._vocabulary = _vocabulary(model)
         self._require(model, layers)
@@ -80,8 +80,10 @@ class LanguageEncoder:
         # The mask hides it, so any token with an embedding will do if the tokenizer's own has none.
         special = (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id)
         self._pad_id = next((i for i in special if i is not None and self._knows(i)), 0)
-        self.revision = None if spec.is_local else hub_commit(spec.model, spec.revision)
+        self.revision = hub_commit(spec.hub_id, spec.revision, spec.hub_file) if spec.hub_id else None
         """Commit of the model on the hub; None for other models."""
+        self.weights_format = gguf.weights_format(source) if spec.is_gguf else None
+        """Architecture and quantisation of a GGUF file; None for other models."""
 
     def _require(self, model: torch.nn.Module, layers: int) -> None:
         """Raises RequestError if the model or the tokenizer lacks what a spec needs."""
@@ -272,15 +274,21 @@ def _final_norm(model: torch.nn.Module, spec: LanguageSpec) -> FinalNorm:
     return FinalNorm(norm)
 
 
-def _load(spec: LanguageSpec) -> tuple[Any, Any, str]:
+def _source(spec: LanguageSpec) -> str:
+    """Returns what transformers loads: a name on the hub, or a local folder."""
+    if spec.is_gguf:
+        return str(gguf.converted(spec))
+    return str(local_weights(spec.model)) if spec.is_local else spec.model
+
+
+def _load(spec: LanguageSpec, source: str) -> tuple[Any, Any, str]:
     """Returns the tokenizer, the model that reads text, and a description of missing weights ("" if none).
 
     Missing weights are filled with NaN. Otherwise they would be random, and so would the embeddings.
     """
-    source = str(local_weights(spec.model)) if spec.is_local else spec.model
     options = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    with _no_progress_bar():
+    with without_progress_bars():
         model, info = AutoModel.from_pretrained(
             source,
             dtype=getattr(torch, spec.dtype),
@@ -385,15 +393,3 @@ def token_batches(lengths: Sequence[int], token_budget: int, pads: bool = True) 
         batch.append(i)
     if batch:
         yield batch
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Hides transformers' progress bar, which only clutters an actor's log."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

@@ -40,12 +40,28 @@ def loading(what: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, RequestError) or is_resource_fault(error) or is_out_of_memory(error):
             raise
-        reason = PICKLED if isinstance(error, pickle.UnpicklingError) else _line(error)
+        reason = PICKLED if isinstance(error, pickle.UnpicklingError) else line_of(error)
         raise RequestError(f"cannot load {what}: {reason}") from None
 
 
-def _line(error: Exception) -> str:
+def line_of(error: Exception) -> str:
+    """Returns an error's first line, after the error's class where the line alone would say too little."""
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     # The message of a KeyError or AttributeError is often a bare name.
     plain = isinstance(error, (OSError, ValueError)) and line
     return line if plain else f"{type(error).__name__}: {line}".removesuffix(": ")
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Hides transformers' progress bar, which only clutters an actor's log."""
+    # Imported here, because vision models load without transformers.
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -20,19 +20,27 @@ def device_name(device: "torch.device") -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def commit_now(repository: str, revision: str | None) -> str | None:
-    """Returns the hub's current commit for `revision`; without an answer, that in this node's cache, or None."""
+def commit_now(repository: str, revision: str | None, file: str | None = None) -> str | None:
+    """Returns the hub's current commit for `revision`; without an answer, that in this node's cache, or None.
+
+    Args:
+        file: as for `hub_commit`.
+    """
     try:
         return HfApi().model_info(repository, revision=revision, timeout=_ANSWER_S).sha
     # Loading the model reports why the hub does not answer.
     except Exception:
-        return hub_commit(repository, revision)
+        return hub_commit(repository, revision, file)
 
 
-def hub_commit(repository: str, revision: str | None) -> str | None:
-    """Returns the commit in this node's hub cache for `revision` (a branch or tag; None is the main branch)."""
-    for name in _FILES:
+def hub_commit(repository: str, revision: str | None, file: str | None = None) -> str | None:
+    """Returns the commit in this node's hub cache for `revision` (a branch or tag; None is the main branch).
+
+    Args:
+        file: path in the repository of the only file that is loaded, if any.
+    """
+    for name in (file,) if file else _FILES:
         path = try_to_load_from_cache(repository, name, revision=revision)
         if isinstance(path, str):
-            return Path(path).parent.name
+            return Path(path).parents[name.count("/")].name
     return None

@@ -184,7 +184,10 @@ class VisionSpec(_EncoderSpec):
 
 
 class LanguageSpec(_EncoderSpec):
-    """A transformers model: its name on the hub, or the path or URI of its folder."""
+    """A transformers model: its name on the hub, or the path or URI of its folder or of a GGUF file.
+
+    A GGUF file on the hub is `<owner>/<repository>/<file>.gguf`.
+    """
 
     _reads = frozenset({"name", "stored_dtype", "pooling", "layer", "final_norm"})
     _always_hashed = (
@@ -226,17 +229,34 @@ class LanguageSpec(_EncoderSpec):
         return self
 
     def commit(self) -> str | None:
-        if self.is_local:
+        if self.hub_id is None:
             return None
         # Imported here, because it takes a second.
         from sharelock_ray.encoders.provenance import commit_now
 
-        return commit_now(self.model, self.revision)
+        return commit_now(self.hub_id, self.revision, self.hub_file)
 
     @property
     def is_local(self) -> bool:
-        """True if the model is a folder on a disk or object store, not a name on the hub."""
-        return "://" in self.model or storage.exists(self.model)
+        """True if the model is on a disk or object store, not a name on the hub."""
+        is_path = self.model.startswith(("/", ".")) or (self.is_gguf and self.model.count("/") < 2)
+        return "://" in self.model or is_path or storage.exists(self.model)
+
+    @property
+    def is_gguf(self) -> bool:
+        return self.model.endswith(".gguf")
+
+    @property
+    def hub_id(self) -> str | None:
+        """Repository of the model on the hub; None for other models."""
+        if self.is_local:
+            return None
+        return "/".join(self.model.split("/")[:2]) if self.is_gguf else self.model
+
+    @property
+    def hub_file(self) -> str | None:
+        """Path of the model's GGUF file in its repository on the hub; None for other models."""
+        return "/".join(self.model.split("/")[2:]) if self.is_gguf and not self.is_local else None
 
     @property
     def path_field(self) -> str:

@@ -4,6 +4,7 @@ As the hub's client does for its models, one process per node downloads a file u
 """
 
 import shutil
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -33,19 +34,36 @@ def local_weights(uri: str) -> Path:
     Raises:
         RequestError: `uri` does not exist.
     """
+    files = _files(uri)
     if storage.is_local(uri):
         return Path(storage.resolve(uri)[1])
-    files = _files(uri)
+    versions = [(path, storage.version(path)) for path in files.values()]
+    return kept(repr(versions), lambda place: _fetch(files, place))
+
+
+def kept(key: str, make: Callable[[Path], str]) -> Path:
+    """Returns the file or folder in this node's cache that was made for `key`.
+
+    Args:
+        key: changes when the content does.
+        make: writes the file or folder at a path, and returns the name that it shall have in the cache. One process
+            calls it under a lock while the others wait.
+    """
     cache = storage.node_cache("weights")
     with storage.writing(cache):
         cache.mkdir(parents=True, exist_ok=True)
-    versions = [(path, storage.version(path)) for path in files.values()]
-    version = storage.sha256(repr(versions).encode())[:16]
-    known = cache / f"{version}.digest"
+    version = storage.sha256(key.encode())[:16]
+    known, partial = cache / f"{version}.digest", cache / f"{version}.partial"
     with FileLock(cache / f"{version}.lock"):
         if not known.exists() or not (cache / known.read_text()).exists():
-            digest = _fetch(files, cache / f"{version}.partial")
-            storage.write_bytes(str(known), digest.encode())
+            # Left by a killed process; the lock guarantees that no other process uses it.
+            _remove(partial)
+            name = make(partial)
+            try:
+                partial.rename(cache / name)
+            except OSError:  # The same was made for another key.
+                _remove(partial)
+            storage.write_bytes(str(known), name.encode())
         return cache / known.read_text()
 
 
@@ -70,20 +88,13 @@ def _file_digest(uri: str, version: str) -> str:
     return storage.sha256_of(uri)
 
 
-def _fetch(files: dict[str, str], partial: Path) -> str:
-    """Downloads `files` to `partial`, renames it to its digest, and returns the digest."""
-    # Left by a killed process; the lock guarantees that no other process uses it.
-    _remove(partial)
-    targets = [f"{partial}{name}" for name in files]
+def _fetch(files: dict[str, str], place: Path) -> str:
+    """Downloads `files` to `place`, and returns their digest."""
+    targets = [f"{place}{name}" for name in files]
     Path(targets[0]).parent.mkdir(parents=True, exist_ok=True)
     filesystem = storage.resolve(next(iter(files.values())))[0]
     filesystem.get([storage.resolve(path)[1] for path in files.values()], targets)
-    digest = weights_digest(str(partial))
-    try:
-        partial.rename(partial.parent / digest)
-    except OSError:  # The same weights were downloaded from another URI.
-        _remove(partial)
-    return digest
+    return weights_digest(str(place))
 
 
 def _remove(path: Path) -> None:

@@ -29,6 +29,8 @@ class _Vision(_Encoder, Protocol):
 
 
 class _Language(_Encoder, Protocol):
+    weights_format: str | None
+
     def encode_each(self, texts: Sequence[str]) -> "_Encoded": ...
 
 
@@ -171,6 +173,7 @@ def encode_language(encoder: _Language, chunk: Chunk) -> list[EncodedChunk]:
         },
         rejects=[*chunk.rejects, *without],
         unfit=list(unfit.values()),
+        weights_format=encoder.weights_format,
     )
 
 
@@ -181,6 +184,7 @@ def _chunks(
     columns: dict[str, list[object]],
     rejects: list[Reject],
     unfit: list[Reject],
+    weights_format: str | None = None,
 ) -> list[EncodedChunk]:
     """One chunk per output of `encoded`, without the `unfit` samples; the outputs share the seconds equally."""
     lost = {reject.key for reject in unfit}
@@ -196,6 +200,7 @@ def _chunks(
             batch_reductions=encoded.batch_reductions,
             device=encoder.device,
             revision=encoder.revision,
+            weights_format=weights_format,
         )
         for embeddings in encoded.embeddings
     ]

@@ -52,6 +52,7 @@ class Part(Config):
     batch_reductions: int = 0
     devices: tuple[str, ...]
     revisions: tuple[str, ...]
+    weights_formats: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -90,7 +91,7 @@ class Prediction(Config):
 class Manifest(Origin, Document):
     """See the design, section 3."""
 
-    schema_version = 2
+    schema_version = 3
 
     modality: str
     dim: int
@@ -110,6 +111,8 @@ class Manifest(Origin, Document):
     devices: tuple[str, ...]
     revisions: tuple[str, ...]
     """Commits of a model from the hub; several if it changed between runs and the recipe pins none."""
+    weights_formats: tuple[str, ...] = ()
+    """Architecture and quantisation of a model in a GGUF file; empty for other models."""
     wall_seconds: float
     encoder_seconds: float
     joules: float | None = None
@@ -157,6 +160,7 @@ def totals(parts: Sequence[Part]) -> dict[str, Any]:
         "batch_reductions": sum(part.batch_reductions for part in parts),
         "devices": tuple(sorted({device for part in parts for device in part.devices})),
         "revisions": tuple(sorted({revision for part in parts for revision in part.revisions})),
+        "weights_formats": tuple(sorted({held for part in parts for held in part.weights_formats})),
         "encoder_seconds": round(sum(part.encoder_seconds for part in parts), 2),
         "joules": total_joules(part.joules for part in parts),
     }

@@ -75,6 +75,8 @@ class EncodedChunk:
     device: str = "cpu"
     revision: str | None = None
     """Commit of a model from the hub."""
+    weights_format: str | None = None
+    """Architecture and quantisation of a model in a GGUF file."""
 
 
 class Listed(Config):
@@ -97,13 +99,13 @@ class Begun(Document):
 class PartRecord(Part, Document):
     """`staging/<part>.json`: the record of a sealed part."""
 
-    schema_version = 2
+    schema_version = 3
 
 
 class ChunkRecord(Document):
     """Schema metadata of a staged chunk."""
 
-    schema_version = 2
+    schema_version = 3
 
     rejects: tuple[dict[str, str], ...]
     """Rows of the rejects file."""
@@ -112,6 +114,7 @@ class ChunkRecord(Document):
     tokens: int
     device: str
     revision: str | None
+    weights_format: str | None = None
     truncated: int
     batch_reductions: int
 
@@ -207,6 +210,7 @@ class FeatureSetWriter:
             tokens=chunk.tokens,
             device=chunk.device,
             revision=chunk.revision,
+            weights_format=chunk.weights_format,
             truncated=chunk.truncated,
             batch_reductions=chunk.batch_reductions,
         )
@@ -270,6 +274,7 @@ class FeatureSetWriter:
             batch_reductions=sum(each.batch_reductions for each in about),
             devices=tuple(sorted({each.device for each in about})),
             revisions=tuple(sorted({each.revision for each in about if each.revision})),
+            weights_formats=tuple(sorted({each.weights_format for each in about if each.weights_format})),
         )
 
     def _publish_table(self, name: str, table: pa.Table) -> bytes:
