@@ -1,22 +1,21 @@
 """Frozen vision encoders, through timm."""
 
+import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import timm
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from sharelock_ray.encoders.images import crop_image, upright
-from sharelock_ray.encoders.loading import PICKLED, listed, loading, unwrapped
+from sharelock_ray.encoders.loading import listed, loading
 from sharelock_ray.encoders.norms import FinalNorm, find_norm
 from sharelock_ray.encoders.passes import Arrays, Encoded, Passes, is_out_of_memory, suited
 from sharelock_ray.encoders.provenance import device_name, hub_commit
 from sharelock_ray.encoders.spec import VisionSpec
+from sharelock_ray.encoders.vision_weights import Weights, beside_the_backbone, named_as, read_weights
 from sharelock_ray.encoders.weights import local_weights
 from sharelock_ray.errors import RequestError, is_resource_fault
 
@@ -164,48 +163,64 @@ def _load(spec: VisionSpec) -> Any:
 
 
 def _create(spec: VisionSpec, image_size: int | None) -> Any:
-    settings = {
-        "pretrained": spec.weights == "pretrained",
-        "num_classes": 0,
+    pretrained = spec.weights == "pretrained"
+    settings: dict[str, Any] = {
+        "pretrained": pretrained,
         "pretrained_cfg_overlay": {"hf_hub_id": f"{spec.hub_id}@{spec.revision}"} if spec.revision else None,
     }
+    # With another classifier than that of the weights, timm does not report which of them are missing.
+    settings |= {} if pretrained else {"num_classes": 0}
     try:
-        return timm.create_model(spec.model, img_size=image_size, **settings)
-    except TypeError:  # Only models with a fixed grid of positions accept the size.
-        return timm.create_model(spec.model, **settings)
+        try:
+            model = timm.create_model(spec.model, img_size=image_size, **settings)
+        except TypeError:  # Only models with a fixed grid of positions accept the size.
+            model = timm.create_model(spec.model, **settings)
+    except RuntimeError as error:
+        # torch lists missing weights in several lines.
+        raise RuntimeError(" ".join(str(error).split())[:160]) from error
+    if getattr(model, "num_classes", 0):
+        model.reset_classifier(0)
+    return model
 
 
 def _load_file(model: Any, spec: VisionSpec) -> None:
     """Loads the spec's own weights; the model then has the image size of these weights."""
-    path = local_weights(spec.weights)
+    name = spec.weights
+    expected = model.state_dict()
+    weights = named_as(expected, read_weights(local_weights(name), name), name)
     try:
-        weights = {unwrapped(name): value for name, value in load_file(path).items()}
         if _has_positions(model) and "pos_embed" in weights:
             grid = int((weights["pos_embed"].shape[1] - _prefix(model)) ** 0.5)
             model.set_input_size(img_size=grid * model.patch_embed.feat_ratio())
+        _require_same_patches(expected, weights)
+        # Maps what the authors of the model's family call its parameters.
+        convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+        if convert and expected.keys() - weights.keys() | weights.keys() - expected.keys():
+            weights = convert(weights, model)
         found = model.load_state_dict(weights, strict=False)
-    except (RuntimeError, AssertionError, SafetensorError, OSError) as error:
+    # What converts names fails in any way on the weights of another model.
+    except Exception as error:
         if is_resource_fault(error) or is_out_of_memory(error):
             raise
-        if _is_pickled(path):
-            raise RequestError(f"cannot load {spec.weights}: {PICKLED}") from None
         reason = " ".join(str(error).split())[:160]
-        raise RequestError(f"{spec.weights} does not hold weights of {spec.model}: {reason} …") from None
+        raise RequestError(f"{name} does not hold weights of {spec.model}: {reason} …") from None
     classifiers = model.pretrained_cfg.get("classifier") or ()
     # The head's module may also hold layers of the backbone.
     heads = {name.partition(".")[0] for name in ((classifiers,) if isinstance(classifiers, str) else classifiers)}
-    others = [name for name in found.unexpected_keys if name.partition(".")[0] not in heads]
+    others = [
+        name for name in found.unexpected_keys if name.partition(".")[0] not in heads and not beside_the_backbone(name)
+    ]
     if found.missing_keys or others:
         lacks = f"it lacks {listed(found.missing_keys)}, and has others: {listed(others)}"
         raise RequestError(f"{spec.weights} does not hold weights of {spec.model}: {lacks}")
 
 
-def _is_pickled(path: Path) -> bool:
-    """Whether `torch.save` wrote a file that is no safetensors file: a zip of pickles, or, long ago, a pickle."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(2) in (b"PK", b"\x80\x02")
+def _require_same_patches(expected: Weights, weights: Weights) -> None:
+    """Raises ValueError if the patches have another size, to which timm would resample them."""
+    name = "patch_embed.proj.weight"
+    shapes = [tuple(each[name].shape) for each in (expected, weights) if name in each and each[name].ndim == 4]
+    if len(set(shapes)) > 1:
+        raise ValueError(f"{name} has the shape {shapes[1]} instead of {shapes[0]}")
 
 
 def _has_positions(model: Any) -> bool:

@@ -67,6 +67,17 @@ def test_the_exact_commits_are_known(loaded: dict) -> None:
     assert loaded["earlier"] != loaded["vision"]
 
 
+def test_weights_that_the_hub_lacks_are_named(tmp_path: Path) -> None:
+    folder = snapshot(tmp_path, "timm--test_resnet.r160_in1k")
+    weights = timm.create_model("test_resnet").state_dict()
+    del weights["bn1.weight"]
+    save_file(weights, folder / "model.safetensors")
+    env = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", LOAD], env=env, capture_output=True, text=True)
+    assert "RequestError: cannot load 'test_resnet.r160_in1k': " in done.stderr.splitlines()[-1]
+    assert 'Missing key(s) in state_dict: "bn1.weight".' in done.stderr.splitlines()[-1]
+
+
 ASK = """
 import sys
 from sharelock_ray.encoders.spec import LanguageSpec

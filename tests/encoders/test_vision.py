@@ -178,13 +178,6 @@ class TestWeights:
         with pytest.raises(RequestError, match=message):
             VisionEncoder(vision_spec.model_copy(update={"weights": str(path)}))
 
-    @pytest.mark.parametrize("zipped", [True, False])
-    def test_that_may_run_code_are_refused(self, tmp_path: Path, vision_spec: VisionSpec, zipped: bool) -> None:
-        path = tmp_path / "weights.pth"
-        torch.save(load_file(vision_spec.weights), path, _use_new_zipfile_serialization=zipped)
-        with pytest.raises(RequestError, match=r"can run code.*: convert it to safetensors$"):
-            VisionEncoder(vision_spec.model_copy(update={"weights": str(path)}))
-
 
 class TestRefuses:
     def test_a_model_that_timm_does_not_know(self, vision_spec: VisionSpec) -> None:
