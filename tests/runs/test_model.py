@@ -328,7 +328,7 @@ class TestCallingProcess:
         code = f"""
 import logging, os, signal, sys, warnings
 import PIL.Image, PIL.ImageFile, torch, transformers, timm
-import scipy.optimize  # Adds warning filters; transformers imports it.
+import accelerate, scipy.optimize  # They add warning filters; transformers imports them.
 
 def settings():
     return {{
