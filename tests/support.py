@@ -253,7 +253,7 @@ def write_study(path: Path, output: str, **alignment: object) -> str:
 
 
 def write_features_of(recipe: Recipe) -> None:
-    """Writes synthetic feature sets for the encoders of a recipe: 200 pairs that share a random signal of 8 numbers."""
+    """Writes synthetic feature sets for the encoders of a recipe: 200 pairs with a shared random signal, 8 wide."""
     keys = [f"00000/{i:06d}" for i in range(200)]
     signal = np.random.default_rng(0).normal(size=(200, 8)).astype(np.float16)
     for encoder in recipe.encoders:
