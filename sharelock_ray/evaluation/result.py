@@ -76,6 +76,8 @@ class RetrievalRecord(_Record):
 
     title: ClassVar[str] = "retrieval"
     task: Literal["retrieval"] = "retrieval"
+    language: str | None = None
+    """Language of the captions, from the table of translations; None: the captions of the split itself."""
     result: RetrievalResult
 
 

@@ -94,6 +94,37 @@ def evaluate(
     return records, notes
 
 
+def translated_retrieval(
+    heads: TrainedHeads, images: FeatureSet, split: str, translations: FeatureSet, recall_at: Sequence[int]
+) -> list[RetrievalRecord]:
+    """Scores retrieval among the images that have captions in a language, for each language.
+
+    Args:
+        images: vision set of the split.
+        translations: language set whose keys are the language and the image's key (see `TranslationSource`).
+
+    Raises:
+        RequestError: no caption belongs to an image, or the features were made by other encoders than the training's.
+    """
+    language, _, key = (np.array(part) for part in zip(*(k.partition("/") for k in translations.keys), strict=True))
+    place = {key: row for row, key in enumerate(images.keys)}
+    row = np.array([place.get(each, -1) for each in key])
+    if not (row >= 0).any():
+        raise RequestError(f"no caption of the translations belongs to an image of {images.uri}: check their keys")
+    scored = np.unique(row[row >= 0])
+    projected = heads.project(images, scored)
+    step = heads.checkpoint.position.step
+    records = []
+    for name in dict.fromkeys(language[row >= 0].tolist()):
+        captions = np.flatnonzero((language == name) & (row >= 0))
+        rows, owner = np.unique(row[captions], return_inverse=True)
+        image = projected[np.searchsorted(scored, rows)]
+        result = retrieval(image, heads.project(translations, captions), owner, recall_at)
+        dataset = images.manifest.dataset
+        records.append(RetrievalRecord(dataset=dataset, split=split, model_step=step, language=name, result=result))
+    return records
+
+
 def class_prototypes(heads: TrainedHeads, prompts: FeatureSet, classes: np.ndarray) -> torch.Tensor:
     """Averages the projected prompts of each class (CLIP, arXiv 2103.00020, 3.1.4).
 

@@ -152,6 +152,10 @@ def _zero_shot_rows(record: ZeroShotRecord) -> list[tuple[str, str]]:
 
 def _retrieval_rows(record: RetrievalRecord) -> list[tuple[str, str]]:
     found = record.result
+    if record.language is not None:
+        k = max(found.image_to_text)
+        both = f"{found.image_to_text[k].value:.1%} / {found.text_to_image[k].value:.1%}"
+        return [(f"{record.language}: recall@{k}", f"{both} of {found.images:,} {record.split} images")]
     rows = []
     for name, recalls in (("image to text", found.image_to_text), ("text to image", found.text_to_image)):
         at = "/".join(str(k) for k in recalls)

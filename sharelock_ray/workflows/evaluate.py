@@ -23,7 +23,7 @@ from sharelock_ray.runs.folder import CHECKPOINT
 from sharelock_ray.sources.sample import CAPTIONS, Sample, Source
 from sharelock_ray.sources.subset import Subset
 from sharelock_ray.workflows.extract import extract_splits
-from sharelock_ray.workflows.inputs import Inputs
+from sharelock_ray.workflows.inputs import Inputs, Split
 from sharelock_ray.workflows.timing import timed
 
 EVALUATION = "evaluation.json"
@@ -62,7 +62,7 @@ class Evaluation(Document):
 def evaluate(recipe: Recipe, inputs: Inputs | None = None) -> Evaluation:
     """Scores the best checkpoint on the test split, or on the validation pairs if there is no test split.
 
-    Class prompts that have no features yet are extracted first.
+    Class prompts and translations that have no features yet are extracted first.
 
     Raises:
         RequestError: the run has no trained model, or the split has nothing to score.
@@ -73,13 +73,14 @@ def evaluate(recipe: Recipe, inputs: Inputs | None = None) -> Evaluation:
     inputs = inputs or Inputs(recipe)
     split = "test" if "test" in recipe.splits else "train"
     sets = _sets(inputs, split)
-    asked = _request(recipe, list(sets.values()))
+    translations = open_texts(inputs, inputs.translations) if inputs.translations else None
+    asked = _request(recipe, [*sets.values(), *([translations] if translations else [])])
     if storage.exists(path) and _covers((known := read_document(Evaluation, path)).request, asked):
         say("evaluate: already done")
         return known
     from sharelock_ray.batches.sampling import split_validation
     from sharelock_ray.evaluation.scoring import evaluate as score
-    from sharelock_ray.evaluation.scoring import labelled
+    from sharelock_ray.evaluation.scoring import labelled, translated_retrieval
     from sharelock_ray.runs.heads import load_trained_heads
 
     with timed(recipe, "evaluate"):
@@ -90,12 +91,15 @@ def evaluate(recipe: Recipe, inputs: Inputs | None = None) -> Evaluation:
         names, prompts = None, None
         if split == "test":
             names = recipe.class_names() or []
-            prompts = open_prompts(inputs) if names and len(labelled(images, len(names))[0]) else None
+            if names and inputs.prompts and len(labelled(images, len(names))[0]):
+                prompts = open_texts(inputs, inputs.prompts)
         elif pairs is not None:
             split, pairs = "validation", split_validation(pairs, recipe.alignment.validation_fraction)[1]
         spec = recipe.evaluation
         source = inputs.splits["test" if "test" in recipe.splits else "train"].source
         records, notes = score(heads, images, pairs, split, names, prompts, spec.templates, spec.recall_at)
+        if translations is not None:
+            records += translated_retrieval(heads, images, split, translations, spec.recall_at)
         found = Evaluation(request=asked, records=tuple(_with_thumbnails(records, source)), notes=tuple(notes))
     storage.write_json(path, found.content())
     scored = dict.fromkeys(f"{record.title} of {record.result.images:,} images" for record in found.records)
@@ -105,14 +109,13 @@ def evaluate(recipe: Recipe, inputs: Inputs | None = None) -> Evaluation:
     return found
 
 
-def open_prompts(inputs: Inputs) -> FeatureSet:
-    """Opens the class prompts of the recipe's language encoder, and extracts them first if they are missing."""
-    prompts = inputs.prompts
-    assert prompts is not None, "prompts without class names"
-    uri = inputs.uri(prompts.name, inputs.recipe.language)
+def open_texts(inputs: Inputs, texts: Split) -> FeatureSet:
+    """Opens class prompts or translations of the recipe's language encoder, and extracts them first if they are
+    missing."""
+    uri = inputs.uri(texts.name, inputs.recipe.language)
     if not is_complete(uri):
-        place = prompts.uris.index(uri)
-        extract_splits(inputs.recipe, [replace(prompts, encoders=(prompts.encoders[place],), uris=(uri,))])
+        place = texts.uris.index(uri)
+        extract_splits(inputs.recipe, [replace(texts, encoders=(texts.encoders[place],), uris=(uri,))])
     return open_features(uri)
 
 

@@ -12,7 +12,13 @@ import support
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.evaluation.result import RetrievalRecord, ZeroShotRecord
-from sharelock_ray.evaluation.scoring import Classes, class_prototypes, evaluate, zero_shot_accuracy
+from sharelock_ray.evaluation.scoring import (
+    Classes,
+    class_prototypes,
+    evaluate,
+    translated_retrieval,
+    zero_shot_accuracy,
+)
 from sharelock_ray.features.featureset import FeatureSet, Pairs, join, open_features
 from sharelock_ray.sources.sample import Reject
 
@@ -198,3 +204,27 @@ def test_a_prompt_that_could_not_be_encoded_is_one_line(tmp_path: Path) -> None:
     prompts = open_features(support.write_parts(str(tmp_path / "prompts"), spec, [[chunk]]))
     with pytest.raises(RunError, match="a prompt could not be encoded: classes-00000/000000001: caption 0"):
         class_prototypes(Model(), prompts, np.arange(2))
+
+
+def translations_of(folder: Path, axes: dict[str, int]) -> FeatureSet:
+    """One caption for each key, on an axis."""
+    chunk = support.encoded("language", list(axes), embeddings=np.eye(WIDTH, dtype=np.float32)[list(axes.values())])
+    spec = LanguageSpec(name="signal", model="none", stored_dtype="float32")
+    return open_features(support.write_parts(str(folder / "translations"), spec, [[chunk]]))
+
+
+class TestTranslations:
+    def test_each_language_is_scored_among_the_images_that_it_has_captions_of(self, tmp_path: Path) -> None:
+        images = pairs_of(tmp_path, [0, 1, 2], []).vision
+        axes = {"de/00000/0000": 0, "de/00000/0001": 1, "fr/00000/0002": 2, "fr/00000/0001": 1, "fr/elsewhere": 3}
+        german, french = translated_retrieval(Model(), images, "test", translations_of(tmp_path, axes), (1, 2))
+        assert (german.language, german.result.images, german.result.texts) == ("de", 2, 2)
+        assert (french.language, french.result.images, french.result.texts) == ("fr", 2, 2)
+        assert german.result.image_to_text[1].value == german.result.text_to_image[1].value == 1
+        assert french.result.image_to_text[1].value == french.result.text_to_image[1].value == 1
+        assert (french.split, french.model_step, french.dataset) == ("test", 7, images.manifest.dataset)
+
+    def test_captions_of_other_images_are_refused(self, tmp_path: Path) -> None:
+        images = pairs_of(tmp_path, [0, 1], []).vision
+        with pytest.raises(RequestError, match="no caption of the translations belongs to an image"):
+            translated_retrieval(Model(), images, "test", translations_of(tmp_path, {"de/elsewhere": 0}), (1,))

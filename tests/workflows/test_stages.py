@@ -5,13 +5,15 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import support
 from sharelock_ray import cli, storage
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.recipe.load import read_recipe
-from sharelock_ray.recipe.schema import DataSpec, EvaluationSpec, Recipe
+from sharelock_ray.recipe.schema import DataSpec, EvaluationSpec, Recipe, TranslationsSpec
 from sharelock_ray.sources.folders import ClassFolderSource
 from sharelock_ray.sources.webdataset import WebDatasetSource
 from sharelock_ray.workflows.audit import audit
@@ -154,6 +156,26 @@ class TestEvaluation:
         assert evaluate(own) == evaluation
         classes.write_text("red circle\nred circle\n")
         assert evaluate(own).records[0].result.candidates == 1
+
+    def test_of_translations_has_a_record_for_each_language(
+        self, recipe: Recipe, tmp_path: Path, said: io.StringIO
+    ) -> None:
+        keys = Inputs(recipe).open("test", recipe.vision).keys.tolist()
+        rows = [(key, language, f"{language} {key}") for key in keys[:8] for language in ("fr", "de", "ja")]
+        table = dict(zip(("key", "language", "caption"), map(list, zip(*rows, strict=True)), strict=True))
+        pq.write_table(pa.table(table), tmp_path / "captions.parquet")
+        spec = recipe.evaluation.model_copy(
+            update={"translations": TranslationsSpec(table=str(tmp_path / "captions.parquet"), languages=("ja", "de"))}
+        )
+        output = shutil.copytree(recipe.output, tmp_path / "run")
+        own = changed(recipe, output=str(output), evaluation=spec)
+        evaluation = evaluate(own)
+        found = [(r.language, r.result.images) for r in evaluation.records if r.task == "retrieval"]
+        assert found == [(None, 32), ("de", 8), ("ja", 8)]
+        assert [name for name, _ in report(own).rows() if "recall@10" in name] == ["de: recall@10", "ja: recall@10"]
+        said.truncate(0)
+        assert evaluate(own) == evaluation
+        assert "evaluate: already done" in said.getvalue()
 
     def test_of_an_earlier_version_is_already_done(self, recipe: Recipe, tmp_path: Path, said: io.StringIO) -> None:
         output = shutil.copytree(recipe.output, tmp_path / "run")
