@@ -121,7 +121,7 @@ def _check_depth(content: bytes) -> None:
 def _emoji(emoji: Emoji) -> Image.Image:
     left, top, right, bottom = map(math.floor, _face(emoji.font).getbbox(emoji.text))
     image = Image.new("RGBA", (right - left + 1, bottom - top + 1), (255, 255, 255, 0))
-    ImageDraw.Draw(image).text((-left, -top), emoji.text, font=_face(emoji.font), embedded_color=True)
+    ImageDraw.Draw(image).text((-left, -top), emoji.text, "black", _face(emoji.font), embedded_color=True)
     return image
 
 

@@ -166,8 +166,8 @@ def _packed(
     todo = {name: pictures for name, pictures in contents.items() if name not in done}
     drawings = [picture.drawing for pictures in todo.values() for picture in pictures]
     total = sum(map(len, contents.values()))
-    # Other threads of this process may hold locks, which a fork would copy.
-    pool = ProcessPoolExecutor(cpu_count(), get_context("spawn"), _leave_interrupts_to_the_parent)
+    # Not by a fork, which would copy locks that other threads hold. Ctrl-C is for this process, which ends the others.
+    pool = ProcessPoolExecutor(cpu_count(), get_context("spawn"), signal, (SIGINT, SIG_IGN))
     with Progress("pictures", "pictures", total, total - len(drawings)) as progress:
         try:
             results = pool.map(drawn, drawings, chunksize=_CHUNK)
@@ -189,10 +189,6 @@ def _packed(
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _leave_interrupts_to_the_parent() -> None:
-    signal(SIGINT, SIG_IGN)
 
 
 def _members(picture: Picture, png: bytes, classes: list[str]) -> Iterator[tuple[str, bytes]]:
