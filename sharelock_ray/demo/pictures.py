@@ -89,7 +89,7 @@ def not_installed(package: str) -> RequestError:
     )
 
 
-def main(folder: Path) -> None:
+def make(folder: Path) -> None:
     """Makes the weights and the pictures below `folder`; finished parts are skipped."""
     # Not above: each process that draws imports this module, and needs no torch.
     from sharelock_ray.demo.dinov2 import write_dinov2
@@ -112,14 +112,19 @@ def main(folder: Path) -> None:
         say(f"pictures: left out of {name}: {', '.join(f'{count:,} ({why})' for why, count in reasons.items())}")
 
 
-if __name__ == "__main__":
+def main(arguments: list[str] | None = None) -> None:
+    """The command; exits as `sharelock` does."""
     parser = argparse.ArgumentParser(description="Fetches and draws the pictures of the recipe `pictures`.")
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("data/pictures"))
+    parser.add_argument("folder", type=Path)
     try:
-        main(parser.parse_args().folder)
+        make(parser.parse_args(arguments).folder)
     except SharelockError as error:
         say(f"pictures: {error}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         say("pictures: interrupted: run the same command again to continue")
         sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -15,6 +15,7 @@ from PIL import Image
 from crash import die
 from sharelock_ray import storage
 from sharelock_ray.demo import picture_tars
+from sharelock_ray.demo.drawing import is_one_glyph
 from sharelock_ray.demo.picture_tars import Material, write_pictures
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.sources.sample import Sample
@@ -22,12 +23,12 @@ from sharelock_ray.sources.webdataset import WebDatasetSource
 from support import read_source
 
 FONT = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
-EMOJI = [chr(0x1F600 + i) for i in range(60)]
+EMOJI = [text for text in map(chr, range(0x1F600, 0x1F640)) if is_one_glyph(text, str(FONT))][:50]
 
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
-    """60 emoji of two languages, and 21 stamps, of which one is broken."""
+    """50 emoji of two languages, and 21 stamps, of which one is broken."""
     folder = tmp_path_factory.mktemp("packages")
     for language, word in (("en", "face"), ("de", "Gesicht")):
         names = "".join(
@@ -37,7 +38,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
         (folder / "cldr/annotations").mkdir(parents=True, exist_ok=True)
         (folder / f"cldr/annotations/{language}.xml").write_text(f"<ldml>{names}</ldml>")
     for i in range(21):
-        stamp = folder / "stamps" / ("medical" if i > 10 else "animals") / f"owl{i:02d}.png"
+        stamp = folder / "stamps" / ("medical" if i > 11 else "animals") / f"owl{i:02d}.png"
         stamp.parent.mkdir(parents=True, exist_ok=True)
         stamp.with_suffix(".txt").write_text(f"Owl {i}.\nde.utf8=Eule {i}.\n")
         Image.new("RGB", (20, 20), (i, 0, 0)).save(stamp)
@@ -75,7 +76,7 @@ class TestWritten:
         train, validation = (
             {sample.captions for sample in samples(written, split)} for split in ("train", "validation")
         )
-        assert len(train) + len(validation) == 60
+        assert len(train) + len(validation) == 50
         assert train.isdisjoint(validation)
         assert 0 < len(validation) < len(train)
 
@@ -101,7 +102,7 @@ class TestWritten:
         skipped = {name: why for tar in record["tars"].values() for name, why in tar["skipped"].items()}
         assert list(skipped) == ["medical/owl20"]
         assert "cannot identify" in skipped["medical/owl20"]
-        assert sum(tar["pictures"] for tar in record["tars"].values()) == 80
+        assert sum(tar["pictures"] for tar in record["tars"].values()) == 70
         assert not any("owl20" in sample.key for sample in samples(written, "test"))
 
     def test_the_record_has_the_digest_of_each_tar(self, written):
