@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from sharelock_ray import storage
+from sharelock_ray.demo.picture_tars import PicturesRecord
 from sharelock_ray.documents import Document, NewerVersionError, parse_document, read_document
 from sharelock_ray.engine import cluster
 from sharelock_ray.errors import RequestError, RunError
@@ -263,7 +264,10 @@ def fields_of(kind: type[Document]) -> dict[str, Any]:
 
 
 def all_fields() -> dict[str, Any]:
-    return {kind.__name__: fields_of(kind) for kind in (ChunkRecord, Fault, *(each.kind for each in STORED + OTHERS))}
+    return {
+        kind.__name__: fields_of(kind)
+        for kind in (ChunkRecord, Fault, PicturesRecord, *(each.kind for each in STORED + OTHERS))
+    }
 
 
 def test_a_changed_document_has_another_version() -> None:
