@@ -204,9 +204,9 @@ def test_a_non_finite_loss_ends_the_run(tmp_path: Path, features: tuple[str, str
         RunError, match=r"the loss is nan and its gradient nan at step 2, over .* last good .* none yet"
     ):
         train(run, *features, spec)
-    told = storage.read_json(run.non_finite)
+    report = storage.read_json(run.non_finite)
     batches = PairBatches(split_validation(join(*map(open_features, features)), 0.2)[0], 64, 0, torch.device("cpu"))
-    assert (told["step"], told["keys"]) == (2, batches.keys(1))
+    assert (report["step"], report["keys"]) == (2, batches.keys(1))
 
 
 def spoil(vision: str, row: int) -> None:
@@ -228,9 +228,9 @@ def test_the_error_for_a_non_finite_row_names_its_step_and_the_last_good_checkpo
     run = RunFolder(str(tmp_path / "run"))
     with pytest.raises(RunError, match="last, of step 2") as error:
         train(run, *features, SPEC.model_copy(update={"evaluate_every": 2}))
-    told = storage.read_json(run.non_finite)
-    assert batches.keys(2)[5] in told["keys"]
-    assert told["step"] == 3
+    report = storage.read_json(run.non_finite)
+    assert batches.keys(2)[5] in report["keys"]
+    assert report["step"] == 3
     assert "nan at step 3, over" in str(error.value)
     assert "\n" not in str(error.value)
 

@@ -119,7 +119,7 @@ class TestEmbeddings:
     def test_of_some_rows_read_only_these_in_blocks(
         self, model: AlignedModel, features: tuple[FeatureSet, FeatureSet], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        class Told:
+        class Recorder:
             def __init__(self) -> None:
                 self.read: list[int] = []
 
@@ -128,12 +128,12 @@ class TestEmbeddings:
                 assert len(rows) <= 2
                 return features[0].embeddings[rows]
 
-        told = Told()
+        recorder = Recorder()
         other = open_features(features[0].uri)
-        other.__dict__["embeddings"] = told
+        other.__dict__["embeddings"] = recorder
         monkeypatch.setattr("sharelock_ray.runs.heads._ROWS", 2)
         assert len(model.project(other, np.array([7, 2, 80]))) == 3
-        assert told.read == [7, 2, 80]
+        assert recorder.read == [7, 2, 80]
 
     def test_of_a_locked_side_are_the_normalised_encoder_embeddings(
         self, model: AlignedModel, features: tuple[FeatureSet, FeatureSet]
@@ -326,9 +326,11 @@ class TestRemoteCode:
 class TestCallingProcess:
     def test_global_settings_are_unchanged(self, model: AlignedModel) -> None:
         code = f"""
-import logging, os, signal, sys, warnings
+import importlib.util, logging, os, signal, sys, warnings
 import PIL.Image, PIL.ImageFile, torch, transformers, timm
-import accelerate, scipy.optimize  # They add warning filters; transformers imports them.
+import scipy.optimize  # Adds warning filters, as accelerate does; transformers imports both.
+if importlib.util.find_spec("accelerate"):
+    import accelerate
 
 def settings():
     return {{
