@@ -212,7 +212,7 @@ def _table(split: str, contents: dict[str, list[Picture]], tars: dict[str, Tar])
     ]
     keys, languages, captions = zip(*rows, strict=True)
     buffer = io.BytesIO()
-    table = pa.table({"key": keys, "lang": pa.array(languages).dictionary_encode(), "caption": captions})
+    table = pa.table({"key": keys, "language": pa.array(languages).dictionary_encode(), "caption": captions})
     pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
 

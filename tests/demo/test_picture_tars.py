@@ -91,11 +91,11 @@ class TestWritten:
     @pytest.mark.parametrize("split", ["train", "validation", "test"])
     def test_the_table_has_the_captions_of_every_sample_by_its_key(self, split, written):
         table = pq.read_table(written / "captions" / f"{split}.parquet")
-        assert table.column_names == ["key", "lang", "caption"]
+        assert table.column_names == ["key", "language", "caption"]
         rows = table.to_pylist()
-        english = {row["key"]: row["caption"] for row in rows if row["lang"] == "en"}
+        english = {row["key"]: row["caption"] for row in rows if row["language"] == "en"}
         assert english == {sample.key: sample.captions[0] for sample in samples(written, split)}
-        assert {row["key"] for row in rows if row["lang"] == "de"} == english.keys()
+        assert {row["key"] for row in rows if row["language"] == "de"} == english.keys()
 
     def test_a_picture_that_cannot_be_drawn_is_recorded_and_in_no_file(self, written):
         record = json.loads((written / "pictures.json").read_text())
