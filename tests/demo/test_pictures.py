@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sharelock_ray.demo import dinov2, pictures
+from sharelock_ray.demo import pictures
 from sharelock_ray.demo.picture_tars import Material, PicturesRecord, Tar
 from sharelock_ray.errors import RequestError
 
@@ -41,7 +41,7 @@ def test_weights_come_first_and_what_was_left_out_is_said(material, tmp_path, mo
         tar = Tar(sha256="", bytes=1, pictures=1791, skipped=skipped)
         return PicturesRecord(made_from={}, tars={"test/00000.tar": tar}, left_out={"stamps": {"no caption": 2000}})
 
-    monkeypatch.setattr(dinov2, "write_dinov2", lambda path: path.touch() or True)
+    monkeypatch.setattr(pictures, "write_dinov2", lambda path: path.touch() or True)
     monkeypatch.setattr(pictures, "write_pictures", write)
     pictures.main([str(tmp_path)])
     lines = said.getvalue().splitlines()
