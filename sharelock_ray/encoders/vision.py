@@ -134,8 +134,10 @@ def _reading(tower: Tower, spec: VisionSpec) -> Callable[[Any], torch.Tensor]:
     if spec.pooling == "model":
         return tower.pooled if spec.final_norm else _pooled_without_norm(tower, spec)
     tokens = tower.tokens
-    if tokens is None or ("cls" in spec.pooling and not tower.has_cls):
+    if tokens is None:
         raise RequestError(f"{spec.model} has no tokens for pooling {spec.pooling!r}: use `pooling: model`")
+    if "cls" in spec.pooling and not tower.has_cls:
+        raise RequestError(f"{spec.model} has no class token for pooling {spec.pooling!r}: use `pooling: mean`")
     if spec.layer is not None:
         layers = len(tower.layers)
         if not -layers - 1 <= spec.layer <= layers or not layers:

@@ -46,22 +46,36 @@ def hub_id(spec: VisionSpec) -> str | None:
 
 def load(spec: VisionSpec) -> Tower:
     """See `Backend`."""
-    model = _load(spec)
+    return tower_of(_load(spec), hub_commit(spec.hub_id, spec.revision) if spec.hub_id else None)
+
+
+def tower_of(model: Any, revision: str | None, wrapper: Any = None) -> Tower:
+    """Returns the parts of a timm model.
+
+    Args:
+        revision: as in `Tower`.
+        wrapper: module that maps the model's output to its own by its `head`, if the model is a part of another.
+    """
     prefix = getattr(model, "num_prefix_tokens", None)
     # A head that widens does so after its norm, so the norm's input is not the embedding.
-    pools = getattr(model, "head_hidden_size", None) == model.num_features
+    pools = wrapper is None and getattr(model, "head_hidden_size", None) == model.num_features
+
+    def head(features: torch.Tensor) -> torch.Tensor:
+        pooled = model.forward_head(features)
+        return pooled if wrapper is None else wrapper.head(pooled)
+
     return Tower(
-        module=model,
+        module=wrapper or model,
         forward=model.forward_features,
-        pooled=model.forward_head,
+        pooled=head,
         tokens=None if prefix is None else lambda features: features,
-        head=model.forward_head,
+        head=head,
         prefix=prefix or 0,
         has_cls=getattr(model, "cls_token", None) is not None,
-        layers=() if prefix is None else getattr(model, "blocks", ()),
+        layers=() if prefix is None else tuple(getattr(model, "blocks", ())),
         norm=find_norm(model, "norm"),
         pooled_norm=find_norm(model, "fc_norm", "head.norm") if pools else None,
-        revision=hub_commit(spec.hub_id, spec.revision) if spec.hub_id else None,
+        revision=revision,
     )
 
 
