@@ -115,13 +115,9 @@ def _create(spec: VisionSpec, image_size: int | None) -> Any:
     # With another classifier than that of the weights, timm does not report which of them are missing.
     settings |= {} if pretrained else {"num_classes": 0}
     try:
-        try:
-            model = timm.create_model(spec.model, img_size=image_size, **settings)
-        except TypeError:  # Only models with a fixed grid of positions accept the size.
-            model = timm.create_model(spec.model, **settings)
-    except RuntimeError as error:
-        # torch lists missing weights in several lines.
-        raise RuntimeError(" ".join(str(error).split())[:160]) from error
+        model = timm.create_model(spec.model, img_size=image_size, **settings)
+    except TypeError:  # Only models with a fixed grid of positions accept the size.
+        model = timm.create_model(spec.model, **settings)
     if getattr(model, "num_classes", 0):
         model.reset_classifier(0)
     return model
