@@ -14,12 +14,13 @@ from sharelock_ray.config import Config
 from sharelock_ray.errors import RequestError, is_resource_fault
 from sharelock_ray.sources.content import with_kind
 
-Interpolation = Literal["bicubic", "bilinear", "nearest"]
-CropMode = Literal["center", "squash"]
+Interpolation = Literal["bicubic", "bilinear", "nearest", "lanczos"]
+CropMode = Literal["center", "center_floor", "squash"]
 _INTERPOLATION = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
     "nearest": Image.Resampling.NEAREST,
+    "lanczos": Image.Resampling.LANCZOS,
 }
 # Pillow reads more formats, but some start other programs (EPS starts Ghostscript). JPEG includes MPO.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -165,7 +166,7 @@ def _orientation(image: Image.Image) -> Any:
 
 
 def crop_image(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
-    """Resizes and centre-crops an RGB image as timm's evaluation transform does; (image_size, image_size, 3) uint8.
+    """Resizes and centre-crops an RGB image as evaluation transforms do; (image_size, image_size, 3) uint8.
 
     Raises:
         ImageTooLargeError: the image is so narrow that the resized one would have more than 100 megapixels.
@@ -180,6 +181,8 @@ def crop_image(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
         raise ImageTooLargeError(f"{width} x {height} pixels would be resized to {resized[0]} x {resized[1]}")
     if image.size != resized:
         image = image.resize(resized, _INTERPOLATION[preprocessing.interpolation])
-    left, top = (round(d / 2) if d > 0 else -(-d // 2) for d in (resized[0] - size, resized[1] - size))
+    # An odd margin is halved as torchvision's CenterCrop does, or as transformers does.
+    half = (lambda d: d // 2) if preprocessing.crop_mode == "center_floor" else (lambda d: round(d / 2))
+    left, top = (half(d) if d > 0 else -(-d // 2) for d in (resized[0] - size, resized[1] - size))
     # Pillow pads a crop beyond the border with black, as torchvision's CenterCrop does.
     return np.asarray(image.crop((left, top, left + size, top + size)))

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoTokenizer
 
 from sharelock_ray.encoders import gguf
-from sharelock_ray.encoders.loading import WRAPPERS, listed, loading, without_progress_bars
+from sharelock_ray.encoders.automodel import layers_of, load_model
+from sharelock_ray.encoders.loading import loading
 from sharelock_ray.encoders.norms import FinalNorm, find_norm
 from sharelock_ray.encoders.passes import Arrays, Encoded, Passes, suited
 from sharelock_ray.encoders.provenance import device_name, hub_commit
@@ -75,7 +76,7 @@ class LanguageEncoder:
         self._dims, self._causal, self._pads = self._probe(lacks)
         if compiled:
             # The layers share one compiled graph. Lengths change with every batch.
-            for part in _layers_of(model, layers) or [model]:
+            for part in layers_of(model, layers) or [model]:
                 part.compile(dynamic=True)
         # The mask hides it, so any token with an embedding will do if the tokenizer's own has none.
         special = (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id)
@@ -282,30 +283,11 @@ def _source(spec: LanguageSpec) -> str:
 
 
 def _load(spec: LanguageSpec, source: str) -> tuple[Any, Any, str]:
-    """Returns the tokenizer, the model that reads text, and a description of missing weights ("" if none).
-
-    Missing weights are filled with NaN. Otherwise they would be random, and so would the embeddings.
-    """
+    """Returns the tokenizer, the model that reads text, and a description of its missing weights, which are NaN."""
     options = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    with without_progress_bars():
-        model, info = AutoModel.from_pretrained(
-            source,
-            dtype=getattr(torch, spec.dtype),
-            key_mapping=WRAPPERS,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **options,
-        )
-    missing = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
-    for name in missing:
-        weights = model.get_parameter_or_buffer(name)
-        if weights.is_floating_point():
-            weights.detach().fill_(torch.nan)
-    lacks = f"weights are missing or have the wrong shape: {listed(missing)}"
-    if info["unexpected_keys"]:
-        lacks += f"; unexpected: {listed(info['unexpected_keys'])}"
-    return tokenizer, _text_tower(model), lacks if missing else ""
+    model, lacks = load_model(source, spec.dtype, **options)
+    return tokenizer, _text_tower(model), lacks
 
 
 def _text_tower(model: Any) -> Any:
@@ -313,12 +295,6 @@ def _text_tower(model: Any) -> Any:
     if model.config.is_encoder_decoder:
         return model.get_encoder()
     return getattr(model, "language_model", None) or getattr(model, "text_model", model)
-
-
-def _layers_of(model: torch.nn.Module, layers: int) -> torch.nn.ModuleList | None:
-    """Returns the `layers` layers of a transformers model; None if not found."""
-    stacks = [each for each in model.modules() if isinstance(each, torch.nn.ModuleList) and len(each) == layers]
-    return stacks[-1] if stacks else None
 
 
 def _vocabulary(model: Any) -> int | None:

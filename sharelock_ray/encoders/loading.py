@@ -46,6 +46,9 @@ def loading(what: str) -> Iterator[None]:
 
 def line_of(error: Exception) -> str:
     """Returns an error's first line, after the error's class where the line alone would say too little."""
+    if str(error).startswith("Error(s) in loading state_dict"):
+        # The names of missing weights are in the lines after it.
+        return " ".join(str(error).split())[:200]
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     # The message of a KeyError or AttributeError is often a bare name.
     plain = isinstance(error, (OSError, ValueError)) and line

@@ -9,8 +9,9 @@ if TYPE_CHECKING:
     import torch
 
 _ANSWER_S = 10
+_OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 # Every model on the hub has at least one of these.
-_FILES = ("config.json", "model.safetensors", "pytorch_model.bin")
+_FILES = ("config.json", "model.safetensors", "pytorch_model.bin", "open_clip_config.json", *_OPEN_CLIP)
 
 
 def device_name(device: "torch.device") -> str:

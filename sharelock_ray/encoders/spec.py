@@ -3,16 +3,16 @@
 Separate from the encoders, so that reading a recipe or a manifest needs neither torch nor transformers.
 """
 
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from sharelock_ray import storage
 from sharelock_ray.config import Config, content_hash, hashed
+from sharelock_ray.encoders.backends import backend
 from sharelock_ray.encoders.images import CropMode, Interpolation, Preprocessing
 from sharelock_ray.encoders.presets import expand
 from sharelock_ray.encoders.weights import weights_digest
-from sharelock_ray.errors import RequestError
 
 Modality = Literal["vision", "language"]
 
@@ -20,6 +20,11 @@ Modality = Literal["vision", "language"]
 def _found(place: str) -> str:
     """Makes a relative path absolute, because workers have other working directories; returns other names unchanged."""
     return storage.absolute(place) if "://" not in place and storage.exists(place) else place
+
+
+def _is_place(name: str) -> bool:
+    """Whether a model's name is a path or URI, and no name on the hub."""
+    return "://" in name or name.startswith(("/", ".")) or storage.exists(name)
 
 
 class _EncoderSpec(Config):
@@ -72,26 +77,37 @@ class _EncoderSpec(Config):
 
 
 class VisionSpec(_EncoderSpec):
-    """A timm model and its preprocessing. Omitted fields are those of the model's own evaluation transform."""
+    """A vision model and its preprocessing. Omitted fields are those of the model's own evaluation transform.
 
-    _reads = frozenset({"name", "stored_dtype", "pooling", "final_norm"})
+    `model` is a name that the backend knows: of timm, of OpenCLIP (`ViT-B-32`, `hf-hub:<owner>/<repository>`), of a
+    model of transformers on the hub; or, except for timm, the path or URI of a folder.
+    """
+
+    _reads = frozenset({"name", "stored_dtype", "pooling", "layer", "final_norm"})
     _always_hashed = (
         "name model dtype stored_dtype final_norm modality weights pooling image_size resize crop_mode reduced_scale "
         "interpolation mean std position_interpolation"
     )
 
     modality: Literal["vision"] = "vision"
+    backend: Literal["timm", "transformers", "open_clip"] = "timm"
+    """The library that loads and runs the model: a module `encoders/vision_<backend>.py`."""
     weights: Annotated[str, AfterValidator(_found)] = "pretrained"
-    """`pretrained` (timm's, from the hub), or the path or URI of a safetensors file."""
+    """`pretrained` (the model's own, from the hub or its folder), the path or URI of a weights file, or a tag of
+    OpenCLIP such as `laion2b_s34b_b79k`."""
     revision: str | None = None
     """Commit, branch or tag of the weights on the hub."""
     pooling: Literal["model", "cls", "mean", "cls_mean"] = "model"
     """`model` is the model's own pooled output before its classifier; the others need a model with tokens."""
+    layer: int | None = None
+    """Index of the hidden states between the layers: 0 is the input of the first, -1 the output of the last, before the
+    final norm. None is the model's final output."""
     image_size: Annotated[int, Field(ge=8)] | None = None
     resize: Annotated[int, Field(ge=8)] | None = None
     """Shorter side before the centre crop."""
     crop_mode: CropMode | None = None
-    """Whether the resize keeps the aspect ratio (`center`) or makes the image square (`squash`)."""
+    """Whether the resize keeps the aspect ratio (`center`; `center_floor` rounds half an odd margin down) or makes the
+    image square (`squash`)."""
     reduced_scale: bool = True
     """Whether a JPEG larger than four times `resize` is decoded at a fraction of its size, which is several times
     faster and gives nearly the same pixels."""
@@ -102,55 +118,47 @@ class VisionSpec(_EncoderSpec):
     """How position embeddings are resampled to another image size: antialiased as in timm, or as in DINOv2's own
     `torch.hub` models, which the released ShareLock code used."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, content: Any) -> Any:
+        content = expand(content, "vision")
+        # A name of timm may also be that of a file here.
+        if isinstance(content, dict) and content.get("backend", "timm") != "timm" and "model" in content:
+            return content | {"model": _found(str(content["model"]))}
+        return content
+
     @model_validator(mode="after")
-    def _revision_is_of_the_hub(self) -> Self:
-        if self.revision is not None and self.weights != "pretrained":
+    def _fields_have_an_effect(self) -> Self:
+        if self.revision is not None and self.is_local:
             raise ValueError("`revision` applies only to weights from the hub: omit it or `weights`")
+        if self.position_interpolation != "timm" and self.backend != "timm":
+            raise ValueError("`position_interpolation` applies only to `backend: timm`: omit it")
+        if self.weights != "pretrained" and self.backend == "transformers":
+            raise ValueError("the weights of a model of transformers are in its folder: set `model` and omit `weights`")
+        if self.layer is not None and self.pooling == "model":
+            raise ValueError("`layer` reads tokens: set `pooling` to cls, mean or cls_mean")
+        if self.layer is not None and not self.final_norm:
+            raise ValueError("`final_norm: false` reads the input of the final norm: omit `layer`")
         return self
 
     def resolved(self) -> "VisionSpec":
         """Returns this spec with every omitted field filled in from the model's configuration.
 
         Raises:
-            RequestError: timm has no such model, or its preprocessing is not supported here.
+            RequestError: the backend has no such model, or its preprocessing is not supported here.
         """
-        if None not in (self.image_size, self.resize, self.crop_mode, self.interpolation, self.mean, self.std):
+        names = ("image_size", "resize", "crop_mode", "interpolation", "mean", "std")
+        omitted = [name for name in names if getattr(self, name) is None]
+        if not omitted:
             return self
-        model = self._timm_config()
-        if model is None:
-            raise RequestError(f"timm knows no model {self.model!r}: see timm.list_models()")
-        _, height, width = model.input_size
-        if self.image_size is None and height != width:
-            raise RequestError(f"{self.model} expects images of {width} x {height} pixels: set `image_size`")
-        if self.crop_mode is None and model.crop_mode not in get_args(CropMode):
-            raise RequestError(f"the crop mode {model.crop_mode!r} of {self.model} is not supported: set `crop_mode`")
-        size = self.image_size or width
-        return self.model_copy(
-            update={
-                "image_size": size,
-                "resize": self.resize or int(size / model.crop_pct),
-                "crop_mode": self.crop_mode or model.crop_mode,
-                "interpolation": self.interpolation or model.interpolation,
-                "mean": self.mean or tuple(model.mean),
-                "std": self.std or tuple(model.std),
-            }
-        )
+        # The library is only needed where fields are omitted.
+        stated = backend(self.backend).preprocessing(self)
+        return self.model_copy(update={name: stated[name] for name in omitted})
 
     @property
     def hub_id(self) -> str | None:
         """Repository of the weights on the hub; None for other weights."""
-        model = self._timm_config() if self.weights == "pretrained" else None
-        return model.hf_hub_id if model else None
-
-    def _timm_config(self) -> Any:
-        """Returns timm's configuration of the model; None if timm has no such model."""
-        # Imported here, so that a recipe with all fields set can be read without torch.
-        from timm.models import get_pretrained_cfg
-
-        try:
-            return get_pretrained_cfg(self.model)
-        except RuntimeError:  # timm has the model, but not its tag.
-            return None
+        return None if self.is_local else backend(self.backend).hub_id(self)
 
     def commit(self) -> str | None:
         if self.hub_id is None:
@@ -176,11 +184,19 @@ class VisionSpec(_EncoderSpec):
         )
 
     @property
+    def is_local(self) -> bool:
+        """True if the weights are on a disk or object store, not on the hub."""
+        if self.path_field == "model":
+            return _is_place(self.model)
+        # OpenCLIP has tags beside places.
+        return self.weights != "pretrained" and (self.backend == "timm" or "/" in self.weights)
+
+    @property
     def path_field(self) -> str:
-        return "weights"
+        return "model" if self.backend != "timm" and self.weights == "pretrained" else "weights"
 
     def weights_digest(self) -> str | None:
-        return None if self.weights == "pretrained" else weights_digest(self.weights)
+        return weights_digest(getattr(self, self.path_field)) if self.is_local else None
 
 
 class LanguageSpec(_EncoderSpec):
@@ -239,8 +255,7 @@ class LanguageSpec(_EncoderSpec):
     @property
     def is_local(self) -> bool:
         """True if the model is on a disk or object store, not a name on the hub."""
-        is_path = self.model.startswith(("/", ".")) or (self.is_gguf and self.model.count("/") < 2)
-        return "://" in self.model or is_path or storage.exists(self.model)
+        return (self.is_gguf and self.model.count("/") < 2) or _is_place(self.model)
 
     @property
     def is_gguf(self) -> bool:

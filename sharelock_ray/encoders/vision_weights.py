@@ -80,7 +80,7 @@ def read_weights(path: Path, name: str) -> Weights:
         RequestError: the file cannot be read, holds no weights, or needs code to be read.
     """
     try:
-        content = _read_pickled(path) if _is_pickled(path) else load_file(path)
+        content = _read_pickled(path) if is_pickled(path) else load_file(path)
     except pickle.UnpicklingError:
         raise RequestError(f"cannot load {name}: {PICKLED}") from None
     except (SafetensorError, OSError, RuntimeError, EOFError) as error:
@@ -123,7 +123,7 @@ def beside_the_backbone(name: str) -> bool:
     return _BESIDE.match(name) is not None
 
 
-def _is_pickled(path: Path) -> bool:
+def is_pickled(path: Path) -> bool:
     """Whether a file is a zip or a pickle, and no safetensors file, which starts with the length of its JSON."""
     with path.open("rb") as file:
         head = file.read(9)

@@ -65,6 +65,8 @@ class Position(Config):
 class Checkpoint(Document):
     """`checkpoint.json`."""
 
+    schema_version = 2
+
     tensors: str = ""
     """Name of the safetensors file in the same folder."""
     tensors_sha256: str | None = None

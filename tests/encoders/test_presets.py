@@ -29,7 +29,7 @@ def test_every_vision_preset_is_a_model_with_weights(spec: VisionSpec, known_to_
     assert spec.model in known_to_timm
     resolved = spec.resolved()
     assert resolved.image_size == spec.image_size
-    assert None not in resolved.model_dump(exclude={"revision"}).values()
+    assert None not in resolved.model_dump(exclude={"revision", "layer"}).values()
     assert timm.get_pretrained_cfg(spec.model).hf_hub_id
 
 

@@ -19,7 +19,9 @@ def hash_of(spec: VisionSpec | LanguageSpec) -> str:
 
 VISION_CHANGES = [
     {"model": "test_vit"},
+    {"backend": "open_clip"},
     {"pooling": "cls"},
+    {"layer": 1},
     {"image_size": 64},
     {"resize": 40},
     {"crop_mode": "squash"},
@@ -127,7 +129,7 @@ class TestForwardKey:
     ) -> None:
         for spec in (vision_spec, language_spec):
             assert spec.model_copy(update=change).forward_key() == spec.forward_key()
-        assert language_spec.model_copy(update={"layer": 1}).forward_key() == language_spec.forward_key()
+            assert spec.model_copy(update={"layer": 1}).forward_key() == spec.forward_key()
 
     def test_is_another_for_whatever_else_changes(self, vision_spec: VisionSpec, language_spec: LanguageSpec) -> None:
         reads = {"stored_dtype", "pooling", "layer", "final_norm"}
@@ -139,6 +141,54 @@ class TestForwardKey:
 def test_a_layer_within_the_model_has_no_final_norm(models: Path) -> None:
     with pytest.raises(ValidationError, match="omit `layer`"):
         support.tiny_language(models, layer=1, final_norm=False)
+    with pytest.raises(ValidationError, match="omit `layer`"):
+        support.tiny_vision(models, layer=1, pooling="cls", final_norm=False)
+
+
+def test_a_layer_within_the_model_is_read_by_its_tokens(models: Path) -> None:
+    with pytest.raises(ValidationError, match="set `pooling` to cls, mean or cls_mean"):
+        support.tiny_vision(models, layer=1)
+
+
+class TestPlaceOfTheWeights:
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"model": "test_vit"},
+            {"model": "someone/vit", "backend": "transformers"},
+            {"model": "ViT-B-32", "weights": "laion2b_s34b_b79k", "backend": "open_clip"},
+            {"model": "hf-hub:someone/clip", "backend": "open_clip"},
+        ],
+        ids=str,
+    )
+    def test_is_the_hub(self, fields: dict[str, str]) -> None:
+        spec = VisionSpec(name="v", revision="v2", **fields)
+        assert not spec.is_local
+        assert spec.weights_digest() is None
+
+    @pytest.mark.parametrize("backend", ["transformers", "open_clip"])
+    def test_is_a_folder_that_counts_by_its_content(
+        self, tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folders = []
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "weights.safetensors").write_bytes(b"weights")
+            folders.append(VisionSpec(name="v", model=str(tmp_path / name), backend=backend).folder())
+        assert folders[0] == folders[1]
+        monkeypatch.chdir(tmp_path)
+        assert VisionSpec(name="v", model="one", backend=backend).model == str(tmp_path / "one")
+
+    def test_is_a_file_beside_the_models_name(self, tmp_path: Path) -> None:
+        (tmp_path / "clip.pt").write_bytes(b"weights")
+        spec = VisionSpec(name="v", model="ViT-B-32", weights=str(tmp_path / "clip.pt"), backend="open_clip")
+        assert spec.is_local
+        assert spec.weights_digest() is not None
+
+    def test_of_timm_is_no_folder_of_the_models_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "test_vit").mkdir()
+        monkeypatch.chdir(tmp_path)
+        assert VisionSpec(name="v", model="test_vit").model == "test_vit"
 
 
 class TestResolved:
@@ -212,6 +262,10 @@ class TestResolved:
         {"unknown": 1},
         {"dtype": "int8"},
         {"revision": "v2", "weights": "a.safetensors"},
+        {"revision": "v2", "model": "/a/folder", "backend": "transformers"},
+        {"weights": "a.safetensors", "backend": "transformers"},
+        {"position_interpolation": "dinov2-hub", "backend": "open_clip"},
+        {"backend": "keras"},
     ],
     ids=str,
 )
