@@ -148,7 +148,7 @@ class TestPreprocessing:
 
     def test_that_pads_is_refused(self, tmp_path: Path) -> None:
         write_config(tmp_path, "ViT", {"resize_mode": "longest"})
-        with pytest.raises(RequestError, match="resize mode 'longest' of .* is not supported: set `crop_mode`"):
+        with pytest.raises(RequestError, match=r"resize mode 'longest' of .* is not supported: set `crop_mode`"):
             VisionSpec(name="v", backend="open_clip", model=str(tmp_path)).resolved()
 
 
