@@ -51,9 +51,8 @@ def extract(
         ]
         for c in found
     ]
-    rates = ["images", "pipeline /s", "loop /s", "webdataset /s"]
-    ratios = ["to loop", "by CPU time", "to webdataset", "by CPU time"]
-    header = [*rates, *ratios, "start s", "driver MiB", "worker MiB", "spilled MiB"]
+    rates = ["images", "ours /s", "loop /s", "webdataset /s", "to loop", "CPU", "to webdataset", "CPU"]
+    header = [*rates, "start s", "driver MiB", "worker MiB", "spilled MiB"]
     _show(header, rows, {"comparisons": [asdict(c) | c.ratios for c in found]}, as_json)
 
 

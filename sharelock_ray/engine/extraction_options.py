@@ -25,7 +25,7 @@ class ExtractionOptions(Config):
     compile: bool = False
     """Compiles encoders with `torch.compile`, which pays off in long runs."""
     channels_last: bool = False
-    """Uses the channels-last memory format for vision encoders: faster for ResNets, no faster for ConvNeXt or ViT."""
+    """Uses the channels-last memory format for vision encoders: faster for ResNets (`sharelock bench encoders`)."""
 
     @model_validator(mode="after")
     def _valid_pool_size(self) -> Self:
