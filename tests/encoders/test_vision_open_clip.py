@@ -148,19 +148,17 @@ class TestPreprocessing:
 
     def test_that_pads_is_refused(self, tmp_path: Path) -> None:
         write_config(tmp_path, "ViT", {"resize_mode": "longest"})
-        with pytest.raises(RequestError, match="resize mode 'longest' of .* is not supported: set `crop_mode`"):
+        with pytest.raises(RequestError, match=r"resize mode 'longest' of .* is not supported: set `crop_mode`"):
             VisionSpec(name="v", backend="open_clip", model=str(tmp_path)).resolved()
 
 
 class TestWeightsInAFile:
-    @pytest.fixture
-    def model(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-        """A name of a model that OpenCLIP knows for the time of a test."""
-        (tmp_path / "configs").mkdir()
-        (tmp_path / "configs" / "ViT-tiny.json").write_text(json.dumps(config_of("ViT")))
-        monkeypatch.setattr("open_clip.factory._MODEL_CONFIG_PATHS", [*open_clip.factory._MODEL_CONFIG_PATHS])
-        monkeypatch.setattr("open_clip.factory._MODEL_CONFIGS", {**open_clip.factory._MODEL_CONFIGS})
-        open_clip.add_model_config(tmp_path / "configs")
+    @pytest.fixture(scope="class")
+    def model(self, tmp_path_factory: pytest.TempPathFactory) -> str:
+        """Name of a model that OpenCLIP is told of."""
+        folder = tmp_path_factory.mktemp("configs")
+        (folder / "ViT-tiny.json").write_text(json.dumps(config_of("ViT")))
+        open_clip.add_model_config(folder)
         return "ViT-tiny"
 
     @pytest.mark.parametrize("kind", ["weights.pt", "weights.safetensors", "memory://open_clip/weights"])
@@ -191,9 +189,7 @@ class TestRefuses:
 
     @pytest.mark.parametrize("weights", ["pretrained", "laion3b"])
     def test_a_tag_that_openclip_does_not_know(self, weights: str) -> None:
-        with pytest.raises(
-            RequestError, match=rf"no weights '{weights}' of ViT-B-32: set `weights` \(openai, laion400m"
-        ):
+        with pytest.raises(RequestError, match=rf"no weights '{weights}' of ViT-B-32: set `weights` \(openai, "):
             encoder("ViT-B-32", weights=weights)
 
     def test_weights_of_another_activation(self) -> None:
