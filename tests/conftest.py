@@ -1,4 +1,4 @@
-"""What several test modules share: one local Ray and one S3 server for the whole session, and tiny models on disk."""
+"""Shared fixtures: one local Ray and one S3 server per session, and tiny models on disk."""
 
 import io
 import os
@@ -16,12 +16,12 @@ from sharelock_ray import progress
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.storage.object_store import ObjectStore
 
-# Small products gain nothing from more threads, and Ray's workers need the cores.
+# More threads do not speed up small matrix products, and Ray's workers need the cores.
 torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that use Ray come first, so that both processes end at about the same time."""
+    """Runs files that use Ray first, so that the test processes end at about the same time."""
     longest = {item.path for item in items if "local_ray" in getattr(item, "fixturenames", ())}
     items.sort(key=lambda item: item.path not in longest)
 
@@ -44,11 +44,11 @@ def language_spec(models: Path) -> LanguageSpec:
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
-    """The one Ray that every engine test uses."""
+    """The local Ray of all engine tests."""
     from sharelock_ray.engine import cluster
 
     with pytest.MonkeyPatch.context() as patch:
-        # What a test hands to workers is in the tests' own modules.
+        # Workers must be able to import the test modules.
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
         with cluster.connected():
             yield
@@ -56,7 +56,7 @@ def local_ray() -> Iterator[None]:
 
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """What the user is told, also while Ray's chatter goes to a log file."""
+    """The messages to the user, also while other output is redirected to a log file."""
     stream = io.StringIO()
     monkeypatch.setattr(progress, "_user", stream)
     return stream
@@ -76,18 +76,18 @@ def s3_server() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def s3(s3_server: str) -> Any:
-    """A client of that server that shares nothing with the product."""
+    """An independent client of that server."""
     return object_store.client(s3_server)
 
 
 @pytest.fixture
 def s3_environment(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment of a user of that server; nothing of the machine's own."""
+    """The environment of a user of that server, without the settings of this machine."""
     for name in [name for name in os.environ if name.startswith(("AWS_", "SHARELOCK_S3_"))]:
         monkeypatch.delenv(name)
     for name, value in object_store.environment(s3_server).items():
         monkeypatch.setenv(name, value)
-    # fsspec keeps a filesystem with the credentials that it found first.
+    # fsspec would reuse a filesystem with the earlier credentials.
     ObjectStore.clear_instance_cache()
 
 
@@ -101,7 +101,7 @@ def bucket(s3: Any, s3_environment: None) -> str:
 
 @pytest.fixture
 def chaos(s3_server: str, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[object_store.ChaosProxy]:
-    """A proxy before the server, which spoils nothing yet."""
+    """A proxy in front of the server; it injects no faults until `choose` is set."""
     with object_store.ChaosProxy(s3_server).running() as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         yield proxy

@@ -1,4 +1,4 @@
-"""Trainings whose course must not depend on the number of workers. Imports little: every process of a group does."""
+"""Trainings whose result must not depend on the number of workers. Imports little, since each rank imports it."""
 
 import sys
 import time
@@ -21,11 +21,11 @@ CURVES = [
     {"language": {"norm": "layer"}, "order": "parts"},
     {"language": {"norm": "batch", "activation": "relu", "dropout": 0.2, "depth": 3}},
 ]
-"""What each has beside the settings below; what can be streamed from storage is."""
-# Gaussian units, but for the last, which is as in the paper: a ReLU at zero may turn rounding into different curves.
+"""Settings of each curve, in addition to those below; `order: parts` streams from storage."""
+# GELU, except in the last curve, which follows the paper: a ReLU near zero amplifies rounding differences.
 _HEAD = {"depth": 2, "width": 16, "dropout": 0.1, "activation": "gelu"}
 _COMMON = {
-    # Makes shares of unequal size on 2 workers and on 4.
+    # Gives shares of unequal size on 4 workers, and with accumulation also on 2.
     "global_batch_size": 62,
     "steps": 50,
     "warmup_steps": 5,
@@ -44,12 +44,12 @@ def train_curves(folder: str, features: tuple[str, str], workers: int, group: Gr
 
 
 def train_short(run: RunFolder, features: tuple[str, str]) -> None:
-    """With a checkpoint every ten steps."""
+    """Trains with a checkpoint every ten steps."""
     train(run, *features, AlignmentSpec.model_validate(_COMMON | {"language": _HEAD, "evaluate_every": 10}))
 
 
 class SlowReader(RunFolder):
-    """Sees at first what was the last checkpoint before: that of `earlier`."""
+    """Reads an outdated checkpoint, `earlier`, instead of `last` at first."""
 
     reads: ClassVar[Iterator[str]] = iter(["earlier", "earlier"])
 
@@ -59,24 +59,24 @@ class SlowReader(RunFolder):
 
 
 def train_with_a_slow_reader(rank: int, world_size: int, folder: str, features: tuple[str, str]) -> int:
-    """For `ranks.on_ranks`: the second rank is the slow one."""
+    """For `ranks.on_ranks`: the second rank reads the outdated checkpoint."""
     train_short((SlowReader if rank else RunFolder)(folder), features)
     return rank
 
 
 def train_on_two_and_four(rank: int, world_size: int, folder: str, features: tuple[str, str]) -> int:
-    """For `ranks.on_ranks`: the first two ranks in a group of their own, then all."""
+    """For `ranks.on_ranks`: trains on a group of the first two ranks, then on all ranks."""
     pair = dist.new_group([0, 1])
     if rank < 2:
         train_curves(folder, features, 2, pair)
     train_curves(folder, features, world_size)
-    # The import would cost every worker over a second and 80 MB: see `alignment/optimizer.py`.
+    # This import would cost each worker over a second and 80 MB: see `alignment/optimizer.py`.
     assert "torch._dynamo" not in sys.modules
     return rank
 
 
 def train_to_a_bad_row(rank: int, world_size: int, folder: str, features: tuple[str, str]) -> str:
-    """For `ranks.on_ranks`: what ends a training with a bad row in its third batch, while its disk is slow."""
+    """For `ranks.on_ranks`: the error of a training with a NaN in its third batch, on a slow disk."""
     write = storage.write_bytes
 
     def slowly(uri: str, data: bytes) -> None:

@@ -1,6 +1,6 @@
-"""An S3 server for the tests, and a proxy before it that spoils what a real network and a busy store spoil.
+"""An S3 server for the tests, and a proxy in front of it that injects faults of networks and busy stores.
 
-The server is moto, an emulator in memory: it knows multipart uploads, conditional puts and ranges as S3 documents them.
+The server is moto, an in-memory emulator with multipart uploads, conditional puts and ranges.
 """
 
 import http.client
@@ -23,14 +23,14 @@ from urllib.parse import urlsplit
 import botocore.session
 
 Fault = str
-"""How a request is spoilt.
+"""The kind of an injected fault.
 
-- one of ANSWERS: that is the answer, and the store is never asked;
-- refused: the connection is closed before the request is read;
-- broken: it is closed in the middle of the request's body;
-- lost: the store has done what was asked, but the connection is closed before the answer;
-- cut: it is closed in the middle of the answer's body;
-- drip: the answer comes in small pieces, slowly.
+- one of ANSWERS: the proxy sends this answer and does not forward the request;
+- refused: the connection closes before the request is read;
+- broken: the connection closes in the middle of the request's body;
+- lost: the store processes the request, but the connection closes before the answer;
+- cut: the connection closes in the middle of the answer's body;
+- drip: the answer arrives slowly in small pieces.
 """
 
 _REMOVAL = "<DeleteResult><Error><Key>x</Key><Code>{}</Code><Message>Not removed.</Message></Error></DeleteResult>"
@@ -50,7 +50,7 @@ ANSWERS = {
 
 @contextmanager
 def running_server() -> Iterator[str]:
-    """The endpoint of an S3 server of its own, for the time of the block."""
+    """Runs an S3 server within the block; yields its endpoint."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -75,7 +75,7 @@ def _await(port: int, server: subprocess.Popen[bytes]) -> None:
 
 
 def environment(endpoint: str) -> dict[str, str]:
-    """The variables by which AWS tools find that server; it believes any key."""
+    """Environment variables of AWS tools for that server, which accepts any key."""
     return {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_REGION": "us-east-1",
@@ -88,7 +88,7 @@ def environment(endpoint: str) -> dict[str, str]:
 
 
 def client(endpoint: str) -> Any:
-    """Plain synchronous botocore."""
+    """A plain synchronous botocore client."""
     session = botocore.session.get_session()
     return session.create_client(
         "s3",
@@ -100,15 +100,15 @@ def client(endpoint: str) -> Any:
 
 
 def seeded(seed: int, shares: Mapping[Fault, float], most: int = 4) -> Callable[[str, str, int], Fault | None]:
-    """Faults for a share of all requests, the same for the same request in whatever order requests come.
+    """Chooses faults at random for a share of all requests, independently of their order.
 
-    Of `most` attempts at one request in a row, the last is left alone.
+    At most `most - 1` consecutive attempts of a request fail.
     """
 
     def choose(method: str, path: str, attempt: int) -> Fault | None:
         if attempt % most == most - 1:
             return None
-        # Names of buckets and uploads are never the same again.
+        # Names of buckets and uploads differ in each run.
         request = re.sub(r"^/[^/?]*|uploadId=[^&]*", "", path)
         draw = random.Random(f"{seed} {method} {request} {attempt}").random()
         for fault, share in shares.items():
@@ -122,11 +122,11 @@ def seeded(seed: int, shares: Mapping[Fault, float], most: int = 4) -> Callable[
 
 @dataclass
 class ChaosProxy:
-    """Passes requests on to a store, but for those that it spoils."""
+    """Forwards requests to a store and injects faults."""
 
     target: str
     choose: Callable[[str, str, int], Fault | None] = lambda method, path, attempt: None
-    """The fault for a request, from its method, its path with the query, and how many came before with the same."""
+    """The fault for a request, given its method, its path with query, and the number of earlier equal requests."""
     spoilt: list[tuple[str, str, Fault]] = field(default_factory=list)
     requests: Counter[tuple[str, str]] = field(default_factory=Counter)
 
@@ -164,7 +164,7 @@ class ChaosProxy:
 
 class _Server(ThreadingHTTPServer):
     def handle_error(self, request: object, client_address: object) -> None:
-        """Says nothing of clients that hang up: the faults have them do so."""
+        """Ignores closed connections, which the faults cause."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -183,7 +183,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def _pass(self) -> None:
-        # Attempts at one part of one object are counted together.
+        # Attempts are counted per byte range of an object.
         key = f"{self.path} {self.headers.get('Range', '')}"
         fault = self.proxy.fault(self.command, self.path, key)
         if fault == "refused":
@@ -195,7 +195,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(length)
         if fault in ANSWERS:
             return self._answer(fault)
-        # Of writers on a condition S3 lets one through; moto looks and writes in two steps.
+        # S3 processes conditional puts atomically; moto checks and writes in two steps.
         with self.proxy.conditional if "If-None-Match" in self.headers else nullcontext():
             answer, content = self._ask(body)
         if fault == "lost":

@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 
 
 def on_ranks(world_size: int, work: Callable[..., Any], *args: Any) -> list[Any]:
-    """What `work(rank, world_size, *args)` returns on each rank of a gloo group; each in a process of its own."""
+    """Runs `work(rank, world_size, *args)` in one process per rank of a gloo group; returns the results by rank."""
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_on_rank, (world_size, folder, work, args), nprocs=world_size)
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(world_size)]

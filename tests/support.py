@@ -1,4 +1,4 @@
-"""Small data and tiny models that the tests make for themselves."""
+"""Small data, tiny models and helpers for the tests."""
 
 import io
 import itertools
@@ -64,7 +64,7 @@ def jpeg(colour: tuple[int, int, int] = (200, 30, 30), size: tuple[int, int] = (
 
 
 def write_tar(path: Path, members: dict[str, bytes]) -> Path:
-    """A tar of `members`, in their order."""
+    """Writes a tar of `members` in the given order."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for name, content in members.items():
@@ -76,9 +76,10 @@ def write_tar(path: Path, members: dict[str, bytes]) -> Path:
 
 
 def write_pairs(folder: Path, shards: int = 2, samples: int = 10, bad: bool = False) -> str:
-    """Tars of image-caption pairs with labels; the pattern that names them.
+    """Writes tars of labelled image-caption pairs; returns the pattern that matches them.
 
-    `bad` spoils the image of the first sample of each shard and takes the caption of its second.
+    Args:
+        bad: whether to damage the image of the first sample of each shard, and to omit the caption of the second.
     """
     colours = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]
     for shard in range(shards):
@@ -96,7 +97,7 @@ def write_pairs(folder: Path, shards: int = 2, samples: int = 10, bad: bool = Fa
 
 
 def tiny_vision(folder: Path, seed: int = 0, **changes: object) -> VisionSpec:
-    """A small timm model with random weights on disk."""
+    """A tiny timm model with random weights on disk."""
     torch.manual_seed(seed)
     path = folder / f"vision-{seed}.safetensors"
     if not path.exists():
@@ -127,9 +128,10 @@ DECODERS = ("decoder", "gpt2")
 
 
 def tiny_language(folder: Path, kind: str = "decoder", seed: int = 0, **changes: object) -> LanguageSpec:
-    """A small transformers model with random weights and a tokenizer of WORDS, on disk.
+    """A tiny transformers model with random weights and a tokenizer of WORDS, on disk.
 
-    `decoder` is a Llama and `encoder` a BERT; `gpt2`, `roberta` and `t5` are what they say.
+    Args:
+        kind: `decoder` (Llama), `encoder` (BERT), `gpt2`, `roberta` or `t5`.
     """
     path = folder / f"{kind}-{seed}"
     if not path.exists():
@@ -142,7 +144,7 @@ def tiny_language(folder: Path, kind: str = "decoder", seed: int = 0, **changes:
             "num_attention_heads": 4,
             "max_position_embeddings": 64,
         }
-        # T5 has names of its own; padding is token 0, and RoBERTa's positions start behind it.
+        # T5 names its sizes differently. Padding is token 0; RoBERTa's positions start after the padding index.
         own = {"d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4} if kind == "t5" else {}
         pad = {} if kind in DECODERS else {"pad_token_id": 0}
         config, model = _LANGUAGE_MODELS[kind]
@@ -157,7 +159,7 @@ def _tokenizer(kind: str) -> PreTrainedTokenizerFast:
     vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    # Neither GPT-2 nor T5 has a token that starts a text.
+    # GPT-2 and T5 have no start token.
     template = {"decoder": "[CLS] $A", "gpt2": "$A", "t5": "$A [SEP]"}.get(kind, "[CLS] $A [SEP]")
     tokenizer.post_processor = processors.TemplateProcessing(
         single=template, special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
@@ -169,9 +171,13 @@ def _tokenizer(kind: str) -> PreTrainedTokenizerFast:
 def write_feature_sets(
     folder: Path, pairs: int, dims: tuple[int, int] = (24, 16), parts: tuple[int, int] = (1, 1)
 ) -> tuple[str, str]:
-    """A vision and a language set of `pairs` pairs that share a random signal, in so many parts; the URIs of both.
+    """Writes a vision and a language set of `pairs` pairs with a shared random signal; returns both URIs.
 
-    The first pairs are the same however many there are.
+    A larger number of pairs starts with the same pairs.
+
+    Args:
+        dims: widths of the vision and language embeddings.
+        parts: numbers of parts of the vision and language set.
     """
     generator = np.random.default_rng(0)
     mixers = [generator.normal(size=(8, dim)) for dim in dims]
@@ -196,7 +202,7 @@ def write_feature_sets(
 
 
 def write_recipe(path: Path, models: Path, **changes: object) -> Path:
-    """A recipe over tiny models that ends in seconds; `changes` replace its top-level fields."""
+    """Writes a recipe with tiny models that runs in seconds; `changes` replace top-level fields."""
     content = {
         "name": "tiny",
         "output": str(path.parent / "run"),
@@ -221,7 +227,7 @@ def write_recipe(path: Path, models: Path, **changes: object) -> Path:
 
 
 def write_study(path: Path, output: str, **alignment: object) -> str:
-    """A recipe of four small trials, with its features in `output`; its path."""
+    """Writes a recipe of four small trials, and its features in `output`; returns the path of the recipe."""
     known = {"image_size": 8, "resize": 8, "crop_mode": "center", "interpolation": "bicubic"}
     known |= {"mean": [0.5] * 3, "std": [0.5] * 3}
     content = {
@@ -247,7 +253,7 @@ def write_study(path: Path, output: str, **alignment: object) -> str:
 
 
 def write_features_of(recipe: Recipe) -> None:
-    """What its encoders might have given: 200 pairs that share a random signal of 8 numbers."""
+    """Writes synthetic feature sets for the encoders of a recipe: 200 pairs with a shared random signal, 8 wide."""
     keys = [f"00000/{i:06d}" for i in range(200)]
     signal = np.random.default_rng(0).normal(size=(200, 8)).astype(np.float16)
     for encoder in recipe.encoders:
@@ -256,7 +262,7 @@ def write_features_of(recipe: Recipe) -> None:
 
 
 def extracted_alone(recipe: Recipe) -> None:
-    """Its missing feature sets, made in this process."""
+    """Extracts the missing feature sets of a recipe in this process, without Ray."""
     prepare(recipe)
     options = {"image_batch_size": None, "token_budget": None, "compiled": False, "channels_last": False}
     for split in Inputs(recipe).all_splits:
@@ -274,7 +280,7 @@ def extracted_alone(recipe: Recipe) -> None:
 
 
 def trained_alone(recipe: Recipe, folder: Path, seed: int = 0) -> RunFolder:
-    """Its training in this process, on a local disk."""
+    """Trains a recipe in this process, without Ray; `folder` is the run folder."""
     run = RunFolder(str(folder))
     uris = [Inputs(recipe).uri("train", encoder) for encoder in (recipe.vision, recipe.language)]
     train(run, *uris, recipe.alignment.model_copy(update={"seed": seed}))
@@ -282,12 +288,12 @@ def trained_alone(recipe: Recipe, folder: Path, seed: int = 0) -> RunFolder:
 
 
 def alone() -> dict[str, str]:
-    """The environment without what the session's Ray put there: what starts in it has a Ray of its own."""
+    """The environment without the variables of the session's Ray, for processes that start their own."""
     return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
 
 
 def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    """The `sharelock` command as a person runs it, in a process and a session of its own."""
+    """Starts the `sharelock` command as a user would, in its own process and session."""
     return subprocess.Popen(
         [sys.executable, "-c", "from sharelock_ray.cli import main; main()", *arguments],
         env=alone() | environment,
@@ -295,13 +301,13 @@ def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # A shell's background jobs, and what these start, would ignore Ctrl-C.
+        # Background jobs of a shell, and their child processes, ignore Ctrl-C by default.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 
 def wait_for(moment: Callable[[], bool], process: subprocess.Popen[str] | None = None) -> None:
-    """Returns once `moment` holds, while the process runs."""
+    """Waits until `moment()` is true; fails if the process ends first."""
     deadline = time.monotonic() + 300
     while not moment():
         assert process is None or process.poll() is None, process.communicate()
@@ -310,7 +316,7 @@ def wait_for(moment: Callable[[], bool], process: subprocess.Popen[str] | None =
 
 
 def hold_writes(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """What storage is given to write waits for it."""
+    """Blocks all writes to storage until the returned event is set."""
     go_on, write = threading.Event(), storage.write_bytes
 
     def slow(uri: str, data: bytes) -> None:
@@ -322,13 +328,13 @@ def hold_writes(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
 
 def kill(driver: subprocess.Popen[str]) -> None:
-    """SIGKILL to a driver; its Ray dies with it, a little later."""
+    """Kills a driver with SIGKILL; its Ray ends shortly after."""
     driver.kill()
     driver.communicate()
 
 
 def encoded(modality: str, keys: list[str], dim: int = 4, seed: int = 0, **changes: object) -> EncodedChunk:
-    """A chunk of random embeddings, a row for each of `keys`; a key that comes again is another caption of it."""
+    """A chunk of random embeddings with one row per key; a repeated key is another caption of the same sample."""
     columns: dict[str, list[object]] = {"key": list(keys)}
     if modality == "vision":
         columns["label"] = [sum(key.encode()) % 3 for key in keys]
@@ -346,7 +352,7 @@ def write_parts(
     dataset: str = "pairs",
     shards: list[Shard] | None = None,
 ) -> str:
-    """A complete feature set with a part for each list of chunks, as of a shard each; its URI."""
+    """Writes a complete feature set with one part (and shard) per list of chunks; returns its URI."""
     writer = FeatureSetWriter(uri, spec.modality, spec.stored_dtype)
     shards = shards or [Shard(i, f"{i:05d}", f"memory/{i:05d}.tar", 100 + i) for i in range(len(parts))]
     writer.start(shards, chunk_size=1)
@@ -366,15 +372,15 @@ def write_parts(
 
 
 def units_in_the_last_place(a: torch.Tensor, b: torch.Tensor) -> int:
-    """The largest distance of two float16 tensors, counted in numbers that float16 has between them."""
-    # As integers, the positive ones are in order; the negative ones are reflected to be so too.
+    """The largest distance between two float16 tensors in units in the last place."""
+    # The bit patterns of positive numbers are ordered as integers; those of negative ones are mirrored.
     first, second = (torch.where(bits < 0, -32768 - bits, bits) for bits in (x.view(torch.int16).int() for x in (a, b)))
     return int((first - second).abs().max())
 
 
 @dataclass(frozen=True)
 class KilledOnce:
-    """A source whose reader is killed after some samples of a shard, once: `mark` is the file that says so."""
+    """A source whose first reader is killed after `samples` samples of a shard; the file `mark` records this."""
 
     source: Source
     shard: int
@@ -403,12 +409,12 @@ class KilledOnce:
 
 
 def read_source(source: Source) -> list[Sample | Reject]:
-    """Everything that a source gives, in order."""
+    """All samples and rejects of a source, in order."""
     return [item for shard in source.shards() for item in source.read(shard)]
 
 
 def prove_accounted(source: Source, folder: Path, inputs: int) -> None:
-    """Cuts a source into chunks, stores a row for each sample, and has the audit find each of `inputs` once."""
+    """Stores a row for each sample of a source, and checks by an audit that each of `inputs` occurs exactly once."""
     parts = [
         [
             encoded("vision", [sample.key for sample in chunk.samples], rejects=chunk.rejects, seed=chunk.index)

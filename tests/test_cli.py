@@ -116,7 +116,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Path:
         assert "Traceback" not in err
         assert not [line for line in err.splitlines() if "ray" in line.lower().replace("sharelock_ray", "")]
         result = json.loads(out.splitlines()[-1])
-    assert result["evaluation"]["zero_shot"]["among_present"]["candidates"] == 16
+    assert result["evaluation"]["records"][0]["result"]["candidates"] == 16
     return recipe.parent / "run"
 
 
@@ -238,4 +238,4 @@ def json_lines(path: Path) -> list[object]:
     """The content without what names the run or the time."""
     if path.suffix == ".jsonl":
         return [json.loads(line) for line in path.read_text().splitlines()]
-    return json.loads(path.read_text())["result"]
+    return json.loads(path.read_text())["records"]

@@ -1,4 +1,4 @@
-"""The energy counter of a GPU, where none is: NVML by stand-ins of its three functions."""
+"""Energy measurement without a GPU; NVML is replaced by stand-ins."""
 
 from types import SimpleNamespace
 

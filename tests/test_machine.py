@@ -1,4 +1,4 @@
-"""How many CPUs this process has."""
+"""Number of CPUs available to this process."""
 
 import os
 from pathlib import Path

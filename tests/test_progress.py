@@ -1,4 +1,4 @@
-"""Progress lines, and keeping libraries' chatter away from them."""
+"""Progress lines, and redirection of library output away from them."""
 
 import io
 import subprocess
@@ -18,7 +18,7 @@ def line_after(seconds: float, counter: Progress) -> str:
 
 
 def working(*arguments: object, **options: object) -> Progress:
-    """A counter whose work has begun."""
+    """A Progress after its first update."""
     counter = Progress(*arguments, **options)
     counter.update(0)
     return counter

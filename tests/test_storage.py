@@ -1,7 +1,8 @@
-"""Storage: one set of functions for local disks, packages and object stores; files appear whole or not at all."""
+"""Storage: the same functions for local disks, packages and object stores; writes are atomic."""
 
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import sharelock_ray
 from sharelock_ray import storage
 from sharelock_ray.errors import RequestError, RunError
 
-# The kernel stops the process's files at 64 KiB, as a full disk would.
+# The kernel limits the process's files to 64 KiB, which stands for a full disk.
 WRITE_TOO_MUCH = """
 import resource, signal, sys
 from sharelock_ray import storage
@@ -78,7 +79,7 @@ def touch(folder: Path, *names: str) -> None:
 
 
 class TestEveryFilesystem:
-    def test_gives_back_what_was_written(self, root: str) -> None:
+    def test_reads_what_was_written(self, root: str) -> None:
         uri = storage.join(root, "a", "b.bin")
         assert not storage.exists(uri)
         storage.write_bytes(uri, b"first")
@@ -89,7 +90,7 @@ class TestEveryFilesystem:
         with storage.open_read(uri) as stream:
             assert stream.read() == b"second"
 
-    def test_a_local_copy_can_be_read_as_any_file(self, root: str) -> None:
+    def test_a_local_copy_reads_like_a_file(self, root: str) -> None:
         uri = storage.join(root, "a.bin")
         storage.write_bytes(uri, b"content")
         with storage.local_copy(uri) as path:
@@ -99,30 +100,30 @@ class TestEveryFilesystem:
             assert pa.memory_map(str(path)).read() == b"content"
         assert storage.read_bytes(uri) == b"content"
 
-    def test_keeps_json_with_its_letters(self, root: str) -> None:
+    def test_json_keeps_unicode(self, root: str) -> None:
         uri = storage.join(root, "a.json")
         storage.write_json(uri, {"straße": [1, None, "猫"]})
         assert storage.read_json(uri) == {"straße": [1, None, "猫"]}
         assert "猫" in storage.read_bytes(uri).decode()
 
-    def test_lists_names_sorted_and_without_those_below(self, root: str) -> None:
+    def test_names_are_sorted_and_direct(self, root: str) -> None:
         for name in ("c", "a", "folder/inside", "b"):
             storage.write_bytes(storage.join(root, *name.split("/")), b"")
         assert storage.names(root) == ["a", "b", "c", "folder"]
         assert storage.is_folder(storage.join(root, "folder"))
         assert not storage.is_folder(storage.join(root, "a"))
 
-    def test_a_folder_that_is_not_there_has_no_names(self, root: str) -> None:
+    def test_a_missing_folder_has_no_names(self, root: str) -> None:
         assert storage.names(storage.join(root, "nothing")) == []
 
-    def test_removes_files_and_whole_folders_and_minds_no_absence(self, root: str) -> None:
+    def test_removes_files_and_folders_and_ignores_missing_ones(self, root: str) -> None:
         for name in ("kept", "gone", "folder/x", "folder/y", "folder.json"):
             storage.write_bytes(storage.join(root, *name.split("/")), b"1")
         for name in ("gone", "folder", "never"):
             storage.remove(storage.join(root, name))
         assert storage.names(root) == ["folder.json", "kept"]
 
-    def test_removes_nothing_that_a_name_would_match_as_a_pattern(self, root: str) -> None:
+    def test_removal_does_not_treat_a_name_as_a_pattern(self, root: str) -> None:
         for name in ("[ab]*/deep/1", "a/deep/1", "b1"):
             storage.write_bytes(storage.join(root, name), b"")
         storage.remove(storage.join(root, "[ab]*"))
@@ -136,18 +137,18 @@ class TestEveryFilesystem:
         storage.write_bytes(uri, data)
         assert storage.sha256_of(uri) == storage.sha256(data) == hashlib.sha256(data).hexdigest()
 
-    def test_reading_what_is_not_there_says_so(self, root: str) -> None:
+    def test_reading_a_missing_object_is_an_error(self, root: str) -> None:
         with pytest.raises(FileNotFoundError):
             storage.read_bytes(storage.join(root, "nothing"))
 
-    def test_expands_wildcards_to_uris_that_can_be_read(self, root: str) -> None:
+    def test_wildcards_expand_to_readable_uris(self, root: str) -> None:
         for name in ("b.tar", "a.tar", "c.txt"):
             storage.write_bytes(storage.join(root, name), name.encode())
         found = storage.expand(storage.join(root, "*.tar"))
         assert [storage.read_bytes(uri) for uri in found] == [b"a.tar", b"b.tar"]
 
 
-class TestLocalWrites:
+class TestLocalFiles:
     def test_a_failed_write_leaves_the_old_content_and_nothing_else(self, tmp_path: Path) -> None:
         path = tmp_path / "file"
         path.write_bytes(b"old")
@@ -159,7 +160,7 @@ class TestLocalWrites:
         assert path.read_bytes() == b"old"
         assert list(tmp_path.iterdir()) == [path]
 
-    def test_a_killed_write_leaves_the_old_content_and_a_name_that_is_hidden(self, tmp_path: Path) -> None:
+    def test_a_killed_write_leaves_the_old_content_and_a_hidden_file(self, tmp_path: Path) -> None:
         path = tmp_path / "file"
         path.write_bytes(b"old")
         run = subprocess.run([sys.executable, "-c", WRITE_TOO_MUCH, str(path), "killed"], check=False)
@@ -169,7 +170,7 @@ class TestLocalWrites:
         assert storage.names(str(tmp_path)) == ["file"]
 
     @pytest.mark.parametrize("write", [storage.write_bytes, storage.create_bytes])
-    def test_a_place_where_nothing_can_be_written_is_a_wrong_request(
+    def test_a_path_that_is_not_writable_is_an_invalid_request(
         self, write: Callable[[str, bytes], object], tmp_path: Path
     ) -> None:
         touch(tmp_path, "file")
@@ -185,7 +186,21 @@ class TestLocalWrites:
             storage.write_bytes(str(tmp_path), b"")
         assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
-    def test_below_a_file_there_is_nothing(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("fault", "message"),
+        [
+            (FileNotFoundError(), "no recipe at a.yaml: check the path"),
+            (IsADirectoryError(), "no recipe at a.yaml: check the path"),
+            (NotADirectoryError(), "no recipe at a.yaml: check the path"),
+            (PermissionError(), "no permission to read a.yaml: check its access rights"),
+        ],
+        ids=repr,
+    )
+    def test_a_path_that_cannot_be_read_is_an_invalid_request(self, fault: OSError, message: str) -> None:
+        with pytest.raises(RequestError, match=f"^{re.escape(message)}$"), storage.reading("a.yaml", "recipe"):
+            raise fault
+
+    def test_a_path_below_a_file_does_not_exist(self, tmp_path: Path) -> None:
         touch(tmp_path, "file")
         below = str(tmp_path / "file" / "a")
         assert not storage.exists(below)
@@ -193,7 +208,7 @@ class TestLocalWrites:
         with pytest.raises(FileNotFoundError, match="a part of its path is a file"):
             storage.read_bytes(below)
 
-    def test_a_folder_that_others_fill_again_and_again_is_given_up(
+    def test_removal_of_a_folder_that_is_refilled_is_an_error(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(storage, "_PAUSE_S", 0.001)
@@ -208,7 +223,7 @@ class TestLocalWrites:
         with pytest.raises(RequestError, match=r"folder cannot be removed \(Directory not empty\)"):
             storage.remove(str(tmp_path / "folder"))
 
-    def test_what_killed_writes_have_left_is_removed_and_a_write_under_way_succeeds(self, tmp_path: Path) -> None:
+    def test_unfinished_files_are_removed_and_concurrent_writes_succeed(self, tmp_path: Path) -> None:
         (tmp_path / ".tmp-killed").write_bytes(b"half")
         with ThreadPoolExecutor(3) as pool:
             writes = [
@@ -226,7 +241,7 @@ class TestLocalWrites:
 
     @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)], ids=oct)
     @pytest.mark.parametrize("write", [storage.write_bytes, storage.create_bytes])
-    def test_the_umask_says_who_may_read_what_is_written(
+    def test_permissions_follow_the_umask(
         self, write: Callable[[str, bytes], object], umask: int, mode: int, tmp_path: Path
     ) -> None:
         before = os.umask(umask)
@@ -237,7 +252,7 @@ class TestLocalWrites:
         assert (tmp_path / "folder" / "file").stat().st_mode & 0o777 == mode
         assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o777 & ~umask
 
-    def test_work_goes_on_where_the_working_folder_was_deleted(self, tmp_path: Path) -> None:
+    def test_absolute_paths_work_after_the_working_folder_was_deleted(self, tmp_path: Path) -> None:
         run = subprocess.run(
             [sys.executable, "-c", WITHOUT_A_FOLDER, str(tmp_path)],
             env=os.environ | {"PYTHONPATH": str(Path(sharelock_ray.__file__).parents[1])},
@@ -254,16 +269,14 @@ class TestLocalWrites:
         storage.remove(str(tmp_path / "here"))
         assert list(tmp_path.iterdir()) == []
 
-    def test_a_link_is_removed_and_not_what_it_leads_to(self, tmp_path: Path) -> None:
+    def test_a_link_is_removed_without_its_target(self, tmp_path: Path) -> None:
         touch(tmp_path, "folder/a")
         (tmp_path / "link").symlink_to(tmp_path / "folder")
         storage.remove(str(tmp_path / "link"))
         assert [path.name for path in tmp_path.iterdir()] == ["folder"]
         assert storage.names(str(tmp_path / "folder")) == ["a"]
 
-    def test_what_another_process_removes_meanwhile_is_no_fault(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_concurrent_removal_is_not_an_error(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         touch(tmp_path, "folder/a", "folder/b")
         unlink = os.unlink
 
@@ -276,7 +289,7 @@ class TestLocalWrites:
         assert list(tmp_path.iterdir()) == []
 
 
-def test_a_reader_that_is_killed_leaves_no_copy(tmp_path: Path) -> None:
+def test_a_killed_reader_leaves_no_local_copy(tmp_path: Path) -> None:
     run = subprocess.run([sys.executable, "-c", COPY_AND_DIE, str(tmp_path)], check=False)
     assert run.returncode == -signal.SIGKILL
     assert list(tmp_path.iterdir()) == []
@@ -293,10 +306,10 @@ class TestExpand:
             ("{a,b}/{0..1}", ["a/0", "a/1", "b/0", "b/1"]),
         ],
     )
-    def test_braces_name_files_whether_or_not_they_exist(self, pattern: str, uris: list[str]) -> None:
+    def test_braces_expand_without_checking_for_existence(self, pattern: str, uris: list[str]) -> None:
         assert storage.expand(pattern) == uris
 
-    def test_wildcards_name_only_what_exists(self, tmp_path: Path) -> None:
+    def test_wildcards_match_existing_files_only(self, tmp_path: Path) -> None:
         touch(tmp_path, "b/1.tar", "a/1.tar", "a/2.tar", "a/10.txt", "c/1.tar")
         found = storage.expand(f"{tmp_path}/{{a,b}}/?.tar")
         assert found == [f"{tmp_path}/{name}" for name in ("a/1.tar", "a/2.tar", "b/1.tar")]
@@ -306,13 +319,13 @@ class TestExpand:
     @pytest.mark.parametrize(
         "pattern", ["{0..99999999}.tar", "{0..999}{0..9999}", "{{0,1}..{5,99999999}}", "{1..%s}" % ("9" * 5000)]
     )
-    def test_braces_that_name_millions_are_a_wrong_request(self, pattern: str) -> None:
+    def test_braces_with_millions_of_files_are_an_invalid_request(self, pattern: str) -> None:
         started = time.monotonic()
         with pytest.raises(RequestError, match="name more than 1,000,000 files: check their numbers"):
             storage.expand(pattern)
         assert time.monotonic() - started < 1
 
-    def test_of_an_escaped_name_is_that_alone(self, root: str) -> None:
+    def test_an_escaped_name_matches_only_itself(self, root: str) -> None:
         odd, other = storage.join(root, "[a]{b,c}*?}x"), storage.join(root, "ab")
         for folder in (odd, other):
             storage.write_bytes(storage.join(folder, "1.tar"), folder.encode())
@@ -322,24 +335,24 @@ class TestExpand:
 
 
 class TestPackages:
-    def test_names_a_file_that_a_package_carries(self) -> None:
+    def test_reads_a_file_in_a_package(self) -> None:
         uri = "package://sharelock_ray/errors.py"
         assert storage.read_bytes(uri) == (Path(sharelock_ray.__file__).parent / "errors.py").read_bytes()
         assert "errors.py" in storage.names("package://sharelock_ray")
         assert storage.is_local(uri)
 
     @pytest.mark.parametrize("name", ["no_such_package_at_all", "json.decoder"])
-    def test_an_unknown_package_is_a_wrong_request(self, name: str) -> None:
+    def test_an_unknown_package_is_an_invalid_request(self, name: str) -> None:
         with pytest.raises(RequestError, match=f"no Python package '{name}'"):
             storage.read_bytes(f"package://{name}/file")
 
     @pytest.mark.parametrize("name", ["no_such_package_at_all.inside", ""])
-    def test_an_impossible_package_is_a_wrong_request(self, name: str) -> None:
+    def test_an_invalid_package_name_is_an_invalid_request(self, name: str) -> None:
         with pytest.raises(RequestError, match="no Python package"):
             storage.read_bytes(f"package://{name}/file")
 
 
-def test_an_unknown_protocol_is_a_wrong_request() -> None:
+def test_an_unknown_protocol_is_an_invalid_request() -> None:
     with pytest.raises(RequestError, match=r"^nosuch:// is not a storage"):
         storage.exists("nosuch://bucket/file")
 
@@ -351,31 +364,31 @@ def test_local_uris_become_absolute_paths(uri: str, tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("uri", ["s3://bucket/x", "package://json/x", "memory://x"])
-def test_other_uris_are_absolute_as_they_are(uri: str) -> None:
+def test_other_uris_are_unchanged(uri: str) -> None:
     assert storage.absolute(uri) == uri
 
 
-def test_joins_parts_below_any_root() -> None:
+def test_join_appends_parts_to_any_root() -> None:
     assert storage.join("s3://b/", "a", "c") == "s3://b/a/c"
     assert storage.join("relative", "a") == "relative/a"
     assert os.path.normpath(storage.join("/", "a")).lstrip("/") == "a"
 
 
-def test_a_damaged_json_file_is_not_read_as_something_else(tmp_path: Path) -> None:
+def test_a_damaged_json_file_is_an_error(tmp_path: Path) -> None:
     touch(tmp_path, "half.json")
     with pytest.raises(RunError, match=r"half\.json is damaged \(Expecting value: .*\): restore it, or delete it"):
         storage.read_json(str(tmp_path / "half.json"))
 
 
 class TestCreate:
-    def test_leaves_what_is_there_alone_and_says_so(self, root: str) -> None:
+    def test_does_not_replace_an_existing_object(self, root: str) -> None:
         uri = storage.join(root, "folder", "object")
         assert storage.create_bytes(uri, b"first")
         assert not storage.create_bytes(uri, b"second")
         assert storage.read_bytes(uri) == b"first"
         assert storage.names(uri.rpartition("/")[0]) == ["object"]
 
-    def test_has_one_winner_among_many(self, tmp_path: Path) -> None:
+    def test_one_of_several_concurrent_writers_wins(self, tmp_path: Path) -> None:
         uri = str(tmp_path / "object")
         with ThreadPoolExecutor(8) as pool:
             won = list(pool.map(lambda i: storage.create_bytes(uri, b"%d" % i), range(32)))

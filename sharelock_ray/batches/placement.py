@@ -24,11 +24,11 @@ from sharelock_ray.features.featureset import FeatureSet
 # Shares of free memory for features; the rest is for the heads, the optimizer and the step.
 _DEVICE_SHARE = 0.6
 _HOST_SHARE = 0.8
-# A disk serves many reads at a time, but each thread waits for one page.
+# A disk serves many reads at once, but each thread waits for one page at a time.
 _READERS = 32
 _T = TypeVar("_T")
 
-Rows = tuple[np.ndarray, np.ndarray]
+PairRows = tuple[np.ndarray, np.ndarray]
 """Row numbers (n,) of a vision and of a language set: n pairs."""
 
 
@@ -46,26 +46,27 @@ class DeviceCache:
     def __init__(self) -> None:
         self._tables: dict[str, torch.Tensor] = {}
 
-    def keep_only(self, *sets: FeatureSet) -> None:
-        """Releases the memory of all other sets."""
-        wanted = {of.manifest.digest for of in sets}
-        self._tables = {digest: table for digest, table in self._tables.items() if digest in wanted}
+    def evict_except(self, *sets: FeatureSet) -> None:
+        """Evicts all other sets from the device."""
+        kept = {features.manifest.digest for features in sets}
+        self._tables = {digest: table for digest, table in self._tables.items() if digest in kept}
 
     def missing_nbytes(self, *sets: FeatureSet) -> int:
-        """Bytes of those sets that are not on the device yet."""
-        return sum(of.nbytes for of in sets if of.manifest.digest not in self._tables)
+        """Bytes of the sets that are not on the device yet."""
+        return sum(features.nbytes for features in sets if features.manifest.digest not in self._tables)
 
-    def table(self, of: FeatureSet, device: torch.device) -> torch.Tensor:
+    def table(self, features: FeatureSet, device: torch.device) -> torch.Tensor:
         """(N, D) embeddings on the device, copied at first use."""
-        if of.manifest.digest not in self._tables:
-            self._tables[of.manifest.digest] = of.embeddings.to(device)
-        return self._tables[of.manifest.digest]
+        digest = features.manifest.digest
+        if digest not in self._tables:
+            self._tables[digest] = features.embeddings.to(device)
+        return self._tables[digest]
 
 
 def placement(
     vision: FeatureSet, language: FeatureSet, device: torch.device, device_cache: DeviceCache | None = None
 ) -> Placement:
-    """Selects the fastest placement with room for both sets beside the training itself.
+    """Selects the fastest placement that has room for both sets and for the training itself.
 
     Args:
         device_cache: sets that are already on the device.
@@ -94,29 +95,30 @@ class RowStore(ABC):
         self._sets = vision, language
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def feed(self, passes: Iterable[Iterable[Rows]], at_most: int) -> Generator[tuple[Rows, list[torch.Tensor]]]:
-        """Yields the rows of each batch and their embeddings in both sets: (n, D) each, of the stored type, on the
-        device, valid until the next batch.
+    def gather(
+        self, passes: Iterable[Iterable[PairRows]], max_rows: int
+    ) -> Generator[tuple[PairRows, list[torch.Tensor]]]:
+        """Yields the rows of each batch and their embeddings in both sets, as (n, D) tensors on the device.
 
-        A batch is gathered while the previous one is used.
+        Embeddings have the stored type and are valid until the next batch, which is gathered while they are used.
 
         Args:
             passes: rows of batches; no row occurs twice in a pass.
-            at_most: maximum number of rows per batch.
+            max_rows: maximum number of rows per batch.
         """
         # Double buffering.
-        slots = cycle([self._buffers(at_most) for _ in range(2)])
-        for rows, found in ahead(self._gathered(passes, slots)):
+        slots = cycle([self._buffers(max_rows) for _ in range(2)])
+        for rows, found in prefetched(self._gathered(passes, slots)):
             if self._copies is not None:
                 for tensor in found:
-                    # The tensor was allocated on another stream than the step's.
+                    # The tensor was allocated on a different stream from the step's.
                     tensor.record_stream(torch.cuda.current_stream(self.device))
             yield rows, found
 
     @abstractmethod
     def _selected(
-        self, batches: Iterable[Rows], slots: Iterator[list[torch.Tensor]]
-    ) -> Iterator[tuple[Rows, list[torch.Tensor]]]:
+        self, batches: Iterable[PairRows], slots: Iterator[list[torch.Tensor]]
+    ) -> Iterator[tuple[PairRows, list[torch.Tensor]]]:
         """Gathers the rows of each batch of one pass into the next buffers."""
 
     def _buffers(self, rows: int) -> list[torch.Tensor]:
@@ -124,17 +126,17 @@ class RowStore(ABC):
         on_device = self.placement.kind == "device"
         return [
             torch.empty(
-                (rows, of.manifest.dim),
-                dtype=getattr(torch, of.manifest.dtype),
+                (rows, features.manifest.dim),
+                dtype=getattr(torch, features.manifest.dtype),
                 device=self.device if on_device else "cpu",
                 pin_memory=self._copies is not None and not on_device,
             )
-            for of in self._sets
+            for features in self._sets
         ]
 
     def _gathered(
-        self, passes: Iterable[Iterable[Rows]], slots: Iterator[list[torch.Tensor]]
-    ) -> Iterator[tuple[Rows, list[torch.Tensor]]]:
+        self, passes: Iterable[Iterable[PairRows]], slots: Iterator[list[torch.Tensor]]
+    ) -> Iterator[tuple[PairRows, list[torch.Tensor]]]:
         for batches in passes:
             for rows, found in self._selected(batches, slots):
                 yield rows, self._moved(found)
@@ -150,7 +152,7 @@ class RowStore(ABC):
 
 
 class MappedRows(RowStore):
-    """Rows of the node's mapped files, or of their copy on the device, in any order."""
+    """Gathers rows from the node's mapped files, or from their copy on the device, in any order."""
 
     def __init__(
         self,
@@ -163,7 +165,7 @@ class MappedRows(RowStore):
         super().__init__(vision, language, device, where)
         if where.kind == "device":
             device_cache = device_cache or DeviceCache()
-            self._tables = [device_cache.table(of, device) for of in (vision, language)]
+            self._tables = [device_cache.table(features, device) for features in (vision, language)]
         else:
             self._tables = [vision.embeddings, language.embeddings]
         self._readers = None
@@ -173,8 +175,8 @@ class MappedRows(RowStore):
                 _expect_random_access(table)
 
     def _selected(
-        self, batches: Iterable[Rows], slots: Iterator[list[torch.Tensor]]
-    ) -> Iterator[tuple[Rows, list[torch.Tensor]]]:
+        self, batches: Iterable[PairRows], slots: Iterator[list[torch.Tensor]]
+    ) -> Iterator[tuple[PairRows, list[torch.Tensor]]]:
         for rows in batches:
             yield rows, [self._select(*each) for each in zip(self._tables, rows, next(slots), strict=True)]
 
@@ -188,13 +190,13 @@ class MappedRows(RowStore):
 
 
 def _expect_random_access(mapped: torch.Tensor) -> None:
-    """Disables the kernel's read-ahead of 64 KB per page: 20 times as many rows per second from a cloud volume."""
+    """Disables the kernel's read-ahead of 64 KB per page, for 20 times as many rows per second from a cloud volume."""
     address, size = ctypes.c_void_p(mapped.data_ptr()), ctypes.c_size_t(mapped.nbytes)
     ctypes.CDLL(None).madvise(address, size, mmap.MADV_RANDOM)
 
 
-def ahead(items: Iterable[_T]) -> Generator[_T]:
-    """Yields `items` in order; each is produced on a thread while the previous one is used."""
+def prefetched(items: Iterable[_T]) -> Generator[_T]:
+    """Yields `items` in order; a background thread produces the next item while the current one is used."""
     source, end = iter(items), object()
     with ThreadPoolExecutor(1) as pool:
         following: Future[_T | object] = pool.submit(next, source, end)

@@ -1,4 +1,4 @@
-"""The pairs of each step's global batch: the same on any number of workers and after a resume."""
+"""Sampling of the pairs of each step's global batch: the same for any number of workers and after a resume."""
 
 from collections.abc import Generator, Iterable
 from contextlib import closing
@@ -10,12 +10,12 @@ from typing import Literal
 import numpy as np
 import torch
 
-from sharelock_ray.batches.placement import MappedRows, Rows, RowStore, placement
+from sharelock_ray.batches.placement import MappedRows, PairRows, RowStore, placement
 from sharelock_ray.errors import RequestError
 from sharelock_ray.features.featureset import Pairs
 
-# Parts in use at a time in the order `parts`, up to twice as many where one ends and the next begins. Up to this number
-# of workers, no part is read twice per epoch.
+# Number of parts in use at a time in the order `parts`; up to twice as many while one part ends and the next begins.
+# With at most this many workers, no part is read twice in an epoch.
 _STREAMS = 16
 
 
@@ -23,8 +23,8 @@ _STREAMS = 16
 class Batch:
     """One rank's share of a global batch: image (n, D_vision) and text (n, D_language) embeddings, of the stored type.
 
-    Pairs with equal ids in `positives`, (n,) int64, are positives of each other; without it, only an image's own text
-    is.
+    Pairs with equal ids in `positives`, (n,) int64, are positives of each other; without ids, the only positive of an
+    image is its own text.
     """
 
     image: torch.Tensor
@@ -33,7 +33,7 @@ class Batch:
 
 
 def split_validation(pairs: Pairs, fraction: float) -> tuple[Pairs, Pairs]:
-    """Splits pairs into training and validation pairs by a hash of the key, so that adding data moves no pair."""
+    """Splits pairs into training and validation pairs by a hash of the key; added data does not move existing pairs."""
     held = pairs.vision.columns["key_hash"][pairs.vision_rows] < int(fraction * 2**32)
     return pairs.select(~held), pairs.select(held)
 
@@ -45,10 +45,10 @@ class PairBatches:
     end of an epoch is dropped, since it would have fewer negatives. Each epoch draws one of an image's captions.
 
     Args:
-        pairs: if there are fewer than a batch, each epoch is one batch of all of them.
+        pairs: if they are fewer than a batch, each epoch is one batch of all pairs.
         positives: which pairs are positives (see `AlignmentSpec.positives`).
         order: order of pairs in an epoch (see `AlignmentSpec.order`).
-        store: rows of both sets, to share between instances; by default the node's mapped files.
+        store: row store of both sets, to share between instances; by default one over the node's mapped files.
 
     Raises:
         RequestError: `positives` is `label`, and the vision set has no labels.
@@ -71,19 +71,18 @@ class PairBatches:
         self._label_ids = _label_ids(pairs) if positives == "label" else None
         self.global_batch_size = min(global_batch_size, len(pairs))
         self.steps_per_epoch = max(1, len(pairs) // self.global_batch_size)
-        # Two epochs, since batches are gathered ahead across the end of an epoch.
+        # Two epochs, since the next batch is prefetched across the end of an epoch.
         self._epochs = lru_cache(maxsize=2)(self._epoch)
         self._swept: dict[tuple[int, int], list[Batch]] = {}
 
     def batch(self, step: int, rank: int, world_size: int) -> Batch:
         """Rank `rank`'s slice of the global batch of `step` (from 0), in its own memory."""
-        return next(self.ahead([step], rank, world_size))
+        return next(self.prefetch([step], rank, world_size))
 
-    def ahead(self, steps: Iterable[int], rank: int, world_size: int) -> Generator[Batch]:
-        """As `batch`, for each of `steps`; a batch is gathered while the previous one is used, and valid until the
-        next."""
+    def prefetch(self, steps: Iterable[int], rank: int, world_size: int) -> Generator[Batch]:
+        """Yields `batch` of each of `steps`. A batch is valid until the next, which is gathered while it is used."""
         epochs = groupby(steps, lambda step: step // self.steps_per_epoch)
-        return self._fed(
+        return self._gather(
             (
                 (self._rows(_slice(self._chosen(step), rank, world_size), self._captions(step)) for step in of_epoch)
                 for _, of_epoch in epochs
@@ -103,7 +102,7 @@ class PairBatches:
         first = self._pairs.caption_rows[self._pairs.caption_start[:-1]]
         parts = np.array_split(np.arange(len(self._pairs)), self.steps_per_epoch)
         one_pass = (self._rows(_slice(part, rank, world_size), first) for part in parts)
-        for batch in self._fed([one_pass], -(-len(parts[0]) // world_size)):
+        for batch in self._gather([one_pass], -(-len(parts[0]) // world_size)):
             if self._store.placement.kind == "storage":
                 kept.append(Batch(batch.image.clone(), batch.text.clone(), batch.positives))
             yield batch
@@ -121,14 +120,14 @@ class PairBatches:
         ]
         return list(self._pairs.keys[np.concatenate(bad)])
 
-    def _fed(self, passes: Iterable[Iterable[Rows]], at_most: int) -> Generator[Batch]:
-        """Yields the batches of these rows, of at most `at_most` rows each."""
-        with closing(self._store.feed(passes, at_most)) as feed:
-            for rows, (image, text) in feed:
+    def _gather(self, passes: Iterable[Iterable[PairRows]], max_rows: int) -> Generator[Batch]:
+        """Yields the batches of these rows, of at most `max_rows` rows each."""
+        with closing(self._store.gather(passes, max_rows)) as gathered:
+            for rows, (image, text) in gathered:
                 ids = self._positives(*rows)
                 yield Batch(image, text, None if ids is None else torch.from_numpy(ids).to(image.device))
 
-    def _rows(self, mine: np.ndarray, captions: np.ndarray) -> Rows:
+    def _rows(self, mine: np.ndarray, captions: np.ndarray) -> PairRows:
         return self._pairs.vision_rows[mine], captions[mine]
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:

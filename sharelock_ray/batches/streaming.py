@@ -12,7 +12,7 @@ from itertools import islice
 import numpy as np
 import torch
 
-from sharelock_ray.batches.placement import Placement, Rows, RowStore
+from sharelock_ray.batches.placement import PairRows, Placement, RowStore
 from sharelock_ray.features.featureset import FeatureSet
 
 
@@ -35,10 +35,10 @@ def read_here(sets: tuple[FeatureSet, FeatureSet], pieces: Sequence[Piece]) -> I
 
 
 class StreamedRows(RowStore):
-    """Rows that are read again in every pass.
+    """Reads the rows from storage again in every pass.
 
     Args:
-        read: reads pieces.
+        read: reader of pieces.
     """
 
     def __init__(
@@ -48,8 +48,8 @@ class StreamedRows(RowStore):
         self._read = read
 
     def _selected(
-        self, batches: Iterable[Rows], slots: Iterator[list[torch.Tensor]]
-    ) -> Iterator[tuple[Rows, list[torch.Tensor]]]:
+        self, batches: Iterable[PairRows], slots: Iterator[list[torch.Tensor]]
+    ) -> Iterator[tuple[PairRows, list[torch.Tensor]]]:
         batches = list(batches)
         uses = [use for side in (0, 1) for use in _uses(side, self._sets[side], [rows[side] for rows in batches])]
         uses.sort(key=lambda use: (use.first, use.piece.side, use.piece.part))
@@ -59,9 +59,9 @@ class StreamedRows(RowStore):
         for number, rows in enumerate(batches):
             held += [_Held(use, torch.from_numpy(values)) for use, values in islice(coming, begins[number])]
             buffers = next(slots)
-            for side, of in enumerate(self._sets):
+            for side, features in enumerate(self._sets):
                 here = [each for each in held if each.use.piece.side == side]
-                _gather(rows[side], of, here, buffers[side])
+                _gather(rows[side], features, here, buffers[side])
             held = [each for each in held if each.use.last > number]
             yield rows, [buffer[: len(wanted)] for buffer, wanted in zip(buffers, rows, strict=True)]
 
@@ -97,7 +97,7 @@ def _uses(side: int, features: FeatureSet, batches: list[np.ndarray]) -> Iterato
 
 
 def _gather(rows: np.ndarray, features: FeatureSet, held: list[_Held], out: torch.Tensor) -> None:
-    """Copies the embeddings of `rows`, all of them in `held`, to `out`."""
+    """Copies the embeddings of `rows`, all of which are in `held`, to `out`."""
     part = features.part_of(rows)
     for each in held:
         places = np.flatnonzero(part == each.use.piece.part)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from sharelock_ray.bench.timing import DType, machine
+from sharelock_ray.bench.timing import DType, machine, median_ratio
 from sharelock_ray.report.table import print_table, text_table
 
 app = typer.Typer(help="Measure performance as ratios within one run.", no_args_is_help=True)
@@ -32,7 +32,7 @@ def extract(
     repeats: Repeats = 5,
     as_json: AsJson = False,
 ) -> None:
-    """Extraction of images from tars to Parquet, compared with a plain PyTorch loop."""
+    """Extraction of images from tars to Parquet, compared with a plain PyTorch loop and a webdataset DataLoader."""
     from sharelock_ray.bench.measure_extract import Setting, compare
 
     setting = Setting(0, threads, model, image_size, dtype, device, width=size[0], height=size[1])
@@ -42,8 +42,8 @@ def extract(
             f"{c.setting.images:,}",
             f"{_median(c.pipeline)}",
             f"{_median(c.loop)}",
-            f"{c.ratio:.2f}",
-            f"{c.ratio_per_cpu:.2f}",
+            f"{_median(c.webdataset)}",
+            *(f"{ratio:.2f}" for ratio in c.ratios.values()),
             f"{c.start_seconds:.1f}",
             f"{c.driver_bytes / 2**20:.0f}",
             f"{c.worker_bytes / 2**20:.0f}",
@@ -51,9 +51,10 @@ def extract(
         ]
         for c in found
     ]
-    header = ["images", "pipeline /s", "loop /s", "ratio", "by CPU time", "start s", "driver MiB", "worker MiB"]
-    ratios = [asdict(c) | {"ratio": c.ratio, "ratio_per_cpu": c.ratio_per_cpu} for c in found]
-    _show([*header, "spilled MiB"], rows, {"comparisons": ratios}, as_json)
+    rates = ["images", "pipeline /s", "loop /s", "webdataset /s"]
+    ratios = ["to loop", "by CPU time", "to webdataset", "by CPU time"]
+    header = [*rates, *ratios, "start s", "driver MiB", "worker MiB", "spilled MiB"]
+    _show(header, rows, {"comparisons": [asdict(c) | c.ratios for c in found]}, as_json)
 
 
 @app.command(name="decode")
@@ -91,25 +92,27 @@ def captions_(
     threads: Threads = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Encoding of captions by a decoder: sorted by token budget, compared with batches of 32 and single captions."""
-    from sharelock_ray.bench.captions import Decoder, Setting, compare
+    """Encoding of captions: by a decoder, compared with common practice, and by MiniLM, with sentence-transformers."""
+    from sharelock_ray.bench.captions import OTHERS, Decoder, Setting, compare, compare_minilm
 
     settings = [Setting(512, 12), Setting(160, 47), Setting(512, 12, repeated=0.3)]
     found = compare(Decoder(language, dtype, device, threads), settings, repeats)
+    settings = [Setting(2048, 12), Setting(640, 47), Setting(2048, 12, repeated=0.55)]
+    found += compare_minilm(device, threads, settings, repeats)
     rows = [
         [
+            c.model,
             f"{c.setting.mean_tokens}",
             f"{c.setting.repeated:.0%}",
             f"{_median(c.ours)}",
-            f"{c.ratio_to_batches:.2f}",
-            f"{c.ratio_to_single:.2f}",
+            *(f"{c.ratios[name]:.2f}" if name in c.ratios else "" for name in OTHERS),
             f"{c.max_cosine_distance:.1e}",
         ]
         for c in found
     ]
-    header = ["mean tokens", "repeated", "captions /s", "to batches of 32", "to one by one", "1 - cosine"]
-    ratios = [asdict(c) | {"to_batches": c.ratio_to_batches, "to_single": c.ratio_to_single} for c in found]
-    _show(header, rows, {"comparisons": ratios}, as_json)
+    others = [f"to {name}" for name in OTHERS]
+    header = ["model", "mean tokens", "repeated", "captions /s", *others, "1 - cosine"]
+    _show(header, rows, {"comparisons": [asdict(c) | {"ratios": c.ratios} for c in found]}, as_json)
 
 
 @app.command()
@@ -122,14 +125,15 @@ def encoders(
     token_budget: int | None = None,
     dtype: DType = "float32",
     compiled: Compiled = False,
+    channels_last: Annotated[bool, typer.Option("--channels-last", help="Also measure the NHWC format.")] = False,
     repeats: Repeats = 5,
     as_json: AsJson = False,
 ) -> None:
     """Each encoder alone, compared with the rate of the device's own matrix product."""
     from sharelock_ray.bench import measure_encoders as bench
 
-    found = [bench.vision(vision, image_size, dtype, device, image_batch_size, compiled, repeats)]
-    found += bench.language(language, dtype, device, token_budget, (12, 47), compiled, repeats)
+    images = bench.vision(vision, image_size, dtype, device, image_batch_size, compiled, channels_last, repeats)
+    found = images + bench.language(language, dtype, device, token_budget, (12, 47), compiled, repeats)
     decode = bench.decode_rate(image_size=image_size)
     rows = [
         [
@@ -137,13 +141,14 @@ def encoders(
             f"{_median(t.per_second)} {t.unit}/s",
             f"{t.peak_flop / 1e12:.2f}",
             f"{t.share_of_peak:.0%}",
+            f"{median_ratio(t.per_second, images[0].per_second):.2f}" if t in images[1:] else "",
         ]
         for t in found
     ]
     cores = statistics.median(found[0].per_second) / decode
-    rows.append([f"decoding for {image_size}, one core", f"{decode:,.0f} images/s", "", f"{cores:.1f} cores feed it"])
+    rows.append([f"decoding for {image_size}, one core", f"{decode:,.0f} images/s", "", f"needs {cores:.1f} cores", ""])
     result = {"device": bench.describe(device), "decode_per_core": decode, "encoders": [asdict(t) for t in found]}
-    _show(["encoder", "rate", "peak TFLOP/s", "share of peak"], rows, result, as_json)
+    _show(["encoder", "rate", "peak TFLOP/s", "share of peak", "to NCHW"], rows, result, as_json)
 
 
 @app.command()
@@ -176,7 +181,7 @@ def loss(
 
 
 @app.command()
-def feeding(
+def batches(
     pairs: Annotated[int, typer.Option(min=2, help="Number of pairs in the generated feature sets.")] = 40_000,
     batch_size: int = 16_384,
     vision_dim: int = 1024,
@@ -185,7 +190,7 @@ def feeding(
     as_json: AsJson = False,
 ) -> None:
     """Batches from memory on one core, compared with the released code (one file per sample) and a bare gather."""
-    from sharelock_ray.bench import feeding as bench
+    from sharelock_ray.bench import measure_batches as bench
 
     c = bench.compare(bench.Setting(pairs, batch_size, vision_dim, language_dim), repeats)
     rows = [

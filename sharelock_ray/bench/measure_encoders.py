@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sharelock_ray.bench import captions
 from sharelock_ray.bench.models import DECODERS, random_vision, write_decoder
-from sharelock_ray.bench.timing import DType
+from sharelock_ray.bench.timing import DType, alternate
 from sharelock_ray.encoders.images import decode_image
 from sharelock_ray.encoders.language import LanguageEncoder
 from sharelock_ray.encoders.provenance import device_name
@@ -41,18 +42,37 @@ class Throughput:
 
 
 def vision(
-    model: str, image_size: int, dtype: DType, device: str, batch_size: int | None, compiled: bool, repeats: int
-) -> Throughput:
-    """Images per second of a timm model with random weights, from uint8 pixels in memory to float32 embeddings."""
+    model: str,
+    image_size: int,
+    dtype: DType,
+    device: str,
+    batch_size: int | None,
+    compiled: bool,
+    channels_last: bool,
+    repeats: int,
+) -> list[Throughput]:
+    """Images per second of a timm model with random weights, from uint8 pixels in memory to float32 embeddings.
+
+    Args:
+        channels_last: whether to also measure the channels-last memory format, in turn with the default one.
+    """
     with tempfile.TemporaryDirectory(prefix="sharelock-bench-") as folder:
         spec = random_vision(Path(folder), model, image_size, dtype=dtype)
         plain = VisionEncoder(spec, device, batch_size)
-        encoder = VisionEncoder(spec, device, batch_size, compiled=True) if compiled else plain
-    shape = (8 * encoder.batch_size, image_size, image_size, 3)
+        encoders = [VisionEncoder(spec, device, batch_size, compiled=True) if compiled else plain]
+        if channels_last:
+            encoders.append(VisionEncoder(spec, device, batch_size, compiled=compiled, channels_last=True))
+    shape = (8 * plain.batch_size, image_size, image_size, 3)
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     flop = _flop(lambda: plain.encode(pixels[:1]))
-    rates = _rates(_by_two(lambda: encoder.encode(pixels)), 2 * len(pixels), repeats)
-    return Throughput(f"{model} at {image_size}, {dtype}", "images", rates, flop, peak(device, dtype))
+    name = f"{model} at {image_size}, {dtype}"
+    runs = {
+        each: _rate(_by_two(partial(encoder.encode, pixels)), 2 * len(pixels))
+        for each, encoder in zip((name, f"{name}, channels last"), encoders, strict=False)
+    }
+    found = alternate(runs, repeats)
+    highest = peak(device, dtype)
+    return [Throughput(name, "images", rates, flop, highest) for name, rates in found.items()]
 
 
 def language(
@@ -77,8 +97,9 @@ def language(
         text = " ".join(["w1"] * mean)
         flop = _flop(lambda: plain.encode([text])) / mean
         tokens = encoder.encode_each(texts).tokens
-        rates = _rates(_by_two(lambda: encoder.encode(texts)), 2 * tokens, repeats)
-        return Throughput(f"{shape} shape, {mean} tokens, {dtype}", "tokens", rates, flop, peak(device, dtype))
+        name = f"{shape} shape, {mean} tokens, {dtype}"
+        rates = alternate({name: _rate(_by_two(lambda: encoder.encode(texts)), 2 * tokens)}, repeats)[name]
+        return Throughput(name, "tokens", rates, flop, peak(device, dtype))
 
     return [throughput(mean) for mean in mean_tokens]
 
@@ -105,8 +126,8 @@ def peak(device: str, dtype: DType, repeats: int = 5) -> float:
         if device == "cuda":
             torch.cuda.synchronize()
 
-    product()
-    return max(_rates(product, 1, repeats)) * 2 * size**3
+    rate = _rate(product, 1)
+    return max(rate() for _ in range(repeats)) * 2 * size**3
 
 
 def describe(device: str) -> str:
@@ -132,11 +153,13 @@ def _by_two(work: Callable[[], object]) -> Callable[[], None]:
     return run
 
 
-def _rates(work: Callable[[], object], units: int, repeats: int) -> list[float]:
+def _rate(work: Callable[[], object], units: int) -> Callable[[], float]:
+    """Runs the work once as a warm-up; returns a function that measures its units per second."""
     work()
-    rates = []
-    for _ in range(repeats):
+
+    def rate() -> float:
         started = time.perf_counter()
         work()
-        rates.append(units / (time.perf_counter() - started))
-    return rates
+        return units / (time.perf_counter() - started)
+
+    return rate

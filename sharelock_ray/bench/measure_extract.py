@@ -1,4 +1,4 @@
-"""Extraction of images from tars to Parquet, compared with a plain loop in one process."""
+"""Extraction of images from tars to Parquet, compared with a plain loop and with a webdataset DataLoader."""
 
 import io
 import multiprocessing
@@ -9,10 +9,12 @@ import tarfile
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ from sharelock_ray.bench.models import random_vision
 from sharelock_ray.bench.timing import DType, alternate, median_ratio
 from sharelock_ray.encoders.resolved import resolve
 from sharelock_ray.encoders.spec import VisionSpec
+from sharelock_ray.errors import RequestError
+from sharelock_ray.machine import cpu_count
 
 _DISTINCT = 256
 _BATCH = 64
@@ -48,17 +52,28 @@ class Setting:
     width: int = 400
     height: int = 300
 
+    @property
+    def cpus(self) -> int:
+        """Number of CPUs of the pipeline, and of workers of the DataLoader."""
+        return self.threads if self.device == "cpu" else cpu_count()
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """Images per second after the warm-up, per round, and the pipeline's start time and memory."""
+    """Images per second after the warm-up, per round, and the pipeline's start time and memory.
+
+    Rates per CPU second count the CPU time of all processes, so idle cores do not count.
+    """
 
     setting: Setting
     pipeline: list[float]
     loop: list[float]
+    """One process that reads, decodes and encodes in turn."""
+    webdataset: list[float]
+    """A DataLoader with one worker per CPU of the pipeline, and a process that encodes its batches."""
     pipeline_per_cpu: list[float]
     loop_per_cpu: list[float]
-    """Ratio by CPU time of all processes, so that idle cores do not count."""
+    webdataset_per_cpu: list[float]
     spilled_bytes: int
     """Bytes written to disk by Ray's object store, over all rounds."""
     start_seconds: float
@@ -68,16 +83,26 @@ class Comparison:
     """Peak private memory of the driver and of the largest worker."""
 
     @property
-    def ratio(self) -> float:
-        return median_ratio(self.pipeline, self.loop)
-
-    @property
-    def ratio_per_cpu(self) -> float:
-        return median_ratio(self.pipeline_per_cpu, self.loop_per_cpu)
+    def ratios(self) -> dict[str, float]:
+        """Median ratios of the pipeline's rate to those of the loop and the DataLoader, by name."""
+        return {
+            "to_loop": median_ratio(self.pipeline, self.loop),
+            "to_loop_per_cpu": median_ratio(self.pipeline_per_cpu, self.loop_per_cpu),
+            "to_webdataset": median_ratio(self.pipeline, self.webdataset),
+            "to_webdataset_per_cpu": median_ratio(self.pipeline_per_cpu, self.webdataset_per_cpu),
+        }
 
 
 def compare(setting: Setting, repeats: int) -> Comparison:
-    """Runs both in turn, each in its own process, over the same tars in a temporary folder."""
+    """Runs all three in turn, each in its own process, over the same tars in a temporary folder.
+
+    Raises:
+        RequestError: webdataset is not installed.
+    """
+    if find_spec("webdataset") is None:
+        raise RequestError(
+            "`sharelock bench extract` compares with webdataset, which is missing: pip install webdataset"
+        )
     with tempfile.TemporaryDirectory(prefix="sharelock-bench-") as folder:
         write_tars(Path(folder), setting)
         spec = random_vision(Path(folder), setting.model, setting.image_size, dtype=setting.dtype)
@@ -85,26 +110,35 @@ def compare(setting: Setting, repeats: int) -> Comparison:
         with (
             ProcessPoolExecutor(1, context, _begin_pipeline) as pipeline,
             ProcessPoolExecutor(1, context, _begin_loop, (setting.threads,)) as loop,
+            ProcessPoolExecutor(1, context, _begin_loop, (setting.threads,)) as loader,
         ):
             taken: list[_Taken] = []
-            looped: list[_Rates] = []
+            per_cpu: dict[str, list[float]] = {"loop": [], "webdataset": []}
 
             def run_pipeline() -> float:
                 taken.append(pipeline.submit(_pipeline, folder, setting, spec).result())
                 return taken[-1].rates.per_second
 
-            def run_loop() -> float:
-                looped.append(loop.submit(_loop, folder, setting, spec).result())
-                return looped[-1].per_second
+            def run(name: str, process: ProcessPoolExecutor, work: Callable[..., _Rates]) -> float:
+                rates = process.submit(work, folder, setting, spec).result()
+                per_cpu[name].append(rates.per_cpu_second)
+                return rates.per_second
 
-            found = alternate({"loop": run_loop, "pipeline": run_pipeline}, repeats)
+            runs = {
+                "loop": lambda: run("loop", loop, _loop),
+                "webdataset": lambda: run("webdataset", loader, _webdataset),
+                "pipeline": run_pipeline,
+            }
+            found = alternate(runs, repeats)
             pipeline.submit(_end_pipeline).result()
     return Comparison(
         setting,
         found["pipeline"],
         found["loop"],
+        found["webdataset"],
         [t.rates.per_cpu_second for t in taken],
-        [rates.per_cpu_second for rates in looped],
+        per_cpu["loop"],
+        per_cpu["webdataset"],
         taken[-1].spilled_bytes,
         statistics.median(t.start_seconds for t in taken),
         max(t.driver_bytes for t in taken),
@@ -162,14 +196,38 @@ def _loop(folder: str, setting: Setting, spec: VisionSpec) -> _Rates:
 
     encoder = VisionEncoder(spec, setting.device)
     decoded = (decode_image(data, spec.preprocessing) for data in tar_files(Path(folder)))
-    embeddings = []
-    warm = encoder.encode(np.stack(list(islice(decoded, _BATCH))))
-    started, cpu_started = time.perf_counter(), time.process_time()
-    while batch := list(islice(decoded, _BATCH)):
-        embeddings.append(encoder.encode(np.stack(batch)))
-    np.save(Path(folder) / "loop.npy", np.concatenate([warm, *embeddings]).astype(np.float16))
-    images_done = setting.images - _BATCH
-    return _Rates(images_done / (time.perf_counter() - started), images_done / (time.process_time() - cpu_started))
+    batches = iter(lambda: list(islice(decoded, _BATCH)), [])
+    return _rates_of(folder, (encoder.encode(np.stack(batch)) for batch in batches))
+
+
+def _webdataset(folder: str, setting: Setting, spec: VisionSpec) -> _Rates:
+    """Workers of a DataLoader read and decode; this process encodes their batches and saves once at the end."""
+    import webdataset
+    from torch.utils.data import DataLoader
+
+    from sharelock_ray.encoders.images import decode_image
+    from sharelock_ray.encoders.vision import VisionEncoder
+
+    encoder = VisionEncoder(spec, setting.device)
+    urls = sorted(map(str, Path(folder).glob("*.tar")))
+    images = (
+        webdataset.WebDataset(urls, shardshuffle=False)
+        .to_tuple("__key__", "jpg")
+        .map_tuple(None, partial(decode_image, preprocessing=spec.preprocessing))
+        .batched(_BATCH)
+    )
+    loader = DataLoader(images, batch_size=None, num_workers=min(setting.cpus, len(urls)))
+    return _rates_of(folder, (encoder.encode(pixels.numpy()) for _, pixels in loader))
+
+
+def _rates_of(folder: str, batches: Iterator[np.ndarray]) -> _Rates:
+    """Saves the embeddings of all batches as one array; returns the rates after the first batch."""
+    embeddings = [next(batches)]
+    started, cpu_started = time.perf_counter(), _cpu_seconds()
+    embeddings += batches
+    np.save(Path(folder) / "embeddings.npy", np.concatenate(embeddings).astype(np.float16))
+    count = sum(map(len, embeddings[1:]))
+    return _Rates(count / (time.perf_counter() - started), count / (_cpu_seconds() - cpu_started))
 
 
 _stack = ExitStack()
@@ -225,13 +283,13 @@ def _pipeline(folder: str, setting: Setting, spec: VisionSpec) -> _Taken:
 
 
 def _cpu_seconds() -> float:
-    """CPU time of this process and all its descendants, including Ray's."""
+    """CPU time of this process and all its descendants, including ended ones and Ray's."""
     process = psutil.Process(os.getpid())
     total = 0.0
     for each in [process, *process.children(recursive=True)]:
         with suppress(psutil.NoSuchProcess):
-            times = each.cpu_times()
-            total += times.user + times.system
+            # User and system time, then those of its ended children.
+            total += sum(each.cpu_times()[:4])
     return total
 
 

@@ -13,7 +13,7 @@ import torch
 from sharelock_ray.batches.placement import MappedRows, Placement, RowStore
 from sharelock_ray.batches.sampling import PairBatches
 from sharelock_ray.batches.streaming import Reader, StreamedRows, read_here
-from sharelock_ray.bench.feeding import cache_in
+from sharelock_ray.bench.measure_batches import cache_in
 from sharelock_ray.bench.synthetic import write_pairs
 from sharelock_ray.bench.timing import alternate, median_ratio
 from sharelock_ray.engine import cluster
@@ -70,7 +70,7 @@ def compare(setting: Setting, repeats: int) -> Comparison:
             if order == "parts":
                 store = StreamedRows(*sets, _CPU, Placement("storage", "as asked"), read)
             batches = PairBatches(pairs, setting.batch_size, seed=0, device=_CPU, order=order, store=store)
-            return sum(len(batch.image) for batch in batches.ahead(range(batches.steps_per_epoch), 0, 1))
+            return sum(len(batch.image) for batch in batches.prefetch(range(batches.steps_per_epoch), 0, 1))
 
         found = alternate(
             {
@@ -83,11 +83,11 @@ def compare(setting: Setting, repeats: int) -> Comparison:
         return Comparison(setting, *found.values())
 
 
-def _rate(files: list[Path], feed: Callable[[], int]) -> float:
+def _rate(files: list[Path], epoch: Callable[[], int]) -> float:
     for file in files:
         with file.open("rb") as stream:
             os.fsync(stream.fileno())
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     started = time.perf_counter()
-    pairs = feed()
+    pairs = epoch()
     return pairs / (time.perf_counter() - started)

@@ -20,7 +20,7 @@ from sharelock_ray.alignment.heads import Heads
 from sharelock_ray.alignment.spec import AlignmentSpec, ProjectionSpec
 from sharelock_ray.alignment.step import Optimization
 from sharelock_ray.batches.sampling import Batch
-from sharelock_ray.bench.feeding import cache_in
+from sharelock_ray.bench.measure_batches import cache_in
 from sharelock_ray.bench.measure_encoders import describe as describe
 from sharelock_ray.bench.synthetic import write_pairs
 from sharelock_ray.bench.timing import alternate, median_ratio

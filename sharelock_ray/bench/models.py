@@ -5,8 +5,8 @@ from typing import Any
 
 from sharelock_ray.encoders.spec import VisionSpec
 
-WORDS = 4000
-"""Number of words of a decoder's tokenizer, `w0` to `w3999`, one token each."""
+WORDS = tuple(f"w{i}" for i in range(4000))
+"""Words of a decoder's tokenizer, one token each."""
 
 DECODERS = {
     "llama-3-8b": {
@@ -52,10 +52,10 @@ def write_decoder(folder: Path, sizes: dict[str, int], dtype: Any = None, device
     from transformers import AutoModel, LlamaConfig, PreTrainedTokenizerFast
     from transformers.utils import logging
 
-    # Also of whoever loads it.
+    # Also for the loading of the model.
     logging.disable_progress_bar()
 
-    vocabulary = {word: i for i, word in enumerate(["[UNK]", *(f"w{i}" for i in range(WORDS))])}
+    vocabulary = {word: i for i, word in enumerate(["[UNK]", *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     with torch.device(device):

@@ -6,7 +6,6 @@ exactly twice, so the test consists of unseen pairs of seen colours and shapes.
 
 import io
 import math
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from sharelock_ray import storage
+from sharelock_ray.demo.tars import tar_of
 from sharelock_ray.errors import RequestError
 
 COLOURS = {
@@ -225,13 +225,12 @@ def write_shapes(
                 samples[truncated]["jpg"] = samples[truncated]["jpg"][: len(samples[truncated]["jpg"]) // 2]
             if uncaptioned in samples:
                 del samples[uncaptioned]["txt"]
-            storage.write_bytes(tar, _tar(samples))
+            storage.write_bytes(tar, tar_of(_members(samples)))
     tar = storage.join(folder, "test", "00000.tar")
     if not storage.exists(tar):
         images = len(HELD_OUT) * test_images_per_class
-        storage.write_bytes(
-            tar, _tar({index: _sample(seed, _TEST, index, HELD_OUT, image_size) for index in range(images)})
-        )
+        samples = {index: _sample(seed, _TEST, index, HELD_OUT, image_size) for index in range(images)}
+        storage.write_bytes(tar, tar_of(_members(samples)))
     storage.write_bytes(storage.join(folder, "classes.txt"), ("\n".join(CLASS_NAMES) + "\n").encode())
     storage.write_json(finished, arguments)
     storage.remove(begun)
@@ -252,17 +251,6 @@ def _sample(seed: int, split: int, index: int, labels: tuple[int, ...], image_si
         "txt": caption(scene, rng).encode(),
         "cls": str(scene.label).encode(),
     }
-
-
-def _tar(samples: dict[int, dict[str, bytes]]) -> bytes:
-    """A tar whose bytes depend only on its members: without times and owners."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, content in _members(samples):
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return buffer.getvalue()
 
 
 def _members(samples: dict[int, dict[str, bytes]]) -> Iterator[tuple[str, bytes]]:

@@ -76,6 +76,11 @@ def _convert(spec: LanguageSpec, path: Path, folder: Path) -> str:
     folder.mkdir()
     (folder / _FILE).symlink_to(path.resolve())
     config = _config(spec.model, reader, folder)
+    types = Counter(tensor.tensor_type.name for tensor in reader.tensors)
+    held = ", ".join(f"{types[each]} {each}" for each in sorted(types))
+    (folder / _FORMAT).write_text(f"{_field(reader, 'general.architecture')} (GGUF: {held})")
+    # Its index of a large vocabulary takes a gigabyte, and transformers makes one more.
+    del reader
     with loading(repr(spec.model)), without_progress_bars():
         # Not in each version of transformers that other models need.
         from transformers import GgufConfig
@@ -94,9 +99,6 @@ def _convert(spec: LanguageSpec, path: Path, folder: Path) -> str:
         model.save_pretrained(folder, state_dict=weights)
         tokenizer.save_pretrained(folder)
     (folder / _FILE).unlink()
-    types = Counter(tensor.tensor_type.name for tensor in reader.tensors)
-    held = ", ".join(f"{types[each]} {each}" for each in sorted(types))
-    (folder / _FORMAT).write_text(f"{_field(reader, 'general.architecture')} (GGUF: {held})")
     return name
 
 

@@ -37,7 +37,7 @@ _LOGS_KEPT = 20
 # Ray notices a worker that died during its start only after a minute, and restarts such workers forever.
 _DEAD_S = 20.0
 _POLL_S = 0.2
-# Ray Data's name for the threads that prefetch the rows of a stream; they end within a tenth of a second.
+# Ray Data's name of the threads that prefetch rows, which end within a tenth of a second; and the time-out for them.
 _READER_THREAD, _READER_S = "iter_threaded", 10.0
 # State of the connection made by `connected`.
 _folder: Path | None = None
@@ -78,9 +78,9 @@ def connected(address: str | None = None) -> Iterator[None]:
 
 
 def _wait_for_readers() -> None:
-    """Waits for Ray Data's threads of a stream that was closed early.
+    """Waits for Ray Data's threads after a stream was closed early.
 
-    Ray exits the whole process, without a word to the user, if one of them calls it after the shutdown.
+    Ray exits the whole process, without a message to the user, if one of them calls it after the shutdown.
     """
     for thread in threading.enumerate():
         if thread.name == _READER_THREAD:
@@ -89,7 +89,7 @@ def _wait_for_readers() -> None:
 
 @contextmanager
 def _token_of(variables: dict[str, str]) -> Iterator[None]:
-    """Sets these variables and makes Ray read its token from them.
+    """Sets these variables within the block and makes Ray read its token from them.
 
     Ray caches the first token that it reads, so the cache is reset.
     """
@@ -102,7 +102,7 @@ def _token_of(variables: dict[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _own_folder() -> Iterator[Path]:
-    """A new private folder within the block; folders of killed processes are removed."""
+    """Creates a private folder for the block; also removes folders left by killed processes."""
     base = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
     if "RAY_TMPDIR" not in os.environ and len(os.fsencode(base)) > _LONGEST_BASE:
         base = Path("/tmp")
@@ -120,12 +120,12 @@ def _own_folder() -> Iterator[Path]:
 
 
 def _remove_if_left(lock: Path) -> None:
-    # The folder may belong to another user, or be gone.
+    # The folder may belong to another user or no longer exist.
     with suppress(OSError):
-        about = lock.parent.lstat()
+        status = lock.parent.lstat()
         with open(os.open(lock, os.O_RDWR | os.O_NOFOLLOW), "w") as held:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if about.st_uid == os.getuid():
+            if status.st_uid == os.getuid():
                 shutil.rmtree(lock.parent, ignore_errors=True)
 
 
@@ -183,7 +183,7 @@ def _start(folder: Path) -> None:
                     job_config=_job(),
                     log_to_driver=False,
                     logging_level=logging.ERROR,
-                    # Ray's files are world-writable; the folder around them is private.
+                    # Ray's files are world-writable, but the folder around them is private.
                     _temp_dir=str(folder / "r"),
                 )
             return
@@ -215,12 +215,12 @@ def _job() -> ray.job_config.JobConfig:
 
 def _require_workers(folder: Path) -> None:
     """Raises RunError if workers die during their start."""
-    first, alive_at = _nothing.remote(), time.monotonic()
+    first, alive_at = _no_op.remote(), time.monotonic()
     while not ray.wait([first], timeout=_POLL_S)[0]:
         if any(map(_is_worker, psutil.Process().children(recursive=True))):
             alive_at = time.monotonic()
         elif time.monotonic() - alive_at > _DEAD_S:
-            raise RunError(f"Ray's workers die during their start: {_last_words(folder)}{_kept_log()}")
+            raise RunError(f"Ray's workers die during their start: {_last_error_line(folder)}{_kept_log()}")
 
 
 def _is_worker(process: psutil.Process) -> bool:
@@ -231,11 +231,11 @@ def _is_worker(process: psutil.Process) -> bool:
 
 
 @ray.remote(num_cpus=0)
-def _nothing() -> None:
+def _no_op() -> None:
     pass
 
 
-def _last_words(folder: Path) -> str:
+def _last_error_line(folder: Path) -> str:
     """The last line of a worker's error log."""
     for path in (folder / "r").glob("session_*/logs/worker-*.err"):
         lines = path.read_text(errors="replace").split("\n")
@@ -253,7 +253,7 @@ def require_resources(needed: dict[str, float], advice: str) -> None:
     for name, amount in needed.items():
         if available.get(name, 0) >= amount:
             continue
-        if not _may_grow():
+        if not _can_scale_up():
             raise RequestError(f"this needs {amount:g} {name}, but Ray has {available.get(name, 0):g} here: {advice}")
         say(
             f"this needs {amount:g} {name}, but the cluster has {available.get(name, 0):g} now: "
@@ -261,8 +261,8 @@ def require_resources(needed: dict[str, float], advice: str) -> None:
         )
 
 
-def _may_grow() -> bool:
-    """Whether a launcher or KubeRay manages the nodes, which it labels with their group."""
+def _can_scale_up() -> bool:
+    """Whether the cluster can scale up: a launcher or KubeRay labels its nodes with their group."""
     return not _own and any("ray.io/node-group" in node["Labels"] for node in ray.nodes() if node["Alive"])
 
 

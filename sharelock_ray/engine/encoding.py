@@ -149,7 +149,7 @@ class _Encode:
             begun = self._energy.now()
             readings = group.encode(chunk)
             joules = self._energy.since(begun)
-            # All readings share one forward pass, its seconds and its energy.
+            # All readings share one forward pass, with its seconds and energy.
             tokens += readings[0].tokens
             for i, encoded in zip(group.members, readings, strict=True):
                 if i not in work.missing:

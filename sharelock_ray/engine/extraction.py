@@ -32,7 +32,7 @@ _SOFTWARE = ("sharelock-ray", "ray", "torch", "timm", "transformers", "pyarrow",
 
 @dataclass(frozen=True)
 class ExtractionJob:
-    """A source, as one split of a dataset, the encoders to apply, and the `root` of their feature sets."""
+    """One split of a dataset: its source, the encoders to apply, and the `root` of their feature sets."""
 
     root: str
     dataset: str
@@ -124,7 +124,7 @@ def _run(
             # The same commit on every node, even if the hub has a newer one.
             loaded = [encoder.spec.at(commit) for encoder, commit in zip(encoders, commits, strict=True)]
             stream = encoded_chunks(job.source, tasks, loaded, writers, options)
-            # Otherwise the stream would run on for as long as the error that ended the loop is referenced.
+            # Otherwise the stream would continue as long as the error that ended the loop is referenced.
             with closing(stream):
                 for report in stream:
                     for i in report.encoders:
@@ -174,7 +174,7 @@ def _publishing_progress(writers: Sequence[FeatureSetWriter], meter: Meter) -> I
         yield
     finally:
         ended.set()
-    # Otherwise the last write could come after the staging folder is removed.
+    # Otherwise the last write could follow the removal of the staging folder.
     publisher.join()
 
 
@@ -188,9 +188,9 @@ def _open_chunks(tasks: Sequence[ReadTask]) -> dict[int, int]:
 
 def _unfinished(sealing: list[ray.ObjectRef]) -> list[ray.ObjectRef]:
     """The tasks that are still running; raises the error of a failed task."""
-    done, going_on = ray.wait(sealing, num_returns=len(sealing), timeout=0) if sealing else ([], [])
+    done, running = ray.wait(sealing, num_returns=len(sealing), timeout=0) if sealing else ([], [])
     ray.get(done)
-    return going_on
+    return running
 
 
 def _unsealed(parts: dict[int, StagedPart]) -> list[int]:
@@ -207,12 +207,12 @@ def _tasks(shards: Sequence[Shard], staged: Sequence[dict[int, StagedPart]]) -> 
     return tasks
 
 
-# A whole CPU limits the number of parts held in memory. The stream never waits for this task, so it may wait for a CPU
-# until the actors have finished.
+# One CPU per task limits the number of parts held in memory. The stream never waits for this task, so the task may wait
+# for a CPU until the actors have finished.
 @ray.remote(num_cpus=1, max_retries=3)
 def _seal(writer: FeatureSetWriter, all_writers: Sequence[FeatureSetWriter], source: Source, shard: Shard) -> None:
-    # If the shard was replaced meanwhile, its chunks may mix both versions, for every encoder. The run ends before its
-    # other parts are sealed.
+    # If the shard was replaced meanwhile, its chunks may mix both versions for every encoder. The run then ends before
+    # further parts are sealed.
     if problem := change(source, shard):
         for each in all_writers:
             each.discard(shard.index)

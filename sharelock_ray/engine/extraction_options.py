@@ -17,9 +17,9 @@ class ExtractionOptions(Config):
     num_gpus: Annotated[float, Field(ge=0)] = 0
     """GPUs per actor; a fraction shares one."""
     chunk_size: Annotated[int, Field(ge=1)] = 512
-    """Samples per staged chunk: the most that a kill loses per actor, and the pool within which captions are sorted."""
+    """Samples per staged chunk: the most that a killed actor loses. Captions are sorted within a chunk."""
     image_batch_size: Annotated[int, Field(ge=1)] | None = None
-    """Images per forward pass; null: a default for the device. Halved, like the token budget, when memory runs out."""
+    """Images per forward pass; null: a default for the device. Halved, as is `token_budget`, when memory runs out."""
     token_budget: Annotated[int, Field(ge=1)] | None = None
     """Padded tokens per forward pass of a language model; null: a default for the device."""
     compile: bool = False
@@ -28,7 +28,7 @@ class ExtractionOptions(Config):
     """Uses the channels-last memory format for vision encoders: faster for ResNets, no faster for ConvNeXt or ViT."""
 
     @model_validator(mode="after")
-    def _pool_can_be(self) -> Self:
+    def _valid_pool_size(self) -> Self:
         if self.min_actors > self.max_actors:
             raise ValueError(
                 f"`min_actors` {self.min_actors} exceeds `max_actors` {self.max_actors}: raise `max_actors` too"

@@ -1,4 +1,4 @@
-"""Streaming of training features: tasks anywhere in the cluster read them ahead of the worker."""
+"""Streaming of training features: tasks anywhere in the cluster prefetch them for the worker."""
 
 from collections.abc import Iterator, Sequence
 
@@ -15,9 +15,9 @@ from sharelock_ray.features.featureset import FeatureSet
 
 # Small blocks, since Ray's object store may hold only a few parts.
 _BLOCK_BYTES = 8 << 20
-_AHEAD = 4
+_PREFETCH = 4
 # Long enough for a cluster to start a node.
-_PATIENCE_S = 600
+_FREE_CPU_TIMEOUT_S = 600
 
 
 def read_by_tasks(sets: tuple[FeatureSet, FeatureSet], pieces: Sequence[Piece]) -> Iterator[np.ndarray]:
@@ -32,11 +32,11 @@ def read_by_tasks(sets: tuple[FeatureSet, FeatureSet], pieces: Sequence[Piece]) 
         return
     _require_free_cpu()
     # The consumer may pause for a validation, or for another worker's reads.
-    stream = stream_of(pieces, in_order=True, may_rest=True).map_batches(
+    stream = stream_of(pieces, in_order=True, may_pause=True).map_batches(
         _read, fn_args=(sets,), batch_size=1, batch_format="pyarrow", num_cpus=1
     )
     with cluster.readable_errors("streaming of features"):
-        blocks = map(unpacked, stream.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=_AHEAD))
+        blocks = map(unpacked, stream.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=_PREFETCH))
         for piece in pieces:
             # A copy releases the block's memory in Ray's object store.
             found = np.empty((len(piece.rows), sets[piece.side].manifest.dim), sets[piece.side].manifest.dtype)
@@ -50,19 +50,19 @@ def read_by_tasks(sets: tuple[FeatureSet, FeatureSet], pieces: Sequence[Piece]) 
 
 def _require_free_cpu() -> None:
     """Raises RunError if no CPU becomes free; Ray Data itself would wait silently."""
-    free = _nothing.remote()
+    free = _no_op.remote()
     try:
-        ray.get(free, timeout=_PATIENCE_S)
+        ray.get(free, timeout=_FREE_CPU_TIMEOUT_S)
     except GetTimeoutError:
         ray.cancel(free)
         raise RunError(
-            f"no CPU was free for {_PATIENCE_S} s to read features on: "
+            f"no CPU was free for {_FREE_CPU_TIMEOUT_S} s to read features on: "
             f"add a node, or lower operations.training.num_workers or num_cpus"
         ) from None
 
 
 @ray.remote(num_cpus=1)
-def _nothing() -> None:
+def _no_op() -> None:
     pass
 
 

@@ -1,4 +1,4 @@
-"""Streams of Python objects through Ray Data; each object is a block of one row, so that it is passed on at once."""
+"""Streams of Python objects through Ray Data. Each object is a block of one row, so that it is passed on at once."""
 
 import pickle
 from collections.abc import Sequence
@@ -11,25 +11,26 @@ from ray.data import DataContext
 
 # Every object that a function yields becomes its own block.
 _BLOCK_BYTES = 1
-# Ray's default. Not less, since no block moves while a large model is downloaded, or encodes on a CPU.
+# Ray's default. Not less, since no block is finished while a large model is downloaded or encodes on a CPU.
 _NO_PROGRESS_S = 1800
-# Blocks that a task may be ahead of its consumer before it waits and holds its CPU.
-_ANY_NUMBER = 1 << 20
+# Maximum number of finished blocks that the consumer of a task has not taken; beyond it, the task waits and holds its
+# CPU.
+_UNLIMITED = 1 << 20
 
 
-def stream_of(objects: Sequence[object], in_order: bool = False, may_rest: bool = False) -> ray.data.Dataset:
+def stream_of(objects: Sequence[object], in_order: bool = False, may_pause: bool = False) -> ray.data.Dataset:
     """A Ray dataset of these objects; map functions over it with `batch_size=1`.
 
     Args:
         in_order: whether results keep the order of the objects.
-        may_rest: whether the consumer may pause for long. Tasks then finish without waiting for it and release their
+        may_pause: whether the consumer may pause for long. Tasks then finish without waiting for it and release their
             CPUs; otherwise a pause of half an hour is an error.
     """
     # A copy, since the host may have other streams.
     context = DataContext.get_current().copy()
-    context.execution_no_progress_timeout_s = -1 if may_rest else _NO_PROGRESS_S
-    if may_rest:
-        context._max_num_blocks_in_streaming_gen_buffer = _ANY_NUMBER
+    context.execution_no_progress_timeout_s = -1 if may_pause else _NO_PROGRESS_S
+    if may_pause:
+        context._max_num_blocks_in_streaming_gen_buffer = _UNLIMITED
     context.enable_progress_bars = context.print_on_execution_start = False
     context.target_max_block_size = _BLOCK_BYTES
     context.execution_options.preserve_order = in_order

@@ -31,11 +31,11 @@ from sharelock_ray.progress import Progress, say
 from sharelock_ray.runs.folder import RunFolder, TrainingResult, newest, pairs_per_second
 
 _POLL_S = 1.0
-# Time-out of collective operations in a step, during which another worker may wait for a CPU to read its features. Ray
-# reports a lost worker within seconds.
-_PATIENCE = timedelta(minutes=20)
-# Time-out while other workers open their node's features, which may be downloaded first.
-_OPENING_PATIENCE = timedelta(hours=2)
+# Time-out of collective operations in a step: another worker may be waiting for a CPU to read its features. Ray reports
+# a lost worker within seconds.
+_STEP_TIMEOUT = timedelta(minutes=20)
+# Time-out while other workers open the features of their node, which may include a download.
+_OPENING_TIMEOUT = timedelta(hours=2)
 
 
 def train(run: RunFolder, vision: str, language: str, spec: AlignmentSpec, options: TrainingOptions) -> TrainingResult:
@@ -61,7 +61,7 @@ def train(run: RunFolder, vision: str, language: str, spec: AlignmentSpec, optio
             + " (with alignment.order parts, one CPU must stay free to read)" * may_stream,
         )
         trainer = _trainer(run, vision, language, spec, options)
-        run.say_fault(None)
+        run.write_fault(None)
         with _progress(run, spec.steps):
             try:
                 trainer.fit()
@@ -140,7 +140,7 @@ def _worker(config: dict[str, Any]) -> None:
                 all_have_opened=all_have_opened,
             )
         except SharelockError as error:
-            run.say_fault(error)
+            run.write_fault(error)
             # Other workers may wait for this one. Ray treats it as lost and restarts all; they then return at once.
             if world_size() > 1:
                 raise
@@ -165,11 +165,11 @@ def _process_group(backend: str) -> Iterator[Callable[[], object]]:
     host, port = broadcast_from_rank_zero(listener and (node, listener.getsockname()[1]))
     listening = listener.detach() if listener else None
     store = dist.TCPStore(  # type: ignore[attr-defined]
-        host, port, world_size, is_master=rank == 0, timeout=_PATIENCE, master_listen_fd=listening
+        host, port, world_size, is_master=rank == 0, timeout=_STEP_TIMEOUT, master_listen_fd=listening
     )
     with environment({f"{library}_SOCKET_IFNAME": own for library in ("GLOO", "NCCL")} if own else {}):
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=_PATIENCE)
-        opening = dist.new_group(timeout=_OPENING_PATIENCE, backend="gloo")
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=_STEP_TIMEOUT)
+        opening = dist.new_group(timeout=_OPENING_TIMEOUT, backend="gloo")
         try:
             yield lambda: dist.barrier(opening)  # type: ignore[arg-type]
         finally:
@@ -193,7 +193,7 @@ def _progress(run: RunFolder, steps: int) -> Iterator[None]:
         say(f"train: continues near step {_last_step(before):,}")
     run.write_data_placement(None)
     ended = threading.Event()
-    # Progress runs on the thread rather than Ray: a thread waiting in `ray.get` crashes the process at Ray's shutdown.
+    # Progress, not Ray, runs on the thread: a thread waiting in `ray.get` crashes the process at Ray's shutdown.
     with ThreadPoolExecutor(1) as pool:
         following = pool.submit(_print_progress, run, steps, before, ended)
         try:
@@ -204,7 +204,7 @@ def _progress(run: RunFolder, steps: int) -> Iterator[None]:
 
 
 def _print_progress(run: RunFolder, steps: int, before: list[dict[str, Any]], ended: threading.Event) -> None:
-    """Prints new metrics in the run's folder since `before`."""
+    """Prints the metrics that are added to the run's folder after `before`."""
     placed = None
     with Progress("train", "steps", steps, _last_step(before)) as progress:
         while not ended.wait(_POLL_S):

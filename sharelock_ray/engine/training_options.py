@@ -26,7 +26,7 @@ class TrainingOptions(Config):
     """Number of lost workers after which training fails."""
 
     @model_validator(mode="after")
-    def _fewer(self) -> Self:
+    def _valid_bounds(self) -> Self:
         if self.min_workers is not None and self.min_workers > self.num_workers:
             raise ValueError(f"`min_workers` {self.min_workers} exceeds `num_workers` {self.num_workers}")
         return self

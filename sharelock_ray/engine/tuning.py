@@ -85,30 +85,30 @@ def tune(queue: StudyQueue, spec: TuningSpec, steps: int, evaluate_every: int) -
                 verbose=0,
             ),
         )
-        with environment({"TUNE_MAX_PENDING_TRIALS_PG": str(_waiting(spec, needed))}):
+        with environment({"TUNE_MAX_PENDING_TRIALS_PG": str(_max_pending(spec, needed))}):
             tuner.fit()
     return queue.trials
 
 
-def _waiting(spec: TuningSpec, needed: dict[str, float]) -> int:
+def _max_pending(spec: TuningSpec, needed: dict[str, float]) -> int:
     """Maximum number of pending trials: one per slot, or 1 if the sampler learns from finished trials."""
     if spec.sampler == "tpe":
         return 1
-    there = ray.cluster_resources()
-    slots = min(int(there.get(name, 1) / amount) for name, amount in needed.items() if amount)
+    available = ray.cluster_resources()
+    slots = min(int(available.get(name, 1) / amount) for name, amount in needed.items() if amount)
     return max(1, min(slots, spec.max_concurrent or slots))
 
 
 def alignment_trial(config: dict[str, Any]) -> dict[str, Any]:
     """Runs one trial in a process of the cluster. Ray's dashboard shows the name of this function."""
     job = TrialJob.model_validate(config["job"])
-    told_at = time.monotonic()
+    reported_at = time.monotonic()
 
     def report(row: dict[str, Any]) -> None:
-        nonlocal told_at
-        if time.monotonic() - told_at < config["every"]:
+        nonlocal reported_at
+        if time.monotonic() - reported_at < config["every"]:
             return
-        told_at = time.monotonic()
+        reported_at = time.monotonic()
         # Raises SystemExit if the scheduler stops the trial.
         ray_tune.report({_STEP: row["step"], _SCORE: _score(row, config["monitored"]), _ROW: row})
 
@@ -136,7 +136,7 @@ def _scheduler(spec: TuningSpec, steps: int, evaluate_every: int) -> TrialSchedu
     return MedianStoppingRule(time_attr=_STEP, grace_period=grace, min_samples_required=3, min_time_slice=math.inf)
 
 
-class _Here:
+class _NotCopied:
     """Excluded from Ray Tune's copies and saved state, since studies are restored from the trials' folders."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -146,7 +146,7 @@ class _Here:
         return {}
 
 
-class _Search(_Here, Searcher):
+class _Search(_NotCopied, Searcher):
     """Adapts the queue to Ray Tune's search interface."""
 
     def __init__(self, first: TrialJob, queue: StudyQueue, spec: TuningSpec) -> None:
@@ -171,7 +171,7 @@ class _Search(_Here, Searcher):
         """Does nothing: Ray's own records are discarded."""
 
 
-class _Follower(_Here, ray_tune.Callback):
+class _Follower(_NotCopied, ray_tune.Callback):
     """Passes the results of trials on to the study and the user."""
 
     def __init__(self, queue: StudyQueue, spec: TuningSpec, progress: Progress) -> None:

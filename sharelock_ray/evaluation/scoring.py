@@ -1,30 +1,31 @@
-"""What a trained pair of heads is worth on feature sets: an evaluation of one split, and the numbers of trials.
+"""Scores aligned heads on feature sets: the records of an evaluation, and the metrics of a study's trials.
 
-Trials of a study are asked the same questions, whatever their batch or their loss.
+Trials are scored by the same questions, whatever their batch size or loss.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.evaluation.ranks import ranks
-from sharelock_ray.evaluation.result import Evaluation, Example
+from sharelock_ray.evaluation.result import EvaluationRecord, Example, RetrievalRecord, ZeroShotRecord
 from sharelock_ray.evaluation.retrieval import retrieval
-from sharelock_ray.evaluation.zero_shot import doubles, targets, zero_shot
+from sharelock_ray.evaluation.zero_shot import shared_names, targets, zero_shot
 from sharelock_ray.features.featureset import FeatureSet, Pairs
 from sharelock_ray.runs.heads import TrainedHeads
 
 _EXAMPLES = 24
-# Of the names that several classes have, so many are named.
 _NAMED = 5
+"""Number of shared class names that a note lists."""
 _NO_LABELS = np.empty(0, np.int64), np.empty(0, np.int64)
 
 
 GALLERY = 5000
-"""Validation pairs that a trial's recall is measured among, at most: the first ones by key."""
+"""Maximum number of validation pairs in the recall of a trial: the first ones by key."""
 
 
 def evaluate(
@@ -36,20 +37,23 @@ def evaluate(
     prompts: FeatureSet | None,
     templates: Sequence[str],
     recall_at: Sequence[int],
-) -> Evaluation:
-    """Scores retrieval on `pairs`, and zero-shot classification on the labelled images.
+) -> tuple[list[EvaluationRecord], list[str]]:
+    """Scores zero-shot classification on the labelled images, and retrieval on `pairs`.
 
-    What the split has nothing for is left out, and noted. Only rows that are scored are projected.
+    A task that the split has no data for is skipped and noted. Only rows that are scored are projected.
 
     Args:
-        images: the vision set of the split.
-        pairs: those of its images that have captions; None where its source provides no captions.
-        class_names: by label; None where zero-shot classification is not asked for.
-        prompts: the language set of the prompts of these classes; None where there are no labels.
+        images: vision set of the split.
+        pairs: its images that have captions. None if its source provides no captions.
+        class_names: by label. None if zero-shot classification is not requested.
+        prompts: language set of the prompts of these classes. None if there are no labels.
+
+    Returns:
+        The records, and notes about skipped tasks.
 
     Raises:
-        RequestError: other encoders than those of the training made the features, a label has no name, or the split
-            has neither images with captions nor labelled images.
+        RequestError: the features were made by other encoders than the training's, a label has no name, or the split
+            has neither captions nor labels.
     """
     rows, labels = labelled(images, len(class_names)) if class_names else _NO_LABELS
     captioned = pairs if pairs is not None and len(pairs) else None
@@ -61,42 +65,79 @@ def evaluate(
         raise RequestError(f"there is nothing to evaluate: {'; '.join(notes)}")
     scored = np.union1d(captioned.vision_rows, rows) if captioned else rows
     projected = heads.project(images, scored)
-    found = classified = None
-    examples: list[Example] = []
-    if captioned is not None:
-        image = projected[np.searchsorted(scored, captioned.vision_rows)]
-        text = heads.project(captioned.language, captioned.caption_rows)
-        owner = np.repeat(np.arange(len(captioned)), np.diff(captioned.caption_start))
-        found = retrieval(image, text, owner, recall_at)
-        examples = _nearest_texts(captioned, image, text)
+    step = heads.checkpoint.position.step
+    scope: dict[str, Any] = {"dataset": images.manifest.dataset, "split": split, "model_step": step}
+    records: list[EvaluationRecord] = []
     if class_names and len(rows):
         assert prompts is not None, "labelled images without prompts"
         image = projected[np.searchsorted(scored, rows)]
         prototypes = class_prototypes(heads, prompts, np.arange(len(class_names)))
-        classified = zero_shot(image, labels, prototypes, class_names)
         examples = _nearest_classes(images, rows, labels, image, prototypes, class_names)
-        notes += _doubles_noted(class_names)
-    return Evaluation(
-        split=split,
-        model_step=heads.checkpoint.position.step,
-        templates=tuple(templates),
-        retrieval=found,
-        zero_shot=classified,
-        examples=tuple(examples),
-        notes=tuple(notes),
-    )
+        records += [
+            ZeroShotRecord(
+                **scope,
+                templates=tuple(templates),
+                result=result,
+                notes=tuple(_shared_names_note(class_names)),
+                examples=() if place else tuple(examples),
+            )
+            for place, result in enumerate(zero_shot(image, labels, prototypes, class_names))
+        ]
+    if captioned is not None:
+        image = projected[np.searchsorted(scored, captioned.vision_rows)]
+        text = heads.project(captioned.language, captioned.caption_rows)
+        owner = np.repeat(np.arange(len(captioned)), np.diff(captioned.caption_start))
+        examples = _nearest_texts(captioned, image, text)
+        records.append(
+            RetrievalRecord(**scope, result=retrieval(image, text, owner, recall_at), examples=tuple(examples))
+        )
+    return records, notes
+
+
+def translated_retrieval(
+    heads: TrainedHeads, images: FeatureSet, split: str, translations: FeatureSet, recall_at: Sequence[int]
+) -> list[RetrievalRecord]:
+    """Scores retrieval among the images that have captions in a language, for each language.
+
+    Args:
+        images: vision set of the split.
+        translations: language set whose keys are the language and the image's key (see `TranslationSource`).
+
+    Raises:
+        RequestError: no caption belongs to an image, or the features were made by other encoders than the training's.
+    """
+    language, _, key = (np.array(part) for part in zip(*(k.partition("/") for k in translations.keys), strict=True))
+    place = {key: row for row, key in enumerate(images.keys)}
+    row = np.array([place.get(each, -1) for each in key])
+    if not (row >= 0).any():
+        raise RequestError(f"no caption of the translations belongs to an image of {images.uri}: check their keys")
+    scored = np.unique(row[row >= 0])
+    projected = heads.project(images, scored)
+    step = heads.checkpoint.position.step
+    records = []
+    for name in dict.fromkeys(language[row >= 0].tolist()):
+        captions = np.flatnonzero((language == name) & (row >= 0))
+        rows, owner = np.unique(row[captions], return_inverse=True)
+        image = projected[np.searchsorted(scored, rows)]
+        result = retrieval(image, heads.project(translations, captions), owner, recall_at)
+        dataset = images.manifest.dataset
+        records.append(RetrievalRecord(dataset=dataset, split=split, model_step=step, language=name, result=result))
+    return records
 
 
 def class_prototypes(heads: TrainedHeads, prompts: FeatureSet, classes: np.ndarray) -> torch.Tensor:
-    """(C, D) unit vectors: each the normalised mean over a class's projected prompts (CLIP, arXiv 2103.00020, 3.1.4).
+    """Averages the projected prompts of each class (CLIP, arXiv 2103.00020, 3.1.4).
 
     Args:
-        prompts: a language set with one key for each class, in the order of labels, and T texts of each.
+        prompts: language set with one key per class, in the order of labels, and the same number of texts per key.
         classes: (C,) labels.
+
+    Returns:
+        (C, D) unit vectors.
 
     Raises:
         RunError: a prompt could not be encoded.
-        RequestError: another encoder made the set.
+        RequestError: the set was made by another encoder than the training's.
     """
     manifest = prompts.manifest
     if manifest.rejects:
@@ -110,16 +151,16 @@ def class_prototypes(heads: TrainedHeads, prompts: FeatureSet, classes: np.ndarr
 
 @dataclass(frozen=True)
 class Classes:
-    """Images of a test split, what names their classes, and the language set of the prompts of these names."""
+    """Images of a test split with the names of their classes and the language set of their prompts."""
 
     images: FeatureSet
     prompts: FeatureSet
     names: Sequence[str]
 
 
-def _doubles_noted(class_names: Sequence[str]) -> list[str]:
-    """A line that names the names of several classes, the first ones, where there are any."""
-    found = [f"{name} (labels {', '.join(map(str, labels))})" for name, labels in doubles(class_names).items()]
+def _shared_names_note(class_names: Sequence[str]) -> list[str]:
+    """Returns a note that lists the first names that several classes share; empty if there are none."""
+    found = [f"{name} (labels {', '.join(map(str, labels))})" for name, labels in shared_names(class_names).items()]
     if not found:
         return []
     more = f" and {len(found) - _NAMED:,} more" if len(found) > _NAMED else ""
@@ -134,7 +175,7 @@ def _nearest_classes(
     prototypes: torch.Tensor,
     class_names: Sequence[str],
 ) -> list[Example]:
-    """Labelled images with their own class, and the nearest of those that have images."""
+    """Returns labelled images with their class and the nearest class among those that have images."""
     present = np.unique(labels)
     some = _spread(len(rows))
     predicted = present[(image[some] @ prototypes[present].T).argmax(1).numpy()]
@@ -146,10 +187,13 @@ def _nearest_classes(
 
 
 def labelled(vision: FeatureSet, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """(M,) rows of a vision set that have a label, and (M,) their labels.
+    """Finds the labelled rows of a vision set.
+
+    Returns:
+        (M,) rows, and (M,) their labels.
 
     Raises:
-        RequestError: a label is none of `classes`.
+        RequestError: a label is not below `classes`.
     """
     labels = vision.labels
     rows = np.flatnonzero(~np.isnan(labels))
@@ -163,11 +207,11 @@ def labelled(vision: FeatureSet, classes: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _nearest_texts(pairs: Pairs, image: torch.Tensor, text: torch.Tensor) -> list[Example]:
-    """Images with their own first caption, and the caption that the model finds nearest.
+    """Returns images with their first caption and the nearest of all captions.
 
     Args:
-        image: (N, D) of the pairs.
-        text: (M, D) of their captions.
+        image: (N, D) unit vectors of the pairs.
+        text: (M, D) unit vectors of their captions.
     """
     some = _spread(len(pairs))
     keys = pairs.vision.table["key"].take(pairs.vision_rows[some]).to_pylist()
@@ -179,12 +223,12 @@ def _nearest_texts(pairs: Pairs, image: torch.Tensor, text: torch.Tensor) -> lis
 
 
 def _spread(count: int) -> np.ndarray:
-    """At most `_EXAMPLES` positions, evenly over `count`."""
+    """Returns at most `_EXAMPLES` positions, evenly spaced over `count`."""
     return np.unique(np.linspace(0, count - 1, min(count, _EXAMPLES)).round().astype(np.int64))
 
 
 def recall_at_1(heads: TrainedHeads, validation: Pairs, gallery: int = GALLERY) -> float:
-    """Mean of both directions' recall at 1 among at most `gallery` validation pairs, each with its first caption."""
+    """Averages recall at 1 of both directions over at most `gallery` validation pairs, each with its first caption."""
     rows = torch.from_numpy(validation.vision_rows[:gallery])
     captions = torch.from_numpy(validation.caption_rows[validation.caption_start[:-1]][:gallery])
     image = heads.project_image(validation.vision.embeddings[rows])
@@ -194,10 +238,10 @@ def recall_at_1(heads: TrainedHeads, validation: Pairs, gallery: int = GALLERY) 
 
 
 def required_labels(images: FeatureSet, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """As `labelled`, where there must be some.
+    """Same as `labelled`, but fails if no row has a label.
 
     Raises:
-        RequestError: no image has a label, or one has a label beyond `classes`.
+        RequestError: no image has a label, or a label is not below `classes`.
     """
     rows, labels = labelled(images, classes)
     if not len(rows):
@@ -206,10 +250,11 @@ def required_labels(images: FeatureSet, classes: int) -> tuple[np.ndarray, np.nd
 
 
 def zero_shot_accuracy(heads: TrainedHeads, classes: Classes) -> float:
-    """Top-1 accuracy of zero-shot classification among the classes that have images, as `zero_shot` counts it.
+    """Computes the top-1 accuracy among the classes that have images, by the rules of `zero_shot`.
 
     Raises:
-        RequestError: see `required_labels`; or another encoder made the features.
+        RequestError: no image has a label, a label is not below the number of classes, or the features were made by
+            other encoders than the training's.
     """
     rows, labels = required_labels(classes.images, len(classes.names))
     first, of_class = targets(classes.names)

@@ -82,21 +82,21 @@ def cut(source: Source, shard: Shard, chunk_size: int) -> Iterator[Chunk]:
     if problem := change(source, shard):
         raise RunError(problem)
     items = source.read(shard)
-    # Reading one item ahead tells whether a chunk is the last.
-    ahead = list(islice(items, 1))
+    # The next item tells whether a chunk is the last.
+    following = list(islice(items, 1))
     for index in count():
-        now = [*ahead, *islice(items, chunk_size - len(ahead))]
-        ahead = list(islice(items, 1))
+        now = [*following, *islice(items, chunk_size - len(following))]
+        following = list(islice(items, 1))
         samples = [item for item in now if isinstance(item, Sample)]
         rejects = [item for item in now if isinstance(item, Reject)]
         size = sum(len(sample.image or b"") + sum(map(len, sample.captions)) for sample in samples)
-        yield Chunk(shard.index, index, not ahead, shard.uri, samples, rejects, size)
-        if not ahead:
+        yield Chunk(shard.index, index, not following, shard.uri, samples, rejects, size)
+        if not following:
             return
 
 
 def decode(chunk: Chunk, preprocessings: Collection[Preprocessing]) -> Chunk:
-    """Decodes the images of a chunk for each preprocessing, and drops the bytes of their files.
+    """Decodes the images of a chunk for each preprocessing, and drops the encoded files.
 
     Raises:
         RunError: the machine lacks resources for decoding, such as memory.
@@ -104,20 +104,20 @@ def decode(chunk: Chunk, preprocessings: Collection[Preprocessing]) -> Chunk:
     found: dict[Preprocessing, _Decoded] = {preprocessing: _Decoded() for preprocessing in preprocessings}
     for row, sample in enumerate(chunk.samples):
         decoded: dict[tuple[int, int], Image.Image] = {}
-        for preprocessing, of in found.items():
+        for preprocessing, images in found.items():
             if sample.image is None:
-                of.rejects.append(_missing("image", sample))
+                images.rejects.append(_missing("image", sample))
                 continue
             try:
-                of.images.append(decode_image(sample.image, preprocessing, decoded))
-                of.rows.append(row)
+                images.images.append(decode_image(sample.image, preprocessing, decoded))
+                images.rows.append(row)
             # Decoders raise undocumented errors for hostile bytes; each becomes a reject.
             except Exception as error:
                 if is_resource_fault(error):
                     what = f"{type(error).__name__}: {error}".removesuffix(": ")
                     raise RunError(f"decoding {sample.key} failed for lack of resources ({what}): run again") from error
-                of.rejects.append(Reject.of(sample.key, "decode", error))
-    pixels = {preprocessing: of.pixels(preprocessing.image_size) for preprocessing, of in found.items()}
+                images.rejects.append(Reject.of(sample.key, "decode", error))
+    pixels = {preprocessing: images.pixels(preprocessing.image_size) for preprocessing, images in found.items()}
     return replace(chunk, pixels=pixels, samples=[replace(sample, image=None) for sample in chunk.samples])
 
 

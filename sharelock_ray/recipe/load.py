@@ -26,11 +26,8 @@ def read_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     place = str(SHIPPED / f"{path}.yaml") if path.isidentifier() and not storage.exists(path) else path
     try:
-        content = yaml.safe_load(storage.read_bytes(place))
-    except (FileNotFoundError, IsADirectoryError):
-        raise RequestError(f"no recipe at {place}") from None
-    except PermissionError:
-        raise RequestError(f"{place} may not be read by this user") from None
+        with storage.reading(place, "recipe"):
+            content = yaml.safe_load(storage.read_bytes(place))
     except yaml.YAMLError as error:
         raise RequestError(f"{place} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):

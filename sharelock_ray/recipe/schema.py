@@ -58,12 +58,22 @@ class AlignmentOfPair(AlignmentSpec):
     """Names of the vision and the language encoder; optional if there is one of each."""
 
 
+class TranslationsSpec(Config):
+    """Captions of the test images in several languages, for retrieval in each."""
+
+    table: Uri
+    """A Parquet file with the columns `key` (the key of the image's row), `language` and `caption`."""
+    languages: tuple[str, ...] = ()
+    """Languages to score; () scores all."""
+
+
 class EvaluationSpec(Config):
-    """Metrics and class prompts of the evaluation."""
+    """Metrics, class prompts and further captions of the evaluation."""
 
     templates: Annotated[tuple[str, ...], AfterValidator(checked_templates)] = DEFAULT_TEMPLATES
     """Prompts with one `{}` for the class name; their embeddings are averaged."""
     recall_at: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 5, 10)
+    translations: TranslationsSpec | None = None
 
 
 class Operations(Config):

@@ -14,14 +14,7 @@ from sharelock_ray.report.summary import Summary
 def write_page(summary: Summary) -> None:
     """Renders the page and publishes it at `summary.page`."""
     environment = Environment(loader=PackageLoader("sharelock_ray.report", "."), autoescape=True)
-    zero_shot = summary.evaluation.zero_shot
-    page = environment.get_template("page.html").render(
-        summary=summary,
-        curves=_curves(summary.metrics),
-        per_class=sorted(zero_shot.among_present.per_class.items(), key=lambda item: -item[1]) if zero_shot else [],
-        chance=zero_shot.among_present.chance if zero_shot else 0,
-        examples=summary.evaluation.examples,
-    )
+    page = environment.get_template("page.html").render(summary=summary, curves=_curves(summary.metrics))
     storage.write_bytes(summary.page, page.encode())
 
 

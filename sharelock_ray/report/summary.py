@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from sharelock_ray.evaluation.result import Evaluation
+from sharelock_ray.evaluation.result import EvaluationRecord, RetrievalRecord, ZeroShotRecord, all_notes
 from sharelock_ray.evaluation.statistics import Estimate
 from sharelock_ray.features.manifest import Manifest
 from sharelock_ray.report.table import text_table
@@ -25,12 +25,14 @@ class Summary:
     features: tuple[Manifest, ...]
     training: TrainingResult
     metrics: tuple[dict[str, Any], ...]
-    evaluation: Evaluation
+    records: tuple[EvaluationRecord, ...]
+    notes: tuple[str, ...]
+    """Notes about the whole evaluation."""
     seconds: dict[str, float]
 
     def rows(self) -> list[tuple[str, str]]:
         """(name, value) of each line of the table."""
-        training, evaluation = self.training, self.evaluation
+        training = self.training
         lines = [
             (
                 f"{m.split} {m.modality} features",
@@ -43,20 +45,9 @@ class Summary:
             ("training loss", f"{training.first_loss:.3f} to {training.last_loss:.3f} in {training.steps:,} steps"),
             ("validation loss", f"{training.best_validation_loss:.3f}, the best, at step {training.best_step:,}"),
         ]
-        if evaluation.zero_shot is not None:
-            present, every = evaluation.zero_shot.among_present, evaluation.zero_shot.among_all
-            name = f"zero-shot among {present.candidates} classes"
-            lines.append((name, _accuracy(present.top_1, present.chance)))
-            if every.candidates != present.candidates:
-                lines.append((f"among all {every.candidates} classes", _accuracy(every.top_1, every.chance)))
-            lines.append(("top-5, mean per class", f"{present.top_5.value:.1%}, {present.mean_per_class:.1%}"))
-        if evaluation.retrieval is not None:
-            found = evaluation.retrieval
-            for name, recalls in (("image to text", found.image_to_text), ("text to image", found.text_to_image)):
-                at = "/".join(str(k) for k in recalls)
-                values = " / ".join(f"{recall.value:.1%}" for recall in recalls.values())
-                lines.append((f"{name} recall@{at}", f"{values} of {found.images:,} {evaluation.split} images"))
-        lines += [("note", note) for note in evaluation.notes]
+        for record in self.records:
+            lines += _retrieval_rows(record) if isinstance(record, RetrievalRecord) else _zero_shot_rows(record)
+        lines += [("note", note) for note in all_notes(self.records, self.notes)]
         lines += [(f"seconds: {stage}", f"{seconds:.1f}") for stage, seconds in self.seconds.items()]
         return lines
 
@@ -80,7 +71,10 @@ class Summary:
                 for m in self.features
             ],
             "training": self.training.model_dump(mode="json"),
-            "evaluation": self.evaluation.model_dump(mode="json", exclude={"examples"}),
+            "evaluation": {
+                "records": [record.model_dump(mode="json", exclude={"examples"}) for record in self.records],
+                "notes": list(self.notes),
+            },
             "seconds": self.seconds,
         }
 
@@ -144,6 +138,30 @@ def interval_text(interval: Interval | None, objective: str) -> str:
     if interval.low is None or interval.high is None:
         return text
     return f"{text} ({shown.format(interval.low)} to {shown.format(interval.high)})"
+
+
+def _zero_shot_rows(record: ZeroShotRecord) -> list[tuple[str, str]]:
+    """The classes that have images are named by their number; all classes as such."""
+    found = record.result
+    every = "all " if found.candidate_set == "all" else ""
+    return [
+        (f"zero-shot among {every}{found.candidates} classes", _accuracy(found.top_1, found.chance)),
+        ("  top-5, mean per class", f"{found.top_5.value:.1%}, {found.mean_per_class:.1%}"),
+    ]
+
+
+def _retrieval_rows(record: RetrievalRecord) -> list[tuple[str, str]]:
+    found = record.result
+    if record.language is not None:
+        k = max(found.image_to_text)
+        both = f"{found.image_to_text[k].value:.1%} / {found.text_to_image[k].value:.1%}"
+        return [(f"{record.language}: recall@{k}", f"{both} of {found.images:,} {record.split} images")]
+    rows = []
+    for name, recalls in (("image to text", found.image_to_text), ("text to image", found.text_to_image)):
+        at = "/".join(str(k) for k in recalls)
+        values = " / ".join(f"{recall.value:.1%}" for recall in recalls.values())
+        rows.append((f"{name} recall@{at}", f"{values} of {found.images:,} {record.split} images"))
+    return rows
 
 
 def _accuracy(value: Estimate, chance: float) -> str:

@@ -1,1 +1,1 @@
-"""RUNS: one training run: its folder, its loop on a rank, its checkpoints, its metrics and its trained model."""
+"""RUNS: a training run: its folder, its training loop, its checkpoints, its metrics and its trained model."""

@@ -1,4 +1,4 @@
-"""What a training has written while it goes on."""
+"""Background work of a training, such as writes to storage."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -6,14 +6,14 @@ from typing import Any, Self
 
 
 class Background:
-    """Does one thing after another in a thread. What one of them raises, the next call raises.
+    """Runs tasks one at a time on a background thread; an exception is re-raised by a later call.
 
-    As a context manager it ends when all is done.
+    As a context manager, it waits for all tasks at the end.
     """
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1)
-        self._begun: list[Future[None]] = []
+        self._futures: list[Future[None]] = []
 
     def __enter__(self) -> Self:
         return self
@@ -25,17 +25,17 @@ class Background:
 
     @property
     def is_busy(self) -> bool:
-        return not all(each.done() for each in self._begun)
+        return not all(future.done() for future in self._futures)
 
-    def do(self, work: Callable[..., None], *args: Any) -> Future[None]:
-        """Has the thread call `work` once it is free."""
-        while self._begun and self._begun[0].done():
-            self._begun.pop(0).result()
-        self._begun.append(self._thread.submit(work, *args))
-        return self._begun[-1]
+    def submit(self, task: Callable[..., None], *args: Any) -> Future[None]:
+        """Queues a call of `task`; re-raises the exception of an earlier task."""
+        while self._futures and self._futures[0].done():
+            self._futures.pop(0).result()
+        self._futures.append(self._thread.submit(task, *args))
+        return self._futures[-1]
 
     def wait(self) -> None:
-        """Returns once all is done."""
-        begun, self._begun = self._begun, []
-        for each in begun:
-            each.result()
+        """Waits for all tasks; re-raises the first exception."""
+        futures, self._futures = self._futures, []
+        for future in futures:
+            future.result()

@@ -1,7 +1,7 @@
-"""Checkpoints: a folder with tensors in safetensors, and a `checkpoint.json`, written last, that names them.
+"""Checkpoints: a folder with a safetensors file and a `checkpoint.json`, written last, that names it.
 
-The tensors' file carries its step and its SHA-256 in its name, so a checkpoint is replaced by publishing a new JSON:
-whoever reads sees the old one or the new one whole, on a disk and on an object store.
+The name of the safetensors file contains the step and its SHA-256. Writing `checkpoint.json` replaces a checkpoint
+atomically, on a local disk and on an object store: readers see the old one or the new one.
 """
 
 import math
@@ -29,12 +29,12 @@ from sharelock_ray.runs.background import Background
 from sharelock_ray.runs.folder import CHECKPOINT, RunFolder
 
 _HEADS, _OPTIMIZER, _AVERAGE = "heads.", "optimizer.", "average."
-# As long as a checkpoint was on its way, until the next one is due.
-_TIMES_AS_LONG = 9
+# Minimum pause after a write, as a multiple of its duration: writes take at most a tenth of the time.
+_PAUSE_PER_WRITE = 9
 
 
 class Side(Config):
-    """The frozen encoder of one side: what loads it again, and the width D of its embedding."""
+    """The frozen encoder of one side: its spec, its weights' hash, and the width D of its embeddings."""
 
     encoder: EncoderSpec
     weights_sha256: str | None
@@ -42,24 +42,24 @@ class Side(Config):
 
     @property
     def identity(self) -> str:
-        """Equal for feature sets that this side's projection fits."""
+        """Identity of the encoder; the projection fits feature sets with the same one."""
         return self.encoder.identity(self.weights_sha256)
 
 
 class Position(Config):
-    """Where training stands: enough to go on as if nothing had happened."""
+    """State of the training loop that a resume needs, in addition to the tensors."""
 
     step: int
     """Optimizer steps done."""
     best_value: float | None = None
-    """Of what is monitored: the validation loss, or recall at 1."""
+    """Best value of the monitored metric: validation loss or recall at 1."""
     best_step: int = 0
     patience_value: float | None = None
-    """Value that the next gain is measured from."""
+    """Reference value of early stopping: a gain must exceed it by `min_delta`."""
     stale: int = 0
-    """Validations in a row without a gain."""
+    """Consecutive validations without a gain."""
     seconds: float = 0.0
-    """Of training so far, over all runs."""
+    """Training time so far, including interrupted runs."""
 
 
 class Checkpoint(Document):
@@ -68,9 +68,9 @@ class Checkpoint(Document):
     schema_version = 2
 
     tensors: str = ""
-    """Name of the tensors' file in the same folder."""
+    """Name of the safetensors file in the same folder."""
     tensors_sha256: str | None = None
-    """Of that file; None where the version that wrote it did not know it yet."""
+    """SHA-256 of that file; None in checkpoints of earlier versions."""
     spec: AlignmentSpec
     vision: Side
     language: Side
@@ -80,12 +80,12 @@ class Checkpoint(Document):
     @model_validator(mode="after")
     def _sides(self) -> Self:
         if (self.vision.encoder.modality, self.language.encoder.modality) != ("vision", "language"):
-            raise ValueError("an encoder is not on its side")
+            raise ValueError("the vision and language encoders are swapped")
         return self
 
 
 _Snapshot = tuple[Checkpoint, dict[str, torch.Tensor]]
-"""A checkpoint, and copies of its tensors."""
+"""A checkpoint and copies of its tensors."""
 
 
 def side_of(manifest: Manifest) -> Side:
@@ -96,11 +96,11 @@ def side_of(manifest: Manifest) -> Side:
 
 
 class CheckpointWriter:
-    """Publishes a training's `best` and `last` in a thread, while it goes on.
+    """Writes the checkpoints `best` and `last` of a training on a background thread.
 
-    The paper's head with its optimizer is 0.9 GB, for which a disk or an object store takes seconds and a GPU's step a
-    hundredth of one. So writing is to take a tenth of the time: `is_due` says when, and a better `best` waits in memory
-    until then. As a context manager it ends when all is published.
+    The paper's head with its optimizer state has 0.9 GB, which takes seconds to write, while a step takes about 10 ms
+    on a GPU. Therefore writing is limited to a tenth of the time: `is_due` tells when a write is allowed, and a new
+    `best` stays in memory until then. As a context manager, it waits for all writes at the end.
     """
 
     def __init__(self, run: RunFolder) -> None:
@@ -119,12 +119,12 @@ class CheckpointWriter:
 
     @property
     def is_due(self) -> bool:
-        """Whether the next checkpoint would take no more than its share of the time."""
-        return not self._thread.is_busy and time.monotonic() - self._ended >= _TIMES_AS_LONG * self._seconds
+        """Whether writing a checkpoint now keeps writes within their share of the time."""
+        return not self._thread.is_busy and time.monotonic() - self._ended >= _PAUSE_PER_WRITE * self._seconds
 
     def keep_best(self, checkpoint: Checkpoint, heads: Heads) -> None:
-        """Has what `heads` are now published as the best, with the next `save` or at the next `wait`."""
-        self._best = checkpoint, _copies(heads)
+        """Keeps a copy of `heads` as the best; the next `save` or `wait` writes it."""
+        self._best = checkpoint, _snapshot(heads)
 
     def save(
         self,
@@ -134,23 +134,23 @@ class CheckpointWriter:
         average: Heads | None = None,
         after: Future[None] | None = None,
     ) -> None:
-        """Publishes what these are now, from which training can go on, behind the best so far.
+        """Queues the write of the kept best and then of the current state as `last`, from which training can resume.
 
-        Until it is published a copy of it is in memory; where another one is still on its way, this call waits for it.
+        Waits for an earlier write, so that only one copy is in memory.
 
         Args:
-            after: what has to be done before.
+            after: must be done before the write starts.
         """
         self._thread.wait()
-        last = checkpoint, _copies(heads, optimizer, average)
+        last = checkpoint, _snapshot(heads, optimizer, average)
         best, self._best = self._best, None
-        self._thread.do(self._publish_both, best, last, after)
+        self._thread.submit(self._publish_both, best, last, after)
 
     def wait(self) -> None:
-        """Returns once all that was kept or saved is published.
+        """Waits until all kept and saved checkpoints are written.
 
         Raises:
-            RequestError, RunError: storage refused it.
+            RequestError, RunError: a write failed.
         """
         self._publish_best()
         self._thread.wait()
@@ -158,13 +158,13 @@ class CheckpointWriter:
     def _publish_best(self) -> None:
         best, self._best = self._best, None
         if best is not None:
-            self._thread.do(_publish, self._run.best, *best)
+            self._thread.submit(_publish, self._run.best, *best)
 
     def _publish_both(self, best: _Snapshot | None, last: _Snapshot, after: Future[None] | None) -> None:
         started = time.monotonic()
         if after is not None:
             after.result()
-        # In this order: a `last` must not speak of a `best` that could not be published.
+        # In this order: `last` must not refer to a `best` whose write failed.
         if best is not None:
             _publish(self._run.best, *best)
         _publish(self._run.last, *last)
@@ -172,27 +172,29 @@ class CheckpointWriter:
         self._seconds = self._ended - started
 
 
-def _copies(heads: Heads, optimizer: Optimizer | None = None, average: Heads | None = None) -> dict[str, torch.Tensor]:
-    """What a checkpoint holds of these, in memory of its own."""
+def _snapshot(
+    heads: Heads, optimizer: Optimizer | None = None, average: Heads | None = None
+) -> dict[str, torch.Tensor]:
+    """Copies of the tensors of a checkpoint, by their names in its file."""
     tensors = {f"{_HEADS}{name}": value for name, value in heads.state_dict().items()}
     if optimizer is not None:
         tensors |= {f"{_OPTIMIZER}{name}": value for name, value in optimizer.state().items()}
     if average is not None:
         tensors |= {f"{_AVERAGE}{name}": value for name, value in average.state_dict().items()}
-    return {name: _copied(value) for name, value in tensors.items()}
+    return {name: _cpu_copy(value) for name, value in tensors.items()}
 
 
-def _copied(value: torch.Tensor) -> torch.Tensor:
-    """In memory; of a GPU's in pinned memory, which torch uses again for the next checkpoint."""
+def _cpu_copy(value: torch.Tensor) -> torch.Tensor:
+    """A copy in CPU memory; pinned for a GPU tensor, since torch reuses pinned memory for the next checkpoint."""
     return torch.empty_like(value, device="cpu", pin_memory=value.is_cuda).copy_(value)
 
 
 def _publish(folder: str, checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Puts a checkpoint into `folder`, unless that step or a later one is there.
+    """Writes a checkpoint to `folder` unless it holds the same or a later step, and removes older tensors.
 
-    Then older tensors are removed. Those of the checkpoint that it replaces stay, for readers who are between its JSON
-    and its tensors. Workers whose driver is gone may still run beside those that a new one has started: neither takes
-    the other back, nor removes what the other is about to publish.
+    The tensors of the replaced checkpoint stay, for readers that have read its JSON but not yet its tensors. Workers of
+    a dead driver may run beside those of a new one: neither replaces a later step, nor removes tensors that the other
+    is about to publish.
     """
     data = save({key: value.contiguous() for key, value in tensors.items()})
     digest = storage.sha256(data)
@@ -214,10 +216,10 @@ def has_checkpoint(folder: str) -> bool:
 
 
 def read_checkpoint(folder: str) -> Checkpoint:
-    """The description of the checkpoint in `folder`.
+    """Reads `checkpoint.json` in `folder`.
 
     Raises:
-        RequestError: there is none, none that this user may read, or a newer version of this package made it.
+        RequestError: it is missing, cannot be read, or was written by a newer version of this package.
         RunError: it is damaged.
     """
     path = storage.join(folder, CHECKPOINT)
@@ -232,35 +234,43 @@ def read_checkpoint(folder: str) -> Checkpoint:
 
 
 def load_heads(folder: str, checkpoint: Checkpoint) -> Heads:
-    """The trained projections of a checkpoint, on the CPU."""
+    """The trained projections of a checkpoint, on the CPU.
+
+    Raises:
+        RunError: the tensors are missing or damaged.
+    """
     with _loading(folder, checkpoint) as tensors:
         heads = Heads(checkpoint.spec, checkpoint.vision.dim, checkpoint.language.dim)
-        heads.load_state_dict(_below(tensors, _HEADS))
+        heads.load_state_dict(_with_prefix(tensors, _HEADS))
     return heads
 
 
 def restore(
     folder: str, checkpoint: Checkpoint, heads: Heads, optimizer: Optimizer, average: Heads | None = None
 ) -> None:
-    """Puts `heads`, `optimizer` and `average` where they were when the checkpoint was saved."""
+    """Loads the checkpoint into `heads`, `optimizer` and `average` in place.
+
+    Raises:
+        RunError: the tensors are missing or damaged.
+    """
     with _loading(folder, checkpoint) as tensors:
-        heads.load_state_dict(_below(tensors, _HEADS))
-        optimizer.load_state(_below(tensors, _OPTIMIZER))
+        heads.load_state_dict(_with_prefix(tensors, _HEADS))
+        optimizer.load_state(_with_prefix(tensors, _OPTIMIZER))
         if average is not None:
-            average.load_state_dict(_below(tensors, _AVERAGE))
+            average.load_state_dict(_with_prefix(tensors, _AVERAGE))
 
 
 @contextmanager
 def _loading(folder: str, checkpoint: Checkpoint) -> Iterator[dict[str, torch.Tensor]]:
-    """A checkpoint's tensors, verified; whatever is wrong with them is said of their file."""
+    """Reads and verifies the tensors of a checkpoint; errors of the block, such as other shapes, name their file."""
     path = storage.join(folder, checkpoint.tensors)
     try:
         data = storage.read_bytes(path)
         if checkpoint.tensors_sha256 not in (None, storage.sha256(data)):
-            raise RuntimeError("its SHA-256 is not that of the checkpoint")
+            raise RuntimeError("its SHA-256 differs from that in the checkpoint")
         tensors = load(data)
         for name, value in tensors.items():
-            # A square that an optimizer keeps may overflow, and a training that has one goes on.
+            # Second moments of the optimizer may overflow without harm to the training.
             if not name.startswith(_OPTIMIZER) and not value.isfinite().all():
                 raise RuntimeError(f"{name} is not finite")
         yield tensors
@@ -269,5 +279,6 @@ def _loading(folder: str, checkpoint: Checkpoint) -> Iterator[dict[str, torch.Te
         raise RunError(f"{path} is damaged or missing ({reason}): delete {folder} and train again") from None
 
 
-def _below(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+def _with_prefix(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors whose names start with `prefix`, without it."""
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

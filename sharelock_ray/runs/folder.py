@@ -1,4 +1,4 @@
-"""The folder of one training run, seen from outside: what it was asked, how far it is, how it ended. Needs no torch."""
+"""The folder of a training run: its request, its progress and its result. Does not import torch."""
 
 import json
 from contextlib import suppress
@@ -17,42 +17,43 @@ _FAULT = "fault.json"
 
 
 class TrainingRequest(Document):
-    """`training-request.json`: what a run trains on."""
+    """`training-request.json`: settings and feature sets of a run."""
 
     alignment: AlignmentSpec = AlignmentSpec()
     features: dict[str, str]
-    """Digest of the feature set, by modality."""
+    """Digest of the feature set of each modality."""
 
 
 class Fault(Document):
-    """`fault.json`: what ended a run."""
+    """`fault.json`: the error that ended a run."""
 
     is_request: bool
-    """Whether the request was wrong, and not the run."""
+    """Whether it is a RequestError, and not a RunError."""
     message: str
 
 
 class TrainingResult(Document):
-    """`training.json`: how a finished training ended. Losses are in nats, of the kind that the spec says."""
+    """`training.json`: the result of a finished training. Losses are in nats."""
 
     steps: int
     stopped_early: bool
     first_loss: float
     last_loss: float
     best_validation_loss: float
-    """At the best step, by what is monitored."""
+    """Validation loss at `best_step`, which is selected by the monitored metric."""
     best_step: int
     training_pairs: int
     validation_pairs: int
     lost: dict[str, int]
-    """Keys that only one of the two feature sets has."""
+    """Number of keys that only this feature set has, by modality."""
     parameters: int
+    """Number of trainable parameters."""
     seconds: float
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run's folder, on any filesystem."""
+    """The folder of a run, on any filesystem."""
 
     uri: str
 
@@ -70,7 +71,7 @@ class RunFolder:
 
     @property
     def non_finite(self) -> str:
-        """What a loss that was not finite came from."""
+        """Report of a non-finite loss: step, keys of the batch, last good checkpoint."""
         return storage.join(self.uri, "non-finite.json")
 
     @property
@@ -78,31 +79,31 @@ class RunFolder:
         return storage.join(self.uri, "training-request.json")
 
     def begun_age(self) -> float | None:
-        """Seconds since the run was first begun; None where it was not."""
+        """Seconds since the first start of the run; None if it was never started."""
         return storage.age(self._request) if storage.exists(self._request) else None
 
     def begin(self, spec: AlignmentSpec, vision: Manifest, language: Manifest) -> None:
-        """Fixes what the run trains on, and removes what writes that were killed have left.
+        """Stores the request of the run, or compares it with the stored one; removes unfinished writes.
 
         Raises:
-            RequestError: the folder holds a training that was begun otherwise; the message names the difference.
+            RequestError: the folder holds a training with other settings or features; the message names the difference.
         """
         asked = TrainingRequest(alignment=spec, features={"vision": vision.digest, "language": language.digest})
         if not storage.exists(self._request):
             storage.create_json(self._request, asked.content())
-        # Of several drivers that begin at once, the first has fixed it for all.
+        # If several drivers start at the same time, the request of the first one counts.
         known = read_document(TrainingRequest, self._request)
         changed = _differences(known.content(), asked.content())
         if changed:
             raise RequestError(
                 f"{self.uri} holds a training with other settings ({', '.join(changed)}): "
-                f"choose another `output`, or delete that folder to train anew"
+                f"choose another `output`, or delete that folder to train from the start"
             )
         for folder in (self.uri, self.best, self.last):
             storage.remove_unfinished(folder)
 
     def data_placement(self) -> str | None:
-        """The data placement of the running training, and its reason; None if it is not known yet."""
+        """The data placement of the running training with its reason; None if it is not known yet."""
         path = storage.join(self.uri, _DATA_PLACEMENT)
         return str(storage.read_json(path)) if storage.exists(path) else None
 
@@ -112,15 +113,15 @@ class RunFolder:
         storage.remove(path) if text is None else storage.write_json(path, text)
 
     def fault(self) -> SharelockError | None:
-        """What a worker found wrong that a new start would not mend; None where none did."""
+        """The error of a worker that a retry would not fix; None without one."""
         path = storage.join(self.uri, _FAULT)
         if not storage.exists(path):
             return None
         known = read_document(Fault, path)
         return (RequestError if known.is_request else RunError)(known.message)
 
-    def say_fault(self, fault: SharelockError | None) -> None:
-        """What `fault` gives from now on."""
+    def write_fault(self, fault: SharelockError | None) -> None:
+        """Stores the result of `fault`; None removes it."""
         path = storage.join(self.uri, _FAULT)
         if fault is None:
             storage.remove(path)
@@ -129,20 +130,20 @@ class RunFolder:
             storage.write_json(path, known.content())
 
     def result(self) -> TrainingResult | None:
-        """How training ended; None while it has not."""
+        """The result of the training; None if it is not finished."""
         path = storage.join(self.uri, "training.json")
         return read_document(TrainingResult, path) if storage.exists(path) else None
 
     def finish(self, result: TrainingResult) -> None:
-        """Writes `training.json`, the mark of a finished training."""
+        """Writes `training.json`, which marks the training as finished."""
         storage.write_json(storage.join(self.uri, "training.json"), result.content())
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows of `metrics.jsonl`, but for a damaged line; none where there is no such file yet."""
+        """The rows of `metrics.jsonl` without damaged lines; empty if there is no file yet."""
         path = storage.join(self.uri, "metrics.jsonl")
         rows: list[dict[str, Any]] = []
         for line in storage.read_bytes(path).splitlines() if storage.exists(path) else []:
-            # They are for people to look at: no training, and none that wait for it, end for one of them.
+            # Metrics are for display only, so a damaged line must not end a training.
             with suppress(ValueError):
                 rows.append(json.loads(line))
         return rows
@@ -152,8 +153,8 @@ class RunFolder:
         return storage.age(storage.join(self.uri, "metrics.jsonl"))
 
     def steps_per_second(self) -> float:
-        """Of the training up to its last checkpoint; 0 before there is one that can be read."""
-        # It is for people to look at, and the checkpoint is read whole only where torch is.
+        """Mean rate up to the last checkpoint; 0 without a readable checkpoint."""
+        # Parsing the checkpoint as a document would import torch. The rate is for display only, so errors are ignored.
         with suppress(FileNotFoundError, RunError, LookupError, TypeError):
             position = storage.read_json(storage.join(self.last, CHECKPOINT))["position"]
             return float(position["step"] / max(position["seconds"], 1e-9))
@@ -165,7 +166,7 @@ class RunFolder:
 
 
 def newest(rows: list[dict[str, Any]]) -> str:
-    """The last values in `metrics.jsonl` of what is measured at steps and at validations, for a person."""
+    """The last values of loss, validation loss and recall in the rows of `metrics.jsonl`, as text."""
     values: dict[str, Any] = {}
     for row in rows:
         values |= row
@@ -174,13 +175,13 @@ def newest(rows: list[dict[str, Any]]) -> str:
 
 
 def pairs_per_second(rows: list[dict[str, Any]], steps_per_second: float) -> str:
-    """The pairs of the steps in `metrics.jsonl`, at that pace, for a person; empty where either is not known."""
+    """Training pairs per second as text, from the rows of `metrics.jsonl`; empty if unknown."""
     pairs_per_step = next((row["pairs"] / row["step"] for row in rows if "pairs" in row), 0.0)
     return f"{pairs_per_step * steps_per_second:,.0f} pairs/s" if pairs_per_step and steps_per_second > 0 else ""
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """`field: old -> new` for each leaf that differs."""
+    """One text per field that differs, with its path and both values."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(old.keys() | new.keys())
         return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]

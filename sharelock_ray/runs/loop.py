@@ -1,10 +1,10 @@
-"""The training of one alignment, from feature sets to a finished run folder, on one process or on each of several.
+"""Training loop of one alignment, which runs on every rank. It reads feature sets and fills a run folder:
 
-best/  last/       checkpoints; `last` is where an interrupted training goes on
-metrics.jsonl      one JSON object a line: losses of steps and validations
-tensorboard/       the same for TensorBoard
-non-finite.json    the keys of the batch whose loss or gradient was no number, where that ended the training
-training.json      written last: the result of a finished training
+best/  last/       checkpoints; an interrupted training resumes from `last`
+metrics.jsonl      one JSON object per line: losses of steps and validations
+tensorboard/       the same metrics for TensorBoard
+non-finite.json    keys of the batch with a non-finite loss or gradient, if that ended the training
+training.json      result of a finished training, written last
 """
 
 import math
@@ -57,25 +57,26 @@ def train(
     validated: Callable[[dict[str, Any]], None] = lambda row: None,
     all_have_opened: Callable[[], object] = lambda: None,
 ) -> None:
-    """Trains, or goes on training, until `training.json` is written.
+    """Starts or resumes a training, and runs it until `training.json` is written.
 
-    Every rank calls it with the same arguments. After the same number of steps the result is the same on any number
-    of ranks, up to rounding, and after any interruption.
+    Every rank calls this function with the same arguments. The result does not depend on the number of ranks, up to
+    rounding, nor on interruptions.
 
     Args:
-        vision, language: URIs of feature sets of one dataset split.
-        compiled: whether the projections are compiled by `torch.compile`.
-        streams: whether rows are read from storage even where the node could hold them.
-        read: how they are then read.
+        vision, language: URIs of the feature sets of one dataset split.
+        group: process group of the ranks; None for a single process.
+        compiled: whether to compile the projections with `torch.compile`.
+        streams: whether to stream features from storage even if they fit on the node.
+        read: reader of streamed features.
         device_cache: feature sets on the device, shared by the trainings of this process.
-        validated: is called with the row in `metrics.jsonl` of each validation.
-        all_have_opened: returns once every rank has called it; is called where a rank may have waited for its features
-            for longer than the group's time-out.
+        validated: callback for each validation; receives its row of `metrics.jsonl`.
+        all_have_opened: barrier of all ranks, for the places where opening features may take longer than the group's
+            time-out.
 
     Raises:
-        RequestError: the folder holds a training that was begun otherwise; the sets do not belong together, hold too
-            few pairs, lack the labels that are asked for, or cannot be streamed in the spec's order.
-        RunError: the loss is not finite any more, or the node cannot hold the features and they cannot be streamed.
+        RequestError: the folder holds another training; or the feature sets do not match, have too few pairs, lack the
+            requested labels, or cannot be streamed in the spec's order.
+        RunError: the loss is non-finite, or the features neither fit on the node nor can be streamed.
     """
     pairs = join(open_features(vision), open_features(language))
     run.begin(spec, pairs.vision.manifest, pairs.language.manifest)
@@ -93,10 +94,10 @@ def train(
     optimization = Optimization(heads, spec, group, compiled)
     position = Position(step=0)
     all_have_opened()
-    reached = _reached(run, torch.device(device), group)
-    if reached is not None:
-        restore(run.last, reached, heads, optimization.optimizer, optimization.average)
-        position = reached.position
+    last = _last_checkpoint(run, torch.device(device), group)
+    if last is not None:
+        restore(run.last, last, heads, optimization.optimizer, optimization.average)
+        position = last.position
     store = _store(pairs, torch.device(device), spec, streams, read, device_cache or DeviceCache())
     all_have_opened()
     batches, held_out = (
@@ -108,7 +109,7 @@ def train(
     ranks = rank(group), world_size(group)
     started = time.monotonic() - position.seconds
     finite = _Finite(run, batches, spec, group)
-    feed = batches.ahead(range(position.step * spec.accumulation, spec.steps * spec.accumulation), *ranks)
+    feed = batches.prefetch(range(position.step * spec.accumulation, spec.steps * spec.accumulation), *ranks)
     metrics = Metrics(run, optimization.is_main, position.step)
     with closing(feed), metrics, CheckpointWriter(run) as checkpoints:
         while not _is_over(spec, position):
@@ -130,7 +131,7 @@ def train(
             if evaluates:
                 values = optimization.validate(metrics.alive_over(held_out.sweep(*ranks)))
                 finite.require_validation(step, values, held_out, checkpoints)
-                position = _judged(position, values, spec)
+                position = _after_validation(position, values, spec)
                 row = {"step": step + 1, **values, "logit_scale": float(heads.logit_scale.detach())}
                 metrics.add(row)
                 validated(row)
@@ -141,14 +142,14 @@ def train(
                     if position.best_step == position.step:
                         checkpoints.keep_best(checkpoint, optimization.evaluated)
                     if _is_over(spec, position) or checkpoints.is_due:
-                        told = metrics.publish()
-                        checkpoints.save(checkpoint, heads, optimization.optimizer, optimization.average, after=told)
+                        written = metrics.publish()
+                        checkpoints.save(checkpoint, heads, optimization.optimizer, optimization.average, after=written)
     if optimization.is_main:
         run.finish(_result(run, position, metrics.rows, pairs, len(training), len(validation), heads, spec))
 
 
-def _reached(run: RunFolder, device: torch.device, group: Group) -> Checkpoint | None:
-    """The last checkpoint, the same on every rank: a worker whose driver is gone may publish another one meanwhile."""
+def _last_checkpoint(run: RunFolder, device: torch.device, group: Group) -> Checkpoint | None:
+    """The last checkpoint, equal on all ranks; repeats the read if a worker of a dead driver writes another one."""
     while True:
         checkpoint = read_checkpoint(run.last) if has_checkpoint(run.last) else None
         if same_on_ranks(checkpoint.position.step if checkpoint else 0, device, group):
@@ -159,36 +160,36 @@ def _store(
     pairs: Pairs, device: torch.device, spec: AlignmentSpec, streams: bool, read: Reader, device_cache: DeviceCache
 ) -> RowStore:
     sets = pairs.vision, pairs.language
-    device_cache.keep_only(*sets)
+    device_cache.evict_except(*sets)
     where = Placement("storage", "as asked") if streams else placement(*sets, device, device_cache)
     if where.kind != "storage":
         return MappedRows(*sets, device, where, device_cache)
     if spec.order == "parts":
         return StreamedRows(*sets, device, where, read)
-    remedy = "set `alignment.order: parts`, with which features are streamed from storage"
+    remedy = "set `alignment.order: parts`, which streams features from storage"
     if streams:
         raise RequestError(f"features cannot be streamed in the order `{spec.order}`: {remedy}")
     raise RunError(
-        f"{where.reason}: free space there, let the environment variable SHARELOCK_CACHE name a "
+        f"{where.reason}: free space there, set the environment variable SHARELOCK_CACHE to a "
         f"folder on another disk, or {remedy}"
     )
 
 
 class _Finite:
-    """Watches every step's loss and gradient, and stops a training in which one is no number any more.
+    """Ends a training whose loss or gradient norm is non-finite.
 
-    On a GPU nothing waits for a step: what it gave is looked at on the GPU, and asked for when it is logged anyway.
-    Every rank finds the same, and raises once the main one has published all that it has, since one that raises may be
-    the end of the others.
+    The check of each step runs on the device and does not synchronise; the result is read only at steps that are logged
+    anyway. All ranks find the same result. They raise after the main rank has written its checkpoints, since the first
+    rank that raises may end the others.
     """
 
     def __init__(self, run: RunFolder, batches: PairBatches, spec: AlignmentSpec, group: Group) -> None:
         self._run, self._batches, self._spec, self._group = run, batches, spec, group
-        # Of the first bad step: its number, loss and gradient norm; a step of -1 where all were good.
+        # Number, loss and gradient norm of the first non-finite step; the number is -1 if there is none.
         self._first: torch.Tensor | None = None
 
     def watch(self, step: int, taken: dict[str, torch.Tensor]) -> None:
-        """Notes `step` (from 0) where what it gave is not finite, and none before it was noted."""
+        """Records `step` (counted from 0) if it is the first with a non-finite loss or gradient norm."""
         values = torch.stack([taken["loss"], taken["grad_norm"]]).double()
         if self._first is None:
             self._first = torch.tensor([-1.0, 0, 0], dtype=values.dtype, device=values.device)
@@ -197,10 +198,11 @@ class _Finite:
         self._first = torch.where(bad, here, self._first)
 
     def require(self, checkpoints: CheckpointWriter, is_main: bool) -> None:
-        """Raises where a step was noted.
+        """Raises an error if a step was non-finite, and writes `non-finite.json` on the main rank.
 
         Raises:
-            RunError: names the step, some keys of its batch, and where all of them and the last good checkpoint are.
+            RunError: the message names the step, some keys of its batch, the file with all keys, and the last good
+                checkpoint.
         """
         assert self._first is not None
         step, loss, norm = self._first.tolist()
@@ -222,15 +224,15 @@ class _Finite:
     def require_validation(
         self, step: int, values: dict[str, float], held_out: PairBatches, checkpoints: CheckpointWriter
     ) -> None:
-        """Raises where a validation gave no number: what is no number is never the best, nor a checkpoint.
+        """Raises an error if a validation value is non-finite, before a checkpoint of this step is written.
 
         Raises:
-            RunError: names the step, the pairs that are not finite themselves, and the last good checkpoint.
+            RunError: the message names the step, pairs with non-finite features, and the last good checkpoint.
         """
         if all(map(math.isfinite, values.values())):
             return
         bad = held_out.not_finite()
-        cause = f"of the features of {', '.join(bad[:_KEYS_SHOWN])}" if bad else "of the weights, which are not either"
+        cause = f"of the features of {', '.join(bad[:_KEYS_SHOWN])}" if bad else "the weights are non-finite"
         assert self._first is not None
         checkpoints.wait()
         wait_for_all(self._first.device, self._group)
@@ -246,12 +248,12 @@ class _Finite:
 
 
 def _is_over(spec: AlignmentSpec, position: Position) -> bool:
-    """Whether all steps are done, or there was no gain for too long."""
+    """Whether all steps are done or early stopping applies."""
     return position.step >= spec.steps or (spec.patience is not None and position.stale >= spec.patience)
 
 
-def _judged(position: Position, values: dict[str, float], spec: AlignmentSpec) -> Position:
-    """The best value of what is monitored; patience starts anew only at `min_delta` beyond where it last did."""
+def _after_validation(position: Position, values: dict[str, float], spec: AlignmentSpec) -> Position:
+    """Updates the best value and the state of early stopping; only a gain above `min_delta` resets the patience."""
     value, sign = (values["recall_at_1"], -1) if spec.monitor == "recall" else (values["validation_loss"], 1)
     changes: dict[str, Any] = {"stale": position.stale + 1}
     if position.patience_value is None or sign * (value - position.patience_value) < -spec.min_delta:

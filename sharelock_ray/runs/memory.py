@@ -1,17 +1,17 @@
-"""Memory of a training on a CPU."""
+"""Memory allocation of a training on a CPU."""
 
 import ctypes
 
-# Of mallopt(3), by their numbers in glibc's malloc.h.
+# Parameters of mallopt(3), from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST_KEPT = 1 << 30
 
 
 def keep_freed_memory() -> None:
-    """Has the process keep what a step frees for the next one, of tensors of up to 1 GiB.
+    """Makes the process reuse the memory of freed tensors of up to 1 GiB instead of returning it to the kernel.
 
-    Else glibc gives each back and the kernel clears it anew, page by page: a twentieth of the time of a step of the
-    paper's head, for which a process is a twelfth larger now. Does nothing where the C library is another one.
+    By default, glibc returns each tensor, and the kernel clears the pages again for the next step. Reuse saves 5 % of
+    the time of a step of the paper's head and costs 8 % more memory. Has no effect with other C libraries.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

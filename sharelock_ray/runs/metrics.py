@@ -1,4 +1,4 @@
-"""What a training tells while it runs: `metrics.jsonl`, and the same for TensorBoard."""
+"""Metrics of a running training: `metrics.jsonl` and TensorBoard event files."""
 
 import time
 from collections import deque
@@ -13,22 +13,23 @@ from sharelock_ray.runs.background import Background
 from sharelock_ray.runs.folder import RunFolder
 
 _WRITE_EVERY_S = 2.0
-# Whoever watches takes a file that is a minute old for that of a dead run.
+# `sharelock status` reports a run as stopped if its file is older than a minute.
 _SIGN_OF_LIFE_S = 20.0
 _Item = TypeVar("_Item")
 
 
 class Metrics:
-    """The rows of `metrics.jsonl`; only the main rank writes them.
+    """Collects the rows of `metrics.jsonl` and writes them, on the main rank only.
 
-    TensorBoard's event files lie in `tensorboard/` of the run, one for each time that the training was begun or went
-    on. They grow with the rows; on an object store, where no file grows, they are put anew at each checkpoint.
+    Each start or resume of the training adds a TensorBoard event file in `tensorboard/`. On a local disk, it grows with
+    the rows; on an object store, it is replaced at each checkpoint.
 
-    A thread writes, so that no step waits for a disk or a store. What it is refused, a later call raises. As a context
-    manager, all rows are written when it ends, however that is.
+    A background thread writes, so that no step waits for storage; an exception is re-raised by a later call. As a
+    context manager, it writes all rows at the end, also after an exception.
 
     Args:
-        step: where the training goes on: rows up to it are taken back, later ones come again.
+        writes: whether this rank writes.
+        step: last step of the checkpoint to resume from; later rows are dropped. 0 for a new training.
     """
 
     def __init__(self, run: RunFolder, writes: bool, step: int) -> None:
@@ -45,31 +46,31 @@ class Metrics:
         self._thread.__exit__(*error)
 
     def add(self, row: dict[str, Any]) -> None:
-        """A row of numbers, with its `step`."""
+        """Adds a row of numbers, which contains its `step`."""
         self.rows.append(row)
         if self._events is not None:
             self._events.add(row)
         self._write_if_older_than(_WRITE_EVERY_S)
 
     def alive(self) -> None:
-        """A sign of life between rows that are long in coming."""
+        """Rewrites the file if it is old, so that a slow training is not reported as stopped."""
         if self.rows:
             self._write_if_older_than(_SIGN_OF_LIFE_S)
 
     def alive_over(self, items: Iterable[_Item]) -> Iterator[_Item]:
-        """These, with signs of life between them."""
+        """Yields `items`, and calls `alive` before each."""
         for item in items:
             self.alive()
             yield item
 
     def publish(self) -> Future[None]:
-        """Has everything so far written; it is once the future is done."""
-        return self._thread.do(self._write, list(self.rows), True)
+        """Queues the write of all rows; the future is done when they are written."""
+        return self._thread.submit(self._write, list(self.rows), True)
 
     def _write_if_older_than(self, seconds: float) -> None:
         if time.monotonic() - self._written_at > seconds and not self._thread.is_busy:
             self._written_at = time.monotonic()
-            self._thread.do(self._write, list(self.rows), False)
+            self._thread.submit(self._write, list(self.rows), False)
 
     def _write(self, rows: list[dict[str, Any]], publishes: bool) -> None:
         if self._events is not None:
@@ -80,10 +81,10 @@ class Metrics:
 
 
 class _Events:
-    """An event file of TensorBoard; of a run on an object store, a copy of a temporary one.
+    """A TensorBoard event file. For a run on an object store, it is written to a temporary folder and then copied.
 
-    It is written by tensorboardX's `RecordWriter`. Not by its `SummaryWriter`: the flush of that does not wait for rows
-    that are still in its queue, and an error of the disk ends its thread unnoticed.
+    Uses tensorboardX's `RecordWriter`. The flush of its `SummaryWriter` does not wait for queued rows, and a disk error
+    ends its thread silently.
     """
 
     def __init__(self, folder: str, step: int) -> None:
@@ -100,7 +101,7 @@ class _Events:
             self._file = RecordWriter(str(self._path))
         self._new = deque([Event(wall_time=time.time(), file_version="brain.Event:2")])
         if step:
-            # TensorBoard forgets what earlier files say from here on.
+            # This makes TensorBoard ignore later steps of earlier files.
             start = SessionLog(status=SessionLog.START)
             self._new.append(Event(wall_time=time.time(), step=step + 1, session_log=start))
 
@@ -118,6 +119,6 @@ class _Events:
             self._file.flush()
 
     def publish(self) -> None:
-        """Puts the whole file on an object store."""
+        """Copies the file to the object store, if the run is on one."""
         if self._temporary is not None:
             storage.write_bytes(self._uri, self._path.read_bytes())

@@ -79,14 +79,10 @@ def read_lines(uri: str, what: str) -> list[str]:
         what: name of the content, for errors ("class names").
 
     Raises:
-        RequestError: the file is missing or is not UTF-8 text.
+        RequestError: the file is missing, may not be read, or is not UTF-8 text.
     """
-    try:
+    with storage.reading(uri, what):
         data = storage.read_bytes(uri)
-    except (FileNotFoundError, IsADirectoryError):
-        raise RequestError(f"no {what} at {uri}: check the path") from None
-    except PermissionError:
-        raise RequestError(f"no permission to read {uri}") from None
     lines = [line.removesuffix("\r") for line in decoded(data, uri).split("\n")]
     while lines and not lines[-1].strip():
         lines.pop()

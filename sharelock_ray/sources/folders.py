@@ -26,10 +26,8 @@ class ClassFolderSource(Config):
         Raises:
             RequestError: the folder is missing, or no class folder holds an image.
         """
-        try:
+        with storage.reading(self.path, "folder"):
             found = storage.entries(self.path)
-        except (FileNotFoundError, NotADirectoryError):
-            raise RequestError(f"no folder at {self.path}: check the data's `path`") from None
         folders = [name for name, size in found.items() if size is None and not name.startswith(".")]
         if not folders:
             raise RequestError(f"{self.path} holds no class folders: images are expected at <class>/<image>")

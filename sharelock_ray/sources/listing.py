@@ -55,15 +55,17 @@ def file_shards(urls: tuple[str, ...] | str, kind: str, ending: str) -> list[Sha
             name = _name(uri, pattern, ending)
             if named.setdefault(name, uri) != uri:
                 raise RequestError(f"{named[name]} and {uri} have the same name {name!r}: match both by one pattern")
-    try:
-        # Each file is one request to an object store.
-        with ThreadPoolExecutor(_PARALLEL_SIZES) as pool:
-            stamps = list(pool.map(storage.stamp, (uri for _, uri in sorted(named.items()))))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise RequestError(f"no such {kind}: {error.filename or error}") from None
+
+    def stamp(uri: str) -> tuple[int, str]:
+        with storage.reading(uri, kind):
+            return storage.stamp(uri)
+
+    # Each file is one request to an object store.
+    with ThreadPoolExecutor(_PARALLEL_SIZES) as pool:
+        stamps = list(pool.map(stamp, (uri for _, uri in sorted(named.items()))))
     return [
-        Shard(index, name, uri, stamp[0], _version(stamp))
-        for index, ((name, uri), stamp) in enumerate(zip(sorted(named.items()), stamps, strict=True))
+        Shard(index, name, uri, found[0], _version(found))
+        for index, ((name, uri), found) in enumerate(zip(sorted(named.items()), stamps, strict=True))
     ]
 
 

@@ -54,15 +54,11 @@ class ListSource(Config):
         if self._ending not in self.endings:
             kinds = ", ".join(f".{ending}" for ending in self.endings)
             raise RequestError(f"{self.path} is not a supported list: its name must end in {kinds}")
-        try:
+        with storage.reading(self.path, "list"):
             version = file_version(self.path)
             if (start := start_of(self.path)) and (kind := looks_like(start)):
                 raise RequestError(f"{self.path} is not a list but {kind}")
             runs = list(self._runs())
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            raise RequestError(f"no list at {self.path}: check the data's `path`") from None
-        except PermissionError:
-            raise RequestError(f"no permission to read {self.path}") from None
         if not runs:
             raise RequestError(f"{self.path} has no rows")
         self._check(self._columns(runs))

@@ -1,12 +1,12 @@
-"""One place for filesystems: resolves a URI, reads, and publishes objects whole or not at all.
+"""Access to all filesystems by URI: reads, lists, and writes atomically.
 
-A URI is a local path, `s3://…` or anything else that fsspec knows; `package://<import name>/<path>` is a file that an
-installed Python package carries. Endpoint, credentials and region of an object store come from the environment
+A URI is a local path, `s3://…` or any other URI that fsspec supports; `package://<import name>/<path>` is a file inside
+an installed Python package. Endpoint, credentials and region of an object store come from the environment
 (`AWS_ENDPOINT_URL`, `AWS_PROFILE`, …) or the instance profile, never from a recipe: see `object_store`.
 
-Of an object store, each function raises RequestError where the bucket, the credentials or the endpoint are wrong (its
-own kind ImpossibleUriError where the name is), and RunError where it still fails after all repetitions. What writes to
-a local disk raises RequestError where the place is wrong, and RunError where the disk is full or broken.
+On an object store, every function raises RequestError if the bucket, the credentials or the endpoint are wrong (its
+subclass ImpossibleUriError for an invalid name), and RunError if the store still fails after all retries. Writes to a
+local disk raise RequestError if the path is not writable, and RunError if the disk is full or fails.
 """
 
 import errno
@@ -35,54 +35,54 @@ from sharelock_ray.errors import RequestError, RunError, SharelockError
 _PACKAGE = "package://"
 _ATTEMPTS = 20
 _PAUSE_S = 0.05
-# Of one request to a web server. A list may name thousands of them, of which some are dead.
+# Limits of one request to a web server. A list may contain thousands of servers, and some no longer exist.
 _URL_ATTEMPTS = 3
 _URL_S = 60.0
-# The disk's fault, not that of whoever named a place on it.
+# Errors of the disk, as opposed to an invalid path.
 _DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _UNFINISHED = ".tmp-"
 _BRACES = re.compile(r"(?<!\[)\{([^{}]*)\}(?!\])")
-# With what it stands for, where that is itself.
+# The group matches an escaped character, which stands for itself.
 _WILDCARD = re.compile(r"\[([*?\[{}])\]|[*?\[{]")
-# The largest public set of tars has less.
+# Larger than the number of tars in any public data set.
 _MAX_NAMED, _MAX_DIGITS = 1_000_000, 18
 
 
 class NoAnswerError(RunError):
-    """A web server could not be reached, again and again."""
+    """A web server could not be reached, even after retries."""
 
 
 class ImpossibleUriError(RequestError):
-    """Nothing can ever be at a URI: no such protocol or package, or a name that the store gives to no object."""
+    """A URI cannot exist: its protocol or package is unknown, or the store does not allow the name."""
 
 
 def _filesystem(protocol: str) -> fsspec.AbstractFileSystem:
-    """The filesystem of a protocol; fsspec itself keeps one of each in a process, and none across a fork."""
+    """The filesystem of a protocol; fsspec caches one instance per process, and drops it after a fork."""
     if protocol in ("s3", "s3a"):
-        # Takes half a second to import.
+        # The import takes half a second.
         from sharelock_ray.storage.object_store import ObjectStore
 
         return ObjectStore.from_environment()
-    # Another process may write at any time, so a remembered listing would be wrong.
+    # Other processes may write at any time, so a cached listing would be wrong.
     options: dict[str, Any] = {"use_listings_cache": False} if protocol != "file" else {}
     problem = f"{protocol}:// is not a storage that can be used here"
     try:
         return fsspec.filesystem(protocol, **options)
-    # The second where it wants a library of the system.
+    # OSError: a system library is missing.
     except (ImportError, OSError) as error:
         raise RequestError(f"{problem}: {error}") from None
-    # It wants more than a URI says, and each says so in its own way.
+    # Filesystems that need more arguments than a URI has raise various errors.
     except Exception as error:
         raise ImpossibleUriError(f"{problem}: {error}") from None
 
 
 def resolve(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The filesystem that holds `uri`, and the path of `uri` on it.
+    """The filesystem of `uri`, and the path on it.
 
     Raises:
         ImpossibleUriError: the protocol or the package is unknown.
-        RequestError: the package that the protocol needs is not installed, or `uri` is a relative path and the
-            working folder was deleted.
+        RequestError: the protocol needs a package that is not installed, or `uri` is a relative path and the working
+            folder was deleted.
     """
     if uri.startswith(_PACKAGE):
         return _filesystem("file"), str(package_path(uri))
@@ -93,7 +93,7 @@ def resolve(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     except FileNotFoundError:
         raise RequestError(
             f"{uri} is relative to the working folder of this process, which was deleted: "
-            f"change to a folder that exists, or give an absolute path"
+            f"change to an existing folder, or give an absolute path"
         ) from None
 
 
@@ -110,7 +110,7 @@ def package_path(uri: str) -> Path:
 
 
 def is_local(uri: str) -> bool:
-    """True where `uri` lies on this machine's own disk."""
+    """Whether `uri` is a path on this machine."""
     return uri.startswith(_PACKAGE) or fsspec.core.split_protocol(uri)[0] in (None, "file")
 
 
@@ -120,25 +120,25 @@ def join(uri: str, *parts: str) -> str:
 
 
 def absolute(uri: str) -> str:
-    """`uri`, with a relative local path made absolute so that another process finds it too."""
+    """`uri`; a relative local path becomes absolute, so that it is valid in other processes."""
     return os.path.abspath(resolve(uri)[1]) if is_local(uri) and not uri.startswith(_PACKAGE) else uri
 
 
 Uri = Annotated[str, AfterValidator(absolute)]
-"""A path or URI in a recipe; a relative path is made absolute, since workers have folders of their own."""
+"""A path or URI in a recipe; a relative path becomes absolute, since workers run in other folders."""
 
 
 def node_cache(kind: str) -> Path:
-    """Where this node keeps what it need not fetch or make twice: in `SHARELOCK_CACHE`, or in the user's cache."""
+    """The folder of a kind of cached files on this node, in `SHARELOCK_CACHE` or else in the user's cache folder."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sharelock_ray"
     return Path(os.environ.get("SHARELOCK_CACHE", default)) / kind
 
 
 def number_from_environment(variable: str, default: int, least: int) -> int:
-    """The whole number in an environment variable.
+    """The integer in an environment variable, or `default` if it is not set.
 
     Raises:
-        RequestError: it is none, or less than `least`.
+        RequestError: the value is not an integer or is less than `least`.
     """
     text = os.environ.get(variable) or str(default)
     if not text.isdecimal() or int(text) < least:
@@ -157,7 +157,7 @@ def is_folder(uri: str) -> bool:
 
 
 def size(uri: str) -> int:
-    """Bytes of the object at `uri`."""
+    """Size of the object at `uri` in bytes."""
     filesystem, path = resolve(uri)
     return int(filesystem.size(path))
 
@@ -169,16 +169,13 @@ def age(uri: str) -> float:
 
 
 def version(uri: str) -> str:
-    """Changes when the object at `uri` does."""
+    """A token that changes whenever the object at `uri` changes."""
     filesystem, path = resolve(uri)
     return str(filesystem.ukey(path))
 
 
 def stamp(uri: str) -> tuple[int, str]:
-    """Bytes of the object at `uri`, and what tells it from another one in its place: its ETag, or when it was written.
-
-    The same on every node that sees the object.
-    """
+    """Size in bytes and version (ETag or modification time) of the object at `uri`; equal on all nodes."""
     filesystem, path = resolve(uri)
     if is_local(uri):
         found = os.stat(path)
@@ -189,28 +186,33 @@ def stamp(uri: str) -> tuple[int, str]:
 
 
 def open_read(uri: str) -> Any:
-    """A binary stream that reads `uri`; the caller closes it."""
+    """Opens `uri` as a binary stream; the caller closes it."""
     filesystem, path = resolve(uri)
     return filesystem.open(path, "rb")
 
 
 def read_bytes(uri: str, start: int | None = None, end: int | None = None) -> bytes:
-    """The object at `uri`, or its bytes from `start` to before `end`."""
+    """The bytes of the object at `uri`, or the range from `start` (inclusive) to `end` (exclusive).
+
+    Raises:
+        FileNotFoundError: there is no object.
+    """
     filesystem, path = resolve(uri)
     try:
         if fsspec.core.split_protocol(uri)[0] in ("http", "https"):
-            return _fetched(filesystem, path, start, end)
+            return _download(filesystem, path, start, end)
         return bytes(filesystem.cat_file(path, start=start, end=end))
     except NotADirectoryError:
         raise FileNotFoundError(f"no object at {uri}: a part of its path is a file") from None
 
 
-def _fetched(filesystem: Any, url: str, start: int | None, end: int | None) -> bytes:
-    """The bytes at a URL, asked for a few times.
+def _download(filesystem: Any, url: str, start: int | None, end: int | None) -> bytes:
+    """Downloads the bytes at a URL, with retries.
 
     Raises:
-        NoAnswerError: the server cannot be reached, or breaks off.
-        Exception: what it answers, an error of aiohttp's with its `status`.
+        NoAnswerError: the server cannot be reached, or the connection breaks.
+        aiohttp.ClientResponseError: the server answers with an error `status`.
+        Exception: any other error of the filesystem.
     """
     import aiohttp
 
@@ -237,33 +239,33 @@ def _fetched(filesystem: Any, url: str, start: int | None, end: int | None) -> b
 
 @contextmanager
 def local_copy(uri: str) -> Iterator[Path]:
-    """A local file with the content of the object at `uri`, for the time of the block.
+    """A local file with the content of the object at `uri`, valid within the block.
 
-    That is the object itself where it is local, else a temporary download: what is read here and there, as the members
-    of a tar are, would cost an object store a request each.
+    A local object is not copied. Any other is downloaded to a temporary file, since random access, such as to the
+    members of a tar, would cost one request per read.
     """
     filesystem, path = resolve(uri)
     if is_local(uri):
         yield Path(path)
         return
-    # A file without a name, which ends with the process, however that ends.
+    # An unnamed file: the kernel removes it when the process ends, even if it is killed.
     with tempfile.TemporaryFile(prefix="sharelock-") as copy:
         place = f"/proc/self/fd/{copy.fileno()}"
         try:
             filesystem.get_file(path, place)
         except OSError as error:
             if error.errno in _DISK_FAULTS:
-                raise _refusal(f"a copy of {uri} in {tempfile.gettempdir()}", "written", error) from None
+                raise _one_line_error(f"a copy of {uri} in {tempfile.gettempdir()}", "written", error) from None
             raise
         yield Path(place)
 
 
 def read_json(uri: str) -> Any:
-    """The value that the JSON at `uri` stands for.
+    """The parsed JSON at `uri`.
 
     Raises:
         FileNotFoundError: there is no object.
-        RunError: it is no JSON.
+        RunError: the content is not JSON.
     """
     try:
         return json.loads(read_bytes(uri))
@@ -272,10 +274,7 @@ def read_json(uri: str) -> Any:
 
 
 def names(folder: str) -> list[str]:
-    """Sorted names of what lies directly in `folder`; empty where there is no such folder.
-
-    Names of unfinished local writes are left out.
-    """
+    """Sorted names of the files and folders directly in `folder`, without unfinished writes; empty without a folder."""
     filesystem, path = resolve(folder)
     try:
         entries = filesystem.ls(path, detail=False)
@@ -286,39 +285,39 @@ def names(folder: str) -> list[str]:
 
 
 def entries(folder: str) -> dict[str, int | None]:
-    """What lies directly in `folder`, sorted by name: the size of each file, None for a folder.
+    """Sizes in bytes of the entries directly in `folder`, sorted by name; None for a folder.
 
     Raises:
-        FileNotFoundError: there is no such folder.
+        FileNotFoundError: the folder does not exist.
     """
     filesystem, path = resolve(folder)
     found: dict[str, int | None] = {}
-    for entry in sorted(_listed(filesystem, path), key=lambda entry: str(entry["name"])):
+    for entry in sorted(_list(filesystem, path), key=lambda entry: str(entry["name"])):
         place = entry["name"].rstrip("/")
-        # An object store may list the folder's own marker.
+        # An object store may list the folder's marker object.
         if place.strip("/") != path.strip("/"):
-            # The type of a link says nothing of what it points to.
+            # fsspec does not report the type of a link's target.
             folder_like = entry["type"] == "directory" or (entry["type"] != "file" and filesystem.isdir(place))
             found[PurePosixPath(place).name] = None if folder_like else int(entry["size"])
     return found
 
 
-def _listed(filesystem: fsspec.AbstractFileSystem, path: str) -> list[dict[str, Any]]:
+def _list(filesystem: fsspec.AbstractFileSystem, path: str) -> list[dict[str, Any]]:
     for attempt in range(_ATTEMPTS):
         try:
             return list(filesystem.ls(path, detail=True))
         except FileNotFoundError:
-            # A file that another process has removed meanwhile is no missing folder.
+            # Another process may have removed a file during the listing; the folder still exists.
             if attempt == _ATTEMPTS - 1 or not filesystem.exists(path):
                 raise
     raise AssertionError
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Publishes `data` at `uri` whole or not at all, replacing what was there.
+    """Writes `data` to `uri` atomically, replacing an existing object.
 
-    A local file is written beside its place, flushed to disk and renamed; an object store has no rename, but a put, or
-    the completion of an upload in parts, is atomic there.
+    A local file is written to a temporary name, flushed to disk and renamed. An object store has no rename, but a put
+    and the completion of a multipart upload are atomic.
     """
     filesystem, path = resolve(uri)
     if is_local(uri):
@@ -328,10 +327,10 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 
 def create_bytes(uri: str, data: bytes) -> bool:
-    """Publishes `data` at `uri` whole or not at all, unless something is there already; of several writers one wins.
+    """Writes `data` to `uri` atomically unless an object exists; of several concurrent writers, one succeeds.
 
     Returns:
-        whether this call published it.
+        Whether this call wrote the object.
     """
     filesystem, path = resolve(uri)
     if is_local(uri):
@@ -344,20 +343,20 @@ def create_bytes(uri: str, data: bytes) -> bool:
 
 
 def _publish(path: str, data: bytes, move: Callable[[str, str], None]) -> bool:
-    """Has `move` put a file at `path`; whether it did, and met none there that it leaves alone."""
+    """Writes a file atomically with `move`; False if `move` found an existing file."""
     with writing(path):
         for _ in range(_ATTEMPTS - 1):
-            # Another process may remove the folder, or the unfinished file, under our hands.
+            # Another process may remove the folder or the temporary file during the write.
             with suppress(FileNotFoundError):
-                return _written(path, data, move)
-        return _written(path, data, move)
+                return _write_and_move(path, data, move)
+        return _write_and_move(path, data, move)
 
 
-def _written(path: str, data: bytes, move: Callable[[str, str], None]) -> bool:
-    """Writes a file beside `path`, flushed to disk, and moves it there."""
+def _write_and_move(path: str, data: bytes, move: Callable[[str, str], None]) -> bool:
+    """Writes a temporary file in the same folder, flushes it to disk, and moves it to `path`."""
     folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
-    # Not by mkstemp, whose files are for their owner alone: the umask says who may read what is published.
+    # mkstemp would make the file private; permissions must follow the umask.
     temporary = os.path.join(folder, f"{_UNFINISHED}{uuid.uuid4().hex}")
     try:
         with open(temporary, "xb") as stream:
@@ -376,36 +375,54 @@ def _written(path: str, data: bytes, move: Callable[[str, str], None]) -> bool:
 
 
 @contextmanager
-def writing(path: str | Path) -> Iterator[None]:
-    """Says in one line what the disk answers to the block, which writes the local file or folder `path`.
+def reading(uri: str, what: str) -> Iterator[None]:
+    """Turns the errors for a missing or forbidden path into one-line errors; the block reads `uri`.
+
+    Args:
+        what: what the user named by `uri`, for errors ("recipe").
 
     Raises:
-        RequestError: nothing can be written there.
-        RunError: the disk is full, or fails.
+        RequestError: `uri` does not exist, is a folder instead of a file or the reverse, or may not be read.
+    """
+    try:
+        yield
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise RequestError(f"no {what} at {uri}: check the path") from None
+    except PermissionError:
+        raise RequestError(f"no permission to read {uri}: check its access rights") from None
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Turns the errors of a local write into one-line errors; the block writes the file or folder `path`.
+
+    Raises:
+        RequestError: the path is not writable.
+        RunError: the disk is full or fails.
     """
     try:
         yield
     except OSError as error:
-        raise _refusal(str(path), "written", error) from None
+        raise _one_line_error(str(path), "written", error) from None
 
 
-def _refusal(what: str, how: str, error: OSError) -> SharelockError:
+def _one_line_error(what: str, how: str, error: OSError) -> SharelockError:
     reason = f"{what} cannot be {how} ({error.strerror or error})"
     if error.errno in _DISK_FAULTS:
         return RunError(f"{reason}: free space on that disk, and run the same command again to continue")
-    return RequestError(f"{reason}: check the path, and who may write there")
+    return RequestError(f"{reason}: check the path and its access rights")
 
 
 def _flush_folder(folder: str) -> None:
-    """Has the disk keep the names in a folder too: without that a loss of power takes a file that was published."""
+    """Flushes a folder's entries to disk; without this, a power failure may lose a renamed file."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except FileNotFoundError:
-        return  # Another process has removed it with what was published.
+        return  # Another process has removed the folder.
     try:
         os.fsync(handle)
     except OSError as error:
-        # Some network filesystems flush no folder.
+        # Some network filesystems cannot flush a folder.
         if error.errno != errno.EINVAL:
             raise
     finally:
@@ -413,7 +430,7 @@ def _flush_folder(folder: str) -> None:
 
 
 def remove_unfinished(folder: str) -> None:
-    """Removes what killed writes have left directly in a local folder; a write that is under way begins again."""
+    """Removes the temporary files of killed writes directly in a local folder; a concurrent write starts again."""
     if is_local(folder):
         for path in Path(resolve(folder)[1]).glob(f"{_UNFINISHED}*"):
             path.unlink(missing_ok=True)
@@ -424,7 +441,7 @@ def write_json(uri: str, value: Any) -> None:
 
 
 def create_json(uri: str, value: Any) -> bool:
-    """As `create_bytes`."""
+    """Writes `value` as JSON; same semantics as `create_bytes`."""
     return create_bytes(uri, _json(value))
 
 
@@ -433,9 +450,9 @@ def _json(value: Any) -> bytes:
 
 
 def remove(uri: str) -> None:
-    """Removes the file or folder at `uri`; nothing happens where there is none, also where another removes it now."""
+    """Removes the file or folder at `uri` if it exists; idempotent, also with concurrent removals."""
     filesystem, path = resolve(uri)
-    # fsspec's own removal of a local folder fails where the working folder was deleted, or is that folder.
+    # fsspec cannot remove a local folder if the working folder was deleted or is that folder.
     removal = _remove_local if is_local(uri) else partial(_remove_stored, filesystem)
     for attempt in range(_ATTEMPTS):
         if not filesystem.exists(path):
@@ -443,10 +460,10 @@ def remove(uri: str) -> None:
         try:
             removal(path)
         except OSError as error:
-            # Another process removes it too, or has put a file into the folder meanwhile.
+            # Another process removes it too, or has just written a file into the folder.
             passing = isinstance(error, FileNotFoundError) or error.errno == errno.ENOTEMPTY
             if not passing or attempt == _ATTEMPTS - 1:
-                raise _refusal(uri, "removed", error) from None
+                raise _one_line_error(uri, "removed", error) from None
             time.sleep(_PAUSE_S)
 
 
@@ -466,10 +483,10 @@ def _remove_stored(filesystem: fsspec.AbstractFileSystem, path: str) -> None:
     if not has_wildcard(path):
         filesystem.rm(path, recursive=True)
         return
-    # Most filesystems would take the name for a pattern, and remove whatever else it matches.
+    # Most filesystems would treat the name as a pattern and remove everything that it matches.
     found = {path: filesystem.info(path)} | filesystem.find(path, withdirs=True, detail=True)
     for name in sorted(found, reverse=True):
-        # An object store has no folders: they are gone with what was in them.
+        # On an object store, a folder disappears with its last object.
         with suppress(FileNotFoundError):
             (filesystem.rmdir if found[name]["type"] == "directory" else filesystem.rm_file)(name)
 
@@ -479,7 +496,7 @@ def sha256(data: bytes) -> str:
 
 
 def sha256_of(uri: str) -> str:
-    """SHA-256 of the object at `uri`, read as a stream."""
+    """Hexadecimal SHA-256 of the object at `uri`, read as a stream."""
     digest = hashlib.sha256()
     with open_read(uri) as stream:
         while block := stream.read(1 << 20):
@@ -488,16 +505,16 @@ def sha256_of(uri: str) -> str:
 
 
 def expand(pattern: str) -> list[str]:
-    """The URIs that `pattern` names, sorted: `{a,b}` and `{000..123}` braces first, then `*`, `?` and `[…]`.
+    """The URIs that match `pattern`: braces (`{a,b}`, `{000..123}`) are expanded first, then `*`, `?` and `[…]`.
 
-    A pattern without wildcards names itself, whether or not it exists; a wildcard in square brackets, as in `[*]` or
-    `[{]`, stands for itself.
+    A pattern without wildcards is returned whether or not it exists. A wildcard in square brackets, such as `[*]` or
+    `[{]`, matches itself. Matches of one wildcard pattern are sorted.
 
     Raises:
-        RequestError: the braces name more than a million URIs; none of them is made.
+        RequestError: the braces expand to more than a million URIs; this is checked before the expansion.
     """
     found: list[str] = []
-    # Nested braces may name the same thing twice.
+    # Nested braces may give duplicates.
     for uri in dict.fromkeys(_braces(pattern, 1)):
         if not has_wildcard(uri):
             found.append(uri)
@@ -510,13 +527,13 @@ def expand(pattern: str) -> list[str]:
 
 
 def escape(uri: str) -> str:
-    """A pattern that names `uri` alone, whatever characters it has."""
+    """A pattern that matches only `uri`; special characters are escaped."""
     return re.sub(r"[*?\[{}]", r"[\g<0>]", uri)
 
 
 def folder_of(pattern: str) -> str:
-    """The folder up to which `pattern` has no wildcard, so that all that it names is below it; maybe ""."""
-    # An escaped wildcard is none.
+    """The deepest folder, unescaped, that contains all matches of `pattern`; may be ""."""
+    # Escaped wildcards are skipped.
     first = next((match for match in _WILDCARD.finditer(pattern) if not match[1]), None)
     fixed = pattern[: first.start()] if first else pattern
     return _WILDCARD.sub(lambda match: match[1] or match[0], fixed.rpartition("/")[0])
@@ -527,7 +544,7 @@ def has_wildcard(uri: str) -> bool:
 
 
 def _braces(pattern: str, times: int) -> Iterator[str]:
-    """What the braces of `pattern`, of which there are `times`, name."""
+    """Expands the braces of `pattern`; `times` is the product of the alternatives of all braces expanded before."""
     match = _BRACES.search(pattern)
     if match is None:
         yield pattern
@@ -537,7 +554,7 @@ def _braces(pattern: str, times: int) -> Iterator[str]:
     choices: Iterable[str]
     if numbers:
         first, last = numbers.groups()
-        # Longer ones are no numbers of files, and Python reads none of thousands of digits.
+        # Longer numbers exceed the limit anyway, and Python refuses to parse thousands of digits.
         known = max(len(first), len(last)) < _MAX_DIGITS
         of_range = range(int(first), int(last) + 1) if known else range(_MAX_NAMED + 1)
         count, choices = len(of_range), (str(number).zfill(len(first)) for number in of_range)

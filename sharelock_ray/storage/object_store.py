@@ -1,14 +1,14 @@
-"""S3 and what speaks its protocol: one place for its settings, its retries and its errors.
+"""S3 and compatible object stores: settings, retries and errors.
 
-s3fs does the talking. Its own repetitions and those of botocore are off: nested, they would multiply, and none of them
-knows how long the whole has taken. Instead each request is repeated by one `RetryPolicy`; a read goes on at the byte
-where it broke off; a write is one put, or parts that appear together. Every wrong request ends as one line.
+Requests go through s3fs. Retries of s3fs and botocore are disabled: nested retries would multiply, and neither limits
+the total time. One `RetryPolicy` retries each request instead. A read resumes at the byte where it was interrupted; a
+write is one put or an atomic multipart upload. An invalid request ends in a one-line error.
 
-Settings come from the environment of each process, so that nothing of them is in a recipe, a pickle or a manifest:
+Settings come from the environment of each process, so that no recipe, pickle or manifest contains them:
 
     AWS_ENDPOINT_URL, AWS_REGION, AWS_PROFILE, …   as in every AWS tool
-    SHARELOCK_S3_PART_BYTES                        size of a part of a large object, 16 MiB if not set
-    SHARELOCK_S3_ATTEMPTS                          of one request, in a row without progress; 10 if not set
+    SHARELOCK_S3_PART_BYTES                        size of a part of a large object in bytes; default 16 MiB
+    SHARELOCK_S3_ATTEMPTS                          attempts per request without progress; default 10
 """
 
 import asyncio
@@ -46,25 +46,25 @@ from sharelock_ray.storage.retry import ExhaustedError, RetryPolicy
 
 _T = TypeVar("_T")
 _Sink = Callable[[int, bytes], None]
-"""Takes bytes of an object: their offset in the object, and the bytes."""
+"""Receives bytes of an object: their offset in the object, and the bytes."""
 
 _MIN_PART_BYTES = 5 << 20
 _MAX_PARTS = 10_000
-"""Limits of S3 for a part that is not the last, and for their number (S3 User Guide, "multipart upload limits")."""
+"""S3's minimum size of all parts except the last, and maximum number (S3 User Guide, "multipart upload limits")."""
 _PARALLEL_PARTS = 8
 _CONNECTIONS = 32
 _CONNECT_S = 5
-# Completing a large upload can take a minute, during which S3 says nothing.
+# S3 may take a minute to complete a large upload, and sends nothing meanwhile.
 _ANSWER_S = 60
-# An endpoint that has never answered is more likely a wrong address than one that is down.
+# An endpoint that has never answered is more likely a wrong address than a temporary failure.
 _FIRST_CONTACT_S = 5
 _CLEANING_S = 10
 _READ_AHEAD_BYTES = 8 << 20
 _CHUNK_BYTES = 1 << 20
 _WRITER = "sharelock-writer"
-"""Metadata of an object that tells a writer its own."""
+"""Metadata key by which a writer recognises its own object."""
 
-# Beside whatever comes with a status of 5xx; the last three are those of an object within a removal of many.
+# In addition to any status of 5xx. The last three occur for single objects in the removal of several.
 _TRANSIENT_CODES = frozenset(
     {
         "RequestTimeout",
@@ -93,24 +93,24 @@ _IMPOSSIBLE_NAMES = ("InvalidBucketName", "KeyTooLongError")
 
 
 class _UploadGoneError(Exception):
-    """An upload in parts that the store no longer knows, or that it wants begun again."""
+    """The store does not know a multipart upload any more, or asks to start it again."""
 
 
 class ObjectStore(S3FileSystem):
-    """A bucket store as fsspec knows it, that repeats what is worth it and publishes objects whole or not at all.
+    """fsspec filesystem of an S3 store, with retries and atomic writes.
 
-    Holds no credentials: botocore finds them in the environment, the profile or the instance, and renews them.
+    It holds no credentials: botocore reads them from the environment, the profile or the instance, and renews them.
     """
 
     retries = 1
 
     def __init__(self, endpoint: str | None, region: str | None, part_bytes: int, attempts: int, **_: Any) -> None:
-        """What fsspec's own configuration says of s3, which it adds to the arguments, does not count.
+        """Ignores other arguments: fsspec adds those of its own configuration of s3.
 
         Args:
-            endpoint: URL of the store; None for what botocore's own configuration says.
-            part_bytes: a larger object is written and read in parts of this size.
-            attempts: of a request, in a row without progress.
+            endpoint: URL of the store; None for that of botocore's configuration.
+            part_bytes: size of a part; larger objects are written and read in parts.
+            attempts: maximum number of attempts per request without progress.
         """
         config: dict[str, Any] = {
             "connect_timeout": _CONNECT_S,
@@ -119,13 +119,13 @@ class ObjectStore(S3FileSystem):
             "retries": {"total_max_attempts": 1, "mode": "standard"},
         }
         if endpoint and not _profile_says("addressing_style"):
-            # Few stores of one's own have a name for each bucket.
+            # Self-hosted stores rarely have a host name per bucket.
             config["s3"] = {"addressing_style": "path"}
         super().__init__(
             endpoint_url=endpoint,
             client_kwargs={"region_name": region} if region else {},
             config_kwargs=config,
-            # Another process may write at any time, so a remembered listing would be wrong.
+            # Other processes may write at any time, so a cached listing would be wrong.
             use_listings_cache=False,
         )
         self._part_bytes = part_bytes
@@ -134,57 +134,57 @@ class ObjectStore(S3FileSystem):
 
     @classmethod
     def from_environment(cls) -> "ObjectStore":
-        """The store that the environment names; one for a process, as long as the environment stays.
+        """The store that the environment configures; cached per process while the settings stay the same.
 
         Raises:
-            RequestError: a setting is not a number that can be used.
+            RequestError: a setting is not an integer or is too small.
         """
         return cls(
             endpoint=os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"),
-            # botocore itself reads only the second.
+            # botocore reads only the second variable.
             region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
             part_bytes=number_from_environment("SHARELOCK_S3_PART_BYTES", 16 << 20, least=_MIN_PART_BYTES),
             attempts=number_from_environment("SHARELOCK_S3_ATTEMPTS", RetryPolicy.attempts, least=1),
         )
 
-    # Every request of s3fs, a page of a listing or the removal of a folder as well, goes through here.
+    # s3fs sends all requests through this method, including listings and removals.
     async def _call_s3(self, method: str, *settings: dict[str, Any], **arguments: Any) -> Any:
         return (await self._request(method, *settings, **arguments))[0]
 
     async def _request(self, method: str, *settings: dict[str, Any], **arguments: Any) -> tuple[Any, int]:
-        """The answer to one request, and how many attempts at it failed before."""
+        """Sends one request with retries; returns the answer and the number of failed attempts."""
 
         async def attempt() -> Any:
             answer = await self._attempt(method, *settings, **arguments)
-            # The removal of many objects is answered with 200 even if some are still there.
+            # The status of a removal of several objects is 200 even if some removals failed.
             for failed in answer.get("Errors", []) if method == "delete_objects" else []:
                 raise ClientError({"Error": failed, "ResponseMetadata": {"HTTPStatusCode": 200}}, method)
             return answer
 
-        # To a put, a conflict says only that another one is under way.
-        again = {_CONFLICT} if method == "put_object" else set()
-        return await self._persist(_uri(arguments), attempt, again)
+        # For a put, a conflict only means that another put is in progress.
+        retryable = {_CONFLICT} if method == "put_object" else set()
+        return await self._retry(_uri(arguments), attempt, retryable)
 
     async def _attempt(self, method: str, *settings: dict[str, Any], **arguments: Any) -> Any:
         answer = await super()._call_s3(method, *settings, **arguments)
         self._answered = True
         return answer
 
-    async def _persist(
+    async def _retry(
         self,
         uri: str,
         attempt: Callable[[], Awaitable[_T]],
-        again: set[str] | None = None,
+        retryable: set[str] | None = None,
         progress: Callable[[], int] = lambda: 0,
     ) -> tuple[_T, int]:
-        """Runs `attempt` by the policy; codes in `again` are transient too."""
+        """Runs `attempt` with the retry policy; error codes in `retryable` are also transient."""
         began = time.monotonic()
 
         def transient(error: Exception) -> bool:
             self._answered |= _response(error) is not None
             if _is_no_contact(error) and not self._answered:
                 return time.monotonic() - began < _FIRST_CONTACT_S
-            return _is_transient(error) or _code(error) in (again or ())
+            return _is_transient(error) or _code(error) in (retryable or ())
 
         try:
             return await self._policy.run(attempt, transient, progress)
@@ -199,7 +199,7 @@ class ObjectStore(S3FileSystem):
             self._explain(error, uri)
 
     def _explain(self, error: Exception, uri: str) -> NoReturn:
-        """Raises what a permanent error means to the caller or the user."""
+        """Raises the error for the caller or the user that corresponds to a permanent error."""
         code = _code(error)
         if _is_no_contact(error):
             raise RequestError(
@@ -211,8 +211,8 @@ class ObjectStore(S3FileSystem):
                 f"AWS_SECRET_ACCESS_KEY, or run where an instance profile gives them"
             ) from None
         if isinstance(error, ParamValidationError | UnicodeError) or code in _IMPOSSIBLE_NAMES:
-            raise ImpossibleUriError(f"{uri}: S3 allows no such name: check the bucket and the path") from None
-        # Of botocore alone a ValueError says that the endpoint is no URL.
+            raise ImpossibleUriError(f"{uri}: S3 does not allow this name: check the bucket and the path") from None
+        # botocore raises ValueError for an endpoint that is not a URL.
         if isinstance(error, BotoCoreError | ValueError):
             raise RequestError(f"{uri}: {_line(error)}: check the AWS_* variables and the AWS profile") from None
         if code in ("NoSuchUpload", _CONFLICT):
@@ -226,15 +226,15 @@ class ObjectStore(S3FileSystem):
             raise FileNotFoundError(f"no object at {uri}") from None
         if status == 412:
             raise FileExistsError(f"there is an object at {uri}") from None
-        # The answer to a HEAD has no body that could say more than 400.
+        # The answer to a HEAD has no body, so the code is only 400.
         if code in _EXPIRED_CODES or (status == 400 and code == "400"):
             raise RequestError(
-                f"{uri}: the object store at {self._place()} refuses this ({code}: {_line(error)}): the credentials "
-                f"have most likely expired: renew them, and run the same command again to continue"
+                f"{uri}: the object store at {self._place()} rejects the request ({code}: {_line(error)}): the "
+                f"credentials have most likely expired: renew them, and run the same command again to continue"
             ) from None
         if status in (401, 403) or code == "AccessDenied":
             raise RequestError(
-                f"{uri}: the object store at {self._place()} refuses this ({code}): "
+                f"{uri}: the object store at {self._place()} rejects the request ({code}): "
                 f"check the credentials, and that they may read, write, list and delete there"
             ) from None
         if status:
@@ -247,7 +247,7 @@ class ObjectStore(S3FileSystem):
         return _without_user(str(self._s3.meta.endpoint_url if self._s3 else self.endpoint_url or "AWS"))
 
     async def _exists(self, path: str) -> bool:
-        # That of s3fs takes any failure to reach a bucket for its absence.
+        # s3fs treats any failure to reach a bucket as its absence.
         try:
             await self._info(path)
         except FileNotFoundError:
@@ -257,20 +257,20 @@ class ObjectStore(S3FileSystem):
     exists = sync_wrapper(_exists)
 
     async def _pipe_file(self, path: str, data: bytes, mode: str = "overwrite", **_: Any) -> None:
-        """Publishes `data` at `path`; with the mode "create" only where no object is.
+        """Writes `data` to `path` atomically; mode "create" fails if an object exists.
 
-        A repetition whose first attempt got through although its answer was lost meets its own object: it knows it by
-        metadata that no other writer could have set.
+        If the first attempt succeeded but its answer was lost, the retry finds the object of this call, and recognises
+        it by a unique metadata value.
 
         Raises:
-            FileExistsError: with the mode "create", another writer's object is there.
+            FileExistsError: in mode "create", another writer's object exists.
         """
         bucket, key, _version = self.split_path(path)
         place = {"Bucket": bucket, "Key": key}
         condition = {"IfNoneMatch": "*"} if mode == "create" else {}
         writer = uuid.uuid4().hex
         write = self._put if len(data) <= self._part_bytes else self._put_parts
-        for begun in range(1, self._policy.attempts + 1):
+        for uploads in range(1, self._policy.attempts + 1):
             try:
                 await write(place, data, {_WRITER: writer}, condition)
                 return
@@ -279,11 +279,13 @@ class ObjectStore(S3FileSystem):
                     return
                 if isinstance(error, FileExistsError):
                     raise
-            await asyncio.sleep(self._policy.pause(begun))
-        raise RunError(f"{_uri(place)}: the store gave up {begun} uploads: another process writes or cleans up there")
+            await asyncio.sleep(self._policy.pause(uploads))
+        raise RunError(
+            f"{_uri(place)}: {uploads} uploads were aborted: check whether another process writes or cleans up there"
+        )
 
     async def _writer(self, place: dict[str, str]) -> str | None:
-        """Who wrote the object at `place`, where there is one."""
+        """The writer of the object at `place`; None without an object."""
         with suppress(FileNotFoundError):
             return str((await self._call_s3("head_object", **place))["Metadata"].get(_WRITER))
         return None
@@ -307,7 +309,7 @@ class ObjectStore(S3FileSystem):
 
         try:
             numbers = range(1, -(-len(data) // size) + 1)
-            parts = await _together([partial(put, number) for number in numbers])
+            parts = await _gather([partial(put, number) for number in numbers])
             await self._call_s3("complete_multipart_upload", **upload, MultipartUpload={"Parts": parts}, **condition)
         except BaseException:
             await self._abort([upload])
@@ -317,7 +319,7 @@ class ObjectStore(S3FileSystem):
                 await self._abort_lost(place)
 
     async def _abort(self, uploads: Sequence[dict[str, str]]) -> None:
-        """Takes back what uploads have stored, if it can be done at once; the error that led here matters more."""
+        """Aborts uploads within a time limit; ignores errors, since the caller is about to raise the original one."""
         with suppress(TimeoutError, SharelockError):
             async with asyncio.timeout(_CLEANING_S):
                 for upload in uploads:
@@ -325,9 +327,9 @@ class ObjectStore(S3FileSystem):
                         await self._call_s3("abort_multipart_upload", **upload)
 
     async def _abort_lost(self, place: dict[str, str]) -> None:
-        """Aborts the uploads to `place` that failed attempts may have begun, and whose answers were lost.
+        """Aborts uploads to `place` that were started by failed attempts whose answers were lost.
 
-        It cannot tell them from another writer's upload to the same place, which then begins again.
+        This also aborts a concurrent writer's upload to the same place; that writer then starts again.
         """
         lost: list[dict[str, str]] = []
         with suppress(TimeoutError, SharelockError):
@@ -361,11 +363,15 @@ class ObjectStore(S3FileSystem):
             await self._download(rpath, 0, None, sink)
 
     async def _download(self, path: str, start: int, end: int | None, sink: _Sink, etag: str | None = None) -> None:
-        """Gives the bytes from `start` to before `end` (or the object's end) to `sink`, several parts at a time.
+        """Passes the bytes from `start` (inclusive) to `end` (exclusive) to `sink`; reads several parts in parallel.
+
+        Args:
+            end: None for the end of the object.
+            etag: expected ETag of the object; None accepts the first one that is read.
 
         Raises:
             FileNotFoundError: there is no object.
-            RunError: the object was replaced meanwhile; `etag` is the one that it must still have.
+            RunError: the object was replaced during the read.
         """
         bucket, key, _version = self.split_path(path)
         place = {"Bucket": bucket, "Key": key}
@@ -375,15 +381,15 @@ class ObjectStore(S3FileSystem):
         )
         end = size if end is None else min(end, size)
         starts = range(start + step, end, step)
-        await _together([partial(self._read_part, place, at, min(at + step, end), sink, etag) for at in starts])
+        await _gather([partial(self._read_part, place, at, min(at + step, end), sink, etag) for at in starts])
 
     async def _read_part(
         self, place: dict[str, str], start: int, end: int, sink: _Sink, etag: str | None
     ) -> tuple[str | None, int]:
-        """Reads from `start` to before `end`, going on after each fault where it broke off.
+        """Reads the bytes from `start` (inclusive) to `end` (exclusive); resumes after each interruption.
 
         Returns:
-            the object's ETag and its size in bytes; None and `start` if the object ends before that.
+            ETag and size of the object in bytes; None and `start` if the object ends before `start`.
         """
         at, size = start, start
 
@@ -406,18 +412,18 @@ class ObjectStore(S3FileSystem):
                 raise IncompleteReadError(actual_bytes=at - start, expected_bytes=min(end, size) - start)
 
         if start < end:
-            await self._persist(_uri(place), attempt, progress=lambda: at)
+            await self._retry(_uri(place), attempt, progress=lambda: at)
         return etag, size
 
     def _open(self, path: str, mode: str = "rb", **_: Any) -> io.BufferedReader:
         if mode != "rb":
-            # A stream that is closed after an error would publish what it has.
-            raise io.UnsupportedOperation(f"mode {mode!r}: an object is written whole, by write_bytes or create_bytes")
+            # A stream that is closed after an error would publish incomplete data.
+            raise io.UnsupportedOperation(f"mode {mode!r}: use write_bytes or create_bytes, which write atomically")
         return io.BufferedReader(_Stream(self, path), _READ_AHEAD_BYTES)
 
 
 class _Stream(io.RawIOBase):
-    """An object as a stream that can be read from anywhere; always the object that it was when opened."""
+    """A seekable stream over one version of an object: raises RunError if the object is replaced while it is open."""
 
     def __init__(self, store: ObjectStore, path: str) -> None:
         found = store.info(path)
@@ -454,8 +460,8 @@ class _Stream(io.RawIOBase):
         return bytes(found)
 
 
-async def _together(tasks: Sequence[Callable[[], Awaitable[_T]]]) -> list[_T]:
-    """What `tasks` return, a few at a time; the first that fails ends the others before it is raised."""
+async def _gather(tasks: Sequence[Callable[[], Awaitable[_T]]]) -> list[_T]:
+    """Runs `tasks` with limited concurrency and returns their results; the first error cancels the others."""
     free = asyncio.Semaphore(_PARALLEL_PARTS)
 
     async def run(task: Callable[[], Awaitable[_T]]) -> _T:
@@ -472,7 +478,7 @@ async def _together(tasks: Sequence[Callable[[], Awaitable[_T]]]) -> list[_T]:
 
 
 def _response(error: BaseException | None) -> dict[str, Any] | None:
-    """The store's answer, where `error` is one; s3fs hides it in the cause."""
+    """The store's answer, if `error` or its cause (for errors of s3fs) carries one."""
     answer = getattr(error, "response", None) or getattr(getattr(error, "__cause__", None), "response", None)
     return answer if isinstance(answer, dict) else None
 
@@ -486,7 +492,7 @@ def _code(error: BaseException) -> str | None:
 
 
 def _is_no_contact(error: Exception) -> bool:
-    """No connection came about. aiobotocore calls one that breaks off later an EndpointConnectionError too."""
+    """Whether no connection was made. aiobotocore also raises EndpointConnectionError for interrupted connections."""
     if isinstance(error, EndpointConnectionError):
         return isinstance(error.kwargs.get("error"), aiohttp.ClientConnectorError)
     return isinstance(error, ConnectTimeoutError)
@@ -495,7 +501,7 @@ def _is_no_contact(error: Exception) -> bool:
 def _is_transient(error: Exception) -> bool:
     status = _status(error)
     if status is not None:
-        # 501: the store does not know the request, and never will.
+        # 501: the store does not implement the request.
         return status in (408, 429) or (status >= 500 and status != 501) or _code(error) in _TRANSIENT_CODES
     if isinstance(error, SSLError):
         return "certificate" not in str(error).lower()
@@ -507,15 +513,15 @@ def _line(error: BaseException | None) -> str:
 
 
 def _without_user(text: str) -> str:
-    """`text`, in which no URL holds a user's name and password."""
+    """`text` without user names and passwords in URLs."""
     return re.sub(r"(?<=://)[^/\s]*@", "", text)
 
 
 def _profile_says(setting: str) -> bool:
-    """Whether the AWS profile has this setting of s3."""
+    """Whether the AWS profile has this setting in its `s3` section."""
     try:
         return setting in botocore.session.Session().get_scoped_config().get("s3", {})
-    # It is said of the first request.
+    # The first request reports this error.
     except BotoCoreError:
         return False
 

@@ -1,4 +1,4 @@
-"""The one policy by which a request to a store is repeated."""
+"""The retry policy for requests to a store."""
 
 import asyncio
 import random
@@ -11,28 +11,28 @@ _T = TypeVar("_T")
 
 
 class ExhaustedError(Exception):
-    """A transient fault that outlasted the policy; its cause is the last error."""
+    """A transient error persisted beyond the limits of the policy; the cause is the last error."""
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Exponential backoff with full jitter, bounded in attempts and in time.
+    """Exponential backoff with full jitter, limited in attempts and in time.
 
-    The pause before a repetition is drawn evenly from zero to a bound that doubles: of many clients that failed
-    together, the fewest then meet again (M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015).
+    The pause before a retry is uniformly distributed between zero and a bound that doubles with each failure. This
+    minimises collisions between clients (M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015).
     """
 
     attempts: int = 10
-    """In a row without progress; at least one."""
+    """Maximum number of consecutive attempts without progress; at least 1."""
     first_s: float = 0.2
-    """Bound of the first pause."""
+    """Bound of the first pause in seconds."""
     longest_s: float = 20
-    """Bound of any pause."""
+    """Maximum bound of a pause in seconds."""
     total_s: float = 300
-    """Everything together since there was progress, an attempt that hangs included."""
+    """Maximum seconds without progress, including an attempt that hangs."""
 
     def pause(self, failed: int) -> float:
-        """Seconds to wait after the attempt that failed as the `failed`-th in a row."""
+        """Random seconds to wait after `failed` consecutive failures."""
         return random.uniform(0, min(self.longest_s, self.first_s * 2 ** (failed - 1)))
 
     async def run(
@@ -41,17 +41,18 @@ class RetryPolicy:
         transient: Callable[[Exception], bool],
         progress: Callable[[], int] = lambda: 0,
     ) -> tuple[_T, int]:
-        """Repeats `attempt` while what it raises is `transient`, as a time-out always is.
+        """Repeats `attempt` while its errors are transient.
 
         Args:
-            progress: grows with what attempts have got done for good; after one that brought some, all begins again.
+            transient: whether an error is transient; a time-out always is.
+            progress: measure of the permanent progress of all attempts; when it grows, all limits start again.
 
         Returns:
-            what `attempt` returned, and how many attempts failed before.
+            The result of `attempt`, and the number of failed attempts.
 
         Raises:
-            ExhaustedError: the policy's bounds are reached.
-            Exception: what `attempt` raised, where that is not transient.
+            ExhaustedError: a limit of the policy is reached.
+            Exception: the error of `attempt` if it is not transient.
         """
         began = since = time.monotonic()
         tried = failed = 0

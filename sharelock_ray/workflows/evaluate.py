@@ -1,17 +1,20 @@
-"""`evaluate`: scores the best checkpoint of a run on feature sets, and leaves `evaluation.json`."""
+"""`evaluate`: scores the best checkpoint of a run on feature sets and writes `evaluation.json`."""
 
 import base64
 import io
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
+
+from pydantic import model_validator
 
 from sharelock_ray import storage
 from sharelock_ray.config import Config, content_hash
 from sharelock_ray.documents import Document, read_document
 from sharelock_ray.encoders.images import upright_image
 from sharelock_ray.errors import RequestError, SharelockError
-from sharelock_ray.evaluation.result import Evaluation, Example
+from sharelock_ray.evaluation.result import EvaluationRecord, Example, all_notes, upgraded
 from sharelock_ray.features.featureset import FeatureSet, join, open_features
 from sharelock_ray.features.manifest import is_complete
 from sharelock_ray.progress import say
@@ -20,39 +23,49 @@ from sharelock_ray.runs.folder import CHECKPOINT
 from sharelock_ray.sources.sample import CAPTIONS, Sample, Source
 from sharelock_ray.sources.subset import Subset
 from sharelock_ray.workflows.extract import extract_splits
-from sharelock_ray.workflows.inputs import Inputs
+from sharelock_ray.workflows.inputs import Inputs, Split
 from sharelock_ray.workflows.timing import timed
 
 EVALUATION = "evaluation.json"
 _THUMBNAIL = 128
-"""Pixels of the longer side."""
+"""Longer side in pixels."""
 
 
 class EvaluationRequest(Config):
-    """What an evaluation depends on."""
+    """The inputs and settings that determine an evaluation."""
 
     model: str
     """SHA-256 of `checkpoint.json`."""
     features: tuple[str, ...]
-    """Digests of the feature sets that are scored; earlier versions noted those of all splits."""
+    """Digests of the scored feature sets. Version 1 listed those of all splits."""
     evaluation: EvaluationSpec
     classes: str | None = None
-    """Hash of the class names. None where the version that wrote it did not note it yet."""
+    """Hash of the class names. None in documents of version 1."""
 
 
-class EvaluationRecord(Document):
-    """`evaluation.json`: what was asked, and what was found."""
+class Evaluation(Document):
+    """`evaluation.json`: the request, and a record for each task and data set."""
 
-    schema_version = 2
+    schema_version = 3
 
     request: EvaluationRequest
-    result: Evaluation
+    records: tuple[EvaluationRecord, ...]
+    notes: tuple[str, ...] = ()
+    """Tasks that were skipped, and why."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_versions_1_and_2(cls, content: Any) -> Any:
+        return upgraded(content)
 
 
 def evaluate(recipe: Recipe, inputs: Inputs | None = None) -> Evaluation:
-    """Scores the best checkpoint on the test split; without one, on the validation pairs of the training split.
+    """Scores the best checkpoint on the test split, or on the validation pairs if there is no test split.
 
-    Prompts of the named classes that are not embedded yet, such as in other templates, are extracted first.
+    Class prompts and translations that have no features yet are extracted first.
+
+    Raises:
+        RequestError: the run has no trained model, or the split has nothing to score.
     """
     path = storage.join(recipe.output, EVALUATION)
     if not storage.exists(storage.join(recipe.run.best, CHECKPOINT)):
@@ -60,13 +73,14 @@ def evaluate(recipe: Recipe, inputs: Inputs | None = None) -> Evaluation:
     inputs = inputs or Inputs(recipe)
     split = "test" if "test" in recipe.splits else "train"
     sets = _sets(inputs, split)
-    asked = _request(recipe, list(sets.values()))
-    if storage.exists(path) and _covers((known := read_document(EvaluationRecord, path)).request, asked):
+    translations = open_texts(inputs, inputs.translations) if inputs.translations else None
+    asked = _request(recipe, [*sets.values(), *([translations] if translations else [])])
+    if storage.exists(path) and _covers((known := read_document(Evaluation, path)).request, asked):
         say("evaluate: already done")
-        return known.result
+        return known
     from sharelock_ray.batches.sampling import split_validation
     from sharelock_ray.evaluation.scoring import evaluate as score
-    from sharelock_ray.evaluation.scoring import labelled
+    from sharelock_ray.evaluation.scoring import labelled, translated_retrieval
     from sharelock_ray.runs.heads import load_trained_heads
 
     with timed(recipe, "evaluate"):
@@ -77,51 +91,51 @@ def evaluate(recipe: Recipe, inputs: Inputs | None = None) -> Evaluation:
         names, prompts = None, None
         if split == "test":
             names = recipe.class_names() or []
-            prompts = open_prompts(inputs) if names and len(labelled(images, len(names))[0]) else None
+            if names and inputs.prompts and len(labelled(images, len(names))[0]):
+                prompts = open_texts(inputs, inputs.prompts)
         elif pairs is not None:
             split, pairs = "validation", split_validation(pairs, recipe.alignment.validation_fraction)[1]
         spec = recipe.evaluation
         source = inputs.splits["test" if "test" in recipe.splits else "train"].source
-        result = score(heads, images, pairs, split, names, prompts, spec.templates, spec.recall_at)
-        result = result.model_copy(update={"examples": _with_thumbnails(result.examples, source)})
-    storage.write_json(path, EvaluationRecord(request=asked, result=result).content())
-    scored = [
-        f"{what} of {found.images:,} images"
-        for what, found in (
-            ("zero-shot classification", result.zero_shot and result.zero_shot.among_all),
-            ("retrieval", result.retrieval),
-        )
-        if found
-    ]
+        records, notes = score(heads, images, pairs, split, names, prompts, spec.templates, spec.recall_at)
+        if translations is not None:
+            records += translated_retrieval(heads, images, split, translations, spec.recall_at)
+        found = Evaluation(request=asked, records=tuple(_with_thumbnails(records, source)), notes=tuple(notes))
+    storage.write_json(path, found.content())
+    scored = dict.fromkeys(f"{record.title} of {record.result.images:,} images" for record in found.records)
     say(f"evaluate: {', '.join(scored)} of the {split} split")
-    for note in result.notes:
+    for note in all_notes(found.records, found.notes):
         say(f"evaluate: {note}")
-    return result
+    return found
 
 
-def open_prompts(inputs: Inputs) -> FeatureSet:
-    """The embedded class prompts of the recipe's language encoder; they are extracted where they are not there yet."""
-    prompts = inputs.prompts
-    assert prompts is not None, "asked for without class names"
-    uri = inputs.uri(prompts.name, inputs.recipe.language)
+def open_texts(inputs: Inputs, texts: Split) -> FeatureSet:
+    """Opens class prompts or translations of the recipe's language encoder, and extracts them first if they are
+    missing."""
+    uri = inputs.uri(texts.name, inputs.recipe.language)
     if not is_complete(uri):
-        place = prompts.uris.index(uri)
-        extract_splits(inputs.recipe, [replace(prompts, encoders=(prompts.encoders[place],), uris=(uri,))])
+        place = texts.uris.index(uri)
+        extract_splits(inputs.recipe, [replace(texts, encoders=(texts.encoders[place],), uris=(uri,))])
     return open_features(uri)
 
 
-def _with_thumbnails(examples: Sequence[Example], source: Source) -> tuple[Example, ...]:
-    """Examples with a small picture each, as far as their images are still there: a page is made without the data."""
+def _with_thumbnails(records: Sequence[EvaluationRecord], source: Source) -> list[EvaluationRecord]:
+    """Adds a thumbnail to each example whose image can be read. The report then needs no images."""
+    keys = frozenset(example.key for record in records for example in record.examples)
     found: dict[str, str] = {}
-    # Feature sets outlive their inputs, and so does what is scored on them.
+    # Feature sets can be scored after their inputs are deleted.
     with suppress(SharelockError, OSError):
-        wanted = Subset(source, frozenset(example.key for example in examples))
+        wanted = Subset(source, keys)
         for item in (item for shard in wanted.shards() for item in wanted.read(shard)):
             if isinstance(item, Sample) and item.image is not None:
                 found[item.key] = _thumbnail(item.image, item.key)
-    if missing := len(examples) - len(found):
-        say(f"evaluate: {missing} of {len(examples)} example images cannot be read any more: the page has no picture")
-    return tuple(example.model_copy(update={"thumbnail": found.get(example.key)}) for example in examples)
+    if missing := len(keys) - len(found):
+        say(f"evaluate: {missing} of {len(keys)} example images cannot be read any more: the page has no picture")
+
+    def pictured(example: Example) -> Example:
+        return example.model_copy(update={"thumbnail": found.get(example.key)})
+
+    return [record.model_copy(update={"examples": tuple(map(pictured, record.examples))}) for record in records]
 
 
 def _thumbnail(data: bytes, key: str) -> str:
@@ -133,7 +147,7 @@ def _thumbnail(data: bytes, key: str) -> str:
 
 
 def _sets(inputs: Inputs, split: str) -> dict[str, FeatureSet]:
-    """The feature sets of the evaluated split, by modality; captions only where its source has some."""
+    """Opens the feature sets of the evaluated split, by modality; captions only if its source provides them."""
     recipe = inputs.recipe
     sets = {"vision": inputs.open(split, recipe.vision)}
     if CAPTIONS in recipe.splits[split].provides:
@@ -151,6 +165,6 @@ def _request(recipe: Recipe, sets: Sequence[FeatureSet]) -> EvaluationRequest:
 
 
 def _covers(known: EvaluationRequest, asked: EvaluationRequest) -> bool:
-    """Whether an evaluation that was made is what is asked for."""
+    """Tells whether a stored evaluation answers the request."""
     same = {"features": asked.features, "classes": known.classes or asked.classes}
     return set(asked.features) <= set(known.features) and known.model_copy(update=same) == asked

@@ -1,4 +1,4 @@
-"""`extract`: makes the missing feature sets of every split and of the class prompts."""
+"""`extract`: makes the missing feature sets of every split and of the texts that evaluation needs."""
 
 from collections.abc import Sequence
 

@@ -22,8 +22,10 @@ from sharelock_ray.sources.listed import Listed
 from sharelock_ray.sources.prompts import PromptSource
 from sharelock_ray.sources.sample import CAPTIONS, IMAGES, Content, Source
 from sharelock_ray.sources.spec import SourceSpec, require_captions
+from sharelock_ray.sources.translations import TranslationSource
 from sharelock_ray.workflows.timing import timed
 
+_AnySource = SourceSpec | PromptSource | TranslationSource
 _WANTS: dict[Modality, Content] = {"vision": IMAGES, "language": CAPTIONS}
 """Content that an encoder needs from a source."""
 
@@ -49,7 +51,7 @@ class Inputs:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self._encoders: dict[EncoderSpec, ResolvedEncoder] = {}
-        self._sources: dict[SourceSpec | PromptSource, Listed] = {}
+        self._sources: dict[_AnySource, Listed] = {}
 
     def of(self, recipe: Recipe) -> "Inputs":
         """The inputs of another recipe, such as a point of a study; encoders and listings are shared."""
@@ -103,22 +105,38 @@ class Inputs:
         source = PromptSource(prompts=tuple(tuple(prompts_of(name, templates)) for name in names))
         return self._split(f"prompts-{content_hash(names, templates)}", source)
 
+    @cached_property
+    def translations(self) -> Split | None:
+        """The captions in several languages as a split; None if the recipe has none or no test images.
+
+        Raises:
+            RequestError: their table cannot be read.
+        """
+        recipe = self.recipe
+        spec = recipe.evaluation.translations
+        if spec is None or "test" not in recipe.splits or IMAGES not in recipe.splits["test"].provides:
+            return None
+        source = TranslationSource.of_table(spec.table, spec.languages)
+        return self._split(f"translations-{content_hash(source)}", source)
+
     @property
     def all_splits(self) -> list[Split]:
-        """The splits of the data, and the prompts."""
-        return [*self.splits.values(), *([self.prompts] if self.prompts else [])]
+        """The splits of the data, the prompts, and the translations."""
+        return [*self.splits.values(), *(split for split in (self.prompts, self.translations) if split)]
 
     @property
     def known_splits(self) -> list[Split]:
-        """As `all_splits`, but without prompts that are not embedded yet: runs of earlier versions have none."""
-        prompts = None
-        # Feature sets may outlive the file of class names.
+        """As `all_splits`, but without texts that are not embedded yet, such as those of another evaluation."""
+        texts: list[Split | None] = []
+        # Feature sets may outlive the files of class names and translations.
         with suppress(RequestError):
-            prompts = self.prompts
-        made = prompts is not None and all(is_complete(uri) for uri in prompts.uris)
-        return [*self.splits.values(), *([prompts] if made and prompts else [])]
+            texts.append(self.prompts)
+        with suppress(RequestError):
+            texts.append(self.translations)
+        made = [split for split in texts if split and all(is_complete(uri) for uri in split.uris)]
+        return [*self.splits.values(), *made]
 
-    def _split(self, name: str, source: SourceSpec | PromptSource) -> Split:
+    def _split(self, name: str, source: "_AnySource") -> Split:
         if source not in self._sources:
             self._sources[source] = Listed(source)
         fed = [spec for spec in self.recipe.encoders if _feeds(source, spec)]

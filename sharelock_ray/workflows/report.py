@@ -6,7 +6,7 @@ from sharelock_ray.errors import RequestError
 from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.report.summary import StudySummary, Summary
 from sharelock_ray.study.trials import STUDY, Study
-from sharelock_ray.workflows.evaluate import EVALUATION, EvaluationRecord
+from sharelock_ray.workflows.evaluate import EVALUATION, Evaluation
 from sharelock_ray.workflows.inputs import Inputs, feature_sets
 from sharelock_ray.workflows.timing import seconds_of
 
@@ -20,7 +20,7 @@ def report(recipe: Recipe, inputs: Inputs | None = None) -> Summary:
     path = storage.join(recipe.output, EVALUATION)
     if result is None or not storage.exists(path):
         raise RequestError(f"{recipe.output} holds no finished training with an evaluation: run `sharelock evaluate`")
-    evaluation = read_document(EvaluationRecord, path).result
+    evaluation = read_document(Evaluation, path)
     summary = Summary(
         title=recipe.name,
         note=recipe.note,
@@ -28,7 +28,8 @@ def report(recipe: Recipe, inputs: Inputs | None = None) -> Summary:
         features=tuple(s.manifest for s in feature_sets(inputs.known_splits)),
         training=result,
         metrics=tuple(recipe.run.metrics()),
-        evaluation=evaluation,
+        records=evaluation.records,
+        notes=evaluation.notes,
         seconds=seconds_of(recipe),
     )
     write_page(summary)

@@ -21,7 +21,7 @@ from sharelock_ray.report.summary import StudySummary
 from sharelock_ray.sources.sample import IMAGES
 from sharelock_ray.study.spec import Range, TuningSpec
 from sharelock_ray.study.trials import CHOSEN_ON_TEST, STUDY, Study, Trial
-from sharelock_ray.workflows.evaluate import open_prompts
+from sharelock_ray.workflows.evaluate import open_texts
 from sharelock_ray.workflows.inputs import Inputs
 from sharelock_ray.workflows.report import report_study
 
@@ -203,8 +203,9 @@ class Preparation:
 
     def embed_prompts(self, recipe: Recipe) -> None:
         """Embeds the class prompts with a point's language encoder, if that is not done yet."""
-        if _has_classes(recipe):
-            open_prompts(self._inputs.of(recipe))
+        inputs = self._inputs.of(recipe)
+        if _has_classes(recipe) and inputs.prompts:
+            open_texts(inputs, inputs.prompts)
 
     def _trained_on(self, recipe: Recipe) -> tuple[list[str], str | None]:
         """Inputs of a point's training and scores: digests of feature sets, and the name of the prompts."""

@@ -1,4 +1,4 @@
-"""Where features lie while they are trained on."""
+"""Data placement: where features are kept during training."""
 
 import time
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 
 import support
 from sharelock_ray.batches import placement as placement_module
-from sharelock_ray.batches.placement import DeviceCache, MappedRows, Placement, ahead, placement
+from sharelock_ray.batches.placement import DeviceCache, MappedRows, Placement, placement, prefetched
 from sharelock_ray.features.featureset import FeatureSet, open_features
 
 CPU = torch.device("cpu")
@@ -22,10 +22,10 @@ def sets(tmp_path: Path) -> list[FeatureSet]:
 
 
 @pytest.mark.parametrize(("share", "kind"), [(0.1, "host"), (10.0, "disk")])
-def test_features_lie_in_memory_where_they_fit(
+def test_features_are_kept_in_memory_if_they_fit(
     sets: list[FeatureSet], monkeypatch: pytest.MonkeyPatch, share: float, kind: str
 ) -> None:
-    needed = sum(of.nbytes for of in sets)
+    needed = sum(features.nbytes for features in sets)
     memory = psutil.virtual_memory()._replace(available=int(needed / share))
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     assert placement(*sets, CPU) == Placement(
@@ -33,58 +33,58 @@ def test_features_lie_in_memory_where_they_fit(
     )
 
 
-def test_features_stay_in_storage_where_the_disk_has_no_room_unless_they_are_on_it(
+def test_features_stay_in_storage_if_the_disk_has_no_room_for_the_rest_of_them(
     sets: list[FeatureSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    needed = sum(of.nbytes for of in sets)
+    needed = sum(features.nbytes for features in sets)
     monkeypatch.setattr(placement_module, "room", lambda: needed - 1)
     found = placement(*sets, CPU)
     assert found.kind == "storage"
     assert found.reason.startswith("0.0 GB of features, 0.0 GB free for them in ")
-    # The smaller half is there now, so that the rest has room.
+    # Opening one set writes it to the disk, so the remaining set fits.
     assert sets[1].embeddings.shape == (60, 16)
     assert placement(*sets, CPU).kind == "host"
 
 
 @pytest.mark.parametrize("rows", [1, 31, 100])
-def test_many_readers_of_a_disk_gather_what_one_of_memory_does(sets: list[FeatureSet], rows: int) -> None:
+def test_threads_that_read_a_disk_gather_the_right_rows(sets: list[FeatureSet], rows: int) -> None:
     chosen = tuple(np.random.default_rng(i).integers(0, 60, rows) for i in range(2))
-    store = MappedRows(*sets, CPU, Placement("disk", "as the test wants it"))
-    ((of_rows, found),) = store.feed([[chosen]], at_most=100)
-    assert of_rows is chosen
+    store = MappedRows(*sets, CPU, Placement("disk", "set by the test"))
+    ((gathered, found),) = store.gather([[chosen]], max_rows=100)
+    assert gathered is chosen
     for values, features, own in zip(found, sets, chosen, strict=True):
         assert torch.equal(values, features.embeddings[own])
 
 
-def test_sets_stay_on_the_device_until_others_are_wanted(sets: list[FeatureSet]) -> None:
+def test_sets_stay_on_the_device_until_they_are_evicted(sets: list[FeatureSet]) -> None:
     vision, language = sets
     device_cache = DeviceCache()
     assert device_cache.missing_nbytes(*sets) == vision.nbytes + language.nbytes
     table = device_cache.table(vision, CPU)
     assert torch.equal(table, vision.embeddings)
     assert device_cache.missing_nbytes(*sets) == language.nbytes
-    # Whoever opens the set again finds the same memory.
+    # The same set, opened again, uses the same memory.
     assert device_cache.table(open_features(vision.uri), CPU) is table
-    device_cache.keep_only(vision)
+    device_cache.evict_except(vision)
     assert device_cache.table(vision, CPU) is table
-    device_cache.keep_only(language)
+    device_cache.evict_except(language)
     assert device_cache.missing_nbytes(*sets) == vision.nbytes + language.nbytes
 
 
-def test_the_next_is_made_while_one_is_used() -> None:
+def test_the_next_item_is_produced_while_one_is_used() -> None:
     begun: list[int] = []
 
     def make(i: int) -> int:
         begun.append(i)
         return i
 
-    work = ahead(make(i) for i in range(4))
+    work = prefetched(make(i) for i in range(4))
     assert next(work) == 0
     deadline = time.monotonic() + 10
     while begun != [0, 1] and time.monotonic() < deadline:
         time.sleep(0.01)
-    # One more, and no further: its memory is still in use.
+    # Only one item is prefetched: the memory of the others is still in use.
     time.sleep(0.05)
     assert begun == [0, 1]
     assert list(work) == [1, 2, 3]
-    assert list(ahead([])) == []
+    assert list(prefetched([])) == []

@@ -1,4 +1,4 @@
-"""Batches: which pairs are in them, on any number of workers, and that gathering ahead changes nothing."""
+"""Sampling of batches: the same pairs on any number of workers, with and without prefetching."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ SPECS = (VisionSpec(name="made-up", model="none"), LanguageSpec(name="made-up", 
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
-    """203 images, each with one to three captions, in another order."""
+    """203 images, each with one to three captions; captions are in another order than images."""
     folder = tmp_path_factory.mktemp("sets")
     random = np.random.default_rng(0)
     keys = [f"{i:04d}" for i in range(203)]
@@ -36,7 +36,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
 
 
 def copies(batches: Iterator[Batch]) -> list[Batch]:
-    """Batches that are good until the next, kept."""
+    """Copies of batches, each of which is valid only until the next."""
     return [Batch(batch.image.clone(), batch.text.clone()) for batch in batches]
 
 
@@ -45,7 +45,7 @@ def images_of(pairs: Pairs, keys: list[str]) -> list[list[float]]:
     return pairs.vision.embeddings[[rows[key] for key in keys]].tolist()
 
 
-def test_are_of_the_stored_type_and_belong_to_their_keys(pairs: Pairs) -> None:
+def test_batches_have_the_stored_type_and_match_their_keys(pairs: Pairs) -> None:
     batches = PairBatches(pairs, 32, seed=0, device=CPU)
     batch = batches.batch(7, 0, 1)
     assert batch.image.dtype == batch.text.dtype == torch.float16
@@ -53,20 +53,20 @@ def test_are_of_the_stored_type_and_belong_to_their_keys(pairs: Pairs) -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_gathered_ahead_are_the_same(pairs: Pairs, world_size: int) -> None:
-    # Over the ends of two epochs of six steps.
+def test_prefetched_batches_are_the_same(pairs: Pairs, world_size: int) -> None:
+    # Includes the ends of two epochs of six steps.
     steps = range(4, 15)
     for rank in range(world_size):
-        ahead = copies(PairBatches(pairs, 32, seed=1, device=CPU).ahead(steps, rank, world_size))
+        prefetched = copies(PairBatches(pairs, 32, seed=1, device=CPU).prefetch(steps, rank, world_size))
         one_by_one = PairBatches(pairs, 32, seed=1, device=CPU)
-        assert len(ahead) == len(steps)
-        for step, batch in zip(steps, ahead, strict=True):
+        assert len(prefetched) == len(steps)
+        for step, batch in zip(steps, prefetched, strict=True):
             expected = one_by_one.batch(step, rank, world_size)
             assert torch.equal(batch.image, expected.image)
             assert torch.equal(batch.text, expected.text)
 
 
-def test_of_all_ranks_together_are_the_batch_of_one(pairs: Pairs) -> None:
+def test_the_shares_of_all_ranks_make_up_the_batch_of_one(pairs: Pairs) -> None:
     whole = PairBatches(pairs, 32, seed=0, device=CPU).batch(3, 0, 1)
     for world_size in (2, 3, 5):
         shares = [PairBatches(pairs, 32, seed=0, device=CPU).batch(3, r, world_size) for r in range(world_size)]
@@ -74,7 +74,7 @@ def test_of_all_ranks_together_are_the_batch_of_one(pairs: Pairs) -> None:
         assert torch.equal(torch.cat([share.text for share in shares]), whole.text)
 
 
-def test_a_sweep_shows_every_pair_once_with_its_first_caption(pairs: Pairs) -> None:
+def test_a_sweep_yields_every_pair_once_with_its_first_caption(pairs: Pairs) -> None:
     for world_size in (1, 2):
         batches = PairBatches(pairs, 32, seed=0, device=CPU)
         shares = [copies(batches.sweep(rank, world_size)) for rank in range(world_size)]
@@ -86,7 +86,7 @@ def test_a_sweep_shows_every_pair_once_with_its_first_caption(pairs: Pairs) -> N
 
 
 class TestOrderByParts:
-    """40 parts of 20 images, their captions in 7."""
+    """40 parts of 20 images, with captions in 7 parts."""
 
     @pytest.fixture
     def pairs(self, tmp_path: Path) -> Pairs:
@@ -94,26 +94,26 @@ class TestOrderByParts:
         return join(*map(open_features, uris))
 
     def rows(self, batches: PairBatches, epoch: int) -> np.ndarray:
-        """(steps, batch) numbers of the pairs of an epoch, which their keys end with."""
+        """(steps, batch) pair numbers of an epoch; a key ends with the number of its pair."""
         steps = range(epoch * batches.steps_per_epoch, (epoch + 1) * batches.steps_per_epoch)
         return np.array([[int(key[-6:]) for key in batches.keys(step)] for step in steps])
 
     @pytest.mark.parametrize(("size", "steps"), [(80, 10), (50, 16), (7, 114), (800, 1)])
-    def test_an_epoch_shows_every_pair_at_most_once(self, pairs: Pairs, size: int, steps: int) -> None:
+    def test_an_epoch_has_every_pair_at_most_once(self, pairs: Pairs, size: int, steps: int) -> None:
         batches = PairBatches(pairs, size, seed=0, device=CPU, order="parts")
         rows = self.rows(batches, 3)
         assert rows.shape == (steps, size)
         assert len(np.unique(rows)) == rows.size
 
-    def test_a_batch_is_of_few_parts_and_equally_of_each_stream(self, pairs: Pairs) -> None:
+    def test_a_batch_has_few_parts_and_as_many_pairs_of_each_stream(self, pairs: Pairs) -> None:
         batches = PairBatches(pairs, 80, seed=0, device=CPU, order="parts")
         for rows in self.rows(batches, 0):
             parts = rows // 20
-            # A stream has five pairs in each batch, of one part or of two.
+            # A stream has five pairs in each batch, from one or two parts.
             assert len(np.unique(parts)) <= 32
             assert all(len(np.unique(of_stream)) <= 2 for of_stream in parts.reshape(16, 5))
 
-    def test_parts_and_pairs_within_them_are_shuffled_anew_in_each_epoch(self, pairs: Pairs) -> None:
+    def test_parts_and_their_pairs_are_shuffled_in_each_epoch(self, pairs: Pairs) -> None:
         first, second, again, other = (
             self.rows(PairBatches(pairs, 80, seed, CPU, order="parts"), epoch)
             for seed, epoch in ((0, 0), (0, 1), (0, 0), (1, 0))
@@ -125,7 +125,7 @@ class TestOrderByParts:
             assert (np.diff(rows.T.reshape(16, 5 * 10)) != 1).mean() > 0.8
 
 
-def test_draw_every_caption_in_time_and_the_same_one_from_the_same_seed(pairs: Pairs) -> None:
+def test_every_caption_is_drawn_over_epochs_and_the_same_ones_for_a_seed(pairs: Pairs) -> None:
     def drawn(seed: int) -> list[set[int]]:
         found: list[set[int]] = [set() for _ in range(len(pairs))]
         batches = PairBatches(pairs, len(pairs), seed=seed, device=CPU)
@@ -143,8 +143,8 @@ def test_draw_every_caption_in_time_and_the_same_one_from_the_same_seed(pairs: P
     assert drawn(0) == drawn(0) == own
 
 
-def test_what_fails_while_gathering_ahead_reaches_whoever_asks(pairs: Pairs) -> None:
-    feed = PairBatches(pairs, 32, seed=0, device=CPU).ahead([0, -(10**9)], 0, 1)
-    next(feed)
+def test_an_error_while_prefetching_is_raised_to_the_consumer(pairs: Pairs) -> None:
+    batches = PairBatches(pairs, 32, seed=0, device=CPU).prefetch([0, -(10**9)], 0, 1)
+    next(batches)
     with pytest.raises(ValueError, match="non-negative"):
-        next(feed)
+        next(batches)

@@ -1,4 +1,4 @@
-"""The benchmarks measure what they say; how fast anything is, is not tested."""
+"""The benchmarks measure what they report. Speed itself is not tested."""
 
 import json
 import statistics
@@ -14,14 +14,15 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from sharelock_ray.bench import captions, command, decode, feeding
+from sharelock_ray.bench import captions, command, decode
+from sharelock_ray.bench import measure_batches as batches
 from sharelock_ray.bench import measure_encoders as encoders
 from sharelock_ray.bench import measure_extract as extract
 from sharelock_ray.bench import measure_loss as loss
 from sharelock_ray.bench import measure_streaming as streaming
 from sharelock_ray.bench import measure_train as train
 from sharelock_ray.bench import measure_tune as tune
-from sharelock_ray.bench.models import DECODERS
+from sharelock_ray.bench.models import DECODERS, random_vision
 from sharelock_ray.errors import RequestError
 from sharelock_ray.features.cache import cache_folder
 
@@ -41,15 +42,27 @@ class TestCaptions:
         assert statistics.mean(lengths) == pytest.approx(mean, rel=0.03)
         assert statistics.stdev(lengths) == pytest.approx(mean * 4.5 / 10.3, rel=0.06)
 
-    def test_repeat_as_asked(self) -> None:
+    def test_repeat_the_requested_fraction(self) -> None:
         texts = captions.captions(captions.Setting(400, 20, repeated=0.25))
         assert len(texts) == 400
         assert len(set(texts)) == 300
 
     def test_all_ways_encode_the_same(self) -> None:
-        found = captions.compare(captions.Decoder(), [captions.Setting(8, 6)], repeats=1)[0]
+        (found,) = captions.compare(captions.Decoder(), [captions.Setting(8, 6)], repeats=1)
         assert found.max_cosine_distance < 1e-5
-        assert [len(rates) for rates in (found.ours, found.batches, found.single)] == [1, 1, 1]
+        assert [len(rates) for rates in (found.ours, *found.theirs.values())] == [1, 1, 1]
+
+    def test_minilm_equals_sentence_transformers(self) -> None:
+        pytest.importorskip("sentence_transformers")
+        (found,) = captions.compare_minilm("cpu", 1, [captions.Setting(40, 12)], repeats=2)
+        assert found.max_cosine_distance < 1e-5
+        assert list(found.ratios) == [captions.SENTENCE_TRANSFORMERS]
+        assert [len(rates) for rates in (found.ours, *found.theirs.values())] == [2, 2]
+
+    def test_without_sentence_transformers_there_is_one_line(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+        with pytest.raises(RequestError, match="pip install sentence-transformers"):
+            captions.compare_minilm("cpu", 1, [], repeats=1)
 
 
 class TestExtract:
@@ -62,10 +75,29 @@ class TestExtract:
         assert [len(n) for n in names] == [10, 10, 5]
         assert [name for tar_names in names for name in tar_names] == [f"{i:09d}.jpg" for i in range(25)]
 
+    def test_loop_and_webdataset_save_the_same_embeddings(self, tmp_path: Path) -> None:
+        pytest.importorskip("webdataset")
+        setting = extract.Setting(150, 1, image_size=32, per_tar=80, width=80, height=60)
+        extract.write_tars(tmp_path, setting)
+        spec = random_vision(tmp_path, setting.model, setting.image_size)
+        found = []
+        for work in (extract._loop, extract._webdataset):
+            rates = work(str(tmp_path), setting, spec)
+            assert min(rates.per_second, rates.per_cpu_second) > 0
+            found.append(np.load(tmp_path / "embeddings.npy").astype(np.float32))
+        np.testing.assert_allclose(*found, rtol=1e-2, atol=1e-3)
+
+    def test_without_webdataset_there_is_one_line(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(extract, "find_spec", lambda name: None)
+        with pytest.raises(RequestError, match="pip install webdataset"):
+            extract.compare(extract.Setting(1, 1), repeats=1)
+
     @pytest.mark.slow
-    def test_both_sides_give_rates_over_the_same_images(self) -> None:
+    def test_all_sides_give_rates_over_the_same_images(self) -> None:
+        pytest.importorskip("webdataset")
         found = extract.compare(extract.Setting(600, 1, image_size=64, per_tar=300, width=80, height=60), repeats=1)
-        assert min(*found.loop, *found.pipeline, found.start_seconds) > 0
+        assert min(*found.loop, *found.webdataset, *found.pipeline, found.start_seconds) > 0
+        assert min(found.ratios.values()) > 0
         assert min(found.driver_bytes, found.worker_bytes) > 50 << 20
 
 
@@ -85,13 +117,21 @@ class TestEncoders:
         sizes = DECODERS["small"]
         attention, mlp = 4 * sizes["hidden_size"] ** 2, 3 * sizes["hidden_size"] * sizes["intermediate_size"]
         weights = sizes["num_hidden_layers"] * (attention + mlp)
-        # Two for each weight and token, plus a little for attention itself.
+        # Two FLOP per weight and token, plus a little for attention itself.
         assert found.flop_per_unit == pytest.approx(2 * weights, rel=0.02)
 
-    def test_a_product_cannot_beat_its_own_peak_by_much(self) -> None:
+    def test_the_peak_is_plausible(self) -> None:
         peak = encoders.peak("cpu", "float32", repeats=3)
         assert np.isfinite(peak)
         assert 1e9 < peak < 1e14
+
+    def test_measure_the_memory_formats_in_turn(self, capsys: pytest.CaptureFixture[str]) -> None:
+        found = encoders.vision("test_vit", 32, "float32", "cpu", 2, compiled=False, channels_last=True, repeats=2)
+        names = ["test_vit at 32, float32", "test_vit at 32, float32, channels last"]
+        assert [each.name for each in found] == names
+        assert [len(each.per_second) for each in found] == [2, 2]
+        said = [line.split(": ")[1].rpartition(", ")[0] for line in capsys.readouterr().err.splitlines()]
+        assert said == names * 2
 
     def test_decoding_has_a_rate(self) -> None:
         assert encoders.decode_rate(width=100, height=80, image_size=32, images=10) > 0
@@ -113,14 +153,14 @@ class TestLoss:
         for other in found[1:]:
             torch.testing.assert_close(other, found[0], rtol=1e-4, atol=1e-6)
 
-    def test_takes_both_clocks_of_every_way_in_turn(self) -> None:
+    def test_every_implementation_has_both_clocks(self) -> None:
         kinds = [(loss.PRODUCT, True), *((way, frozen) for frozen in (False, True) for way in loss.losses())]
         taken = loss.seconds(loss.Setting(64, 8, threads=1), kinds, repeats=2)
         assert len(taken) == 9
         assert all(len(wall) == len(cpu) == 2 and min(*wall, *cpu) > 0 for wall, cpu in taken)
 
     @pytest.mark.slow
-    def test_kept_logits_take_their_memory_and_tiles_that_of_one(self) -> None:
+    def test_stored_logits_use_their_whole_size_and_tiles_that_of_one_tile(self) -> None:
         # All logits of 6,144 pairs are 144 MiB, a tile 32 MiB.
         setting = loss.Setting(6144, 32, threads=1)
         stored, tiled = (loss.extra_memory(setting, way, False) / 2**20 for way in ("stored", "tiled"))
@@ -133,23 +173,23 @@ class TestLoss:
             loss.compare(loss.Setting(64, 8), repeats=1)
 
 
-class TestFeeding:
-    def test_all_ways_feed_and_both_openings_are_timed(self) -> None:
-        found = feeding.compare(feeding.Setting(pairs=600, batch_size=64, vision_dim=8, language_dim=4, files=40), 2)
+class TestBatches:
+    def test_every_way_has_rates_and_both_openings_are_timed(self) -> None:
+        found = batches.compare(batches.Setting(pairs=600, batch_size=64, vision_dim=8, language_dim=4, files=40), 2)
         assert [len(rates) for rates in (found.ours, found.gather, found.released)] == [2, 2, 2]
         assert found.opening.bytes == 600 * (8 + 4) * 2
         assert min(*found.ours, *found.gather, *found.released, found.opening.first_cpu, found.opening.second) > 0
 
-    def test_the_caller_keeps_its_own_cache(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_cache_of_the_caller_is_restored(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("SHARELOCK_CACHE", "kept")
-        with feeding.cache_in("/nowhere"):
+        with batches.cache_in("/nowhere"):
             assert str(cache_folder()).startswith("/nowhere")
         assert str(cache_folder()).startswith("kept")
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
-def test_streaming_feeds_an_epoch_in_each_way() -> None:
+def test_streaming_yields_an_epoch_in_each_way() -> None:
     found = streaming.compare(streaming.Setting(pairs=600, batch_size=64, vision_dim=8, language_dim=4), repeats=1)
     assert [len(rates) for rates in (found.disk, found.here, found.tasks)] == [1, 1, 1]
     assert min(*found.disk, *found.here, *found.tasks) > 0
@@ -158,19 +198,19 @@ def test_streaming_feeds_an_epoch_in_each_way() -> None:
 class TestTrain:
     SETTING = train.Setting(batch_size=64, vision_dim=8, language_dim=16, depth=3, width=32)
 
-    def test_counts_the_products_that_a_step_cannot_do_without(self) -> None:
+    def test_counts_the_products_that_a_step_requires(self) -> None:
         take = train._step(self.SETTING)
         with FlopCounterMode(display=False) as counter:
             take()
-        # The counter does not see the loss's two products, which are written into memory that is used again.
+        # The counter does not see the two products of the loss, which write to existing memory.
         assert counter.get_total_flops() == self.SETTING.flop - 2 * 2 * 64**2 * 8
 
-    def test_the_slope_is_the_power_of_the_batch(self) -> None:
+    def test_the_slope_is_the_exponent_of_the_batch_size(self) -> None:
         batches = [train.Measured(replace(self.SETTING, batch_size=n), [3e-6 * n**1.5] * 2, []) for n in (64, 128, 512)]
         assert train.Comparison(batches[0], batches, []).slope == pytest.approx(1.5)
         assert train.Comparison(batches[0], batches[:1], []).slope is None
 
-    def test_steps_are_held_against_the_product(self) -> None:
+    def test_steps_are_compared_with_the_product(self) -> None:
         found = train.step(self.SETTING, repeats=2)
         assert (len(found.seconds), len(found.product)) == (2, 2)
         assert found.share_of_product > 0

@@ -1,4 +1,4 @@
-"""What every benchmark shares."""
+"""Helpers of all benchmarks."""
 
 from sharelock_ray.bench.timing import alternate, machine, median_ratio
 
@@ -15,12 +15,12 @@ def test_runs_take_turns() -> None:
     assert found == {"a": [1, 1, 1], "b": [2, 2, 2]}
 
 
-def test_a_ratio_is_of_the_same_round() -> None:
-    # The machine slowed down by half in the second round, and by three quarters in the third.
+def test_ratios_are_taken_within_a_round() -> None:
+    # The machine is twice as slow in the second round, and four times as slow in the third.
     assert median_ratio([8, 4, 2], [4, 2, 1]) == 2
     assert median_ratio([8, 4, 9], [4, 2, 1]) == 2
 
 
-def test_the_machine_is_named_with_what_ran_on_it() -> None:
+def test_the_machine_is_described_with_library_versions() -> None:
     assert "cores" in machine()
     assert "torch" in machine()

@@ -152,15 +152,16 @@ class TestPreprocessing:
             VisionSpec(name="v", backend="open_clip", model=str(tmp_path)).resolved()
 
 
-class TestWeightsInAFile:
-    @pytest.fixture(scope="class")
-    def model(self, tmp_path_factory: pytest.TempPathFactory) -> str:
-        """Name of a model that OpenCLIP is told of."""
-        folder = tmp_path_factory.mktemp("configs")
-        (folder / "ViT-tiny.json").write_text(json.dumps(config_of("ViT")))
-        open_clip.add_model_config(folder)
-        return "ViT-tiny"
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Name of a model that OpenCLIP is told of."""
+    folder = tmp_path_factory.mktemp("configs")
+    (folder / "ViT-tiny.json").write_text(json.dumps(config_of("ViT")))
+    open_clip.add_model_config(folder)
+    return "ViT-tiny"
 
+
+class TestWeightsInAFile:
     @pytest.mark.parametrize("kind", ["weights.pt", "weights.safetensors", "memory://open_clip/weights"])
     def test_are_the_same_model(self, kind: str, model: str, folders: dict[str, str], tmp_path: Path) -> None:
         state, path = built("ViT").state_dict(), tmp_path / "weights"

@@ -1,4 +1,4 @@
-"""The connection to Ray: what it listens on, what it leaves behind, and what a person is told."""
+"""The connection to Ray: its listening addresses, its clean-up and its messages."""
 
 import io
 import os
@@ -22,7 +22,7 @@ from sharelock_ray.errors import RequestError, RunError
 
 
 def listening() -> dict[str, str]:
-    """Addresses on which this process and its children listen, and who does."""
+    """Listening addresses of this process and its children, with the process names."""
     me = psutil.Process()
     return {
         f"{one.laddr.ip}:{one.laddr.port}": process.name()
@@ -33,7 +33,7 @@ def listening() -> dict[str, str]:
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_nothing_of_an_own_instance_listens_beyond_this_machine() -> None:
+def test_a_local_instance_listens_on_the_loopback_interface_only() -> None:
     found = listening()
     assert len(found) > 5
     assert {at: who for at, who in found.items() if not at.startswith(("127.", "::ffff:127.", "::1:"))} == {}
@@ -66,14 +66,14 @@ assert dict(os.environ) == before, set(os.environ.items()) ^ set(before.items())
 assert repr(DataContext.get_current()) == context
 assert here == os.getcwd() and here not in found and "site-packages" in torch, found
 assert os.listdir(sys.argv[1]) == []
-# The host's own Ray is as it would be without us, with a token of its own.
+# The host can then start its own Ray, with its own token.
 ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, _temp_dir=sys.argv[1] + "/host")
 ray.get(path.remote())
 """
 
 
 @pytest.mark.slow
-def test_the_host_is_left_as_it_was_and_its_folder_is_not_on_the_workers_path(short: Path, tmp_path: Path) -> None:
+def test_the_host_is_unchanged_and_its_folder_is_not_on_the_workers_path(short: Path, tmp_path: Path) -> None:
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").touch()
     env = support.alone() | {"RAY_TMPDIR": str(short), "HOME": str(tmp_path), "PYTHONSAFEPATH": "1"}
@@ -98,7 +98,7 @@ except RunError as error:
 
 
 @pytest.mark.slow
-def test_workers_that_die_as_they_start_are_one_line(short: Path, tmp_path: Path) -> None:
+def test_workers_that_die_during_their_start_are_one_line(short: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         'if b"default_worker.py" in open("/proc/self/cmdline", "rb").read():\n    raise SystemExit(1)\n'
     )
@@ -110,7 +110,7 @@ def test_workers_that_die_as_they_start_are_one_line(short: Path, tmp_path: Path
 
 
 class TestOwnFolder:
-    def test_those_of_killed_processes_are_removed_and_no_others(self, short: Path) -> None:
+    def test_only_folders_of_killed_processes_are_removed(self, short: Path) -> None:
         for name in ("sharelock-killed", "sharelock-new", "another"):
             (short / name / "r").mkdir(parents=True)
         (short / "sharelock-killed" / "lock").touch()
@@ -132,7 +132,7 @@ class TestOwnFolder:
             assert stat.S_IMODE(first.stat().st_mode) == 0o700
         assert {path.name for path in short.iterdir()} == {"sharelock-new", "sharelock-planted", "another", "kept"}
 
-    def test_leaves_room_for_the_paths_of_sockets(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_is_short_enough_for_paths_of_sockets(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("RAY_TMPDIR", raising=False)
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
         with cluster._own_folder() as folder:
@@ -153,7 +153,7 @@ class TestAddresses:
             ("127.0.0.1:99999", r"^no Ray cluster answers at 127\.0\.0\.1:99999: "),
         ],
     )
-    def test_that_are_none_are_one_line(self, address: str, message: str) -> None:
+    def test_that_are_invalid_are_one_line(self, address: str, message: str) -> None:
         with pytest.raises(RequestError, match=message):
             cluster._join(address)
 
@@ -176,22 +176,20 @@ class TestResources:
     def nodes(self, monkeypatch: pytest.MonkeyPatch, **labels: str) -> None:
         monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Labels": labels}])
 
-    def test_a_running_cluster_that_has_too_few_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_fixed_cluster_with_too_few_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.nodes(monkeypatch, **{"ray.io/node-id": "1"})
         cluster.require_resources({"CPU": 4, "GPU": 0}, "lower it")
         with pytest.raises(RequestError, match=r"^this needs 1 GPU, but Ray has 0 here: lower it$"):
             cluster.require_resources({"CPU": 4, "GPU": 1}, "lower it")
 
-    def test_one_that_a_launcher_may_let_grow_is_waited_for(
-        self, monkeypatch: pytest.MonkeyPatch, said: io.StringIO
-    ) -> None:
+    def test_an_autoscaling_cluster_is_waited_for(self, monkeypatch: pytest.MonkeyPatch, said: io.StringIO) -> None:
         self.nodes(monkeypatch, **{"ray.io/node-group": "head"})
         cluster.require_resources({"CPU": 8}, "lower it")
         assert said.getvalue() == (
             "this needs 8 CPU, but the cluster has 4 now: waiting for it to scale up; if it does not, lower it\n"
         )
 
-    def test_an_instance_of_its_own_never_grows(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_local_instance_never_grows(self, monkeypatch: pytest.MonkeyPatch) -> None:
         # As in a pod of KubeRay.
         self.nodes(monkeypatch, **{"ray.io/node-group": "head"})
         monkeypatch.setattr(cluster, "_own", True)
@@ -205,7 +203,7 @@ class Terminal(io.StringIO):
 
 
 class TestReadableErrors:
-    """What happens in a worker, as a person reads it."""
+    """Errors of workers as users see them."""
 
     def fails(self, error: Exception) -> str:
         with pytest.raises((RunError, RequestError)) as ended, cluster.readable_errors("extract"):
@@ -234,7 +232,7 @@ class TestReadableErrors:
         assert stat.S_IMODE(kept.stat().st_mode) == 0o600
         assert len(list(kept.parent.iterdir())) == 20
 
-    def test_a_mistake_of_the_user_is_its_line_alone(self, said: io.StringIO) -> None:
+    def test_a_mistake_of_the_user_is_one_line_without_a_traceback(self, said: io.StringIO) -> None:
         text = textwrap.dedent(
             """\
             The actor died because of an error raised in its creation task
@@ -248,7 +246,7 @@ class TestReadableErrors:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder for Ray's, whose sockets have short paths."""
+    """A short RAY_TMPDIR, so that paths of sockets fit."""
     folder = Path(tempfile.mkdtemp(prefix="sl-"))
     monkeypatch.setenv("RAY_TMPDIR", str(folder))
     yield folder

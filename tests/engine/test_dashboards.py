@@ -1,4 +1,4 @@
-"""What the documented commands of docs/tuning.md serve: read over HTTP, as a browser would."""
+"""The dashboards of docs/tuning.md, read over HTTP as a browser does."""
 
 import json
 import os
@@ -29,7 +29,7 @@ LOSSES = {10: 5.0, 20: 4.5}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study as trials leave it: three finished, and one that diverged."""
+    """The files of a study with three finished trials and one that diverged."""
     folder = tmp_path_factory.mktemp("study")
     spec = TuningSpec(space=SPACE, objective="recall_at_1")
 
@@ -56,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def serving(*command: str) -> Iterator[str]:
-    """A server's address, once it answers; PORT in `command` stands for a free port."""
+    """Runs a server within the block; yields its address once it answers. PORT in `command` stands for a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])

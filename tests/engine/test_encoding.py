@@ -1,4 +1,4 @@
-"""The actor of an extraction, without Ray: encoders that can share a model do, and each stages what it is still due."""
+"""The actor of an extraction, without Ray: encoders share models, and each stages only missing chunks."""
 
 import pickle
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from sharelock_ray.sources.webdataset import WebDatasetSource
 
 @pytest.fixture
 def specs(vision_spec: VisionSpec, language_spec: LanguageSpec, models: Path) -> list[VisionSpec | LanguageSpec]:
-    """One vision encoder, a language model read in three ways, and another language model."""
+    """A vision encoder, three encoders of one language model, and another language model."""
     changes = [{}, {"layer": 1, "name": "layer"}, {"final_norm": False, "pooling": "mean", "name": "raw"}]
     return [
         vision_spec,
@@ -50,13 +50,13 @@ def run(
 
 
 def staged(writer: FeatureSetWriter) -> dict[str, object]:
-    """The part's sealed content, without what differs between two runs."""
+    """The sealed part's content, without fields that differ between runs."""
     writer.seal(0)
     (part,) = Path(writer.uri).glob("part-*.parquet")
     return {"data": part.read_bytes(), "rejects": [p.read_bytes() for p in Path(writer.uri).glob("rejects/*")]}
 
 
-def test_holds_one_model_for_encoders_that_read_it_differently(
+def test_encoders_that_differ_in_their_reading_share_one_model(
     tmp_path: Path, specs: list[VisionSpec | LanguageSpec], chunk: Chunk
 ) -> None:
     actor, writers, report = run(tmp_path / "together", specs, chunk, missing=[0, 1, 2, 3, 4])
@@ -68,9 +68,7 @@ def test_holds_one_model_for_encoders_that_read_it_differently(
         assert staged(writer) == staged(alone)
 
 
-def test_stages_nothing_that_is_staged_already(
-    tmp_path: Path, specs: list[VisionSpec | LanguageSpec], chunk: Chunk
-) -> None:
+def test_stages_only_missing_chunks(tmp_path: Path, specs: list[VisionSpec | LanguageSpec], chunk: Chunk) -> None:
     _, writers, report = run(tmp_path, specs, chunk, missing=[2])
     assert [writer.staged_part(0).chunks for writer in writers] == [set(), set(), {0}, set(), set()]
     assert (report.encoders, report.rejects) == ((0, 1, 2, 3, 4), 1)
@@ -79,7 +77,7 @@ def test_stages_nothing_that_is_staged_already(
 def test_encoders_of_one_model_share_its_energy(
     tmp_path: Path, specs: list[VisionSpec | LanguageSpec], chunk: Chunk
 ) -> None:
-    # Each model takes 12 J, of which half are the actor's; three encoders share the second one.
+    # Each model takes 12 J, and the actor's half GPU is charged 6 J; three encoders share the second model.
     counter = iter([100.0, 112.0, 112.0, 124.0, 124.0, 136.0])
     _, writers, _ = run(tmp_path / "gpu", specs, chunk, [0, 1, 2, 3, 4], EnergyMeter(0.5, lambda: next(counter)))
     assert [joules_of(writer) for writer in writers] == [6, 2, 2, 2, 6]

@@ -1,4 +1,4 @@
-"""Extraction through Ray Data: every input in one place, once, whatever is repeated or interrupted."""
+"""Extraction through Ray Data: every input ends in exactly one place, also after repeats and interruptions."""
 
 import dataclasses
 import io
@@ -47,7 +47,7 @@ def inputs(job: ExtractionJob) -> list[Sample]:
 
 @pytest.mark.usefixtures("local_ray")
 class TestExtract:
-    def test_stores_what_each_encoder_gives_on_its_own(self, job: ExtractionJob) -> None:
+    def test_stores_the_embeddings_of_each_encoder_alone(self, job: ExtractionJob) -> None:
         vision, language = extract(job, OPTIONS)
         spec_v, spec_l = (encoder.spec for encoder in job.encoders)
         samples = {sample.key: sample for sample in inputs(job)}
@@ -60,7 +60,7 @@ class TestExtract:
         assert language.columns["text"].tolist() == texts
         assert vision.columns["label"].tolist() == [samples[key].label for key in vision.keys]
 
-    def test_bad_inputs_become_rejects_and_the_run_goes_on(self, job: ExtractionJob) -> None:
+    def test_bad_inputs_become_rejects_and_the_run_continues(self, job: ExtractionJob) -> None:
         vision, language = extract(job, OPTIONS)
         assert [(r["key"], r["stage"], r["error"]) for r in vision.rejects.to_pylist()] == [
             ("00000/0000", "decode", "UnidentifiedImageError"),
@@ -91,13 +91,13 @@ class TestExtract:
             same = [rows[key.removeprefix("pairs/").replace("-", "/")] for key in ours.keys]
             torch.testing.assert_close(ours.embeddings, theirs.embeddings[same], rtol=2e-3, atol=1e-3)
 
-    def test_a_second_run_touches_nothing(self, job: ExtractionJob) -> None:
+    def test_a_second_run_changes_no_file(self, job: ExtractionJob) -> None:
         first = extract(job, OPTIONS)
         before = {path: path.stat().st_mtime_ns for path in Path(job.root).rglob("*") if path.is_file()}
         assert [s.manifest for s in extract(job, OPTIONS)] == [s.manifest for s in first]
         assert {path: path.stat().st_mtime_ns for path in Path(job.root).rglob("*") if path.is_file()} == before
 
-    def test_an_encoder_added_later_leaves_the_others_alone(self, job: ExtractionJob, models: Path) -> None:
+    def test_an_encoder_added_later_changes_no_other_set(self, job: ExtractionJob, models: Path) -> None:
         first = extract(job, OPTIONS)
         other = support.tiny_language(models, "encoder")
         more = ExtractionJob(job.root, job.dataset, job.split, job.source, (*job.encoders, resolve(other)))
@@ -105,9 +105,7 @@ class TestExtract:
         assert [s.manifest for s in sets[:2]] == [s.manifest for s in first]
         assert sets[2].manifest.rows == 18
 
-    def test_a_tar_that_is_replaced_while_it_is_read_ends_the_run_and_loses_nothing(
-        self, job: ExtractionJob, tmp_path: Path
-    ) -> None:
+    def test_a_tar_replaced_during_the_run_ends_it_and_loses_nothing(self, job: ExtractionJob, tmp_path: Path) -> None:
         tars = [tmp_path / "data" / f"0000{part}.tar" for part in (0, 1)]
         kept = [tar.read_bytes() for tar in tars]
         replaced: list[int] = []
@@ -122,7 +120,7 @@ class TestExtract:
         part = replaced[0]
         assert tars[part].name in str(error.value)
         assert "\n" not in str(error.value)
-        # What was staged of it is gone; nothing of the set says that it is whole.
+        # Its staged chunks are removed, and no file marks the part as complete.
         assert {(p.name, p.parent.name) for p in Path(job.root).rglob("*") if p.name == f"0000{part}"} == set()
         with pytest.raises(RequestError, match="begun from other inputs"):
             extract(job, OPTIONS)
@@ -135,9 +133,9 @@ class TestExtract:
         with pytest.raises(RequestError, match="begun from other inputs"):
             extract(job, OPTIONS)
 
-    def test_another_chunk_size_goes_on_where_the_first_stopped(self, job: ExtractionJob, tmp_path: Path) -> None:
+    def test_a_run_with_another_chunk_size_continues_the_first(self, job: ExtractionJob, tmp_path: Path) -> None:
         whole = extract(dataclasses.replace(job, root=str(tmp_path / "whole")), OPTIONS)
-        # As a killed run leaves it: of one encoder's first part the first chunk is staged, of the other's nothing.
+        # The state after a kill: one encoder has staged the first chunk of the first part, the other nothing.
         shards = job.source.shards()
         spec = job.encoders[0].spec
         writer = FeatureSetWriter(job.uri(job.encoders[0]), spec.modality, spec.stored_dtype)
@@ -153,19 +151,19 @@ class TestExtract:
             assert support.units_in_the_last_place(ours.embeddings, theirs.embeddings) <= 1
         assert sets[0].manifest.parts[0].sha256 == whole[0].manifest.parts[0].sha256
 
-    def test_tells_of_itself_before_the_first_chunk(
+    def test_publishes_progress_before_the_first_chunk(
         self, job: ExtractionJob, tmp_path: Path, said: io.StringIO
     ) -> None:
         uris = [job.uri(encoder) for encoder in job.encoders]
-        told = []
-        extract(job, OPTIONS, watch=lambda report: told.append([read_live(uri) for uri in uris]))
-        assert all(live is not None and live.age < 60 for live in told[0])
+        live_states = []
+        extract(job, OPTIONS, watch=lambda report: live_states.append([read_live(uri) for uri in uris]))
+        assert all(live is not None and live.age < 60 for live in live_states[0])
         assert "starts workers, which load tiny-resnet, tiny-decoder" in said.getvalue()
 
     def test_a_part_that_cannot_be_sealed_ends_the_run_early(self, job: ExtractionJob, tmp_path: Path) -> None:
         source = WebDatasetSource(urls=support.write_pairs(tmp_path / "many", shards=60, samples=2))
         job = dataclasses.replace(job, source=source)
-        # Where the first part belongs is a folder.
+        # A folder blocks the path of the first part.
         storage.write_bytes(storage.join(job.uri(job.encoders[0]), "part-00000.parquet", "a"), b"")
         seen = []
 
@@ -177,6 +175,6 @@ class TestExtract:
             extract(job, OPTIONS, watch)
         assert len(seen) < 60
 
-    def test_more_resources_than_there_are_fail_at_once(self, job: ExtractionJob) -> None:
+    def test_more_resources_than_available_fail_at_once(self, job: ExtractionJob) -> None:
         with pytest.raises(RequestError, match="needs 1 GPU"):
             extract(job, ExtractionOptions(num_gpus=1))

@@ -1,4 +1,4 @@
-"""Whatever is killed while extraction runs, the feature sets end as those of an undisturbed run."""
+"""Kills of an actor, a reader, a node or a second driver: the feature sets equal those of an undisturbed run."""
 
 import dataclasses
 import os
@@ -53,7 +53,7 @@ def pid_of(report: ChunkReport) -> int:
     return int(report.worker.rpartition(":")[2])
 
 
-def test_an_actor(job: ExtractionJob, tmp_path: Path, undisturbed: list[FeatureSet]) -> None:
+def test_a_killed_actor_changes_nothing(job: ExtractionJob, tmp_path: Path, undisturbed: list[FeatureSet]) -> None:
     reports: list[ChunkReport] = []
 
     def watch(report: ChunkReport) -> None:
@@ -67,10 +67,10 @@ def test_an_actor(job: ExtractionJob, tmp_path: Path, undisturbed: list[FeatureS
 
 
 @pytest.mark.slow
-def test_a_task_that_reads(job: ExtractionJob, tmp_path: Path, undisturbed: list[FeatureSet]) -> None:
-    # Another share of a CPU than a read has keeps reading and encoding in processes of their own.
+def test_a_killed_read_task_changes_nothing(job: ExtractionJob, tmp_path: Path, undisturbed: list[FeatureSet]) -> None:
+    # With a different number of CPUs than a read, the actor is not fused with it: each has its own process.
     options = OPTIONS.model_copy(update={"num_cpus": 0.5})
-    # The workers do not know the tests' modules.
+    # Workers cannot import the tests' modules.
     ray.cloudpickle.register_pickle_by_value(support)
     mark = tmp_path / "killed"
     source = support.KilledOnce(job.source, shard=2, samples=20, mark=str(mark))
@@ -88,7 +88,7 @@ extract(job, options)
 
 
 @pytest.mark.slow
-def test_two_drivers_at_once(job: ExtractionJob, tmp_path: Path, undisturbed: list[FeatureSet]) -> None:
+def test_two_drivers_at_once_change_nothing(job: ExtractionJob, tmp_path: Path, undisturbed: list[FeatureSet]) -> None:
     racing = dataclasses.replace(job, root=str(tmp_path / "features"))
     drivers = [start_driver(RUN, racing, OPTIONS, tmp_path / str(i)) for i in range(2)]
     errors = [driver.communicate(timeout=240)[1] for driver in drivers]
@@ -101,7 +101,7 @@ import os, pickle, sys
 import psutil
 from ray.cluster_utils import Cluster
 
-# Its nodes are started without a token.
+# Ray's test cluster starts nodes without a token.
 os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
 
 # Nothing runs on the head, so that every actor is on a node that can be lost.
@@ -131,7 +131,7 @@ cluster.shutdown()
 
 
 @pytest.mark.slow
-def test_a_node(job: ExtractionJob, tmp_path: Path, undisturbed: list[FeatureSet]) -> None:
+def test_a_lost_node_changes_nothing(job: ExtractionJob, tmp_path: Path, undisturbed: list[FeatureSet]) -> None:
     losing = dataclasses.replace(job, root=str(tmp_path / "features"))
     options = OPTIONS.model_copy(update={"max_actors": 2, "num_cpus": 0.5})
     driver = start_driver(LOSE_A_NODE, losing, options, tmp_path)
@@ -142,7 +142,7 @@ def test_a_node(job: ExtractionJob, tmp_path: Path, undisturbed: list[FeatureSet
 
 
 def start_driver(code: str, job: ExtractionJob, options: ExtractionOptions, folder: Path) -> subprocess.Popen[str]:
-    """Runs `code` in a process of its own, far from this session's Ray; its first argument names a pickled job."""
+    """Runs `code` in a process without this session's Ray; its first argument is the path of the pickled job."""
     folder.mkdir(exist_ok=True)
     (folder / "job").write_bytes(pickle.dumps((job, options)))
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}

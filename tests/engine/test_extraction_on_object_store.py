@@ -1,4 +1,4 @@
-"""Extraction from an object store into it: the same feature sets, byte for byte, as on a local disk."""
+"""Extraction from and to an object store: the same bytes as on a local disk."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ def undisturbed(
     language_spec: LanguageSpec,
     local_ray: None,
 ) -> list[FeatureSet]:
-    """The sets of a run from a local disk to a local disk."""
+    """The sets of a run on a local disk."""
     source = WebDatasetSource(urls=f"{tars}/*.tar")
     root = str(tmp_path_factory.mktemp("features"))
     job = ExtractionJob(root, "pairs", "train", source, (resolve(vision_spec), resolve(language_spec)))
@@ -48,7 +48,7 @@ def undisturbed(
 
 
 def run(endpoint: str, bucket: str, tars: Path, models: Path, tmp_path: Path) -> list[FeatureSet]:
-    """Extracts from the bucket into it by the command, with a Ray of its own whose workers inherit the environment."""
+    """Runs the command on the bucket, with its own Ray, whose workers inherit the environment."""
     for tar in tars.iterdir():
         storage.write_bytes(storage.join(bucket, "data", tar.name), tar.read_bytes())
     recipe = support.write_recipe(
@@ -65,7 +65,7 @@ def run(endpoint: str, bucket: str, tars: Path, models: Path, tmp_path: Path) ->
 
 
 def check(found: list[FeatureSet], expected: list[FeatureSet], bucket: str, s3: Any) -> None:
-    """Nothing is lost, doubled or left behind."""
+    """Asserts that nothing is lost, duplicated or left behind."""
     keys = [f"{shard:05d}/{sample:04d}" for shard in range(SHARDS) for sample in range(10)]
     for ours, theirs in zip(found, expected, strict=True):
         assert audit(ours, keys).problems == []

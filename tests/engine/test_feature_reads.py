@@ -1,4 +1,4 @@
-"""Training on features that Ray Data streams from storage."""
+"""Training on features streamed from storage by Ray Data."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ class Busy:
 
 @pytest.mark.usefixtures("local_ray")
 class TestStreamed:
-    def test_gives_the_curve_of_one_process_that_maps_its_features(
+    def test_gives_the_curve_of_one_process_with_mapped_features(
         self, tmp_path: Path, features: tuple[str, str]
     ) -> None:
         run, alone = RunFolder(str(tmp_path / "run")), RunFolder(str(tmp_path / "alone"))
@@ -52,7 +52,7 @@ class TestStreamed:
         assert alone.data_placement().startswith("batches come from the host")
         assert run.metrics() == alone.metrics()
 
-    def test_pieces_come_in_their_order(self, features: tuple[str, str]) -> None:
+    def test_pieces_keep_their_order(self, features: tuple[str, str]) -> None:
         sets = tuple(map(open_features, features))
         pieces = [Piece(side, part, np.arange(part, 9)) for part in (4, 0, 3) for side in (1, 0)]
         for ours, theirs in zip(read_by_tasks(sets, pieces), read_here(sets, pieces), strict=True):
@@ -61,7 +61,7 @@ class TestStreamed:
         assert list(read_by_tasks(sets, [])) == []
 
     def test_a_large_piece_comes_in_blocks(self, tmp_path: Path) -> None:
-        # Of 12.8 MB.
+        # The piece has 12.8 MB.
         sets = tuple(map(open_features, support.write_feature_sets(tmp_path, pairs=50, dims=(64_000, 8))))
         (found,) = read_by_tasks(sets, [Piece(0, 0, np.arange(50))])
         assert np.array_equal(found, sets[0].embeddings)
@@ -74,38 +74,36 @@ class TestStreamed:
             list(read_by_tasks(tuple(map(open_features, uris)), pieces))
 
     @pytest.mark.slow
-    def test_what_one_worker_finds_wrong_is_one_clear_line_too(self, tmp_path: Path) -> None:
+    def test_a_fault_found_by_one_of_two_workers_is_one_clear_line(self, tmp_path: Path) -> None:
         uris = support.write_feature_sets(tmp_path, pairs=600, parts=(12, 5))
         (tmp_path / "vision" / "part-00003.parquet").write_bytes(b"")
         run = RunFolder(str(tmp_path / "run"))
         with pytest.raises(RunError, match=r"^\S+part-00003\.parquet is not what its manifest says"):
             train(run, *uris, SPEC, TrainingOptions(num_workers=2, num_cpus=0.5, stream=True))
 
-    def test_does_not_wait_for_ever_where_no_cpu_is_free(
+    def test_stops_waiting_if_no_cpu_becomes_free(
         self, features: tuple[str, str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         sets = tuple(map(open_features, features))
-        usual = feature_reads._PATIENCE_S
-        monkeypatch.setattr(feature_reads, "_PATIENCE_S", 1)
+        usual = feature_reads._FREE_CPU_TIMEOUT_S
+        monkeypatch.setattr(feature_reads, "_FREE_CPU_TIMEOUT_S", 1)
         busy = Busy.options(num_cpus=ray.cluster_resources()["CPU"]).remote()
         ray.get(busy.__ray_ready__.remote())
         with pytest.raises(RunError, match=r"^no CPU was free for 1 s to read features on: add a node, or lower "):
             list(read_by_tasks(sets, [Piece(0, 0, np.arange(5))]))
         ray.kill(busy)
-        monkeypatch.setattr(feature_reads, "_PATIENCE_S", usual)
+        monkeypatch.setattr(feature_reads, "_FREE_CPU_TIMEOUT_S", usual)
         assert len(list(read_by_tasks(sets, [Piece(0, 0, np.arange(5))]))) == 1
 
     @pytest.mark.slow
-    def test_a_stream_that_rests_leaves_the_cpu_to_another(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        # Four parts of 60 MB: more than the store takes in, as it is made to here.
+    def test_a_paused_stream_releases_its_cpu(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        # Four parts of 60 MB exceed the object store, which is limited here.
         uris = support.write_feature_sets(tmp_path, pairs=120, dims=(500_000, 8), parts=(4, 1))
         sets = tuple(map(open_features, uris))
         pieces = [Piece(0, part, np.arange(30)) for part in range(4)]
         limits = ExecutionResources(object_store_memory=128 << 20)
         monkeypatch.setattr(DataContext.get_current().execution_options, "resource_limits", limits)
-        monkeypatch.setattr(feature_reads, "_PATIENCE_S", 60)
+        monkeypatch.setattr(feature_reads, "_FREE_CPU_TIMEOUT_S", 60)
         busy = Busy.options(num_cpus=ray.cluster_resources()["CPU"] - 1).remote()
         ray.get(busy.__ray_ready__.remote())
         first = read_by_tasks(sets, pieces)
@@ -116,6 +114,6 @@ class TestStreamed:
         assert (len(found), len(other)) == (4, 2)
         assert all(np.array_equal(ours, theirs) for ours, theirs in zip(found, other, strict=False))
 
-    def test_wants_a_free_cpu_to_read(self, tmp_path: Path, features: tuple[str, str]) -> None:
+    def test_requires_a_free_cpu_to_read(self, tmp_path: Path, features: tuple[str, str]) -> None:
         with pytest.raises(RequestError, match=r"needs 65 CPU.*one CPU must stay free to read"):
             train(RunFolder(str(tmp_path)), *features, SPEC, TrainingOptions(num_workers=64))

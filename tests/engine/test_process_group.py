@@ -1,4 +1,4 @@
-"""How long workers of a training wait for each other, and where they listen."""
+"""Time-outs and listening addresses of the process group of a training."""
 
 import json
 import os
@@ -16,9 +16,9 @@ from sharelock_ray.engine import training as loop
 
 
 def meet(rank: int, folder: Path) -> None:
-    """One of two workers is late twice, by more than the time-out of steps."""
+    """One of two workers; the second is late twice, by more than the time-out of steps."""
     torch.set_num_threads(1)
-    loop._PATIENCE = timedelta(seconds=2)
+    loop._STEP_TIMEOUT = timedelta(seconds=2)
     loop.get_context = lambda: SimpleNamespace(get_world_rank=lambda: rank, get_world_size=lambda: 2)
     loop.ray.util.get_node_ip_address = lambda: "127.0.0.1"
     loop.broadcast_from_rank_zero = lambda address: of_rank_zero(folder / "address", address)
@@ -44,7 +44,7 @@ def of_rank_zero(path: Path, address: object) -> object:
 
 
 @pytest.mark.slow
-def test_the_opening_of_features_is_waited_for_longer_than_a_step(tmp_path: Path) -> None:
+def test_opening_features_has_a_longer_time_out_than_a_step(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(meet, (tmp_path,), nprocs=2)
-    # And on one machine, nothing listens beyond it.
+    # On a single machine, all workers listen on the loopback interface.
     assert {at for rank in "01" for at in json.loads((tmp_path / rank).read_text())} == {"127.0.0.1"}

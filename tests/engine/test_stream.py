@@ -1,4 +1,4 @@
-"""Python objects as rows of Ray Data."""
+"""Streams of Python objects through Ray Data."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class Content:
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_an_object_comes_back_whole_and_its_arrays_are_not_copied(count: int) -> None:
+def test_an_object_is_restored_without_copies_of_its_arrays(count: int) -> None:
     arrays = [np.arange(12, dtype=np.float16).reshape(3, 4) + i for i in range(count)]
     table = packed(Content("some", arrays), arrays=3)
     assert table.shape == (1, 4)
@@ -30,7 +30,7 @@ def test_an_object_comes_back_whole_and_its_arrays_are_not_copied(count: int) ->
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_a_stream_may_keep_the_order_of_its_objects() -> None:
+def test_a_stream_can_keep_the_order_of_its_objects() -> None:
     stream = stream_of([{"number": i} for i in range(20)], in_order=True)
     rows = stream.map_batches(_numbers, batch_size=1, batch_format="pyarrow").iter_rows()
     assert [row["number"] for row in rows] == list(range(20))

@@ -1,4 +1,4 @@
-"""Work on many items at once, on all nodes."""
+"""Maps over items on all nodes."""
 
 import pytest
 
@@ -14,12 +14,12 @@ def inverse(number: int) -> float:
     return 1 / number
 
 
-def test_results_come_in_the_order_of_the_items() -> None:
+def test_results_keep_the_order_of_the_items() -> None:
     assert list(each("invert", inverse, [4, 1, 2])) == [0.25, 1, 0.5]
 
 
 @pytest.mark.parametrize(("item", "said"), [(3, "^three is too many$"), (0, "invert failed: ZeroDivisionError: ")])
-def test_what_one_raises_is_one_line(item: int, said: str) -> None:
+def test_an_error_is_one_line(item: int, said: str) -> None:
     with pytest.raises(RunError, match=said) as error:
         list(each("invert", inverse, [1, item]))
     assert "\n" not in str(error.value)

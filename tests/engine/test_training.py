@@ -1,4 +1,4 @@
-"""Training through Ray Train: the same as on one process, whatever worker dies."""
+"""Training through Ray Train: the same curve as in one process, also after a worker or node is lost."""
 
 import os
 import shutil
@@ -58,9 +58,9 @@ class TestTrain:
         for ours, theirs in zip(of_two_workers.metrics(), alone.metrics(), strict=True):
             assert ours == pytest.approx(theirs, abs=1e-4)
 
-    def test_a_finished_run_is_left_alone(self, features: tuple[str, str], of_two_workers: RunFolder) -> None:
+    def test_a_finished_run_is_unchanged(self, features: tuple[str, str], of_two_workers: RunFolder) -> None:
         folder = Path(of_two_workers.uri)
-        # Ray's own records are gone; what is left is the run's.
+        # Ray's own records are removed.
         assert not (folder / "ray").exists()
         before = (folder / "last" / "checkpoint.json").stat().st_mtime_ns
         assert train(of_two_workers, *features, SPEC, TWO) == of_two_workers.result()
@@ -83,7 +83,7 @@ class TestTrain:
         with pytest.raises(RequestError, match=r"learning_rate: 0\.001 there, 0\.1 now"):
             train(of_two_workers, *features, SPEC.model_copy(update={"learning_rate": 0.1}), TWO)
 
-    def test_a_run_of_a_version_with_fewer_settings_is_left_alone_too(
+    def test_a_finished_run_of_an_older_version_is_unchanged(
         self, tmp_path: Path, features: tuple[str, str], of_two_workers: RunFolder
     ) -> None:
         run = RunFolder(str(tmp_path / "run"))
@@ -102,7 +102,7 @@ class TestTrain:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_worker_that_finds_a_fault_lets_no_other_wait_for_it(
+def test_no_worker_waits_for_one_that_found_a_fault(
     tmp_path: Path, features: tuple[str, str], monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     run = RunFolder(str(tmp_path))
@@ -114,13 +114,13 @@ def test_a_worker_that_finds_a_fault_lets_no_other_wait_for_it(
     with pytest.raises(RequestError, match="other settings") if workers > 1 else nullcontext():
         loop._worker(config)
     assert isinstance(run.fault(), RequestError)
-    # So does one that is started anew, which would find it again.
+    # A restarted worker returns at once.
     assert loop._worker(config) is None
 
 
 @pytest.mark.slow
 def test_a_lost_node_leaves_fewer_workers_that_continue_the_same_curve(tmp_path: Path) -> None:
-    # Streamed to both nodes, and then to the one that is left.
+    # Features are streamed to both nodes, then to the remaining one.
     features = support.write_feature_sets(tmp_path / "features", pairs=3000, parts=(8, 5))
     alone, run = RunFolder(str(tmp_path / "alone")), RunFolder(str(tmp_path / "run"))
     train_alone(alone, *features, losses.SPEC)
@@ -128,12 +128,12 @@ def test_a_lost_node_leaves_fewer_workers_that_continue_the_same_curve(tmp_path:
     assert run.data_placement() == "batches come from the storage (as asked)"
     assert [row["step"] for row in run.metrics()] == [row["step"] for row in alone.metrics()]
     for ours, theirs in zip(run.metrics(), alone.metrics(), strict=True):
-        # Rounding, over hundreds of steps.
+        # Rounding accumulates over hundreds of steps.
         assert ours == pytest.approx(theirs, abs=2e-3, rel=5e-3)
 
 
 def kill_a_worker(run: RunFolder, killed: list[int]) -> None:
-    """SIGKILL to one training worker once the first checkpoint is there."""
+    """Kills a training worker with SIGKILL after the first checkpoint."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if run.metrics() and run.metrics()[-1]["step"] >= 60:

@@ -1,4 +1,4 @@
-"""Studies through Ray Tune: every trial once, whatever dies; faults of one are not the study's."""
+"""Studies through Ray Tune: every trial runs once, also after kills; a failed trial does not end the study."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ SPEC = AlignmentSpec(
 FAULTS = {
     "sound": {},
     "diverging": {"learning_rate": 1e30},
-    # Its second layer would be 4 TB.
+    # Its second layer would need 4 TB.
     "too large": {"language": {"depth": 3, "width": 1_000_000}},
     "long": {"steps": 1500, "evaluate_every": 100},
 }
@@ -50,7 +50,7 @@ def changed(changes: dict[str, Any], seed: int = 0) -> AlignmentSpec:
 
 
 def run(folder: Path, features: tuple[str, str], **fields: object) -> list[Trial]:
-    """A study whose axes are fields of the alignment."""
+    """Runs a study over fields of the alignment."""
     asked = TuningSpec.model_validate(fields)
 
     def prepare(point: dict[str, Any], seed: int) -> TrialJob:
@@ -64,7 +64,7 @@ def run(folder: Path, features: tuple[str, str], **fields: object) -> list[Trial
 
 @pytest.mark.usefixtures("local_ray")
 class TestTune:
-    def test_trains_as_one_process_would_in_processes_that_stay(
+    def test_trials_equal_trainings_in_one_process_and_reuse_processes(
         self, tmp_path: Path, features: tuple[str, str]
     ) -> None:
         asked = {"space": {"learning_rate": [1e-3, 3e-3]}, "seeds": [0, 1]}
@@ -85,7 +85,7 @@ class TestTune:
         assert {t.run for t in run(tmp_path, features, **asked)} == {t.run for t in trials}
         assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
-    def test_a_trial_that_fails_is_recorded_and_one_whose_process_is_killed_goes_on(
+    def test_a_failed_trial_is_recorded_and_a_killed_one_is_resumed(
         self, tmp_path: Path, features: tuple[str, str]
     ) -> None:
         killed: list[int] = []
@@ -108,7 +108,7 @@ class TestTune:
         for ours, theirs in zip(RunFolder(ended["long"].run).metrics(), undisturbed.metrics(), strict=True):
             assert ours == pytest.approx(theirs, abs=1e-4)
 
-    def test_successive_halving_ends_what_learns_nothing(self, tmp_path: Path, features: tuple[str, str]) -> None:
+    def test_successive_halving_stops_poor_trials(self, tmp_path: Path, features: tuple[str, str]) -> None:
         rates = [1e-3, 3e-3, *(1e-9 * i for i in range(1, 5))]
         trials = run(tmp_path, features, space={"learning_rate": rates}, scheduler="asha", max_concurrent=1)
         ended = {trial.point["learning_rate"]: trial for trial in trials}
@@ -120,7 +120,7 @@ class TestTune:
 
     @pytest.mark.slow
     @pytest.mark.parametrize(("sampler", "scheduler"), [("random", "median"), ("tpe", "none")])
-    def test_other_samplers_try_as_many_points_as_asked(
+    def test_other_samplers_run_the_requested_number_of_trials(
         self, tmp_path: Path, features: tuple[str, str], sampler: str, scheduler: str
     ) -> None:
         asked = {
@@ -138,10 +138,10 @@ class TestTune:
         assert {trial.state for trial in trials} <= {"finished", "pruned"}
         assert [trial.state for trial in trials].count("finished") >= 3
         assert all(1e-5 <= trial.point["learning_rate"] <= 1e-2 for trial in trials)
-        # Again, it asks the sampler for nothing more.
+        # A second run asks the sampler for no further point.
         assert {trial.run for trial in run(tmp_path, features, **asked)} == {trial.run for trial in trials}
 
-    def test_more_than_there_is_fails_at_once(self, tmp_path: Path, features: tuple[str, str]) -> None:
+    def test_more_resources_than_available_fail_at_once(self, tmp_path: Path, features: tuple[str, str]) -> None:
         with pytest.raises(RequestError, match=r"needs 64 CPU.*lower tuning\.cpus_per_trial"):
             run(tmp_path, features, space={"learning_rate": [1e-3]}, cpus_per_trial=64)
 
@@ -155,7 +155,7 @@ def trial_processes() -> list[psutil.Process]:
 
 
 def kill_during(folder: Path, killed: list[int]) -> None:
-    """SIGKILL to the trials' processes once the long trial has a checkpoint."""
+    """Kills all trial processes with SIGKILL once the long trial has a checkpoint."""
     deadline = time.monotonic() + 200
     long = folder / "trials" / content_hash(changed(FAULTS["long"]))
     while time.monotonic() < deadline:

@@ -1,8 +1,12 @@
-"""Evaluations that earlier versions stored open as they were."""
+"""Evaluations that earlier versions stored become lists of records, and lose nothing."""
 
-import json
+from typing import Any
 
-from sharelock_ray.evaluation.result import Evaluation
+import pytest
+from pydantic import ValidationError
+
+from sharelock_ray.evaluation.result import all_notes, upgraded
+from sharelock_ray.workflows.evaluate import Evaluation
 
 RECALL = {"1": {"value": 0.21875, "low": 0.171875, "high": 0.265625}, "5": {"value": 0.59, "low": 0.53, "high": 0.64}}
 SCORED = {
@@ -15,24 +19,65 @@ SCORED = {
     "mean_per_class": 0.925,
     "per_class": {"red circle": 0.9, "green heart": 0.95},
 }
-STORED = {
-    "split": "test",
-    "model_step": 120,
-    "templates": ["a photo of a {}.", "a {}."],
-    "retrieval": {"images": 320, "texts": 320, "image_to_text": RECALL, "text_to_image": RECALL},
-    "zero_shot": {"among_present": SCORED, "among_all": SCORED},
-    "examples": [{"key": "00000/000000", "truth": "red circle", "predicted": "red circle"}],
-}
+AMONG_ALL = SCORED | {"candidates": 64, "chance": 1 / 64}
+RETRIEVAL = {"images": 320, "texts": 320, "image_to_text": RECALL, "text_to_image": RECALL}
+EXAMPLES = [{"key": "00000/000000", "truth": "red circle", "predicted": "red circle"}]
+REQUEST = {"model": "m", "features": ["f"], "evaluation": {}}
 
 
-def test_what_was_stored_before_notes_and_thumbnails_opens() -> None:
-    found = Evaluation.model_validate_json(json.dumps(STORED))
-    assert found.notes == ()
-    assert found.retrieval.image_to_text[1].value == 0.21875
-    assert found.zero_shot.among_present.per_class == {"red circle": 0.9, "green heart": 0.95}
-    kept = json.loads(found.model_dump_json(exclude_defaults=True))
-    assert kept == STORED
+def stored(**changes: Any) -> dict[str, Any]:
+    """`evaluation.json` of version 1."""
+    result = {
+        "split": "test",
+        "model_step": 120,
+        "templates": ["a photo of a {}.", "a {}."],
+        "retrieval": RETRIEVAL,
+        "zero_shot": {"among_present": SCORED, "among_all": AMONG_ALL},
+        "examples": EXAMPLES,
+    }
+    return {"request": REQUEST, "result": result | changes}
 
 
-def test_a_run_without_classes_opens() -> None:
-    assert Evaluation.model_validate_json(json.dumps(STORED | {"zero_shot": None})).zero_shot is None
+def test_every_task_of_an_earlier_version_is_a_record() -> None:
+    present, every, retrieval = Evaluation.model_validate(stored()).records
+    assert (present.task, present.result.candidate_set, present.result.candidates) == (every.task, "present", 2)
+    assert (every.result.candidate_set, every.result.candidates) == ("all", 64)
+    assert present.result.model_dump(mode="json", exclude={"candidate_set"}) == SCORED
+    assert every.result.model_dump(mode="json", exclude={"candidate_set"}) == AMONG_ALL
+    assert retrieval.result.model_dump(mode="json") == RETRIEVAL
+    for record in (present, every, retrieval):
+        assert (record.dataset, record.split, record.model_step) == (None, "test", 120)
+    assert present.templates == every.templates == ("a photo of a {}.", "a {}.")
+    assert [len(record.examples) for record in (present, every, retrieval)] == [1, 0, 0]
+
+
+def test_one_record_is_made_where_all_classes_had_images() -> None:
+    found = Evaluation.model_validate(stored(zero_shot={"among_present": SCORED, "among_all": SCORED}))
+    assert [record.result.candidate_set for record in found.records[:-1]] == ["all"]
+
+
+def test_examples_of_a_run_without_classes_belong_to_retrieval() -> None:
+    (record,) = Evaluation.model_validate(stored(zero_shot=None)).records
+    assert (record.task, record.examples[0].key) == ("retrieval", "00000/000000")
+
+
+def test_notes_of_version_2_are_kept_and_shown_once() -> None:
+    found = Evaluation.model_validate({"schema_version": 2} | stored(notes=["a note"], retrieval=None))
+    assert found.notes == ("a note",)
+    records = [record.model_copy(update={"notes": ("one", "two")}) for record in found.records]
+    assert all_notes(records, ["two", "three"]) == ["one", "two", "three"]
+
+
+def test_what_is_stored_opens_as_it_was() -> None:
+    found = Evaluation.model_validate(stored())
+    assert found.content()["schema_version"] == 3
+    assert Evaluation.model_validate(found.content()) == found
+
+
+@pytest.mark.parametrize(
+    "damaged", [stored(zero_shot={"among_present": SCORED}), stored(more=1), {"result": 1}, {"result": {}}, [], "text"]
+)
+def test_another_form_is_left_for_validation_to_refuse(damaged: Any) -> None:
+    assert upgraded(damaged) == damaged
+    with pytest.raises(ValidationError):
+        Evaluation.model_validate(damaged)

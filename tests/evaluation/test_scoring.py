@@ -1,5 +1,6 @@
 """What a split has is scored, what it lacks is left out and noted, and nothing else is projected."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,8 +11,14 @@ import torch
 import support
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.errors import RequestError, RunError
-from sharelock_ray.evaluation.result import Evaluation
-from sharelock_ray.evaluation.scoring import Classes, class_prototypes, evaluate, zero_shot_accuracy
+from sharelock_ray.evaluation.result import RetrievalRecord, ZeroShotRecord
+from sharelock_ray.evaluation.scoring import (
+    Classes,
+    class_prototypes,
+    evaluate,
+    translated_retrieval,
+    zero_shot_accuracy,
+)
 from sharelock_ray.features.featureset import FeatureSet, Pairs, join, open_features
 from sharelock_ray.sources.sample import Reject
 
@@ -58,39 +65,61 @@ def pairs_of(folder: Path, labels: list[int | None], captioned: list[int]) -> Pa
     return join(open_features(vision), open_features(language))
 
 
-def evaluated(pairs: Pairs, names: list[str] | None = NAMES, split: str = "test") -> tuple[Evaluation, Model]:
+@dataclass
+class Found:
+    """The records of an evaluation by task."""
+
+    zero_shot: list[ZeroShotRecord]
+    retrieval: list[RetrievalRecord]
+    notes: list[str]
+
+
+def evaluated(pairs: Pairs, names: list[str] | None = NAMES, split: str = "test") -> tuple[Found, Model]:
     model = Model()
     prompts = prompts_of(Path(pairs.vision.uri).parent, names) if names else None
-    return evaluate(model, pairs.vision, pairs, split, names, prompts, ("a {}.",), (1,)), model
+    records, notes = evaluate(model, pairs.vision, pairs, split, names, prompts, ("a {}.",), (1,))
+    for record in records:
+        assert (record.dataset, record.split, record.model_step) == (pairs.vision.manifest.dataset, split, 7)
+        assert type(record).model_validate_json(record.model_dump_json()) == record
+    by_task = [[r for r in records if isinstance(r, kind)] for kind in (ZeroShotRecord, RetrievalRecord)]
+    return Found(*by_task, notes), model
 
 
 def test_labels_without_captions_are_classified_only(tmp_path: Path) -> None:
     found, _ = evaluated(pairs_of(tmp_path, [0, 1, 2, 0], []))
-    assert found.retrieval is None
-    assert found.zero_shot.among_all.top_1.value == 1
-    assert found.notes == ("retrieval is left out: no image of the test split has a caption",)
-    assert [(example.truth, example.predicted) for example in found.examples[:2]] == [("circle",) * 2, ("square",) * 2]
-    assert Evaluation.model_validate_json(found.model_dump_json()) == found
+    assert found.retrieval == []
+    (record,) = found.zero_shot
+    assert (record.result.candidate_set, record.result.top_1.value, record.templates) == ("all", 1, ("a {}.",))
+    assert found.notes == ["retrieval is left out: no image of the test split has a caption"]
+    assert [(example.truth, example.predicted) for example in record.examples[:2]] == [("circle",) * 2, ("square",) * 2]
+
+
+def test_classes_without_images_give_a_second_record(tmp_path: Path) -> None:
+    found, _ = evaluated(pairs_of(tmp_path, [0, 1, 0], []))
+    assert [(r.result.candidate_set, r.result.candidates) for r in found.zero_shot] == [("present", 2), ("all", 3)]
+    # Examples belong to the first one, whose classes they are ranked among.
+    assert [len(record.examples) for record in found.zero_shot] == [3, 0]
 
 
 @pytest.mark.parametrize("none", [None, -1])
 def test_captions_without_labels_are_retrieved_only(tmp_path: Path, none: int | None) -> None:
     found, _ = evaluated(pairs_of(tmp_path, [none, none], [0, 1]))
-    assert found.zero_shot is None
-    assert (found.retrieval.images, found.retrieval.texts) == (2, 2)
-    assert found.notes == ("zero-shot classification is left out: no image of the test split has a label",)
-    assert found.examples[0].truth == "text 0 of 00000/0000"
+    assert found.zero_shot == []
+    (record,) = found.retrieval
+    assert (record.result.images, record.result.texts) == (2, 2)
+    assert found.notes == ["zero-shot classification is left out: no image of the test split has a label"]
+    assert record.examples[0].truth == "text 0 of 00000/0000"
 
 
 def test_labels_that_nobody_has_named_are_left_out(tmp_path: Path) -> None:
     found, _ = evaluated(pairs_of(tmp_path, [0, 1], [0, 1]), [])
-    assert found.zero_shot is None
-    assert found.notes == ("zero-shot classification is left out: `data.classes` names no class",)
+    assert found.zero_shot == []
+    assert found.notes == ["zero-shot classification is left out: `data.classes` names no class"]
 
 
 def test_validation_pairs_are_not_classified_and_not_said_to_lack_it(tmp_path: Path) -> None:
     found, _ = evaluated(pairs_of(tmp_path, [0, 1], [0, 1]), None, "validation")
-    assert (found.zero_shot, found.notes) == (None, ())
+    assert (found.zero_shot, found.notes) == ([], [])
 
 
 @pytest.mark.parametrize("names", [NAMES, [], None])
@@ -125,9 +154,10 @@ def test_only_what_is_scored_is_projected(tmp_path: Path) -> None:
 def test_one_name_for_two_classes_is_noted_and_counts_for_both(tmp_path: Path) -> None:
     pairs = pairs_of(tmp_path, [0, 1, 2, 3, 3], [])
     found, _ = evaluated(pairs, [*NAMES, "circle"])
-    assert found.zero_shot.among_all.mean_per_class == 1
-    assert found.zero_shot.among_all.per_class["circle (label 3)"] == 1
-    assert found.notes[-1] == "one name for several classes, any of which counts as right: circle (labels 0, 3)"
+    (record,) = found.zero_shot
+    assert record.result.mean_per_class == 1
+    assert record.result.per_class["circle (label 3)"] == 1
+    assert record.notes[-1] == "one name for several classes, any of which counts as right: circle (labels 0, 3)"
     # A trial of a study is scored by the same rule.
     prompts = prompts_of(tmp_path, [*NAMES, "circle"])
     assert zero_shot_accuracy(Model(), Classes(pairs.vision, prompts, [*NAMES, "circle"])) == 1
@@ -136,7 +166,7 @@ def test_one_name_for_two_classes_is_noted_and_counts_for_both(tmp_path: Path) -
 def test_many_double_names_are_counted(tmp_path: Path) -> None:
     names = [*NAMES, *(f"name {i // 2}" for i in range(16))]
     found, _ = evaluated(pairs_of(tmp_path, [0, 1], []), names)
-    assert found.notes[-1].endswith("name 4 (labels 11, 12) and 3 more")
+    assert found.zero_shot[0].notes[-1].endswith("name 4 (labels 11, 12) and 3 more")
 
 
 def test_a_trial_is_scored_among_the_classes_that_have_images(tmp_path: Path) -> None:
@@ -174,3 +204,27 @@ def test_a_prompt_that_could_not_be_encoded_is_one_line(tmp_path: Path) -> None:
     prompts = open_features(support.write_parts(str(tmp_path / "prompts"), spec, [[chunk]]))
     with pytest.raises(RunError, match="a prompt could not be encoded: classes-00000/000000001: caption 0"):
         class_prototypes(Model(), prompts, np.arange(2))
+
+
+def translations_of(folder: Path, axes: dict[str, int]) -> FeatureSet:
+    """One caption for each key, on an axis."""
+    chunk = support.encoded("language", list(axes), embeddings=np.eye(WIDTH, dtype=np.float32)[list(axes.values())])
+    spec = LanguageSpec(name="signal", model="none", stored_dtype="float32")
+    return open_features(support.write_parts(str(folder / "translations"), spec, [[chunk]]))
+
+
+class TestTranslations:
+    def test_each_language_is_scored_among_the_images_that_it_has_captions_of(self, tmp_path: Path) -> None:
+        images = pairs_of(tmp_path, [0, 1, 2], []).vision
+        axes = {"de/00000/0000": 0, "de/00000/0001": 1, "fr/00000/0002": 2, "fr/00000/0001": 1, "fr/elsewhere": 3}
+        german, french = translated_retrieval(Model(), images, "test", translations_of(tmp_path, axes), (1, 2))
+        assert (german.language, german.result.images, german.result.texts) == ("de", 2, 2)
+        assert (french.language, french.result.images, french.result.texts) == ("fr", 2, 2)
+        assert german.result.image_to_text[1].value == german.result.text_to_image[1].value == 1
+        assert french.result.image_to_text[1].value == french.result.text_to_image[1].value == 1
+        assert (french.split, french.model_step, french.dataset) == ("test", 7, images.manifest.dataset)
+
+    def test_captions_of_other_images_are_refused(self, tmp_path: Path) -> None:
+        images = pairs_of(tmp_path, [0, 1], []).vision
+        with pytest.raises(RequestError, match="no caption of the translations belongs to an image"):
+            translated_retrieval(Model(), images, "test", translations_of(tmp_path, {"de/elsewhere": 0}), (1,))

@@ -38,9 +38,10 @@ def counted(names: list[str] = NAMES, candidates: int = 12) -> tuple[list[bool],
 
 def test_accuracies_equal_plain_loops() -> None:
     images, prototypes, labels = data()
-    result = zero_shot(images, labels, prototypes, NAMES)
+    results = zero_shot(images, labels, prototypes, NAMES)
     # The last two classes have no images.
-    for found, candidates in ((result.among_all, 12), (result.among_present, 10)):
+    assert [found.candidate_set for found in results] == ["present", "all"]
+    for found, candidates in zip(results, (10, 12), strict=True):
         first, five = counted(candidates=candidates)
         assert found.top_1.value == pytest.approx(sum(first) / 200)
         assert found.top_5.value == pytest.approx(sum(five) / 200)
@@ -48,12 +49,12 @@ def test_accuracies_equal_plain_loops() -> None:
         assert (found.top_1.low, found.top_1.high) == pytest.approx((interval.low, interval.high))
         assert (found.images, found.candidates, found.classes) == (200, candidates, 10)
         assert found.chance == pytest.approx(1 / candidates)
-    assert 0.2 < result.among_all.top_1.value < result.among_present.top_1.value < 1
+    assert 0.2 < results[1].top_1.value < results[0].top_1.value < 1
 
 
 def test_classes_count_alike_in_the_mean_over_classes() -> None:
     images, prototypes, labels = data()
-    result = zero_shot(images, labels, prototypes, NAMES).among_all
+    result = zero_shot(images, labels, prototypes, NAMES)[-1]
     first, _ = counted()
     by_class = {f"class {c}": [hit for hit, label in zip(first, labels, strict=True) if label == c] for c in range(10)}
     assert result.per_class == pytest.approx({name: sum(hits) / len(hits) for name, hits in by_class.items()})
@@ -66,71 +67,71 @@ TWINS = ["crane" if i in (3, 7) else name for i, name in enumerate(NAMES)]
 class TestClassesOfOneName:
     def test_are_one_target_with_a_part_each_in_the_mean(self) -> None:
         images, prototypes, labels = data()
-        result = zero_shot(images, labels, prototypes, TWINS)
-        assert (result.among_all.candidates, result.among_present.candidates) == (11, 9)
-        assert result.among_all.classes == 10
-        assert result.among_all.chance == pytest.approx(1 / 11)
+        present, result = zero_shot(images, labels, prototypes, TWINS)
+        assert (present.candidates, result.candidates) == (9, 11)
+        assert result.classes == 10
+        assert result.chance == pytest.approx(1 / 11)
         first, five = counted(TWINS)
-        assert result.among_all.top_1.value == pytest.approx(sum(first) / 200)
-        assert result.among_all.top_5.value == pytest.approx(sum(five) / 200)
+        assert result.top_1.value == pytest.approx(sum(first) / 200)
+        assert result.top_5.value == pytest.approx(sum(five) / 200)
         of_class = [[hit for hit, label in zip(first, labels, strict=True) if label == c] for c in range(10)]
         accuracy = [sum(hits) / len(hits) for hits in of_class]
-        assert result.among_all.mean_per_class == pytest.approx(sum(accuracy) / 10)
+        assert result.mean_per_class == pytest.approx(sum(accuracy) / 10)
         # None is lost, as in a dictionary by name.
-        assert len(result.among_all.per_class) == 10
-        assert result.among_all.per_class["crane (label 3)"] == pytest.approx(accuracy[3])
-        assert result.among_all.per_class["crane (label 7)"] == pytest.approx(accuracy[7])
-        assert result.among_all.per_class["class 1"] == pytest.approx(accuracy[1])
+        assert len(result.per_class) == 10
+        assert result.per_class["crane (label 3)"] == pytest.approx(accuracy[3])
+        assert result.per_class["crane (label 7)"] == pytest.approx(accuracy[7])
+        assert result.per_class["class 1"] == pytest.approx(accuracy[1])
 
     def test_score_for_images_of_either(self) -> None:
         names = ["crane", "crane", "heron"]
         prototypes = torch.eye(3)[[0, 0, 2]]
-        result = zero_shot(prototypes, np.arange(3), prototypes, names).among_all
+        result = zero_shot(prototypes, np.arange(3), prototypes, names)[-1]
         assert (result.top_1.value, result.mean_per_class) == (1, 1)
 
     def test_of_which_one_has_no_images_are_a_target_all_the_same(self) -> None:
         prototypes = torch.eye(3)[[0, 0, 2]]
-        result = zero_shot(torch.eye(3)[[0, 2]], np.array([1, 2]), prototypes, ["crane", "crane", "heron"])
-        assert result.among_present == result.among_all
-        assert result.among_all.per_class == {"crane (label 1)": 1, "heron": 1}
+        (result,) = zero_shot(torch.eye(3)[[0, 2]], np.array([1, 2]), prototypes, ["crane", "crane", "heron"])
+        assert result.candidate_set == "all"
+        assert result.per_class == {"crane (label 1)": 1, "heron": 1}
 
 
 def test_random_embeddings_are_as_good_as_chance() -> None:
     generator = torch.Generator().manual_seed(0)
     images, prototypes = (torch.randn(n, 16, generator=generator) for n in (4000, 12))
     labels = np.random.default_rng(0).integers(0, 12, 4000)
-    result = zero_shot(images, labels, prototypes, NAMES).among_all
+    result = zero_shot(images, labels, prototypes, NAMES)[-1]
     assert result.top_1.low < result.chance < result.top_1.high
     assert result.top_5.low < 5 / 12 < result.top_5.high
 
 
 def test_perfect_and_reversed_embeddings_are_all_right_and_all_wrong() -> None:
     labels = np.arange(6)
-    result = zero_shot(torch.eye(6), labels, torch.eye(6), NAMES[:6]).among_all
+    result = zero_shot(torch.eye(6), labels, torch.eye(6), NAMES[:6])[-1]
     assert (result.top_1.value, result.top_1.high, result.mean_per_class) == (1, 1, 1)
-    result = zero_shot(-torch.eye(6), labels, torch.eye(6), NAMES[:6]).among_all
+    result = zero_shot(-torch.eye(6), labels, torch.eye(6), NAMES[:6])[-1]
     assert (result.top_1.value, result.top_1.low, result.top_5.value) == (0, 0, 0)
 
 
 def test_with_fewer_than_five_classes_the_top_five_are_all() -> None:
-    result = zero_shot(torch.eye(3), np.array([1, 2, 0]), torch.eye(3), NAMES[:3]).among_all
+    result = zero_shot(torch.eye(3), np.array([1, 2, 0]), torch.eye(3), NAMES[:3])[-1]
     assert (result.top_1.value, result.top_5.value) == (0, 1)
 
 
 def test_a_single_class_is_always_right_and_so_is_chance() -> None:
-    result = zero_shot(torch.eye(3), np.zeros(3, np.int64), torch.eye(3)[:1], NAMES[:1]).among_all
+    result = zero_shot(torch.eye(3), np.zeros(3, np.int64), torch.eye(3)[:1], NAMES[:1])[-1]
     assert (result.top_1.value, result.chance, result.candidates) == (1, 1, 1)
 
 
 def test_ties_of_different_names_count_against() -> None:
     labels = np.arange(4)
-    result = zero_shot(torch.ones(4, 8), labels, torch.ones(4, 8), NAMES[:4])
-    assert result.among_all.top_1.value == 0
+    (result,) = zero_shot(torch.ones(4, 8), labels, torch.ones(4, 8), NAMES[:4])
+    assert result.top_1.value == 0
 
 
 def test_embeddings_that_are_no_numbers_are_all_wrong() -> None:
     broken = torch.full((4, 8), torch.nan)
-    assert zero_shot(broken, np.arange(4), broken, NAMES[:4]).among_all.top_1.value == 0
+    assert zero_shot(broken, np.arange(4), broken, NAMES[:4])[-1].top_1.value == 0
 
 
 def test_blocks_change_nothing_and_progress_is_told(monkeypatch: pytest.MonkeyPatch, said: io.StringIO) -> None:

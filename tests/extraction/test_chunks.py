@@ -1,4 +1,4 @@
-"""What an encoder gives of a chunk: a row or a reject for each input, also where memory does not suffice."""
+"""Encoding of a chunk: every input becomes a row or a reject, also when memory runs out."""
 
 import errno
 import shutil
@@ -31,7 +31,7 @@ CAPTIONS = [
 
 @pytest.fixture
 def chunk(vision_spec: VisionSpec) -> Chunk:
-    """Four samples; one has no caption, and one a broken image."""
+    """Four samples: one without a caption, and one with a broken image."""
     samples = [
         Sample(key=f"{i}", image=support.jpeg(seed=i) if i != 3 else b"", captions=captions, label=i)
         for i, captions in enumerate(CAPTIONS)
@@ -40,7 +40,7 @@ def chunk(vision_spec: VisionSpec) -> Chunk:
 
 
 class TestDecoding:
-    # The first two decode the whole of an image; the last at half scale.
+    # The first two decode at full scale, the last at half scale.
     PREPROCESSINGS = tuple(
         Preprocessing(image_size=size, resize=resize, interpolation="bicubic")
         for size, resize in ((32, 40), (40, 40), (16, 20))
@@ -51,7 +51,7 @@ class TestDecoding:
         samples = [Sample(key=f"{i}", image=image, captions=(), label=None) for i, image in enumerate(images)]
         return decode(Chunk(0, 0, True, "memory/0.tar", samples, []), preprocessings)
 
-    def test_for_several_encoders_gives_what_it_gives_for_each(self) -> None:
+    def test_for_several_encoders_equals_that_for_each(self) -> None:
         together = self.of(self.PREPROCESSINGS).pixels
         for preprocessing in self.PREPROCESSINGS:
             found, alone = together[preprocessing], self.of([preprocessing]).pixels[preprocessing]
@@ -62,20 +62,20 @@ class TestDecoding:
 
     @pytest.mark.parametrize(
         "error",
-        [MemoryError(), *(OSError(number, "so it is") for number in (errno.ENOMEM, errno.ENOSPC, errno.EMFILE))],
+        [MemoryError(), *(OSError(number, "no resources") for number in (errno.ENOMEM, errno.ENOSPC, errno.EMFILE))],
         ids=repr,
     )
-    def test_for_want_of_resources_ends_and_rejects_no_image(
+    def test_raises_without_resources_and_rejects_no_image(
         self, error: Exception, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def poor(*of: object) -> None:
+        def fail(*arguments: object) -> None:
             raise error
 
-        monkeypatch.setattr("sharelock_ray.extraction.chunks.decode_image", poor)
+        monkeypatch.setattr("sharelock_ray.extraction.chunks.decode_image", fail)
         with pytest.raises(RunError, match=f"decoding 0 failed for lack of resources .{type(error).__name__}"):
             self.of(self.PREPROCESSINGS)
 
-    def test_is_of_each_scale_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_reads_each_scale_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         decoded: list[tuple[int, int]] = []
 
         def watched(image: Image.Image) -> Image.Image:
@@ -89,12 +89,12 @@ class TestDecoding:
 
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For memory that others might give back."""
+    """Shortens the waits for memory that another process may release."""
     monkeypatch.setattr("sharelock_ray.encoders.passes._WAITS_S", (0.01,))
 
 
 def limit_memory(module: torch.nn.Module, fits) -> None:
-    """A device that has not the memory for what `fits` denies: the model raises what torch raises there."""
+    """Makes the module raise torch's out-of-memory error for inputs that `fits` rejects, as a small device would."""
 
     def check(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         if not fits(inputs[0]):
@@ -104,7 +104,7 @@ def limit_memory(module: torch.nn.Module, fits) -> None:
 
 
 class TestVision:
-    def test_of_two_readings_is_a_chunk_each_with_the_same_rejects(self, models: Path, chunk: Chunk) -> None:
+    def test_two_readings_give_a_chunk_each_with_the_same_rejects(self, models: Path, chunk: Chunk) -> None:
         spec = support.tiny_vision(models, model="test_convnext", weights=convnext(models))
         raw = spec.model_copy(update={"final_norm": False})
         both = encode_vision(VisionEncoder(spec, others=[raw]), chunk, spec.preprocessing)
@@ -113,7 +113,7 @@ class TestVision:
             assert found.columns == alone.columns == {"key": ["0", "1", "2"], "label": [0, 1, 2]}
             assert found.rejects == alone.rejects
             np.testing.assert_allclose(found.embeddings, alone.embeddings, atol=1e-5)
-        # The time of the pass is counted once.
+        # The time of the forward pass is counted once.
         assert both[0].seconds == both[1].seconds > 0
 
     def test_halves_the_batch_and_counts_it(self, vision_spec: VisionSpec, chunk: Chunk) -> None:
@@ -151,7 +151,7 @@ def convnext(models: Path) -> str:
 
 
 class TestLanguage:
-    def test_of_two_layers_is_a_chunk_each_with_the_same_captions(
+    def test_two_layers_give_a_chunk_each_with_the_same_captions(
         self, language_spec: LanguageSpec, chunk: Chunk
     ) -> None:
         other = language_spec.model_copy(update={"layer": 1})
@@ -168,7 +168,7 @@ class TestLanguage:
         (found,) = encode_language(encoder, chunk)
         (expected,) = encode_language(LanguageEncoder(language_spec), chunk)
         np.testing.assert_allclose(found.embeddings, expected.embeddings, atol=1e-5)
-        # Four captions padded to 14 tokens fail; 31 of the budget's 1000 / 32 cut them.
+        # Four captions padded to 14 tokens fail; a budget of 1000 / 32 = 31 tokens splits them.
         assert (found.batch_reductions, encoder.token_budget) == (1, 31)
 
     def test_a_caption_that_does_not_fit_is_a_reject(self, language_spec: LanguageSpec, chunk: Chunk) -> None:
@@ -185,7 +185,7 @@ class TestLanguage:
         (expected,) = encode_language(LanguageEncoder(language_spec), chunk)
         np.testing.assert_allclose(found.embeddings, expected.embeddings[[0, 1, 3]], atol=1e-5)
 
-    def test_a_caption_with_a_token_that_the_model_does_not_know_is_a_reject(
+    def test_a_caption_with_a_token_unknown_to_the_model_is_a_reject(
         self, tmp_path: Path, language_spec: LanguageSpec, chunk: Chunk
     ) -> None:
         path = shutil.copytree(language_spec.model, tmp_path / "model")
@@ -203,7 +203,7 @@ class TestLanguage:
             "message": "caption 1 has the token 'photo_', for which the model has no embedding",
         }
 
-    def test_captions_that_do_not_fit_make_their_sample_one_reject(
+    def test_several_captions_that_do_not_fit_make_one_reject_per_sample(
         self, language_spec: LanguageSpec, chunk: Chunk
     ) -> None:
         long = "the small green square in the large blue picture of a circle ."

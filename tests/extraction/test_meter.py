@@ -1,4 +1,4 @@
-"""What the operator is told of a running extraction."""
+"""Progress and rates shown during an extraction."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ REPORT = ChunkReport(
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time that the meter sees; set `clock[0]`."""
+    """The meter's clock; set `clock[0]`."""
     now = [100.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     return now
@@ -39,7 +39,7 @@ def chunk(**changes: object) -> ChunkReport:
     return dataclasses.replace(REPORT, **changes)
 
 
-def test_the_share_is_of_the_bytes_of_the_whole_input(clock: list[float]) -> None:
+def test_the_share_counts_bytes_of_the_whole_input(clock: list[float]) -> None:
     meter = Meter("extract", SHARDS, open_chunks={1: 0, 2: 0, 3: 0}, earlier=Live())
     assert meter.share == 0.25
     meter.add(REPORT, whole=False)
@@ -48,7 +48,7 @@ def test_the_share_is_of_the_bytes_of_the_whole_input(clock: list[float]) -> Non
     assert meter.share == 0.5
 
 
-def test_a_shard_is_done_with_the_last_of_its_chunks_to_come_not_with_its_last_chunk(clock: list[float]) -> None:
+def test_a_shard_is_done_when_all_its_chunks_have_arrived_in_any_order(clock: list[float]) -> None:
     meter = Meter("extract", SHARDS[:2], open_chunks={0: 0, 1: 0}, earlier=Live())
     shares = []
     for index, whole in [(2, False), (0, False), (1, True), (1, True)]:
@@ -60,19 +60,19 @@ def test_a_shard_is_done_with_the_last_of_its_chunks_to_come_not_with_its_last_c
     assert (meter.share, meter.live().seconds_left) == (1, 0)
 
 
-def test_chunks_that_an_earlier_run_staged_count_as_much_as_others(clock: list[float]) -> None:
+def test_chunks_of_an_earlier_run_count_with_the_mean_size(clock: list[float]) -> None:
     meter = Meter("extract", SHARDS[:2], open_chunks={0: 3, 1: 0}, earlier=Live())
     meter.add(chunk(part=1, bytes=200), whole=False)
     assert meter.share == pytest.approx((3 * 200 + 200) / 2000)
     clock[0] += 10
     meter.add(chunk(part=1, bytes=200), whole=False)
     assert meter.live().seconds_left == pytest.approx(50)
-    # Its last chunk was among those.
+    # The shard's last chunk was among those staged earlier.
     meter.add(chunk(part=0, bytes=200), whole=True)
     assert meter.share == pytest.approx((1000 + 400) / 2000)
 
 
-def test_the_rest_of_the_time_follows_from_the_share(clock: list[float]) -> None:
+def test_the_remaining_time_follows_from_the_share(clock: list[float]) -> None:
     meter = Meter("extract", SHARDS, open_chunks=dict.fromkeys(range(4), 0), earlier=Live())
     meter.add(chunk(bytes=0), whole=False)
     clock[0] += 20
@@ -82,7 +82,7 @@ def test_the_rest_of_the_time_follows_from_the_share(clock: list[float]) -> None
     assert live.seconds_left == pytest.approx(60)
 
 
-def test_what_earlier_runs_did_is_counted_and_their_rate_is_not(clock: list[float]) -> None:
+def test_totals_include_earlier_runs_and_rates_do_not(clock: list[float]) -> None:
     earlier = Live(samples=70, rejects=2, wall_seconds=30)
     meter = Meter("extract", SHARDS, open_chunks={1: 0, 2: 0, 3: 0}, earlier=earlier)
     clock[0] += 5
@@ -97,18 +97,18 @@ def test_what_earlier_runs_did_is_counted_and_their_rate_is_not(clock: list[floa
 
 def test_an_encoder_idles_while_its_actor_waits(clock: list[float]) -> None:
     meter = Meter("extract", SHARDS, open_chunks=dict.fromkeys(range(4), 0), earlier=Live())
-    meter.add(REPORT, whole=False)  # Its actor has been at work for 3 seconds.
+    meter.add(REPORT, whole=False)  # Its actor has worked for 3 seconds.
     assert meter.idle == 0
     clock[0] += 9
     meter.add(REPORT, whole=False)
     assert meter.idle == pytest.approx(1 - 6 / 12)
-    # An actor that is gone says nothing any more.
+    # A lost actor reports nothing and does not count as idle.
     clock[0] += 100
     meter.add(chunk(worker="node:2", encode_seconds=6), whole=False)
     assert meter.idle == pytest.approx(1 - 12 / 18)
 
 
-def test_the_line_says_rates_stages_idleness_and_rejects(clock: list[float]) -> None:
+def test_the_progress_line_shows_rates_stages_idle_time_and_rejects(clock: list[float]) -> None:
     meter = Meter("extract train", SHARDS, open_chunks=dict.fromkeys(range(4), 0), earlier=Live())
     meter.add(chunk(tokens=5000), whole=False)
     clock[0] += 4
@@ -118,6 +118,6 @@ def test_the_line_says_rates_stages_idleness_and_rejects(clock: list[float]) -> 
     assert line.endswith("30 tokens/s; read 25%, encode 75%, write 0%; encoders idle 14%; 2 rejects")
 
 
-def test_of_several_sets_the_one_that_tells_most_is_gone_on_from() -> None:
+def test_the_state_with_the_most_wall_seconds_is_continued() -> None:
     assert combined([None, Live(wall_seconds=3), Live(wall_seconds=5, samples=1)]).samples == 1
     assert combined([None]) == Live()

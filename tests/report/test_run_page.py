@@ -11,7 +11,7 @@ import torch
 
 import support
 from pages import Page
-from sharelock_ray.evaluation.result import Evaluation, Example
+from sharelock_ray.evaluation.result import Example, RetrievalRecord, ZeroShotRecord
 from sharelock_ray.evaluation.retrieval import retrieval
 from sharelock_ray.evaluation.zero_shot import zero_shot
 from sharelock_ray.features.featureset import open_features
@@ -47,14 +47,12 @@ def summary(tmp_path: Path) -> Summary:
         Example(key=f"k{i}", truth=CLASSES[labels[i]], predicted=CLASSES[i], thumbnail=PICTURE)
         for i in range(len(labels))
     ]
-    evaluation = Evaluation(
-        split="test",
-        model_step=100,
-        templates=("a {}",),
-        retrieval=retrieval(eye, eye.roll(1, 0), np.arange(3), (1, 3)),
-        zero_shot=zero_shot(eye, labels, eye, CLASSES),
-        examples=tuple(examples),
-    )
+    scope = {"dataset": "made up", "split": "test", "model_step": 100}
+    classified = [
+        ZeroShotRecord(**scope, templates=("a {}",), result=result, examples=() if place else tuple(examples))
+        for place, result in enumerate(zero_shot(eye, labels, eye, CLASSES))
+    ]
+    found = RetrievalRecord(**scope, result=retrieval(eye, eye.roll(1, 0), np.arange(3), (1, 3)))
     sets = support.write_feature_sets(tmp_path / "features", pairs=20)
     return Summary(
         title="A run & its <title>",
@@ -63,9 +61,15 @@ def summary(tmp_path: Path) -> Summary:
         features=tuple(open_features(uri).manifest for uri in sets),
         training=TRAINING,
         metrics=METRICS,
-        evaluation=evaluation,
+        records=(*classified, found),
+        notes=(),
         seconds={"train": 12.34},
     )
+
+
+def only(summary: Summary, kind: type) -> Summary:
+    """The summary with the records of one task."""
+    return replace(summary, records=tuple(record for record in summary.records if isinstance(record, kind)))
 
 
 def rendered(summary: Summary) -> str:
@@ -98,7 +102,7 @@ def test_shows_every_value_of_the_table(summary: Summary) -> None:
 def test_shows_an_image_for_each_example_beside_both_texts(summary: Summary) -> None:
     page = Page(rendered(summary))
     images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert [image["alt"] for image in images] == [example.truth for example in summary.evaluation.examples]
+    assert [image["alt"] for image in images] == [example.truth for example in summary.records[0].examples]
     assert all(image["src"].startswith("data:image/png;base64,") for image in images)
     verdicts = [a["class"] for tag, a in page.tags if tag == "figcaption" and "class" in a]
     assert verdicts == ["right", "right", "wrong"]
@@ -121,8 +125,8 @@ def test_names_in_the_data_are_text_and_no_markup(summary: Summary) -> None:
 
 def test_hostile_captions_of_a_run_without_classes_are_text(summary: Summary) -> None:
     example = Example(key="k", truth='"><img src=x onerror=alert(1)>', predicted=HOSTILE, thumbnail=PICTURE)
-    evaluation = summary.evaluation.model_copy(update={"zero_shot": None, "examples": (example,)})
-    page = Page(rendered(replace(summary, evaluation=evaluation)))
+    record = summary.records[-1].model_copy(update={"examples": (example,)})
+    page = Page(rendered(replace(summary, records=(record,))))
     (image,) = [attributes for tag, attributes in page.tags if tag == "img"]
     assert set(image) == {"src", "alt"}
     assert image["alt"] == example.truth
@@ -130,8 +134,7 @@ def test_hostile_captions_of_a_run_without_classes_are_text(summary: Summary) ->
 
 
 def test_goes_without_zero_shot(summary: Summary) -> None:
-    evaluation = summary.evaluation.model_copy(update={"zero_shot": None})
-    text = Page(rendered(replace(summary, evaluation=evaluation))).text
+    text = Page(rendered(only(summary, RetrievalRecord))).text
     assert "Accuracy by class" not in text
     assert "zero-shot" not in text
     assert "image to text recall@1/3" in text
@@ -139,26 +142,27 @@ def test_goes_without_zero_shot(summary: Summary) -> None:
 
 def test_goes_without_retrieval_and_says_why(summary: Summary) -> None:
     note = "retrieval is left out: no image of the test split has a caption"
-    evaluation = summary.evaluation.model_copy(update={"retrieval": None, "notes": (note,)})
-    without = replace(summary, evaluation=evaluation)
+    without = replace(only(summary, ZeroShotRecord), notes=(note,))
     text = Page(rendered(without)).text
     assert "recall@" not in text
     assert note in text
     assert ("note", note) in without.rows()
-    assert without.as_json()["evaluation"]["retrieval"] is None
+    evaluation = without.as_json()["evaluation"]
+    assert {record["task"] for record in evaluation["records"]} == {"zero_shot_classification"}
+    assert evaluation["notes"] == [note]
 
 
 def test_lists_classes_from_best_to_worst(summary: Summary) -> None:
     text = Page(rendered(summary)).text
-    section = text[text.index("Accuracy by class") : text.index("Images of the test split")]
+    section = text[text.index("Accuracy by class") : text.index("images of the test split")]
     assert section.index(HOSTILE) < section.index("red circle")
     assert "100 %" in section
     assert "50 %" in section
 
 
 def test_an_example_without_a_picture_is_shown_by_its_texts(summary: Summary) -> None:
-    bare = [example.model_copy(update={"thumbnail": None}) for example in summary.evaluation.examples]
-    evaluation = summary.evaluation.model_copy(update={"examples": tuple(bare)})
-    page = Page(rendered(replace(summary, evaluation=evaluation)))
+    first = summary.records[0]
+    bare = [example.model_copy(update={"thumbnail": None}) for example in first.examples]
+    page = Page(rendered(replace(summary, records=(first.model_copy(update={"examples": tuple(bare)}),))))
     assert "img" not in {tag for tag, _ in page.tags}
     assert f"true: {CLASSES[1]}" in page.text

@@ -1,4 +1,4 @@
-"""Checkpoints come back as they were saved, and are replaced without a moment in which there is none."""
+"""Checkpoints are restored exactly, and replaced atomically."""
 
 import threading
 import time
@@ -77,7 +77,7 @@ def described(step: int) -> Checkpoint:
 
 
 def steps(folder: str) -> list[int]:
-    """Those of the tensors in a folder that holds nothing but a checkpoint."""
+    """The steps of the tensors in a checkpoint folder, which must contain nothing else."""
     *tensors, description = sorted(storage.names(folder), reverse=True)
     assert description == "checkpoint.json"
     return sorted(int(name.removeprefix("step-").split("-")[0]) for name in tensors)
@@ -88,7 +88,7 @@ def equal(one: Heads, other: Heads) -> bool:
     return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
 
 
-def test_comes_back_as_it_was_saved(run: RunFolder, folder: str) -> None:
+def test_a_checkpoint_is_restored_exactly(run: RunFolder, folder: str) -> None:
     assert not has_checkpoint(folder)
     saved = heads(0)
     save_best(run, described(10), saved)
@@ -100,7 +100,7 @@ def test_comes_back_as_it_was_saved(run: RunFolder, folder: str) -> None:
     assert not equal(load_heads(folder, found), heads(1))
 
 
-def test_training_goes_on_as_if_nothing_had_happened(run: RunFolder) -> None:
+def test_a_restored_optimizer_continues_with_the_same_steps(run: RunFolder) -> None:
     whole = heads(0)
     optimizer = optimizer_of(whole)
     take_steps(whole, optimizer, range(3))
@@ -115,7 +115,7 @@ def test_training_goes_on_as_if_nothing_had_happened(run: RunFolder) -> None:
     assert equal(restored, whole)
 
 
-def test_a_new_one_replaces_the_old_and_removes_the_tensors_before_it(run: RunFolder, folder: str) -> None:
+def test_a_new_checkpoint_keeps_only_the_tensors_of_the_one_it_replaces(run: RunFolder, folder: str) -> None:
     for step in (10, 20, 30):
         save_best(run, described(step), heads(step))
     assert steps(folder) == [20, 30]
@@ -124,14 +124,14 @@ def test_a_new_one_replaces_the_old_and_removes_the_tensors_before_it(run: RunFo
     assert equal(load_heads(folder, found), heads(30))
 
 
-def test_whoever_reads_at_any_moment_finds_one_whole(
+def test_a_reader_finds_a_complete_checkpoint_at_every_moment_of_a_write(
     run: RunFolder, folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for step in (5, 10):
         save_best(run, described(step), heads(step))
     seen = []
 
-    def looking_first(change):
+    def reading_first(change):
         def changed(*args: object) -> None:
             found = read_checkpoint(folder)
             assert equal(load_heads(folder, found), heads(found.position.step))
@@ -141,13 +141,13 @@ def test_whoever_reads_at_any_moment_finds_one_whole(
         return changed
 
     for name in ("write_bytes", "write_json", "remove"):
-        monkeypatch.setattr(storage, name, looking_first(getattr(storage, name)))
+        monkeypatch.setattr(storage, name, reading_first(getattr(storage, name)))
     save_best(run, described(20), heads(20))
     assert (set(seen), seen[-1]) == ({10, 20}, 20)
     assert equal(load_heads(folder, read_checkpoint(folder)), heads(20))
 
 
-def test_workers_of_a_lost_driver_never_take_the_new_ones_back(run: RunFolder, folder: str) -> None:
+def test_workers_of_a_dead_driver_do_not_replace_a_later_checkpoint(run: RunFolder, folder: str) -> None:
     for step in (10, 20, 30):
         save_best(run, described(step), heads(step))
     save_best(run, described(15), heads(15))
@@ -158,7 +158,7 @@ def test_workers_of_a_lost_driver_never_take_the_new_ones_back(run: RunFolder, f
     assert steps(folder) == [30, 40]
 
 
-def test_of_two_drivers_at_once_are_whole_at_any_moment(tmp_path: Path) -> None:
+def test_two_concurrent_drivers_leave_a_complete_checkpoint_at_every_moment(tmp_path: Path) -> None:
     run = RunFolder(str(tmp_path))
     saved = {step: heads(step) for step in range(10, 210, 10)}
     stop = threading.Event()
@@ -171,7 +171,7 @@ def test_of_two_drivers_at_once_are_whole_at_any_moment(tmp_path: Path) -> None:
                 try:
                     assert equal(load_heads(run.best, found), saved[found.position.step])
                 except RunError:
-                    # Here two more can be published between the reader's two reads.
+                    # Two more checkpoints may be written between the two reads.
                     assert read_checkpoint(run.best).position.step >= found.position.step + 20
                 seen.append(found.position.step)
 
@@ -179,7 +179,7 @@ def test_of_two_drivers_at_once_are_whole_at_any_moment(tmp_path: Path) -> None:
         for step in steps:
             save_best(run, described(step), saved[step])
 
-    # One has gone on from step 100, while the other is still on its way there.
+    # The second driver has resumed at step 100, while the first has not reached it.
     with ThreadPoolExecutor(3) as pool:
         reading = pool.submit(read)
         for saving in [pool.submit(save, list(saved)[first:]) for first in (0, 10)]:
@@ -190,14 +190,14 @@ def test_of_two_drivers_at_once_are_whole_at_any_moment(tmp_path: Path) -> None:
     assert read_checkpoint(run.best).position.step == 200
 
 
-def test_a_slow_reader_still_finds_the_tensors_of_what_it_read(run: RunFolder, folder: str) -> None:
+def test_a_slow_reader_finds_the_tensors_of_a_replaced_checkpoint(run: RunFolder, folder: str) -> None:
     save_best(run, described(10), heads(10))
     found = read_checkpoint(folder)
     save_best(run, described(20), heads(20))
     assert equal(load_heads(folder, found), heads(10))
 
 
-def test_a_folder_without_one_is_a_wrong_request(folder: str) -> None:
+def test_a_folder_without_a_checkpoint_is_an_invalid_request(folder: str) -> None:
     with pytest.raises(RequestError, match=r"holds no trained model \(checkpoint\.json is missing\)"):
         read_checkpoint(folder)
 
@@ -238,7 +238,7 @@ def test_damaged_tensors_are_an_error_that_names_them(run: RunFolder, folder: st
             restore(run.last, read_checkpoint(run.last), trained, optimizer)
 
 
-def test_one_of_a_version_that_knew_no_digest_opens_where_its_weights_are_finite(run: RunFolder, folder: str) -> None:
+def test_a_checkpoint_without_a_hash_opens_if_its_weights_are_finite(run: RunFolder, folder: str) -> None:
     def older(trained: Heads) -> Checkpoint:
         save_best(run, described(10), trained)
         found = read_checkpoint(folder).model_dump(mode="json")
@@ -256,7 +256,7 @@ def test_one_of_a_version_that_knew_no_digest_opens_where_its_weights_are_finite
 
 
 class TestWriter:
-    def test_saves_what_was_there_while_training_goes_on(self, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_saves_a_copy_that_later_steps_do_not_change(self, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
         go_on = support.hold_writes(monkeypatch)
         trained, expected = heads(0), heads(0).state_dict()
         optimizer = optimizer_of(trained)
@@ -272,7 +272,7 @@ class TestWriter:
             for name, value in load_heads(folder, read_checkpoint(folder)).state_dict().items():
                 assert torch.equal(value, expected[name])
 
-    def test_is_due_only_where_writing_stays_a_tenth_of_the_time(
+    def test_is_due_only_if_writes_take_at_most_a_tenth_of_the_time(
         self, run: RunFolder, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         now, trained = [100.0], heads(0)
@@ -305,8 +305,8 @@ class TestWriter:
             checkpoints.keep_best(described(40), heads(40))
         assert equal(load_heads(run.best, read_checkpoint(run.best)), heads(40))
 
-    def test_publishes_nothing_behind_a_best_that_could_not_be(self, tmp_path: Path) -> None:
-        (tmp_path / "best").write_text("A file, where a folder has to be.")
+    def test_does_not_write_the_last_if_the_write_of_the_best_failed(self, tmp_path: Path) -> None:
+        (tmp_path / "best").write_text("A file in place of the folder.")
         run, trained = RunFolder(str(tmp_path)), heads(0)
         with CheckpointWriter(run) as checkpoints:
             checkpoints.keep_best(described(10), trained)
@@ -315,7 +315,7 @@ class TestWriter:
                 checkpoints.wait()
         assert not has_checkpoint(run.last)
 
-    def test_publishes_nothing_before_what_has_to_be_done_first(self, run: RunFolder) -> None:
+    def test_waits_for_the_future_that_must_come_first(self, run: RunFolder) -> None:
         first: Future[None] = Future()
         trained = heads(0)
         with CheckpointWriter(run) as checkpoints:
@@ -326,7 +326,7 @@ class TestWriter:
             checkpoints.wait()
         assert has_checkpoint(run.last)
 
-    def test_says_what_storage_refused(self, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_raises_the_error_of_storage(self, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
         def full(uri: str, data: bytes) -> None:
             raise OSError("No space left on device")
 

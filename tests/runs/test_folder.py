@@ -1,4 +1,4 @@
-"""A run's folder fixes what it was asked, and reads what a damaged disk has left of the rest."""
+"""A run folder stores its request once, and reports damaged files."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +34,7 @@ class TestBegin:
         with pytest.raises(RequestError, match=r"\(features\.vision differs\)"):
             run.begin(SPEC, manifests[1], manifests[1])
 
-    def test_of_drivers_that_begin_at_once_one_wins(self, tmp_path: Path, manifests: tuple[Manifest, Manifest]) -> None:
+    def test_one_of_several_concurrent_drivers_wins(self, tmp_path: Path, manifests: tuple[Manifest, Manifest]) -> None:
         def begun(seed: int) -> bool:
             try:
                 RunFolder(str(tmp_path)).begin(SPEC.model_copy(update={"seed": seed}), *manifests)
@@ -48,7 +48,7 @@ class TestBegin:
         asked = storage.read_json(str(tmp_path / "training-request.json"))
         assert asked["alignment"]["seed"] == won.index(True)
 
-    def test_of_a_driver_that_looked_before_another_began_is_refused(
+    def test_rejects_a_driver_that_checked_before_another_one_started(
         self, tmp_path: Path, manifests: tuple[Manifest, Manifest], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         run, create = RunFolder(str(tmp_path)), storage.create_bytes
@@ -62,14 +62,14 @@ class TestBegin:
         with pytest.raises(RequestError, match=r"alignment\.seed: 1 there, 0 now"):
             run.begin(SPEC, *manifests)
 
-    def test_goes_on_with_a_request_of_a_version_with_fewer_settings(
+    def test_accepts_a_request_of_an_earlier_version_with_fewer_settings(
         self, tmp_path: Path, manifests: tuple[Manifest, Manifest]
     ) -> None:
         run = RunFolder(str(tmp_path))
         run.begin(SPEC, *manifests)
         path = str(tmp_path / "training-request.json")
         asked = storage.read_json(path)
-        # Also within a head: `alignment.language` has settings of its own.
+        # Also a nested setting.
         del asked["alignment"]["order"], asked["alignment"]["language"]["gated"]
         storage.write_json(path, asked)
         run.begin(SPEC, *manifests)
@@ -77,7 +77,7 @@ class TestBegin:
         with pytest.raises(RequestError, match=r"\(alignment\.language\.gated: False there, True now\)"):
             run.begin(SPEC.model_copy(update={"language": gated}), *manifests)
 
-    def test_removes_what_killed_writes_have_left(self, tmp_path: Path, manifests: tuple[Manifest, Manifest]) -> None:
+    def test_removes_the_files_of_killed_writes(self, tmp_path: Path, manifests: tuple[Manifest, Manifest]) -> None:
         for folder in (tmp_path, tmp_path / "best", tmp_path / "last"):
             folder.mkdir(exist_ok=True)
             (folder / ".tmp-killed").write_bytes(b"half a checkpoint")
@@ -88,7 +88,7 @@ class TestBegin:
 
 
 @pytest.mark.parametrize("torn", [b'{"step": 3, "lo', b"\xff\xfe", b""], ids=["torn", "no-text", "empty"])
-def test_metrics_are_read_but_for_a_torn_line(tmp_path: Path, torn: bytes) -> None:
+def test_metrics_are_read_without_damaged_lines(tmp_path: Path, torn: bytes) -> None:
     run, rows = RunFolder(str(tmp_path)), [{"step": 1, "loss": 2.5}, {"step": 2, "loss": 1.5}]
     assert run.metrics() == []
     run.write_metrics(rows)

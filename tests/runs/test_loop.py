@@ -1,4 +1,4 @@
-"""Training on one process: it learns, goes on after an interruption as if there had been none, and stops in time."""
+"""The training loop: it learns, resumes exactly after an interruption, and stops early or on non-finite values."""
 
 import shutil
 import time
@@ -56,7 +56,7 @@ def weights(checkpoint: str) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def killed_in(step: int) -> Iterator[None]:
-    """The block's training dies in the middle of its `step`-th step."""
+    """Kills the training of the block during step `step` (counted from 0)."""
 
     class KilledError(Exception):
         pass
@@ -77,7 +77,7 @@ def killed_in(step: int) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def curves(tmp_path_factory: pytest.TempPathFactory, features: tuple[str, str]) -> Path:
-    """The folder of every curve on one, two and four workers: `<workers>/<curve>`."""
+    """Folder with the runs of all curves on one, two and four workers: `<workers>/<curve>`."""
     folder = tmp_path_factory.mktemp("curves")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHARELOCK_CACHE", str(tmp_path_factory.mktemp("cache")))
@@ -86,7 +86,7 @@ def curves(tmp_path_factory: pytest.TempPathFactory, features: tuple[str, str]) 
     return folder
 
 
-def test_learns_what_pairs_have_in_common(tmp_path: Path, features: tuple[str, str]) -> None:
+def test_the_loss_decreases(tmp_path: Path, features: tuple[str, str]) -> None:
     run = RunFolder(str(tmp_path))
     train(run, *features, SPEC)
     result = run.result()
@@ -103,7 +103,7 @@ def test_learns_what_pairs_have_in_common(tmp_path: Path, features: tuple[str, s
     [{}, {"ema_decay": 0.9, "accumulation": 2, "positives": "text"}, {"order": "parts", "positives": "label"}],
     ids=str,
 )
-def test_goes_on_at_the_exact_step_with_the_same_losses(
+def test_a_resumed_training_has_the_same_losses_and_weights(
     tmp_path: Path, features: tuple[str, str], changes: dict[str, Any]
 ) -> None:
     whole, broken = RunFolder(str(tmp_path / "whole")), RunFolder(str(tmp_path / "broken"))
@@ -122,7 +122,7 @@ def test_goes_on_at_the_exact_step_with_the_same_losses(
         assert all(torch.equal(resumed[name], value) for name, value in unbroken.items())
 
 
-def test_a_slow_store_gets_fewer_checkpoints_and_changes_nothing(
+def test_a_slow_store_gets_fewer_checkpoints_and_the_result_is_equal(
     tmp_path: Path, features: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, slow = RunFolder(str(tmp_path / "whole")), RunFolder(str(tmp_path / "slow"))
@@ -160,7 +160,7 @@ def test_any_number_of_workers_gives_the_same_curve(curves: Path, world_size: in
             torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=1e-4)
 
 
-def test_workers_that_find_different_checkpoints_look_again(tmp_path: Path, features: tuple[str, str]) -> None:
+def test_workers_that_read_different_checkpoints_read_again(tmp_path: Path, features: tuple[str, str]) -> None:
     alone, run = RunFolder(str(tmp_path / "alone")), RunFolder(str(tmp_path / "run"))
     train_short(alone, features)
     with killed_in(15):
@@ -173,7 +173,7 @@ def test_workers_that_find_different_checkpoints_look_again(tmp_path: Path, feat
         assert ours == pytest.approx(theirs, abs=1e-4)
 
 
-def test_the_best_holds_the_average_and_the_last_the_weights(curves: Path) -> None:
+def test_the_best_contains_the_average_and_the_last_the_weights(curves: Path) -> None:
     averaged, plain = (RunFolder(str(curves / "1" / index)) for index in ("1", "0"))
     for run, differ in ((averaged, True), (plain, False)):
         assert read_checkpoint(run.best).position.step == read_checkpoint(run.last).position.step == 50
@@ -181,10 +181,10 @@ def test_the_best_holds_the_average_and_the_last_the_weights(curves: Path) -> No
         assert any(not torch.equal(best[name], last[name]) for name in best) == differ
 
 
-def test_goes_on_from_an_object_store(tmp_path: Path, features: tuple[str, str], bucket: str) -> None:
+def test_a_training_resumes_from_an_object_store(tmp_path: Path, features: tuple[str, str], bucket: str) -> None:
     whole, broken = RunFolder(str(tmp_path)), RunFolder(f"{bucket}/run")
     train(whole, *features, SPEC)
-    # Ends at step 20 for want of a gain, as one does that is stopped there.
+    # Stops early at step 20, which stands for an interruption there.
     train(broken, *features, SPEC.model_copy(update={"patience": 1, "min_delta": 100.0}))
     for written in ("training.json", "training-request.json"):
         storage.remove(f"{bucket}/run/{written}")
@@ -197,20 +197,20 @@ def test_goes_on_from_an_object_store(tmp_path: Path, features: tuple[str, str],
     assert len(storage.names(broken.tensorboard)) == 2
 
 
-def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, features: tuple[str, str]) -> None:
+def test_a_non_finite_loss_ends_the_run(tmp_path: Path, features: tuple[str, str]) -> None:
     run = RunFolder(str(tmp_path))
     spec = SPEC.model_copy(update={"learning_rate": 1e30})
     with pytest.raises(
         RunError, match=r"the loss is nan and its gradient nan at step 2, over .* last good .* none yet"
     ):
         train(run, *features, spec)
-    told = storage.read_json(run.non_finite)
+    report = storage.read_json(run.non_finite)
     batches = PairBatches(split_validation(join(*map(open_features, features)), 0.2)[0], 64, 0, torch.device("cpu"))
-    assert (told["step"], told["keys"]) == (2, batches.keys(1))
+    assert (report["step"], report["keys"]) == (2, batches.keys(1))
 
 
 def spoil(vision: str, row: int) -> None:
-    """Makes a value of the node's copy no number. No extraction stores such a row; memory or a disk may spoil one."""
+    """Writes a NaN into the node's copy, as faulty memory might. Extraction never stores such a row."""
     feature_set = open_features(vision)
     _ = feature_set.embeddings
     with (folder_of(feature_set.manifest) / "embeddings.bin").open("r+b") as stream:
@@ -218,7 +218,7 @@ def spoil(vision: str, row: int) -> None:
         stream.write(np.float32("nan").tobytes())
 
 
-def test_one_bad_row_is_named_with_the_step_that_met_it_and_the_checkpoint_before(
+def test_the_error_for_a_non_finite_row_names_its_step_and_the_last_good_checkpoint(
     tmp_path: Path, features: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches = PairBatches(split_validation(join(*map(open_features, features)), 0.2)[0], 64, 0, torch.device("cpu"))
@@ -228,14 +228,14 @@ def test_one_bad_row_is_named_with_the_step_that_met_it_and_the_checkpoint_befor
     run = RunFolder(str(tmp_path / "run"))
     with pytest.raises(RunError, match="last, of step 2") as error:
         train(run, *features, SPEC.model_copy(update={"evaluate_every": 2}))
-    told = storage.read_json(run.non_finite)
-    assert batches.keys(2)[5] in told["keys"]
-    assert told["step"] == 3
+    report = storage.read_json(run.non_finite)
+    assert batches.keys(2)[5] in report["keys"]
+    assert report["step"] == 3
     assert "nan at step 3, over" in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_no_rank_raises_before_the_main_one_has_published_what_it_has(
+def test_no_rank_raises_before_the_main_rank_has_written_its_checkpoints(
     tmp_path: Path, features: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pairs = join(*map(open_features, features))
@@ -248,7 +248,7 @@ def test_no_rank_raises_before_the_main_one_has_published_what_it_has(
     assert "last good checkpoint: " + str(tmp_path / "run" / "last, of step 2") in said[0]
 
 
-def test_a_validation_that_gives_no_number_ends_the_run_before_it_is_kept(
+def test_a_non_finite_validation_ends_the_run_before_a_checkpoint(
     tmp_path: Path, features: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pairs = join(*map(open_features, features))
@@ -263,7 +263,7 @@ def test_a_validation_that_gives_no_number_ends_the_run_before_it_is_kept(
     assert read_checkpoint(run.last).position.step == read_checkpoint(run.best).position.step == 10
 
 
-def test_another_training_cannot_go_on_in_a_folder(tmp_path: Path, features: tuple[str, str]) -> None:
+def test_a_training_with_other_settings_cannot_resume(tmp_path: Path, features: tuple[str, str]) -> None:
     run = RunFolder(str(tmp_path))
     with killed_in(15):
         train(run, *features, SPEC)
@@ -271,14 +271,14 @@ def test_another_training_cannot_go_on_in_a_folder(tmp_path: Path, features: tup
         train(run, *features, SPEC.model_copy(update={"learning_rate": 0.1}))
 
 
-def test_stops_early_without_a_gain(tmp_path: Path, features: tuple[str, str]) -> None:
+def test_early_stopping_without_a_gain(tmp_path: Path, features: tuple[str, str]) -> None:
     run = RunFolder(str(tmp_path))
     train(run, *features, SPEC.model_copy(update={"patience": 1, "min_delta": 100.0}))
     result = run.result()
     assert (result.stopped_early, result.steps) == (True, 20)
 
 
-def test_recall_may_decide_when_to_stop_and_what_is_best(tmp_path: Path, features: tuple[str, str]) -> None:
+def test_recall_as_the_monitored_metric(tmp_path: Path, features: tuple[str, str]) -> None:
     run = RunFolder(str(tmp_path))
     train(run, *features, SPEC.model_copy(update={"monitor": "recall", "patience": 2, "steps": 300, "min_delta": 0.01}))
     result, rows = run.result(), [row for row in run.metrics() if "recall_at_1" in row]
@@ -290,7 +290,7 @@ def test_recall_may_decide_when_to_stop_and_what_is_best(tmp_path: Path, feature
     assert read_checkpoint(run.best).metrics["recall_at_1"] == max(recalls)
 
 
-def test_validation_pairs_follow_from_their_keys_alone(tmp_path: Path, features: tuple[str, str]) -> None:
+def test_validation_pairs_depend_only_on_their_keys(tmp_path: Path, features: tuple[str, str]) -> None:
     more = support.write_feature_sets(tmp_path, pairs=400)
     few, many = (split_validation(join(*map(open_features, sets)), 0.2)[1].keys for sets in (features, more))
     assert set(few) < set(many)
@@ -307,13 +307,13 @@ def test_an_epoch_shows_every_pair_at_most_once(features: tuple[str, str]) -> No
     assert not np.array_equal(*epochs)
 
 
-class TestFeaturesThatNoNodeCanHold:
+class TestFeaturesThatDoNotFitOnTheNode:
     @pytest.fixture(autouse=True)
     def _full_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("SHARELOCK_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(placement_module, "room", lambda: 1000)
 
-    def test_are_streamed_in_the_order_that_allows_it(self, tmp_path: Path, features: tuple[str, str]) -> None:
+    def test_are_streamed_in_the_order_by_parts(self, tmp_path: Path, features: tuple[str, str]) -> None:
         run = RunFolder(str(tmp_path / "run"))
         train(run, *features, SPEC.model_copy(update={"order": "parts"}))
         assert run.data_placement().startswith(
@@ -321,7 +321,7 @@ class TestFeaturesThatNoNodeCanHold:
         )
         assert not list((tmp_path / "cache").rglob("embeddings.bin"))
 
-    def test_are_one_clear_line_in_another_order(self, tmp_path: Path, features: tuple[str, str]) -> None:
+    def test_are_a_one_line_error_in_another_order(self, tmp_path: Path, features: tuple[str, str]) -> None:
         with pytest.raises(RunError, match=r"free space there, .*SHARELOCK_CACHE.*, or set `alignment\.order: parts`"):
             train(RunFolder(str(tmp_path / "run")), *features, SPEC)
 
@@ -331,7 +331,7 @@ def test_only_an_order_by_parts_can_be_streamed(tmp_path: Path, features: tuple[
         train(RunFolder(str(tmp_path)), *features, SPEC, streams=True)
 
 
-def test_too_few_pairs_are_refused(tmp_path: Path) -> None:
+def test_too_few_pairs_are_an_invalid_request(tmp_path: Path) -> None:
     few = support.write_feature_sets(tmp_path / "features", pairs=3)
     with pytest.raises(RequestError, match="3 pairs leave"):
         train(RunFolder(str(tmp_path / "run")), *few, SPEC)
@@ -340,7 +340,7 @@ def test_too_few_pairs_are_refused(tmp_path: Path) -> None:
 class TestPositives:
     @pytest.fixture
     def pairs(self, tmp_path: Path) -> Pairs:
-        """Images 0 to 5, labelled 0, 1, 2, 0, 1 and not at all; images 0 and 3 share one of their two captions."""
+        """Images 0 to 5 with labels 0, 1, 2, 0, 1, None; images 0 and 3 share one of their two captions."""
         keys = [f"00000/{i}" for i in range(6)]
         columns = {"key": keys, "label": [0, 1, 2, 0, 1, None]}
         texts = [text for i in range(6) for text in (f"caption {i % 3 if i in (0, 3) else i}", f"another {i}")]
@@ -357,27 +357,27 @@ class TestPositives:
         (batch,) = batches.sweep(0, 1)
         return batch.positives
 
-    def test_of_pairs_alone_need_no_ids(self, pairs: Pairs) -> None:
+    def test_pairs_need_no_ids(self, pairs: Pairs) -> None:
         assert self.ids(pairs, "pair") is None
 
-    def test_of_equal_texts_share_an_id(self, pairs: Pairs) -> None:
+    def test_equal_texts_share_an_id(self, pairs: Pairs) -> None:
         ids = self.ids(pairs, "text")
         assert ids.dtype == torch.int64
         assert ids[0] == ids[3]
         assert len(ids.unique()) == 5
 
-    def test_of_equal_labels_share_an_id_and_an_image_without_one_is_alone(self, pairs: Pairs) -> None:
+    def test_equal_labels_share_an_id_and_an_unlabelled_image_has_its_own(self, pairs: Pairs) -> None:
         ids = self.ids(pairs, "label")
         assert ids[0] == ids[3]
         assert ids[1] == ids[4]
         assert len(ids.unique()) == 4
 
-    def test_follow_the_caption_that_was_drawn(self, pairs: Pairs) -> None:
+    def test_ids_follow_the_drawn_caption(self, pairs: Pairs) -> None:
         batches = PairBatches(pairs, 6, seed=0, device=torch.device("cpu"), positives="text")
         drawn = [batches.batch(epoch, 0, 1) for epoch in range(12)]
         assert {len(batch.positives.unique()) for batch in drawn} == {5, 6}
 
-    def test_labels_that_are_not_there_are_a_wrong_request(self, tmp_path: Path, pairs: Pairs) -> None:
+    def test_missing_labels_are_an_invalid_request(self, tmp_path: Path, pairs: Pairs) -> None:
         keys = list(pairs.keys)
         chunk = support.encoded("vision", keys, columns={"key": keys, "label": [None] * 6})
         spec = VisionSpec(name="v", model="none")

@@ -1,4 +1,4 @@
-"""That freed memory stays with the process, shown by how many pages the kernel has to clear."""
+"""Freed memory stays with the process, measured by the pages that the kernel clears."""
 
 import subprocess
 import sys
@@ -23,5 +23,5 @@ def pages_cleared(how: str) -> int:
     return int(done.stdout)
 
 
-def test_what_is_kept_is_not_cleared_again() -> None:
+def test_reused_pages_are_not_cleared_again() -> None:
     assert pages_cleared("keep") < pages_cleared("as usual") / 10

@@ -1,4 +1,4 @@
-"""What a training tells while it runs, as JSON lines and for TensorBoard, on a disk and on an object store."""
+"""Metrics of a running training, as JSON lines and TensorBoard events, on a local disk and an object store."""
 
 import os
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RunFolder]:
 
 
 def shown(run: RunFolder, folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard itself reads: (step, value) by name."""
+    """The scalars that TensorBoard reads: (step, value) by name."""
     folder.mkdir()
     for name in storage.names(run.tensorboard):
         (folder / name).write_bytes(storage.read_bytes(storage.join(run.tensorboard, name)))
@@ -34,7 +34,7 @@ def shown(run: RunFolder, folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(event.step, event.value) for event in reader.Scalars(tag)] for tag in reader.Tags()["scalars"]}
 
 
-def test_are_there_for_both_readers(run: RunFolder, tmp_path: Path) -> None:
+def test_rows_appear_in_both_formats(run: RunFolder, tmp_path: Path) -> None:
     with Metrics(run, writes=True, step=0) as metrics:
         metrics.add({"step": 10, "loss": 0.5, "grad_norm": 2.0})
         metrics.add({"step": 20, "loss": 0.25})
@@ -42,7 +42,7 @@ def test_are_there_for_both_readers(run: RunFolder, tmp_path: Path) -> None:
     assert shown(run, tmp_path / "copy") == {"loss": [(10, 0.5), (20, 0.25)], "grad_norm": [(10, 2.0)]}
 
 
-def test_of_a_resumed_run_begin_where_it_goes_on(run: RunFolder, tmp_path: Path) -> None:
+def test_a_resumed_run_drops_the_rows_after_its_checkpoint(run: RunFolder, tmp_path: Path) -> None:
     with Metrics(run, writes=True, step=0) as before:
         for step in (10, 20, 30):
             before.add({"step": step, "loss": 1.0})
@@ -52,7 +52,7 @@ def test_of_a_resumed_run_begin_where_it_goes_on(run: RunFolder, tmp_path: Path)
     assert shown(run, tmp_path / "copy") == {"loss": [(10, 1.0), (20, 1.0), (30, 2.0)]}
 
 
-def test_are_all_published_once_a_checkpoint_is_told_so(run: RunFolder, tmp_path: Path) -> None:
+def test_publish_writes_all_rows(run: RunFolder, tmp_path: Path) -> None:
     with Metrics(run, writes=True, step=0) as metrics:
         for step in (10, 20):
             metrics.add({"step": step, "loss": 1.0})
@@ -67,7 +67,7 @@ def test_only_one_rank_writes(run: RunFolder) -> None:
     assert not storage.exists(run.tensorboard)
 
 
-def test_give_a_sign_of_life_where_rows_are_long_in_coming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_alive_rewrites_an_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = RunFolder(str(tmp_path))
     with Metrics(run, writes=True, step=0) as metrics:
         metrics.add({"step": 1, "loss": 1.0})
@@ -80,7 +80,7 @@ def test_give_a_sign_of_life_where_rows_are_long_in_coming(tmp_path: Path, monke
         support.wait_for(lambda: run.metrics_age() < 60)
 
 
-def test_are_all_there_where_a_training_is_interrupted(run: RunFolder, tmp_path: Path) -> None:
+def test_all_rows_are_written_if_the_training_is_interrupted(run: RunFolder, tmp_path: Path) -> None:
     with suppress(KeyboardInterrupt), Metrics(run, writes=True, step=0) as metrics:
         for step in (10, 20):
             metrics.add({"step": step, "loss": 1.0})
@@ -89,7 +89,7 @@ def test_are_all_there_where_a_training_is_interrupted(run: RunFolder, tmp_path:
     assert shown(run, tmp_path / "copy") == {"loss": [(10, 1.0), (20, 1.0)]}
 
 
-def test_no_step_waits_for_a_store_that_is_slow(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_step_waits_for_a_slow_store(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = support.hold_writes(monkeypatch)
     monkeypatch.setattr("sharelock_ray.runs.metrics._WRITE_EVERY_S", 0.0)
     with Metrics(run, writes=True, step=0) as metrics:
@@ -100,7 +100,7 @@ def test_no_step_waits_for_a_store_that_is_slow(run: RunFolder, monkeypatch: pyt
     assert [row["step"] for row in run.metrics()] == [10, 20, 30]
 
 
-def test_what_a_disk_refused_is_raised_by_a_later_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_error_is_raised_by_a_later_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "metrics.jsonl").mkdir()
     monkeypatch.setattr("sharelock_ray.runs.metrics._WRITE_EVERY_S", 0.0)
     metrics = Metrics(RunFolder(str(tmp_path)), writes=True, step=0)
@@ -111,7 +111,7 @@ def test_what_a_disk_refused_is_raised_by_a_later_call(tmp_path: Path, monkeypat
         metrics.add({"step": 20, "loss": 1.0})
 
 
-def test_an_event_file_that_cannot_be_written_is_said_in_one_line(tmp_path: Path) -> None:
+def test_an_event_file_that_cannot_be_written_is_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "tensorboard").touch()
     with pytest.raises(RequestError, match=r"sharelock cannot be written"):
         Metrics(RunFolder(str(tmp_path)), writes=True, step=0)

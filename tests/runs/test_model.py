@@ -1,4 +1,4 @@
-"""A trained model embeds pictures and texts as its feature sets were embedded, and classifies by plain softmax."""
+"""A trained model embeds images and texts as in its feature sets, and classifies by softmax."""
 
 import io
 import json
@@ -80,7 +80,7 @@ def pictures(count: int) -> list[Image.Image]:
 
 
 def edited(model: AlignedModel, folder: Path, edit: Callable[[dict[str, Any]], object]) -> str:
-    """A copy of a model's checkpoint, below `folder`, with another `checkpoint.json`."""
+    """A copy of a model's checkpoint below `folder` with an edited `checkpoint.json`."""
     place = shutil.copytree(model.folder, folder / "edited")
     content = json.loads((place / "checkpoint.json").read_text())
     edit(content)
@@ -89,7 +89,7 @@ def edited(model: AlignedModel, folder: Path, edit: Callable[[dict[str, Any]], o
 
 
 class TestEmbeddings:
-    def test_of_one_and_of_several_are_unit_vectors_of_one_space(self, model: AlignedModel) -> None:
+    def test_single_and_several_inputs_give_unit_vectors_of_one_width(self, model: AlignedModel) -> None:
         found = [
             model.encode_image(pictures(1)[0]),
             model.encode_image(pictures(5)),
@@ -102,15 +102,13 @@ class TestEmbeddings:
             assert x.dtype == torch.float32
             torch.testing.assert_close(x.norm(dim=1), torch.ones(len(x)))
 
-    def test_do_not_depend_on_company(self, model: AlignedModel) -> None:
+    def test_do_not_depend_on_the_batch(self, model: AlignedModel) -> None:
         torch.testing.assert_close(
             model.encode_image(pictures(5))[3:4], model.encode_image(pictures(5)[3]), rtol=0, atol=1e-5
         )
         torch.testing.assert_close(model.encode_text(TEXTS[:5])[3:4], model.encode_text(TEXTS[3]), rtol=0, atol=1e-5)
 
-    def test_equal_those_of_the_feature_sets(
-        self, model: AlignedModel, features: tuple[FeatureSet, FeatureSet]
-    ) -> None:
+    def test_equal_projected_feature_sets(self, model: AlignedModel, features: tuple[FeatureSet, FeatureSet]) -> None:
         vision, language = features
         torch.testing.assert_close(model.project(vision), model.encode_image(pictures(90)), rtol=0, atol=1e-5)
         torch.testing.assert_close(model.project(language), model.encode_text(TEXTS), rtol=0, atol=1e-5)
@@ -118,10 +116,10 @@ class TestEmbeddings:
         for feature_set in features:
             torch.testing.assert_close(model.project(feature_set, some), model.project(feature_set)[some])
 
-    def test_of_some_rows_read_no_other_and_few_at_a_time(
+    def test_of_some_rows_read_only_these_in_blocks(
         self, model: AlignedModel, features: tuple[FeatureSet, FeatureSet], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        class Told:
+        class Recorder:
             def __init__(self) -> None:
                 self.read: list[int] = []
 
@@ -130,40 +128,40 @@ class TestEmbeddings:
                 assert len(rows) <= 2
                 return features[0].embeddings[rows]
 
-        told = Told()
+        recorder = Recorder()
         other = open_features(features[0].uri)
-        other.__dict__["embeddings"] = told
+        other.__dict__["embeddings"] = recorder
         monkeypatch.setattr("sharelock_ray.runs.heads._ROWS", 2)
         assert len(model.project(other, np.array([7, 2, 80]))) == 3
-        assert told.read == [7, 2, 80]
+        assert recorder.read == [7, 2, 80]
 
-    def test_of_a_locked_side_are_the_encoders_own_directions(
+    def test_of_a_locked_side_are_the_normalised_encoder_embeddings(
         self, model: AlignedModel, features: tuple[FeatureSet, FeatureSet]
     ) -> None:
         rows = features[0].embeddings
         torch.testing.assert_close(model.project(features[0]), rows / rows.norm(dim=1, keepdim=True))
 
-    def test_of_nothing_are_no_rows(self, model: AlignedModel) -> None:
+    def test_of_no_inputs_have_no_rows(self, model: AlignedModel) -> None:
         for found in (model.encode_text([]), model.encode_image([]), model.prototypes([])):
             assert found.shape == (0, model.checkpoint.vision.dim)
 
-    def test_are_of_anything_that_can_be_iterated_over(self, model: AlignedModel) -> None:
+    def test_accept_any_iterable(self, model: AlignedModel) -> None:
         torch.testing.assert_close(model.encode_text(iter(TEXTS[:3])), model.encode_text(TEXTS[:3]))
         torch.testing.assert_close(model.encode_image(iter(pictures(3))), model.encode_image(pictures(3)))
 
     @pytest.mark.parametrize("wrong", [None, 7, b"red", ["red", None], [["red"]]], ids=repr)
-    def test_of_what_is_no_text_are_refused(self, model: AlignedModel, wrong: Any) -> None:
+    def test_reject_values_that_are_not_texts(self, model: AlignedModel, wrong: Any) -> None:
         with pytest.raises(TypeError, match="expected str, got"):
             model.encode_text(wrong)
 
     @pytest.mark.parametrize("wrong", [None, "red.jpg", Path("red.jpg"), [FILES[0]], np.zeros((2, 2, 3))], ids=type)
-    def test_of_what_is_no_picture_are_refused(self, model: AlignedModel, wrong: Any) -> None:
+    def test_reject_values_that_are_not_images(self, model: AlignedModel, wrong: Any) -> None:
         with pytest.raises(TypeError, match="expected Image, got"):
             model.encode_image(wrong)
 
 
 class TestClassify:
-    def test_gives_probabilities_equal_to_a_plain_softmax(self, model: AlignedModel) -> None:
+    def test_probabilities_equal_a_softmax(self, model: AlignedModel) -> None:
         labels = ["red circle", "green circle", "blue circle"]
         found = model.classify(pictures(6), labels)
         assert found.shape == (6, 3)
@@ -173,21 +171,21 @@ class TestClassify:
         powers = np.exp(SPEC.logit_scale * images @ texts.T)
         np.testing.assert_allclose(found, powers / powers.sum(1, keepdims=True), atol=1e-4)
 
-    def test_names_what_it_has_learned(self, model: AlignedModel) -> None:
+    def test_recognises_the_training_classes(self, model: AlignedModel) -> None:
         labels = list(COLOURS)
         found = model.classify(pictures(30), labels, templates=("a small {} circle .", "a large {} circle ."))
         assert np.mean([labels[i] == name for i, name in zip(found.argmax(1), NAMES[:30], strict=True)]) > 0.9
 
-    def test_takes_one_picture(self, model: AlignedModel) -> None:
+    def test_accepts_a_single_image(self, model: AlignedModel) -> None:
         torch.testing.assert_close(
             model.classify(pictures(1)[0], ["red", "blue"]), model.classify(pictures(1), ["red", "blue"])
         )
 
-    def test_takes_generators_and_one_template(self, model: AlignedModel) -> None:
+    def test_accepts_generators_and_a_single_template(self, model: AlignedModel) -> None:
         found = model.classify(iter(pictures(2)), (name for name in ("red", "blue")), "a {} circle .")
         torch.testing.assert_close(found, model.classify(pictures(2), ["red", "blue"], ["a {} circle ."]))
 
-    def test_wants_a_template(self, model: AlignedModel) -> None:
+    def test_needs_a_template(self, model: AlignedModel) -> None:
         with pytest.raises(RequestError, match="template"):
             model.classify(pictures(1), ["red", "blue"], [])
 
@@ -198,7 +196,7 @@ class TestClassify:
             total = sum(model.encode_text(template.format(name))[0] for template in templates)
             torch.testing.assert_close(row, total / total.norm(), rtol=0, atol=1e-5)
 
-    def test_prototypes_are_made_few_at_a_time_and_told(
+    def test_prototypes_are_embedded_in_blocks_with_progress(
         self, model: AlignedModel, monkeypatch: pytest.MonkeyPatch, said: io.StringIO
     ) -> None:
         names, templates = ["red circle", "square", "circle", "green"], ("a {} .", "the {} in a picture")
@@ -209,9 +207,9 @@ class TestClassify:
         assert "prompts: 1/4 classes" in said.getvalue()
 
 
-class TestRefuses:
+class TestErrors:
     @pytest.mark.parametrize("templates", [["no place"], ["a {c}."], []])
-    def test_templates_without_one_place_for_the_name(self, model: AlignedModel, templates: list[str]) -> None:
+    def test_a_template_without_exactly_one_placeholder(self, model: AlignedModel, templates: list[str]) -> None:
         with pytest.raises(RequestError, match="template"):
             model.classify(pictures(1), ["red", "blue"], templates)
 
@@ -231,7 +229,7 @@ class TestRefuses:
         with pytest.raises(RequestError, match="holds no trained model"):
             sharelock_ray.load_model(str(tmp_path))
 
-    def test_an_encoder_whose_weights_have_changed(self, model: AlignedModel, models: Path) -> None:
+    def test_an_encoder_with_other_weights(self, model: AlignedModel, models: Path) -> None:
         other = support.tiny_vision(models, seed=1)
         moved = model.checkpoint.vision.encoder.model_copy(update={"weights": other.weights})
         changed = model.checkpoint.vision.model_copy(update={"encoder": moved})
@@ -250,27 +248,27 @@ class TestRefuses:
         weights = tmp_path / "vit.safetensors"
         save_file(timm.create_model("test_vit", num_classes=0).state_dict(), weights)
         other = sharelock_ray.load_model(edited(model, tmp_path, another))
-        with pytest.raises(RequestError, match=r"test_vit is not the encoder .* it gives 64 numbers and not 96"):
+        with pytest.raises(RequestError, match=r"test_vit is not the encoder .* embeddings have 64 dimensions, not 96"):
             other.encode_image(pictures(1))
 
-    def test_sides_that_are_swapped(self, model: AlignedModel, tmp_path: Path) -> None:
+    def test_swapped_encoders(self, model: AlignedModel, tmp_path: Path) -> None:
         place = edited(model, tmp_path, lambda c: c.update(vision=c["language"], language=c["vision"]))
-        with pytest.raises(RunError, match=r"checkpoint\.json is damaged .*not on its side"):
+        with pytest.raises(RunError, match=r"checkpoint\.json is damaged .*encoders are swapped"):
             sharelock_ray.load_model(place)
 
-    def test_a_width_that_no_memory_holds(self, model: AlignedModel, tmp_path: Path) -> None:
+    def test_a_width_beyond_the_memory(self, model: AlignedModel, tmp_path: Path) -> None:
         place = edited(model, tmp_path, lambda c: c["language"].update(dim=10**13))
         with pytest.raises(RunError, match=r"is damaged or missing"):
             sharelock_ray.load_model(place)
 
-    def test_a_checkpoint_that_may_not_be_read(self, model: AlignedModel, tmp_path: Path) -> None:
+    def test_an_unreadable_checkpoint(self, model: AlignedModel, tmp_path: Path) -> None:
         place = shutil.copytree(model.folder, tmp_path / "copy")
         (place / "checkpoint.json").unlink()
         (place / "checkpoint.json").mkdir()
         with pytest.raises(RequestError, match=r"checkpoint\.json cannot be read \(Is a directory\)"):
             sharelock_ray.load_model(str(place))
 
-    def test_to_give_numbers_that_are_none(self, model: AlignedModel, tmp_path: Path) -> None:
+    def test_non_finite_embeddings(self, model: AlignedModel, tmp_path: Path) -> None:
         weights = load_file(model.checkpoint.vision.encoder.weights)
         weights["conv1.0.weight"].fill_(float("nan"))
         save_file(weights, tmp_path / "nan.safetensors")
@@ -280,12 +278,12 @@ class TestRefuses:
             content["vision"]["weights_sha256"] = None
 
         other = sharelock_ray.load_model(edited(model, tmp_path, damaged))
-        with pytest.raises(RunError, match="gives non-finite numbers"):
+        with pytest.raises(RunError, match="gives non-finite embeddings"):
             other.classify(pictures(1), ["red", "blue"])
 
 
-class TestCodeOfACheckpointsAuthor:
-    """A language model that brings a Python file, which leaves a mark where it runs."""
+class TestRemoteCode:
+    """A language model with a Python file that creates the file `mark` if it runs."""
 
     @pytest.fixture
     def mark(self, tmp_path: Path) -> Path:
@@ -293,13 +291,13 @@ class TestCodeOfACheckpointsAuthor:
 
     @pytest.fixture
     def folder(self, model: AlignedModel, tmp_path: Path, mark: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-        """A checkpoint that says it may run."""
+        """A checkpoint with `trust_remote_code`."""
         bringing = shutil.copytree(model.checkpoint.language.encoder.model, tmp_path / "bringing")
         config = json.loads((bringing / "config.json").read_text())
         (bringing / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "theirs.Theirs"}}))
         code = f"import pathlib, transformers\npathlib.Path({str(mark)!r}).touch()\n"
         (bringing / "theirs.py").write_text(f"{code}class Theirs(transformers.LlamaModel):\n    pass\n")
-        # Where transformers copies code to before it runs.
+        # The folder to which transformers copies code before it runs.
         monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
         monkeypatch.setattr(sys, "path", [*sys.path])
 
@@ -309,28 +307,30 @@ class TestCodeOfACheckpointsAuthor:
 
         return edited(model, tmp_path, asks)
 
-    def test_does_not_run_because_the_checkpoint_says_so(self, folder: str, mark: Path) -> None:
-        with pytest.raises(RequestError, match=r"wants to run code that comes with .*--trust-remote-code") as error:
+    def test_does_not_run_without_consent(self, folder: str, mark: Path) -> None:
+        with pytest.raises(RequestError, match=r"needs to run code from .*--trust-remote-code") as error:
             sharelock_ray.load_model(folder).classify(pictures(1), ["red", "blue"])
         assert "\n" not in str(error.value)
         assert not mark.exists()
 
-    def test_runs_where_the_caller_consents(self, model: AlignedModel, folder: str, mark: Path) -> None:
+    def test_runs_with_consent(self, model: AlignedModel, folder: str, mark: Path) -> None:
         trusting = sharelock_ray.load_model(folder, trust_remote_code=True)
         torch.testing.assert_close(trusting.encode_text(TEXTS[:2]), model.encode_text(TEXTS[:2]))
         assert mark.exists()
 
-    def test_is_not_wanted_for_the_side_that_brings_none(self, folder: str, mark: Path) -> None:
+    def test_is_not_needed_for_the_other_encoder(self, folder: str, mark: Path) -> None:
         assert len(sharelock_ray.load_model(folder).encode_image(pictures(2))) == 2
         assert not mark.exists()
 
 
-class TestTheHostProcess:
-    def test_is_left_as_it_was(self, model: AlignedModel) -> None:
+class TestCallingProcess:
+    def test_global_settings_are_unchanged(self, model: AlignedModel) -> None:
         code = f"""
-import logging, os, signal, sys, warnings
+import importlib.util, logging, os, signal, sys, warnings
 import PIL.Image, PIL.ImageFile, torch, transformers, timm
-import scipy.optimize  # Which adds filters as transformers imports it.
+import scipy.optimize  # Adds warning filters, as accelerate does; transformers imports both.
+if importlib.util.find_spec("accelerate"):
+    import accelerate
 
 def settings():
     return {{

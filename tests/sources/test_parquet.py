@@ -256,7 +256,7 @@ class TestWrongRequests:
             read(f"{tmp_path}/*.parquet")
 
     def test_a_file_is_missing(self, tmp_path: Path) -> None:
-        with pytest.raises(RequestError, match=r"no such Parquet file: .*gone\.parquet"):
+        with pytest.raises(RequestError, match=r"no Parquet file at .*gone\.parquet"):
             read(f"{tmp_path}/gone.parquet")
 
     @pytest.mark.parametrize("field", ["image", "caption", "label", "key"])

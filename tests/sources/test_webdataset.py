@@ -480,5 +480,5 @@ class TestShards:
     @pytest.mark.parametrize("name", ["gone.tar", "{0000..0001}.tar"])
     def test_that_are_missing_are_a_wrong_request(self, tmp_path: Path, name: str) -> None:
         support.write_tar(tmp_path / "0000.tar", {"1.jpg": b"i"})
-        with pytest.raises(RequestError, match=r"no such tar: .*(gone|0001)\.tar"):
+        with pytest.raises(RequestError, match=r"no tar at .*(gone|0001)\.tar: check the path"):
             WebDatasetSource(urls=f"{tmp_path}/{name}").shards()

@@ -1,4 +1,4 @@
-"""The object store: whatever network and server do, reads are true, and writes are there once, whole, or not at all."""
+"""The object store: under network and server faults, reads are correct, and writes are atomic."""
 
 import io
 import multiprocessing
@@ -42,7 +42,7 @@ def place(uri: str) -> dict[str, str]:
 
 
 def stored(s3: Any, uri: str) -> bytes | None:
-    """What an independent client finds at `uri`, and that no upload is left in its bucket."""
+    """The object at `uri` as an independent client reads it; checks that no multipart upload is left."""
     bucket = place(uri)["Bucket"]
     assert not s3.list_multipart_uploads(Bucket=bucket).get("Uploads")
     keys = [item["Key"] for item in s3.list_objects_v2(Bucket=bucket).get("Contents", [])]
@@ -51,7 +51,7 @@ def stored(s3: Any, uri: str) -> bytes | None:
 
 
 def first(fault: Fault, times: int = 1, only: str = "") -> Callable[[str, str, int], Fault | None]:
-    """Spoils the first attempts at each request whose method and path hold `only`."""
+    """Injects `fault` into the first `times` attempts of each request whose method and path contain `only`."""
     return lambda method, path, attempt: fault if attempt < times and only in f"{method} {path}" else None
 
 
@@ -70,7 +70,7 @@ class TestReading:
         ("read", "fault"),
         [*((storage.read_bytes, fault) for fault in FAULTS), (copied, "cut"), (copied, "lost"), (streamed, "cut")],
     )
-    def test_gives_the_whole_object_through_every_fault(
+    def test_every_fault_is_survived(
         self, read: Callable[[str], bytes], fault: Fault, uri: str, chaos: ChaosProxy, s3: Any
     ) -> None:
         s3.put_object(**place(uri), Body=LARGE)
@@ -78,16 +78,16 @@ class TestReading:
         assert read(uri) == LARGE
         assert len(chaos.spoilt) >= 3
 
-    def test_goes_on_at_the_byte_where_the_connection_broke(self, uri: str, chaos: ChaosProxy, s3: Any) -> None:
+    def test_resumes_at_the_byte_where_the_connection_broke(self, uri: str, chaos: ChaosProxy, s3: Any) -> None:
         s3.put_object(**place(uri), Body=LARGE)
         chaos.choose = first("cut")
         assert storage.read_bytes(uri, 100, 1100) == LARGE[100:1100]
-        # Each answer is cut at its half, and what is left is another request, until one byte is.
+        # Each answer is cut in half, and the rest is requested again, down to one byte.
         ranges = [path.rpartition("bytes=")[2] for _, path in chaos.requests]
         assert ranges[:3] == ["100-1099", "600-1099", "850-1099"]
         assert len(ranges) > 5
 
-    def test_more_breaks_than_attempts_do_no_harm_while_there_is_progress(
+    def test_more_interruptions_than_attempts_are_survived_with_progress(
         self, uri: str, chaos: ChaosProxy, s3: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("SHARELOCK_S3_ATTEMPTS", "2")
@@ -97,12 +97,12 @@ class TestReading:
         assert len(chaos.spoilt) == 7
 
     @pytest.mark.parametrize("size", [0, 1, PART - 1, PART, PART + 1])
-    def test_gives_objects_of_every_size(self, size: int, uri: str, s3: Any) -> None:
+    def test_objects_of_any_size(self, size: int, uri: str, s3: Any) -> None:
         s3.put_object(**place(uri), Body=LARGE[:size])
         assert storage.read_bytes(uri) == copied(uri) == streamed(uri) == LARGE[:size]
         assert storage.sha256_of(uri) == storage.sha256(LARGE[:size])
 
-    def test_gives_the_range_that_is_asked(self, uri: str, s3: Any) -> None:
+    def test_ranges_follow_python_slices(self, uri: str, s3: Any) -> None:
         s3.put_object(**place(uri), Body=LARGE)
         end = len(LARGE)
         spans = [(0, 0), (5, 5), (0, 1), (10, PART + 20), (None, 10), (PART, None), (end - 1, None), (900, 2 * end)]
@@ -113,7 +113,7 @@ class TestReading:
         s3.put_object(**place(uri), Body=SMALL)
         assert storage.read_bytes(uri, 2000, 3000) == b""
 
-    def test_a_stream_can_be_read_from_anywhere_as_any_file(self, uri: str, chaos: ChaosProxy, s3: Any) -> None:
+    def test_a_stream_seeks_and_reads_like_a_file(self, uri: str, chaos: ChaosProxy, s3: Any) -> None:
         s3.put_object(**place(uri), Body=LARGE)
         chaos.choose = object_store.seeded(0, {"cut": 0.1, "refused": 0.1})
         draw = random.Random(0)
@@ -130,7 +130,7 @@ class TestReading:
             assert stream.read(1) == b""
 
     @pytest.mark.parametrize("read", [storage.read_bytes, copied, streamed])
-    def test_never_mixes_an_object_with_the_one_that_replaces_it(
+    def test_an_object_that_is_replaced_during_the_read_is_an_error(
         self, read: Callable[[str], bytes], uri: str, chaos: ChaosProxy, s3: Any
     ) -> None:
         s3.put_object(**place(uri), Body=LARGE)
@@ -144,7 +144,7 @@ class TestReading:
         with pytest.raises(RunError, match=rf"^{uri} was replaced while it was read"):
             read(uri)
 
-    def test_what_is_not_there_is_said_at_once(self, uri: str, chaos: ChaosProxy) -> None:
+    def test_a_missing_object_is_an_error_without_retries(self, uri: str, chaos: ChaosProxy) -> None:
         for read in (storage.read_bytes, copied, streamed):
             with pytest.raises(FileNotFoundError, match="folder/object"):
                 read(uri)
@@ -156,9 +156,7 @@ class TestReading:
     [*((SMALL, fault) for fault in FAULTS), *((LARGE, fault) for fault in ("slow_down", "broken", "lost"))],
     ids=lambda value: value if isinstance(value, str) else f"{len(value)} bytes",
 )
-def test_a_write_publishes_once_through_every_fault(
-    data: bytes, fault: Fault, uri: str, chaos: ChaosProxy, s3: Any
-) -> None:
+def test_a_write_survives_every_fault(data: bytes, fault: Fault, uri: str, chaos: ChaosProxy, s3: Any) -> None:
     chaos.choose = first(fault)
     assert storage.create_bytes(uri, data)
     assert stored(s3, uri) == data
@@ -169,15 +167,15 @@ def test_a_write_publishes_once_through_every_fault(
 
 @pytest.mark.parametrize("data", [SMALL, LARGE], ids=["one put", "parts"])
 class TestWriting:
-    def test_a_creation_whose_answer_was_lost_is_known_as_ones_own(
+    def test_a_creation_whose_answer_was_lost_recognises_its_object(
         self, data: bytes, uri: str, chaos: ChaosProxy, s3: Any
     ) -> None:
-        # The last request, a put or the completion, got through; its repetition meets the object.
+        # The last request (put or completion) succeeded; its retry finds the object.
         chaos.choose = first("lost", 2, only="POST" if data is LARGE else "PUT")
         assert storage.create_bytes(uri, data)
         assert stored(s3, uri) == data
 
-    def test_the_same_content_by_another_writer_is_not_ones_own(
+    def test_a_creation_does_not_recognise_equal_content_of_another_writer(
         self, data: bytes, uri: str, chaos: ChaosProxy, s3: Any
     ) -> None:
         assert storage.create_bytes(uri, data)
@@ -185,7 +183,7 @@ class TestWriting:
         assert not storage.create_bytes(uri, data)
         assert stored(s3, uri) == data
 
-    def test_has_one_winner_among_many(self, data: bytes, uri: str, chaos: ChaosProxy, s3: Any) -> None:
+    def test_one_of_several_concurrent_writers_wins(self, data: bytes, uri: str, chaos: ChaosProxy, s3: Any) -> None:
         chaos.choose = object_store.seeded(0, {"lost": 0.2, "slow_down": 0.2})
         with ThreadPoolExecutor(4) as pool:
             won = list(pool.map(lambda i: storage.create_bytes(uri, b"%d" % i + data), range(4)))
@@ -202,7 +200,7 @@ class TestWriting:
         assert len(chaos.spoilt) == 1
 
     @pytest.mark.parametrize("before", [None, b"old"])
-    def test_a_connection_that_always_breaks_in_the_middle_publishes_nothing(
+    def test_a_connection_that_always_breaks_writes_nothing(
         self, data: bytes, before: bytes | None, uri: str, chaos: ChaosProxy, s3: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("SHARELOCK_S3_ATTEMPTS", "2")
@@ -215,7 +213,7 @@ class TestWriting:
 
 
 class TestWritingParts:
-    def test_a_body_that_raises_half_way_publishes_nothing(self, uri: str, s3: Any) -> None:
+    def test_an_exception_during_the_upload_leaves_nothing(self, uri: str, s3: Any) -> None:
         class Body(bytes):
             def __getitem__(self, index: Any) -> Any:
                 if index.start >= PART:
@@ -226,14 +224,14 @@ class TestWritingParts:
             storage.write_bytes(uri, Body(LARGE))
         assert stored(s3, uri) is None
 
-    def test_an_upload_that_another_process_aborts_is_begun_again(self, uri: str, chaos: ChaosProxy, s3: Any) -> None:
+    def test_an_upload_aborted_by_another_process_starts_again(self, uri: str, chaos: ChaosProxy, s3: Any) -> None:
         chaos.choose = lambda method, path, attempt: "gone" if "partNumber=2" in path and not chaos.spoilt else None
         storage.write_bytes(uri, LARGE)
         assert stored(s3, uri) == LARGE
         assert len(chaos.spoilt) == 1
 
     @pytest.mark.parametrize("write", [storage.write_bytes, storage.create_bytes])
-    def test_a_completion_that_got_through_is_known_though_the_upload_is_gone(
+    def test_a_completion_whose_answer_was_lost_recognises_its_object(
         self, write: Callable[[str, bytes], object], uri: str, chaos: ChaosProxy, s3: Any
     ) -> None:
         answers = ["lost", "gone"]
@@ -244,12 +242,12 @@ class TestWritingParts:
         assert stored(s3, uri) == LARGE
         assert sum(count for (method, _), count in chaos.requests.items() if method == "PUT") == 3
 
-    def test_parts_are_uploaded_as_s3_counts_them(self, uri: str, s3: Any) -> None:
+    def test_the_etag_counts_the_parts(self, uri: str, s3: Any) -> None:
         storage.write_bytes(uri, LARGE)
         assert s3.head_object(**place(uri))["ETag"].strip('"').endswith("-3")
 
 
-def test_a_storm_is_waited_out(bucket: str, chaos: ChaosProxy) -> None:
+def test_writes_wait_until_the_store_accepts_requests_again(bucket: str, chaos: ChaosProxy) -> None:
     began: list[float] = []
 
     def storm(method: str, path: str, attempt: int) -> Fault | None:
@@ -265,7 +263,7 @@ def test_a_storm_is_waited_out(bucket: str, chaos: ChaosProxy) -> None:
 
 
 class TestRemoving:
-    def test_what_the_store_failed_to_remove_is_removed_again(self, bucket: str, chaos: ChaosProxy) -> None:
+    def test_objects_that_the_store_failed_to_remove_are_retried(self, bucket: str, chaos: ChaosProxy) -> None:
         for name in "ab":
             storage.write_bytes(storage.join(bucket, "folder", name), b"")
         chaos.choose = first("half_removed", only="POST")
@@ -273,13 +271,13 @@ class TestRemoving:
         assert storage.names(bucket) == []
         assert chaos.spoilt
 
-    def test_what_may_not_be_removed_is_said(self, uri: str, chaos: ChaosProxy) -> None:
+    def test_a_forbidden_removal_is_an_error(self, uri: str, chaos: ChaosProxy) -> None:
         storage.write_bytes(uri, b"")
         chaos.choose = first("kept", only="POST")
-        with pytest.raises(RequestError, match=r"refuses this \(AccessDenied\)"):
+        with pytest.raises(RequestError, match=r"rejects the request \(AccessDenied\)"):
             storage.remove(uri)
 
-    def test_an_answer_that_was_lost_is_no_failure(self, uri: str, chaos: ChaosProxy) -> None:
+    def test_a_lost_answer_is_not_an_error(self, uri: str, chaos: ChaosProxy) -> None:
         storage.write_bytes(uri, b"")
         chaos.choose = first("lost")
         storage.remove(uri)
@@ -303,7 +301,7 @@ OPERATIONS: list[Callable[[str], object]] = [
 
 
 def refusal(operation: Callable[[str], object], uri: str) -> str:
-    """The one line that a wrong request ends with."""
+    """The one-line error of an invalid request."""
     with pytest.raises(RequestError) as caught:
         operation(uri)
     line = str(caught.value)
@@ -313,26 +311,26 @@ def refusal(operation: Callable[[str], object], uri: str) -> str:
 
 
 @pytest.mark.timeout(30)
-class TestWrongRequests:
+class TestInvalidRequests:
     @pytest.mark.parametrize("operation", OPERATIONS)
-    def test_a_bucket_that_is_not_there(self, operation: Callable[[str], object], chaos: ChaosProxy) -> None:
+    def test_a_missing_bucket(self, operation: Callable[[str], object], chaos: ChaosProxy) -> None:
         assert "no such bucket at http://127.0.0.1" in refusal(operation, "s3://nobody-has-this-bucket/a")
         assert max(chaos.requests.values()) == 1
 
-    def test_a_bucket_exists_or_not(self, bucket: str) -> None:
+    def test_existence_of_a_bucket(self, bucket: str) -> None:
         assert storage.exists(bucket)
         assert not storage.exists("s3://nobody-has-this-bucket")
 
-    def test_a_bucket_that_cannot_be(self, s3_environment: None) -> None:
-        assert "allows no such name" in refusal(storage.read_bytes, "s3://no bucket/a")
+    def test_an_invalid_bucket_name(self, s3_environment: None) -> None:
+        assert "does not allow this name" in refusal(storage.read_bytes, "s3://no bucket/a")
 
-    def test_an_endpoint_where_nothing_listens(self, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_endpoint_without_a_server(self, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free.getsockname()[1]}")
             assert "check AWS_ENDPOINT_URL and the network" in refusal(storage.exists, bucket)
 
-    def test_an_endpoint_that_is_no_url(self, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_endpoint_that_is_not_a_url(self, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AWS_ENDPOINT_URL", "store")
         assert "Invalid endpoint: store: check the AWS_* variables" in refusal(storage.exists, uri)
 
@@ -341,31 +339,29 @@ class TestWrongRequests:
         monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
         assert "no credentials" in refusal(storage.exists, uri)
 
-    def test_a_profile_that_is_not_there(self, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_missing_profile(self, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AWS_PROFILE", "nobody")
         assert "profile (nobody) could not be found" in refusal(storage.exists, uri)
 
-    def test_credentials_that_the_store_does_not_know(self, uri: str, chaos: ChaosProxy, s3_server: str) -> None:
+    def test_unknown_credentials(self, uri: str, chaos: ChaosProxy, s3_server: str) -> None:
         def check_credentials(after: str) -> None:
             where, plain = f"{s3_server}/moto-api/reset-auth", {"Content-Type": "text/plain"}
             urllib.request.urlopen(urllib.request.Request(where, after.encode(), plain)).close()
 
         check_credentials("0")
         try:
-            assert "refuses this" in refusal(storage.read_bytes, uri)
+            assert "rejects the request" in refusal(storage.read_bytes, uri)
         finally:
             check_credentials("inf")
         assert max(chaos.requests.values()) == 1
 
     @pytest.mark.parametrize("operation", OPERATIONS)
-    def test_credentials_that_have_expired(
-        self, operation: Callable[[str], object], uri: str, chaos: ChaosProxy
-    ) -> None:
+    def test_expired_credentials(self, operation: Callable[[str], object], uri: str, chaos: ChaosProxy) -> None:
         chaos.choose = lambda method, path, attempt: "expired"
         assert "the credentials have most likely expired: renew them" in refusal(operation, uri)
         assert max(chaos.requests.values()) == 1
 
-    def test_a_user_in_the_endpoint_is_not_told(self, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_credentials_in_the_endpoint_are_not_shown(self, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             place = f"127.0.0.1:{free.getsockname()[1]}"
@@ -379,17 +375,13 @@ class TestWrongRequests:
         ("variable", "value"),
         [("SHARELOCK_S3_PART_BYTES", "1000"), ("SHARELOCK_S3_PART_BYTES", "16 MB"), ("SHARELOCK_S3_ATTEMPTS", "0")],
     )
-    def test_a_setting_that_cannot_be(
-        self, variable: str, value: str, uri: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_an_invalid_setting(self, variable: str, value: str, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(variable, value)
         with pytest.raises(RequestError, match=rf"^{variable} is '{value}': give a whole number, at least \d+$"):
             storage.exists(uri)
 
 
-def test_a_store_that_was_there_and_went_is_no_wrong_request(
-    s3_server: str, uri: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_that_stops_answering_is_a_run_error(s3_server: str, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHARELOCK_S3_ATTEMPTS", "3")
     with ChaosProxy(s3_server).running() as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
@@ -398,9 +390,9 @@ def test_a_store_that_was_there_and_went_is_no_wrong_request(
         storage.read_bytes(uri)
 
 
-def test_a_store_is_not_written_by_a_stream(uri: str) -> None:
+def test_a_store_cannot_be_opened_for_writing(uri: str) -> None:
     filesystem, path = storage.resolve(uri)
-    with pytest.raises(io.UnsupportedOperation, match="written whole"):
+    with pytest.raises(io.UnsupportedOperation, match="write atomically"):
         filesystem.open(path, "wb")
 
 
@@ -408,7 +400,7 @@ def test_a_store_is_not_written_by_a_stream(uri: str) -> None:
     ("setting", "url"),
     [("", "http://store.example:9000/bucket-b/a?"), ("virtual", "http://bucket-b.store.example:9000/a?")],
 )
-def test_a_bucket_is_part_of_the_path_unless_the_profile_wants_a_host(
+def test_a_bucket_is_part_of_the_path_unless_the_profile_says_otherwise(
     setting: str, url: str, s3_environment: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "config").write_text(f"[default]\ns3 =\n  addressing_style = {setting}\n" if setting else "")
@@ -418,14 +410,14 @@ def test_a_bucket_is_part_of_the_path_unless_the_profile_wants_a_host(
     assert filesystem.url(path).startswith(url)
 
 
-def test_what_fsspec_is_configured_with_does_not_count(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # As FSSPEC_S3_ENDPOINT_URL and others like it in the environment would.
+def test_the_configuration_of_fsspec_is_ignored(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As environment variables such as FSSPEC_S3_ENDPOINT_URL would.
     monkeypatch.setitem(fsspec.config.conf, "s3", {"endpoint_url": "http://127.0.0.1:9", "anon": "true"})
     storage.write_bytes(uri, SMALL)
     assert storage.read_bytes(uri) == SMALL
 
 
-def test_a_filesystem_carries_no_secret(uri: str) -> None:
+def test_a_pickled_filesystem_contains_no_credentials(uri: str) -> None:
     filesystem, path = storage.resolve(uri)
     filesystem.pipe_file(path, b"content")
     carried = pickle.dumps(filesystem)
@@ -434,7 +426,7 @@ def test_a_filesystem_carries_no_secret(uri: str) -> None:
     assert pickle.loads(carried).cat_file(path) == b"content"
 
 
-def test_a_forked_process_has_a_connection_of_its_own(uri: str) -> None:
+def test_a_forked_process_opens_its_own_connection(uri: str) -> None:
     storage.write_bytes(uri, LARGE)
     child = multiprocessing.get_context("fork").Process(target=_compare, args=(uri,))
     child.start()

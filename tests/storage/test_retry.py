@@ -1,4 +1,4 @@
-"""Repetition: transient faults are waited out within bounds, others are raised at once."""
+"""Retry policy: transient errors are retried within limits, others are raised at once."""
 
 import asyncio
 
@@ -10,7 +10,7 @@ QUICK = RetryPolicy(attempts=4, first_s=0.001, longest_s=0.002)
 
 
 class Failing:
-    """Fails a number of times, then returns how often it was called."""
+    """Fails `times` times, then returns the number of calls."""
 
     def __init__(self, times: int, error: type[Exception] = ConnectionError) -> None:
         self.times, self.error, self.calls = times, error, 0
@@ -27,11 +27,11 @@ def is_connection(error: Exception) -> bool:
 
 
 @pytest.mark.parametrize("faults", [0, 1, 3])
-def test_goes_on_until_it_succeeds_and_counts_the_faults(faults: int) -> None:
+def test_retries_until_success_and_counts_the_failures(faults: int) -> None:
     assert asyncio.run(QUICK.run(Failing(faults), is_connection)) == (faults + 1, faults)
 
 
-def test_gives_up_after_its_attempts_and_names_the_last_fault() -> None:
+def test_ends_after_the_maximum_attempts_with_the_last_error() -> None:
     work = Failing(100)
     with pytest.raises(ExhaustedError, match=r"^4 attempts in 0 s$") as caught:
         asyncio.run(QUICK.run(work, is_connection))
@@ -39,25 +39,25 @@ def test_gives_up_after_its_attempts_and_names_the_last_fault() -> None:
     assert str(caught.value.__cause__) == "fault 4"
 
 
-def test_a_permanent_fault_is_raised_at_once() -> None:
+def test_a_permanent_error_is_raised_at_once() -> None:
     work = Failing(1, KeyError)
     with pytest.raises(KeyError):
         asyncio.run(QUICK.run(work, is_connection))
     assert work.calls == 1
 
 
-def test_progress_makes_an_attempt_count_as_the_first_again() -> None:
+def test_progress_resets_the_number_of_attempts() -> None:
     work = Failing(50)
     assert asyncio.run(QUICK.run(work, is_connection, progress=lambda: work.calls // 3)) == (51, 50)
 
 
-def test_an_attempt_that_hangs_ends_with_the_time_of_the_whole() -> None:
+def test_an_attempt_that_hangs_ends_at_the_time_limit() -> None:
     policy = RetryPolicy(attempts=1000, total_s=0.05)
     with pytest.raises(ExhaustedError, match=r"^1 attempts "):
         asyncio.run(policy.run(lambda: asyncio.sleep(3600), is_connection))
 
 
-def test_what_is_slow_but_goes_on_may_take_longer_than_that() -> None:
+def test_slow_progress_may_exceed_the_time_limit() -> None:
     done = 0
 
     async def slow() -> int:
@@ -73,7 +73,7 @@ def test_what_is_slow_but_goes_on_may_take_longer_than_that() -> None:
     assert failed > 1
 
 
-def test_no_pause_is_begun_that_would_outlast_the_whole() -> None:
+def test_a_pause_beyond_the_time_limit_is_not_started() -> None:
     policy = RetryPolicy(attempts=1000, first_s=0.02, longest_s=0.02, total_s=0.1)
     work = Failing(1000)
     with pytest.raises(ExhaustedError):
@@ -81,7 +81,7 @@ def test_no_pause_is_begun_that_would_outlast_the_whole() -> None:
     assert 1 < work.calls < 1000
 
 
-def test_pauses_are_spread_from_nothing_to_a_bound_that_doubles_up_to_the_longest() -> None:
+def test_pauses_are_uniform_between_zero_and_a_bound_that_doubles() -> None:
     policy = RetryPolicy(first_s=1, longest_s=10)
     for failed, bound in [(1, 1), (2, 2), (3, 4), (4, 8), (5, 10), (50, 10)]:
         pauses = [policy.pause(failed) / bound for _ in range(2000)]

@@ -5,13 +5,15 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import support
 from sharelock_ray import cli, storage
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.recipe.load import read_recipe
-from sharelock_ray.recipe.schema import DataSpec, EvaluationSpec, Recipe
+from sharelock_ray.recipe.schema import DataSpec, EvaluationSpec, Recipe, TranslationsSpec
 from sharelock_ray.sources.folders import ClassFolderSource
 from sharelock_ray.sources.webdataset import WebDatasetSource
 from sharelock_ray.workflows.audit import audit
@@ -46,8 +48,9 @@ class TestDemo:
             path.name for path in Path(recipe.output).iterdir()
         }
         summary = report(recipe)
-        assert summary.evaluation.zero_shot.among_present.candidates == 16
-        assert summary.evaluation.zero_shot.among_all.candidates == 64
+        present, every, found = summary.records
+        assert (present.result.candidates, every.result.candidates, found.result.images) == (16, 64, 32)
+        assert {(record.dataset, record.split) for record in summary.records} == {("shapes", "test")}
         assert [(m.split, m.modality, m.rows, m.rejects) for m in summary.features] == [
             ("train", "vision", 239, 1),
             ("train", "language", 239, 1),
@@ -81,10 +84,9 @@ class TestDemo:
     def test_ones_own_tars_are_scored_by_retrieval(self, tmp_path: Path, models: Path) -> None:
         urls = support.write_pairs(tmp_path / "mine", shards=2, samples=40)
         path = support.write_recipe(tmp_path / "tiny.yaml", models, data={"dataset": "mine", "train": {"urls": urls}})
-        evaluation = demo(read_recipe(str(path))).evaluation
-        assert evaluation.zero_shot is None
-        assert evaluation.split == "validation"
-        assert set(evaluation.retrieval.image_to_text) == {1, 5, 10}
+        (record,) = demo(read_recipe(str(path))).records
+        assert (record.task, record.split) == ("retrieval", "validation")
+        assert set(record.result.image_to_text) == {1, 5, 10}
 
 
 class TestFeaturesOfAnotherRun:
@@ -99,7 +101,7 @@ class TestFeaturesOfAnotherRun:
             "extract test: already done",
             f"extract {PROMPTS}: already done",
         ]
-        assert summary.evaluation.zero_shot is not None
+        assert len(summary.records) == 3
         assert summary.training != report(recipe).training
         names = {path.name for path in (tmp_path / "other").iterdir()}
         assert {"recipe.yaml", "audit.json", "training.json", "report.html"} <= names
@@ -133,8 +135,8 @@ class TestEvaluation:
         own = changed(recipe, output=str(output), data=data)
         extract(own)
         evaluation = evaluate(own)
-        assert evaluation.retrieval is None
-        assert (evaluation.zero_shot.among_all.images, evaluation.zero_shot.among_all.candidates) == (6, 2)
+        (record,) = evaluation.records
+        assert (record.task, record.result.images, record.result.candidates) == ("zero_shot_classification", 6, 2)
         note = "retrieval is left out: no image of the test split has a caption"
         assert f"evaluate: zero-shot classification of 6 images of the test split\nevaluate: {note}" in said.getvalue()
         # Class folders have nothing for language encoders, which run over the prompts alone.
@@ -153,16 +155,47 @@ class TestEvaluation:
         # Other names are another evaluation.
         assert evaluate(own) == evaluation
         classes.write_text("red circle\nred circle\n")
-        assert evaluate(own).zero_shot.among_all.candidates == 1
+        assert evaluate(own).records[0].result.candidates == 1
+
+    def test_of_translations_has_a_record_for_each_language(
+        self, recipe: Recipe, tmp_path: Path, said: io.StringIO
+    ) -> None:
+        keys = Inputs(recipe).open("test", recipe.vision).keys.tolist()
+        rows = [(key, language, f"{language} {key}") for key in keys[:8] for language in ("fr", "de", "ja")]
+        table = dict(zip(("key", "language", "caption"), map(list, zip(*rows, strict=True)), strict=True))
+        pq.write_table(pa.table(table), tmp_path / "captions.parquet")
+        spec = recipe.evaluation.model_copy(
+            update={"translations": TranslationsSpec(table=str(tmp_path / "captions.parquet"), languages=("ja", "de"))}
+        )
+        output = shutil.copytree(recipe.output, tmp_path / "run")
+        own = changed(recipe, output=str(output), evaluation=spec)
+        evaluation = evaluate(own)
+        found = [(r.language, r.result.images) for r in evaluation.records if r.task == "retrieval"]
+        assert found == [(None, 32), ("de", 8), ("ja", 8)]
+        assert [name for name, _ in report(own).rows() if "recall@10" in name] == ["de: recall@10", "ja: recall@10"]
+        said.truncate(0)
+        assert evaluate(own) == evaluation
+        assert "evaluate: already done" in said.getvalue()
 
     def test_of_an_earlier_version_is_already_done(self, recipe: Recipe, tmp_path: Path, said: io.StringIO) -> None:
         output = shutil.copytree(recipe.output, tmp_path / "run")
         path = str(output / "evaluation.json")
         stored = storage.read_json(path)
-        del stored["request"]["classes"], stored["result"]["notes"]
+        present, every, found = stored.pop("records")
+        for record in (present, every):
+            del record["result"]["candidate_set"]
+        del stored["schema_version"], stored["notes"], stored["request"]["classes"]
+        stored["result"] = {
+            "split": "test",
+            "model_step": present["model_step"],
+            "templates": present["templates"],
+            "zero_shot": {"among_present": present["result"], "among_all": every["result"]},
+            "retrieval": found["result"],
+            "examples": present["examples"],
+        }
         storage.write_json(path, stored)
         own = changed(recipe, output=str(output), features_of=recipe.output)
-        assert evaluate(own) == report(recipe).evaluation
+        assert [record.result for record in evaluate(own).records] == [r.result for r in report(recipe).records]
         assert said.getvalue() == "evaluate: already done\n"
 
 

@@ -18,7 +18,7 @@ from sharelock_ray.bench.timing import alternate, median_ratio, rate_by_cpu
 from sharelock_ray.features.featureset import Pairs, join, open_features
 
 _CPU = torch.device("cpu")
-# The released configuration's.
+# From the released configuration.
 _RELEASED_BATCH = 1024
 _STEPS = 8
 
@@ -32,7 +32,7 @@ class Setting:
     vision_dim: int = 1024
     language_dim: int = 768
     files: int = 2048
-    """Number of samples for the released code; more only take longer to write."""
+    """Number of samples for the released code; more samples only take longer to write."""
 
 
 @dataclass(frozen=True)
@@ -82,15 +82,15 @@ def compare(setting: Setting, repeats: int) -> Comparison:
         batches = PairBatches(pairs, setting.batch_size, seed=0, device=_CPU)
         released = _Released(_write_files(Path(folder) / "files", pairs, setting.files))
         gather = _Gather(pairs, batches.global_batch_size)
-        with closing(batches.ahead(itertools.count(), 0, 1)) as ours:
+        with closing(batches.prefetch(itertools.count(), 0, 1)) as ours:
             runs = {
-                "released": lambda: rate_by_cpu(released.feed),
-                "gather": lambda: rate_by_cpu(gather.feed),
+                "released": lambda: rate_by_cpu(released.load),
+                "gather": lambda: rate_by_cpu(gather.gather),
                 "ours": lambda: rate_by_cpu(lambda: sum(len(batch.image) for batch in itertools.islice(ours, _STEPS))),
             }
             # Warm-up: first reads from the disk and first use of new memory are not measured.
-            for feed in runs.values():
-                feed()
+            for run in runs.values():
+                run()
             found = alternate(runs, repeats)
     torch.set_num_threads(threads)
     return Comparison(setting, found["ours"], found["gather"], found["released"], opening)
@@ -120,7 +120,7 @@ class _Gather:
         self._index = [torch.randint(len(self._tables[0]), (rows,), generator=generator) for _ in range(_STEPS)]
         self._out = [torch.empty((rows, table.shape[1]), dtype=table.dtype) for table in self._tables]
 
-    def feed(self) -> int:
+    def gather(self) -> int:
         for index in self._index:
             for table, out in zip(self._tables, self._out, strict=True):
                 torch.index_select(table, 0, index, out=out)
@@ -140,7 +140,7 @@ class _Released(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         image, text = (torch.load(file, weights_only=True) for file in self._files[index])
         return image, text
 
-    def feed(self) -> int:
+    def load(self) -> int:
         return sum(len(image) for image, _ in DataLoader(self, _RELEASED_BATCH, shuffle=True))
 
 
