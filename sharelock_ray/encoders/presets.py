@@ -77,6 +77,12 @@ def _vision_presets() -> dict[str, dict[str, Any]]:
     for size, name in {"b-32": "base_patch32", "b-16": "base_patch16", "l-14": "large_patch14"}.items():
         presets[f"clip-{size}"] = _vision(f"vit_{name}_clip_quickgelu_224.openai", resize=224)
         presets[f"openclip-{size}"] = _vision(f"vit_{name}_clip_224.laion2b", resize=224)
+    # SigLIP 2 (arXiv 2502.14786) pools by attention, and was trained on squashed images.
+    for size, name in {"b-16": "base_patch16", "so400m-14": "so400m_patch14"}.items():
+        presets[f"siglip2-{size}"] = _vision(f"vit_{name}_siglip_224.v2_webli", resize=224, crop_mode="squash")
+    # MAE (arXiv 2111.06377), as its authors probe it.
+    for size, name in {"b-16": "base_patch16", "l-16": "large_patch16", "h-14": "huge_patch14"}.items():
+        presets[f"mae-{size}"] = _vision(f"vit_{name}_224.mae", pooling="cls", resize=256)
     presets["openclip-h-14"] = _vision("vit_huge_patch14_clip_224.laion2b", resize=224)
     return presets
 

@@ -9,9 +9,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
 
+import open_clip
 import pytest
 import timm
 from safetensors.torch import save_file
+from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
 import support
 from sharelock_ray.encoders.spec import LanguageSpec
@@ -65,6 +67,41 @@ def snapshot(home: Path, repository: str, commit: str = COMMIT, revision: str = 
 def test_the_exact_commits_are_known(loaded: dict) -> None:
     assert loaded["revisions"] == loaded["commits"] == [COMMIT, COMMIT, EARLIER]
     assert loaded["earlier"] != loaded["vision"]
+
+
+BACKENDS = """
+import json
+import numpy as np
+from sharelock_ray.encoders.spec import VisionSpec
+from sharelock_ray.encoders.vision import VisionEncoder
+
+for backend, model in (("transformers", "someone/dinov2"), ("open_clip", "hf-hub:someone/clip")):
+    for revision in (None, "v1"):
+        encoder = VisionEncoder(VisionSpec(name="v", model=model, backend=backend, revision=revision))
+        image = np.zeros((1, 32, 32, 3), np.uint8)
+        print(encoder.spec.commit(), encoder.revision, encoder.encode(image).sum())
+"""
+
+
+def test_other_backends_load_a_commit_too(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "image_size": 32, "patch_size": 16}
+    square = {"height": 32, "width": 32}
+    vision = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1, "head_width": 32}
+    text = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    config = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
+    for commit, revision in ((COMMIT, "main"), (EARLIER, "v1")):
+        folder = snapshot(tmp_path, "someone--dinov2", commit, revision)
+        Dinov2Model(Dinov2Config(**sizes)).save_pretrained(folder)
+        BitImageProcessor(size={"shortest_edge": 32}, crop_size=square).save_pretrained(folder)
+        folder = snapshot(tmp_path, "someone--clip", commit, revision)
+        (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+        save_file(open_clip.CLIP(**config).state_dict(), folder / "open_clip_model.safetensors")
+    env = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", BACKENDS], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [line[:2] for line in lines] == [[COMMIT] * 2, [EARLIER] * 2] * 2
+    assert len({line[2] for line in lines}) == 4
 
 
 def test_weights_that_the_hub_lacks_are_named(tmp_path: Path) -> None:

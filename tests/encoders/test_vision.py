@@ -91,6 +91,34 @@ def test_pooling_is_of_the_last_layers_tokens(pooling: str, vit: VisionSpec) -> 
     assert encoder.dim == expected.shape[1]
 
 
+class TestLayer:
+    """Hidden states between the layers, before the final norm."""
+
+    def test_are_read_in_one_pass(self, vit: VisionSpec) -> None:
+        model = bare(vit)
+        images = torch.stack([prepared(data) for data in FILES])
+        with torch.inference_mode():
+            _, states = model.forward_intermediates(images, norm=False, output_fmt="NLC", return_prefix_tokens=True)
+        layers = (1, 3, 6, -1, -6)
+        specs = [vit.model_copy(update={"pooling": "cls_mean", "layer": layer}) for layer in layers]
+        found = VisionEncoder(specs[0], others=specs[1:], batch_size=3).encode_each(pixels(vit)).embeddings
+        for layer, embeddings in zip(layers, found, strict=True):
+            patches, prefix = states[layer - 1 if layer > 0 else layer]
+            expected = torch.cat([prefix[:, 0], patches.mean(1)], 1)
+            np.testing.assert_allclose(embeddings, expected, rtol=1e-4, atol=1e-5)
+
+    def test_0_is_the_input_of_the_first(self, vit: VisionSpec) -> None:
+        found = VisionEncoder(vit.model_copy(update={"pooling": "cls", "layer": 0})).encode(pixels(vit))
+        model = bare(vit)
+        expected = (model.cls_token + model.pos_embed[:, :1])[0].detach().numpy()
+        np.testing.assert_allclose(found, expected.repeat(len(FILES), 0), rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("layer", [7, -8])
+    def test_that_is_not_there_is_refused(self, layer: int, vit: VisionSpec) -> None:
+        with pytest.raises(RequestError, match="test_vit has 6 layers of tokens: set `layer` from -7 to 6"):
+            VisionEncoder(vit.model_copy(update={"pooling": "cls", "layer": layer}))
+
+
 @pytest.mark.parametrize("pooling", ["model", "cls_mean"])
 def test_no_images_give_no_rows_of_the_right_width(pooling: str, vit: VisionSpec) -> None:
     encoder = VisionEncoder(vit.model_copy(update={"pooling": pooling}))
