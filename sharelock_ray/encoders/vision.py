@@ -52,9 +52,9 @@ class VisionEncoder:
         self._dtype = getattr(torch, spec.dtype)
         self._passes = Passes(self._device, batch_size or suited(self._device, _CPU_IMAGES, _GPU_IMAGES))
         tower = backend(self.spec.backend).load(self.spec)
-        tower.module.eval().requires_grad_(False).to(self._device, self._dtype)
+        self._model = tower.module.eval().requires_grad_(False).to(self._device, self._dtype)
         if channels_last:
-            tower.module.to(memory_format=torch.channels_last)
+            self._model.to(memory_format=torch.channels_last)
         self._output = tower.forward
         self._readings = [_reading(tower, each) for each in self.specs]
         self.revision = tower.revision
