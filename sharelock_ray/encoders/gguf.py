@@ -5,6 +5,7 @@ folder with dequantised weights, which is then loaded as any other model.
 """
 
 import importlib.util
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,9 @@ def _convert(spec: LanguageSpec, path: Path, folder: Path) -> str:
         weights = {key: value for key, value in model.state_dict().items() if key not in info["missing_keys"]}
         model.save_pretrained(folder, state_dict=weights)
         tokenizer.save_pretrained(folder)
+    # safetensors makes its files private; permissions must follow the umask, as those of any other file here.
+    for weights_file in folder.glob("*.safetensors"):
+        shutil.copymode(folder / _FORMAT, weights_file)
     (folder / _FILE).unlink()
     return name
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import stat
 import string
 import subprocess
 import sys
@@ -185,6 +186,15 @@ class TestConversion:
         first = converted(spec_of(file))
         write_gguf(file, change=lambda writer: writer.add_description("another"))
         assert converted(spec_of(file)) != first
+
+    @pytest.mark.parametrize("umask", [0o022, 0o077], ids=oct)
+    def test_makes_files_whose_permissions_follow_the_umask(self, umask: int, file: Path) -> None:
+        before = os.umask(umask)
+        try:
+            folder = converted(spec_of(file))
+        finally:
+            os.umask(before)
+        assert {stat.S_IMODE(each.stat().st_mode) for each in folder.iterdir()} == {0o666 & ~umask}
 
     def test_reads_nothing_beside_the_file(self, file: Path) -> None:
         (file.parent / "config.json").write_text("{}")

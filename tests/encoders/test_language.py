@@ -148,7 +148,7 @@ class TestCompany:
         found = LanguageEncoder(spec, token_budget=100_000).encode(TEXTS)
         expected = alone(spec, TEXTS)
         np.testing.assert_allclose(found, expected, atol=2e-6)
-        assert cosine_distance(found, expected).max() < 1e-12
+        assert support.cosine_distances(found, expected).max() < 1e-12
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_padded_on_the_left_it_would_be_the_same(self, models: Path, kind: str) -> None:
@@ -170,12 +170,7 @@ class TestCompany:
     def test_in_16_bits_it_moves_a_little(self, models: Path, kind: str) -> None:
         spec = support.tiny_language(models, kind, pooling="mean", dtype="bfloat16")
         one_by_one, together = (LanguageEncoder(spec, token_budget=budget).encode(TEXTS) for budget in (1, 100_000))
-        assert cosine_distance(one_by_one, together).max() < 1e-4
-
-
-def cosine_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    return 1 - (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+        assert support.cosine_distances(one_by_one, together).max() < 1e-4
 
 
 @pytest.mark.parametrize(("kind", "pooling"), CASES)
