@@ -31,7 +31,7 @@ _DPI = 96.0
 
 
 class UndrawableError(ValueError):
-    """A picture cannot be drawn, or nothing is to be seen of it."""
+    """A picture cannot be drawn, or is blank."""
 
 
 @dataclass(frozen=True)

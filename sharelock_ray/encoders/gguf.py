@@ -23,7 +23,7 @@ from sharelock_ray.errors import RequestError
 
 _PACKAGES = ("gguf", "accelerate")
 _FORMAT = "format.txt"
-# Of the file while it is converted, whatever its own name is.
+# Name of the file during conversion.
 _FILE = "model.gguf"
 # How Llama 3 scales its positions; only the factor differs between its models.
 _CONTEXT, _LOW, _HIGH = 8192, 1.0, 4.0

@@ -175,7 +175,7 @@ def _no_norm(spec: VisionSpec) -> RequestError:
 
 
 def _pool(tokens: torch.Tensor, pooling: str, prefix: int) -> torch.Tensor:
-    """Pools (B, T, D) tokens, of which the first `prefix` are of no patch, to (B, D) or (B, 2 D)."""
+    """Pools (B, T, D) tokens to (B, D) or (B, 2 D). The first `prefix` tokens belong to no patch."""
     parts = {"cls": tokens[:, 0], "mean": tokens[:, prefix:].mean(1)}
     return torch.cat([parts[part] for part in pooling.split("_")], 1)
 

@@ -1,6 +1,6 @@
 """Weights files of vision models as their authors publish them, read and renamed for timm.
 
-A file may hold a whole training state, of which the model is a part. Its parameters may have the names of timm, Hugging
+A file may hold a whole training state that contains the model. Its parameters may have the names of timm, Hugging
 Face (ViT, DINOv2, CLIP), OpenAI or OpenCLIP (CLIP), under any prefix.
 """
 

@@ -1,6 +1,6 @@
 """Scores aligned heads on feature sets: the records of an evaluation, and the metrics of a study's trials.
 
-Trials are scored by the same questions, whatever their batch size or loss.
+Trials with different batch sizes and losses are scored by the same metrics.
 """
 
 from collections.abc import Sequence

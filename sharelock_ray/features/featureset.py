@@ -130,7 +130,7 @@ class FeatureSet:
 
     @property
     def rejected_keys(self) -> set[str]:
-        """Keys that no row has: those of the rejects, but for inputs that only repeat another one's key."""
+        """Keys of the rejects, without inputs that only repeat the key of a row."""
         return set(self.rejects.filter(pc.not_equal(self.rejects["error"], DUPLICATE_KEY))["key"].to_pylist())
 
     def rejects_of(self, part: Part) -> pa.Table:

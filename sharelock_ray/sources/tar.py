@@ -138,7 +138,7 @@ def _decompress(compression: Callable[[], Any], path: Path, plain: BinaryIO) -> 
 
 
 def _blocks(decoder: Any, rest: bytes, stream: BinaryIO) -> Iterator[bytes]:
-    """What a compressed stream holds, which begins with `rest` and goes on in `stream`.
+    """Decompresses `rest` followed by `stream`.
 
     Raises:
         EOFError: it breaks off.
