@@ -25,7 +25,7 @@ EMOJI_SIZE = 109
 """The one size of the bitmaps in Noto Color Emoji."""
 _WHITE = (255, 255, 255)
 _TEXT_FONT = "package://matplotlib/mpl-data/fonts/ttf/DejaVuSans.ttf"
-_FONT_FAMILIES = ("font_family", "serif_family", "sans_serif_family", "monospace_family")
+_FONT_FAMILY = "DejaVu Sans"
 # CSS has 96 pixels an inch. Without a value, resvg refuses sizes in points or millimetres.
 _DPI = 96.0
 
@@ -99,7 +99,10 @@ def _svg(path: Path) -> Image.Image:
             dpi=_DPI,
             skip_system_fonts=True,
             font_files=[str(storage.package_path(_TEXT_FONT))],
-            **dict.fromkeys(_FONT_FAMILIES, "DejaVu Sans"),
+            font_family=_FONT_FAMILY,
+            serif_family=_FONT_FAMILY,
+            sans_serif_family=_FONT_FAMILY,
+            monospace_family=_FONT_FAMILY,
         )
     except BaseException as error:
         # A panic of Rust code is no Exception.
