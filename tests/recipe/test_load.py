@@ -56,7 +56,7 @@ def test_a_saved_recipe_reads_back_the_same(path: str) -> None:
         ({"format": "class_folders", "path": "/data"}, "class_folders"),
     ],
 )
-def test_a_source_is_told_by_its_format_and_tars_go_without_saying(path: str, data: dict, kind: str) -> None:
+def test_the_format_selects_the_source_and_defaults_to_tars(path: str, data: dict, kind: str) -> None:
     recipe = read_recipe(path, [f"data={json.dumps({'dataset': 'own', 'train': data})}"])
     assert recipe.splits["train"].format == kind
     write_recipe(recipe)
