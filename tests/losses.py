@@ -45,7 +45,7 @@ def on_two_nodes(folder: str) -> None:
 
 
 def study_on_two_nodes(folder: str) -> None:
-    """Two trials at a time on two nodes of one CPU, of which one is lost when both have a checkpoint."""
+    """Two trials at a time on two nodes of one CPU. One node is lost when both trials have a checkpoint."""
     from sharelock_ray.recipe.load import read_recipe
 
     recipe = read_recipe(f"{folder}/study.yaml")

@@ -36,7 +36,7 @@ from sharelock_ray.study.trials import Trial
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
-# Without dropout, of which a GPU draws other masks than a CPU.
+# Without dropout, because a GPU draws other masks than a CPU.
 SPEC = AlignmentSpec(
     language=ProjectionSpec(depth=3, width=32, activation="gelu"),
     global_batch_size=64,

@@ -132,7 +132,7 @@ def on_rank(rank: int, world_size: int) -> list[dict[str, torch.Tensor]]:
 
 @pytest.fixture(scope="module")
 def on_ranks() -> list[list[dict[str, torch.Tensor]]]:
-    """By case and rank: one group of processes for all cases, of which the starting takes longest."""
+    """By case and rank: one group of processes for all cases, because starting it takes longest."""
     found = ranks.on_ranks(4, on_rank)
     return [[rank[index] for rank in found[: len(case.split)]] for index, case in enumerate(CASES)]
 

@@ -36,7 +36,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
 
 
 def copies(batches: Iterator[Batch]) -> list[Batch]:
-    """Copies of batches, each of which is valid only until the next."""
+    """Copies of batches, because each is valid only until the next."""
     return [Batch(batch.image.clone(), batch.text.clone()) for batch in batches]
 
 

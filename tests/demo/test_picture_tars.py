@@ -28,7 +28,7 @@ EMOJI = [text for text in map(chr, range(0x1F600, 0x1F640)) if is_one_glyph(text
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
-    """50 emoji of two languages, and 21 stamps, of which one is broken."""
+    """50 emoji of two languages, and 21 stamps; one stamp is broken."""
     folder = tmp_path_factory.mktemp("packages")
     for language, word in (("en", "face"), ("de", "Gesicht")):
         names = "".join(

@@ -26,7 +26,7 @@ from sharelock_ray.extraction.chunks import Chunk, encode_language
 from sharelock_ray.features.manifest import read_manifest
 from sharelock_ray.sources.sample import Sample
 
-# In their order in the tokenizer: single characters, of which Ġ is a space, and what is merged of them.
+# In the tokenizer's order: single characters (Ġ is a space), then merged ones.
 TOKENS = ["<|endoftext|>", "Ġ", *string.ascii_lowercase, *string.digits, ".", "re", "red"]
 MERGES = ["r e", "re d"]
 CONFIG = LlamaConfig(
@@ -57,7 +57,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def quantised() -> dict[str, torch.Tensor]:
-    """A Llama's weights, of which those of two dimensions are as gguf gives them back from 8 bits."""
+    """A Llama's weights. Those with two dimensions are as gguf dequantises them from 8 bits."""
     from gguf import GGMLQuantizationType, dequantize, quantize
 
     torch.manual_seed(0)

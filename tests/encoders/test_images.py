@@ -331,7 +331,7 @@ class TestRefuses:
 
 
 class TestTheLimitOfTheHostProcess:
-    # Without TIFF, of which Pillow measures the pixels once more as it decodes them.
+    # Without TIFF, because Pillow counts its pixels once more during decoding.
     @pytest.mark.filterwarnings("error")
     @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
     def test_is_no_limit_of_ours_and_stays_as_it_was(self, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:

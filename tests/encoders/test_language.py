@@ -71,7 +71,7 @@ PECULIAR = {
     "opt": (OPTModel, OPTConfig(**SIZES, ffn_dim=64, word_embed_proj_dim=16, do_layer_norm_before=False)),
     # It also sees, so what is of text is a part of it and of its configuration.
     "gemma3": (Gemma3Model, Gemma3Config(text_config=SIZES | {"head_dim": 8}, vision_config=SEES)),
-    # Two towers, of which one reads text.
+    # Two towers; one of them reads text.
     "clip": (CLIPModel, CLIPConfig(text_config=SIZES, vision_config=SEES)),
     "siglip": (SiglipModel, SiglipConfig(text_config=SIZES, vision_config=SEES)),
     # It mixes all tokens, padding too, whatever the mask says.

@@ -431,7 +431,7 @@ class TestDamagedTars:
         tar[8 * BLOCK] ^= 1
         (tmp_path / "data").mkdir()
         (tmp_path / "data" / "x.tar").write_bytes(tar)
-        # Five samples, of which the third has lost its image, and two damaged stretches.
+        # Five samples; the third has lost its image, and two stretches are damaged.
         source = WebDatasetSource(urls=f"{tmp_path}/data/x.tar")
         support.prove_accounted(source, tmp_path / "features", inputs=7)
 
