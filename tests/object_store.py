@@ -22,6 +22,8 @@ from urllib.parse import urlsplit
 
 import botocore.session
 
+from ports import free_ports
+
 Fault = str
 """The kind of an injected fault.
 
@@ -51,9 +53,7 @@ ANSWERS = {
 @contextmanager
 def running_server() -> Iterator[str]:
     """Runs an S3 server within the block; yields its endpoint."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

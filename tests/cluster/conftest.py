@@ -19,6 +19,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ports import free_ports
+
 _START_SECONDS = 120
 _OBJECT_STORE_BYTES = 256 << 20
 _CPUS = 3
@@ -43,7 +45,7 @@ def local_head() -> Iterator[Head]:
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
     (home / "ray").mkdir()
-    gcs, dashboard, client, agent, metrics = _free_ports(5)
+    gcs, dashboard, client, agent, metrics = free_ports(5)
     env = {name: value for name, value in os.environ.items() if name not in _FOREIGN} | {
         # A job's `python` is whatever the head finds first.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
@@ -71,15 +73,6 @@ def local_head() -> Iterator[Head]:
     finally:
         _end(process)
         shutil.rmtree(home, ignore_errors=True)
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on; all are held until the last is found, so that they differ."""
-    with contextlib.ExitStack() as stack:
-        held = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in held:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in held]
 
 
 def _await_answers(process: subprocess.Popen[bytes], address: str, agent: int, token: str, log: Path) -> None:

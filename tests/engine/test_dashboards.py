@@ -2,20 +2,19 @@
 
 import json
 import os
-import random
-import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ports import free_ports
 from sharelock_ray.alignment.spec import AlignmentSpec
 from sharelock_ray.runs.folder import RunFolder
 from sharelock_ray.runs.metrics import Metrics
@@ -55,19 +54,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def free_port() -> int:
-    """A port below those that the system gives out, any of which Ray in another test may take in the meantime."""
-    for port in random.sample(range(20_000, 32_000), 100):
-        with suppress(OSError), socket.socket() as probe:
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise AssertionError("no port is free")
-
-
 @contextmanager
 def serving(*command: str) -> Iterator[str]:
     """Runs a server within the block; yields its address once it answers. PORT in `command` stands for a free port."""
-    port = str(free_port())
+    (port,) = map(str, free_ports(1))
     arguments = [argument.replace("PORT", port) for argument in command]
     process = subprocess.Popen(
         [sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(os.environ)
