@@ -429,6 +429,34 @@ def prove_accounted(source: Source, folder: Path, inputs: int) -> None:
         assert sorted(source.keys_of(shard)) == sorted(item.key for item in source.read(shard))
 
 
+def photographs() -> list[Image.Image]:
+    """Smooth images, wide and tall."""
+    y, x, channel = np.ogrid[:61, :83, :3]
+    waves = [(127 + 120 * np.sin(x / (7 + i) + channel + i) * np.cos(y / 9)).astype(np.uint8) for i in range(3)]
+    return [Image.fromarray(np.ascontiguousarray(w.transpose(1, 0, 2) if i == 1 else w)) for i, w in enumerate(waves)]
+
+
+def run_together(code: str, *arguments: str, processes: int) -> list[str]:
+    """Runs `code` in several processes that go on at the same time; returns what each printed after that.
+
+    The code prints "ready" and reads a line from standard input.
+    """
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(processes)
+    ]
+    for process in started:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in started:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    return [process.communicate(timeout=120)[0] for process in started]
+
+
 def cosine_distances(some: np.ndarray, others: np.ndarray) -> np.ndarray:
     """1 - cosine of each of (N, D) rows and its counterpart, computed in float64."""
     some, others = some.astype(np.float64), others.astype(np.float64)

@@ -202,18 +202,8 @@ class TestConversion:
         assert LanguageEncoder(spec_of(file)).encode(["red"]).shape == (1, 64)
 
     def test_of_two_processes_is_done_by_one(self, file: Path, tmp_path: Path) -> None:
-        processes = [
-            subprocess.Popen(
-                [sys.executable, "-c", CONVERT, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-            )
-            for _ in range(2)
-        ]
-        for process in processes:
-            assert process.stdout.readline() == "ready\n"
-        for process in processes:
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        found = [json.loads(process.communicate(timeout=120)[0].splitlines()[-1]) for process in processes]
+        printed = support.run_together(CONVERT, str(file), processes=2)
+        found = [json.loads(text.splitlines()[-1]) for text in printed]
         assert found[0]["folder"] == found[1]["folder"]
         assert sorted(each["saved"] for each in found) == [0, 1]
 

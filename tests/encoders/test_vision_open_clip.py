@@ -9,7 +9,6 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 
 from sharelock_ray import storage
@@ -17,6 +16,7 @@ from sharelock_ray.encoders.images import crop_image
 from sharelock_ray.encoders.spec import VisionSpec
 from sharelock_ray.encoders.vision import VisionEncoder
 from sharelock_ray.errors import RequestError
+from support import photographs
 
 TEXT = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 VIT = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 3, "head_width": 32}
@@ -66,12 +66,6 @@ def write_config(folder: Path, tower: str, preprocessing: dict[str, Any]) -> Non
 
 def encoder(model: str, **settings: Any) -> VisionEncoder:
     return VisionEncoder(VisionSpec(name="v", backend="open_clip", model=model, **settings))
-
-
-def photographs() -> list[Image.Image]:
-    y, x, channel = np.ogrid[:61, :83, :3]
-    waves = [(127 + 120 * np.sin(x / (7 + i) + channel + i) * np.cos(y / 9)).astype(np.uint8) for i in range(3)]
-    return [Image.fromarray(np.ascontiguousarray(w.transpose(1, 0, 2) if i == 1 else w)) for i, w in enumerate(waves)]
 
 
 def prepared(folder: str, **changes: Any) -> torch.Tensor:

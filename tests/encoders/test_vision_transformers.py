@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModel
 
@@ -18,6 +17,7 @@ from sharelock_ray.encoders.images import crop_image
 from sharelock_ray.encoders.spec import VisionSpec
 from sharelock_ray.encoders.vision import VisionEncoder
 from sharelock_ray.errors import RequestError
+from support import photographs
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 32, "patch_size": 16}
 WIDER = {**SIZES, "intermediate_size": 64}
@@ -108,13 +108,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def encoder(folder: str, **settings: Any) -> VisionEncoder:
     return VisionEncoder(VisionSpec(name="v", backend="transformers", model=folder, **settings))
-
-
-def photographs() -> list[Image.Image]:
-    """Smooth images, wide and tall."""
-    y, x, channel = np.ogrid[:61, :83, :3]
-    waves = [(127 + 120 * np.sin(x / (7 + i) + channel + i) * np.cos(y / 9)).astype(np.uint8) for i in range(3)]
-    return [Image.fromarray(np.ascontiguousarray(w.transpose(1, 0, 2) if i == 1 else w)) for i, w in enumerate(waves)]
 
 
 def reference(folder: str, **options: Any) -> Any:

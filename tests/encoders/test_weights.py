@@ -1,14 +1,12 @@
 """Weights that are not on this machine come to it once, whoever asks for them at the same time."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+import support
 from sharelock_ray import storage
 from sharelock_ray.encoders.language import LanguageEncoder
 from sharelock_ray.encoders.spec import LanguageSpec
@@ -65,22 +63,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_several_processes_at_once_fetch_each_file_once(tmp_path: Path, remote: str) -> None:
     log = tmp_path / "log"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", FETCH, remote.replace("local://", "counted://"), str(log)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ,
-        )
-        for _ in range(3)
-    ]
-    for process in processes:
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    found = [json.loads(process.communicate(timeout=60)[0]) for process in processes]
+    uri = remote.replace("local://", "counted://")
+    found = [json.loads(text) for text in support.run_together(FETCH, uri, str(log), processes=3)]
     assert found[1:] == found[:1] * 2
     names = [Path(line).name for line in log.read_text().splitlines()]
     assert sorted(names) == [name for name, _ in found[0][1]]
