@@ -37,8 +37,9 @@ def evaluate(
     prompts: FeatureSet | None,
     templates: Sequence[str],
     recall_at: Sequence[int],
+    translations: FeatureSet | None = None,
 ) -> tuple[list[EvaluationRecord], list[str]]:
-    """Scores zero-shot classification on the labelled images, and retrieval on `pairs`.
+    """Scores zero-shot classification on the labelled images, and retrieval on `pairs` and in each other language.
 
     A task that the split has no data for is skipped and noted. Only rows that are scored are projected.
 
@@ -47,13 +48,14 @@ def evaluate(
         pairs: its images that have captions. None if its source provides no captions.
         class_names: by label. None if zero-shot classification is not requested.
         prompts: language set of the prompts of these classes. None if there are no labels.
+        translations: language set whose keys are the language and the image's key (see `TranslationSource`).
 
     Returns:
         The records, and notes about skipped tasks.
 
     Raises:
-        RequestError: the features were made by other encoders than the training's, a label has no name, or the split
-            has neither captions nor labels.
+        RequestError: the features were made by other encoders than the training's, a label has no name, the split has
+            neither captions nor labels, or no translation belongs to an image.
     """
     rows, labels = labelled(images, len(class_names)) if class_names else _NO_LABELS
     captioned = pairs if pairs is not None and len(pairs) else None
@@ -63,66 +65,66 @@ def evaluate(
         notes.append(f"zero-shot classification is left out: {why}")
     if captioned is None and not len(rows):
         raise RequestError(f"there is nothing to evaluate: {'; '.join(notes)}")
-    scored = np.union1d(captioned.vision_rows, rows) if captioned else rows
+    translated = {} if translations is None else _translated_rows(images, translations)
+    used = [rows, *([captioned.vision_rows] if captioned else []), *(of_images for _, of_images in translated.values())]
+    scored = np.unique(np.concatenate(used))
     projected = heads.project(images, scored)
+
+    def image_of(some: np.ndarray) -> torch.Tensor:
+        return projected[np.searchsorted(scored, some)]
+
     step = heads.checkpoint.position.step
     scope: dict[str, Any] = {"dataset": images.manifest.dataset, "split": split, "model_step": step}
     records: list[EvaluationRecord] = []
     if class_names and len(rows):
         assert prompts is not None, "labelled images without prompts"
-        image = projected[np.searchsorted(scored, rows)]
+        image = image_of(rows)
         prototypes = class_prototypes(heads, prompts, np.arange(len(class_names)))
         examples = _nearest_classes(images, rows, labels, image, prototypes, class_names)
+        shared = tuple(_shared_names_note(class_names))
         records += [
             ZeroShotRecord(
                 **scope,
                 templates=tuple(templates),
                 result=result,
-                notes=tuple(_shared_names_note(class_names)),
+                notes=shared,
                 examples=() if place else tuple(examples),
             )
             for place, result in enumerate(zero_shot(image, labels, prototypes, class_names))
         ]
     if captioned is not None:
-        image = projected[np.searchsorted(scored, captioned.vision_rows)]
+        image = image_of(captioned.vision_rows)
         text = heads.project(captioned.language, captioned.caption_rows)
         owner = np.repeat(np.arange(len(captioned)), np.diff(captioned.caption_start))
         examples = _nearest_texts(captioned, image, text)
         records.append(
             RetrievalRecord(**scope, result=retrieval(image, text, owner, recall_at), examples=tuple(examples))
         )
+    for language, (captions, of_images) in translated.items():
+        assert translations is not None, "translated captions without a set"
+        some, owner = np.unique(of_images, return_inverse=True)
+        found = retrieval(image_of(some), heads.project(translations, captions), owner, recall_at)
+        records.append(RetrievalRecord(**scope, language=language, result=found))
     return records, notes
 
 
-def translated_retrieval(
-    heads: TrainedHeads, images: FeatureSet, split: str, translations: FeatureSet, recall_at: Sequence[int]
-) -> list[RetrievalRecord]:
-    """Scores retrieval among the images that have captions in a language, for each language.
+def _translated_rows(images: FeatureSet, translations: FeatureSet) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Finds the captions of images in each language.
 
-    Args:
-        images: vision set of the split.
-        translations: language set whose keys are the language and the image's key (see `TranslationSource`).
+    Returns:
+        By language, (M,) rows of `translations` and (M,) the row of the image of each.
 
     Raises:
-        RequestError: no caption belongs to an image, or the features were made by other encoders than the training's.
+        RequestError: no caption belongs to an image.
     """
     language, _, key = (np.array(part) for part in zip(*(k.partition("/") for k in translations.keys), strict=True))
     place = {key: row for row, key in enumerate(images.keys)}
     row = np.array([place.get(each, -1) for each in key])
-    if not (row >= 0).any():
+    known = np.flatnonzero(row >= 0)
+    if not len(known):
         raise RequestError(f"no caption of the translations belongs to an image of {images.uri}: check their keys")
-    scored = np.unique(row[row >= 0])
-    projected = heads.project(images, scored)
-    step = heads.checkpoint.position.step
-    records = []
-    for name in dict.fromkeys(language[row >= 0].tolist()):
-        captions = np.flatnonzero((language == name) & (row >= 0))
-        rows, owner = np.unique(row[captions], return_inverse=True)
-        image = projected[np.searchsorted(scored, rows)]
-        result = retrieval(image, heads.project(translations, captions), owner, recall_at)
-        dataset = images.manifest.dataset
-        records.append(RetrievalRecord(dataset=dataset, split=split, model_step=step, language=name, result=result))
-    return records
+    by_language = {name: known[language[known] == name] for name in dict.fromkeys(language[known].tolist())}
+    return {name: (captions, row[captions]) for name, captions in by_language.items()}
 
 
 def class_prototypes(heads: TrainedHeads, prompts: FeatureSet, classes: np.ndarray) -> torch.Tensor:

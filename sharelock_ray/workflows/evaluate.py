@@ -80,7 +80,7 @@ def evaluate(recipe: Recipe, inputs: Inputs | None = None) -> Evaluation:
         return known
     from sharelock_ray.batches.sampling import split_validation
     from sharelock_ray.evaluation.scoring import evaluate as score
-    from sharelock_ray.evaluation.scoring import labelled, translated_retrieval
+    from sharelock_ray.evaluation.scoring import labelled
     from sharelock_ray.runs.heads import load_trained_heads
 
     with timed(recipe, "evaluate"):
@@ -97,9 +97,9 @@ def evaluate(recipe: Recipe, inputs: Inputs | None = None) -> Evaluation:
             split, pairs = "validation", split_validation(pairs, recipe.alignment.validation_fraction)[1]
         spec = recipe.evaluation
         source = inputs.splits["test" if "test" in recipe.splits else "train"].source
-        records, notes = score(heads, images, pairs, split, names, prompts, spec.templates, spec.recall_at)
-        if translations is not None:
-            records += translated_retrieval(heads, images, split, translations, spec.recall_at)
+        records, notes = score(
+            heads, images, pairs, split, names, prompts, spec.templates, spec.recall_at, translations
+        )
         found = Evaluation(request=asked, records=tuple(_with_thumbnails(records, source)), notes=tuple(notes))
     storage.write_json(path, found.content())
     scored = dict.fromkeys(f"{record.title} of {record.result.images:,} images" for record in found.records)

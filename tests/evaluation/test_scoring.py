@@ -16,7 +16,6 @@ from sharelock_ray.evaluation.scoring import (
     Classes,
     class_prototypes,
     evaluate,
-    translated_retrieval,
     zero_shot_accuracy,
 )
 from sharelock_ray.features.featureset import FeatureSet, Pairs, join, open_features
@@ -215,16 +214,23 @@ def translations_of(folder: Path, axes: dict[str, int]) -> FeatureSet:
 
 class TestTranslations:
     def test_each_language_is_scored_among_the_images_that_it_has_captions_of(self, tmp_path: Path) -> None:
-        images = pairs_of(tmp_path, [0, 1, 2], []).vision
+        pairs = pairs_of(tmp_path, [0, 1, 2], [0])
+        model, images = Model(), pairs.vision
         axes = {"de/00000/0000": 0, "de/00000/0001": 1, "fr/00000/0002": 2, "fr/00000/0001": 1, "fr/elsewhere": 3}
-        german, french = translated_retrieval(Model(), images, "test", translations_of(tmp_path, axes), (1, 2))
+        translations = translations_of(tmp_path, axes)
+        records, _ = evaluate(model, images, pairs, "test", None, None, (), (1, 2), translations)
+        own, german, french = records
+        assert (own.language, own.result.images) == (None, 1)
         assert (german.language, german.result.images, german.result.texts) == ("de", 2, 2)
         assert (french.language, french.result.images, french.result.texts) == ("fr", 2, 2)
         assert german.result.image_to_text[1].value == german.result.text_to_image[1].value == 1
         assert french.result.image_to_text[1].value == french.result.text_to_image[1].value == 1
         assert (french.split, french.model_step, french.dataset) == ("test", 7, images.manifest.dataset)
+        # Images are projected once, captions that belong to no image never.
+        assert model.projected == [("vision", [0, 1, 2]), ("language", [0]), ("language", [0, 1]), ("language", [2, 3])]
 
     def test_captions_of_other_images_are_refused(self, tmp_path: Path) -> None:
-        images = pairs_of(tmp_path, [0, 1], []).vision
+        pairs = pairs_of(tmp_path, [0, 1], [0])
+        translations = translations_of(tmp_path, {"de/elsewhere": 0})
         with pytest.raises(RequestError, match="no caption of the translations belongs to an image"):
-            translated_retrieval(Model(), images, "test", translations_of(tmp_path, {"de/elsewhere": 0}), (1,))
+            evaluate(Model(), pairs.vision, pairs, "test", None, None, (), (1,), translations)
