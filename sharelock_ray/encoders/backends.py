@@ -42,8 +42,6 @@ class Tower:
     """The norm whose output is the model's own output, in models without `norm`."""
     lacks: str = ""
     """Description of missing weights, which are NaN."""
-    revision: str | None = None
-    """Commit of the weights on the hub; None for other weights."""
 
 
 class Backend(Protocol):

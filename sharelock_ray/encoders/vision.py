@@ -12,7 +12,7 @@ from sharelock_ray.encoders.images import crop_image, upright
 from sharelock_ray.encoders.loading import loading
 from sharelock_ray.encoders.norms import FinalNorm, HiddenStates
 from sharelock_ray.encoders.passes import Arrays, Encoded, Passes, suited
-from sharelock_ray.encoders.provenance import device_name
+from sharelock_ray.encoders.provenance import device_name, hub_commit
 from sharelock_ray.encoders.spec import VisionSpec
 from sharelock_ray.errors import RequestError
 
@@ -57,7 +57,7 @@ class VisionEncoder:
             self._model.to(memory_format=torch.channels_last)
         self._output = tower.forward
         self._readings = [_reading(tower, each) for each in self.specs]
-        self.revision = tower.revision
+        self.revision = hub_commit(spec.hub_id, spec.revision) if spec.hub_id else None
         """Commit of the weights on the hub; None for other weights."""
         mean, std = (
             torch.tensor(value, device=self._device).view(3, 1, 1) for value in (self.spec.mean, self.spec.std)

@@ -14,7 +14,6 @@ from open_clip.pretrained import download_pretrained_from_hf
 from sharelock_ray.encoders.backends import Tower
 from sharelock_ray.encoders.loading import loading
 from sharelock_ray.encoders.norms import find_norm
-from sharelock_ray.encoders.provenance import hub_commit
 from sharelock_ray.encoders.spec import VisionSpec
 from sharelock_ray.encoders.vision_timm import tower_of
 from sharelock_ray.encoders.vision_weights import is_pickled
@@ -66,11 +65,10 @@ def load(spec: VisionSpec) -> Tower:
                 force_image_size=spec.image_size if resized else None,
                 require_pretrained=True,
             ).visual
-    revision = hub_commit(spec.hub_id, spec.revision) if spec.hub_id else None
     if hasattr(visual, "trunk"):
-        return tower_of(visual.trunk, revision, visual)
+        return tower_of(visual.trunk, visual)
     if not hasattr(visual, "transformer"):
-        return Tower(module=visual, forward=visual, pooled=lambda output: output, revision=revision)
+        return Tower(module=visual, forward=visual, pooled=lambda output: output)
     # CoCa norms what its attention has pooled, in another width.
     norm = find_norm(visual, "ln_post") if visual.attn_pool is None else None
     layers = tuple(visual.transformer.resblocks)
@@ -89,7 +87,6 @@ def load(spec: VisionSpec) -> Tower:
         has_cls=True,
         layers=layers,
         norm=norm,
-        revision=revision,
     )
 
 

@@ -11,7 +11,6 @@ from sharelock_ray.encoders.images import CropMode
 from sharelock_ray.encoders.loading import listed, loading
 from sharelock_ray.encoders.norms import find_norm
 from sharelock_ray.encoders.passes import is_out_of_memory
-from sharelock_ray.encoders.provenance import hub_commit
 from sharelock_ray.encoders.spec import VisionSpec
 from sharelock_ray.encoders.vision_weights import Weights, beside_the_backbone, named_as, read_weights
 from sharelock_ray.encoders.weights import local_weights
@@ -46,14 +45,13 @@ def hub_id(spec: VisionSpec) -> str | None:
 
 def load(spec: VisionSpec) -> Tower:
     """See `Backend`."""
-    return tower_of(_load(spec), hub_commit(spec.hub_id, spec.revision) if spec.hub_id else None)
+    return tower_of(_load(spec))
 
 
-def tower_of(model: Any, revision: str | None, wrapper: Any = None) -> Tower:
+def tower_of(model: Any, wrapper: Any = None) -> Tower:
     """Returns the parts of a timm model.
 
     Args:
-        revision: as in `Tower`.
         wrapper: module that maps the model's output to its own by its `head`, if the model is a part of another.
     """
     prefix = getattr(model, "num_prefix_tokens", None)
@@ -75,7 +73,6 @@ def tower_of(model: Any, revision: str | None, wrapper: Any = None) -> Tower:
         layers=() if prefix is None else tuple(getattr(model, "blocks", ())),
         norm=find_norm(model, "norm"),
         pooled_norm=find_norm(model, "fc_norm", "head.norm") if pools else None,
-        revision=revision,
     )
 
 

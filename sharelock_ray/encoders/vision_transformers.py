@@ -13,7 +13,6 @@ from sharelock_ray.encoders.backends import Tower
 from sharelock_ray.encoders.images import Interpolation, Preprocessing, crop_image
 from sharelock_ray.encoders.loading import loading
 from sharelock_ray.encoders.norms import find_norm
-from sharelock_ray.encoders.provenance import hub_commit
 from sharelock_ray.encoders.spec import VisionSpec
 from sharelock_ray.encoders.weights import local_weights
 from sharelock_ray.errors import RequestError, is_resource_fault
@@ -73,7 +72,6 @@ def load(spec: VisionSpec) -> Tower:
         norm=run.norm if has_tokens else None,
         pooled_norm=None if has_tokens else run.norm,
         lacks=lacks,
-        revision=hub_commit(spec.hub_id, spec.revision) if spec.hub_id else None,
     )
 
 
