@@ -135,6 +135,7 @@ def _compared(
 
     def compared(setting: Setting) -> Comparison:
         texts = captions(setting, words)
+        # All ways run once before they are measured.
         a, b = ours(texts), [way(texts) for way in theirs.values()][-1]
         cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
         ways = {"ours": ours, **theirs}

@@ -26,6 +26,7 @@ from PIL import Image
 from sharelock_ray import storage
 from sharelock_ray.bench.models import random_vision
 from sharelock_ray.bench.timing import DType, alternate, median_ratio
+from sharelock_ray.demo.tars import tar_of
 from sharelock_ray.encoders.resolved import resolve
 from sharelock_ray.encoders.spec import VisionSpec
 from sharelock_ray.errors import RequestError
@@ -158,11 +159,9 @@ def write_tars(folder: Path, setting: Setting) -> None:
         Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=85)
         files.append(buffer.getvalue())
     for first in range(0, setting.images, setting.per_tar):
-        with tarfile.open(folder / f"{first // setting.per_tar:05d}.tar", "w") as tar:
-            for i in range(first, min(first + setting.per_tar, setting.images)):
-                info = tarfile.TarInfo(f"{i:09d}.jpg")
-                info.size = len(files[i % _DISTINCT])
-                tar.addfile(info, io.BytesIO(files[i % _DISTINCT]))
+        images = range(first, min(first + setting.per_tar, setting.images))
+        content = tar_of((f"{i:09d}.jpg", files[i % _DISTINCT]) for i in images)
+        (folder / f"{first // setting.per_tar:05d}.tar").write_bytes(content)
 
 
 def tar_files(folder: Path) -> Iterator[bytes]:

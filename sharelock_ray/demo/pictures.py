@@ -54,9 +54,6 @@ EMOJI_NAMES = Package(
     "usr/share/unicode/cldr/common",
     ("annotations*/*.xml",),
 )
-REQUIREMENTS = "requirements-pictures.txt"
-
-
 _PACKAGES = (FONT, EMOJI_NAMES, CLIP_ART, STAMPS)
 """The smallest first, so that a machine without them is told at once."""
 _RENDERERS = ("pillow", "resvg-py")

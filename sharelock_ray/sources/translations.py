@@ -36,11 +36,9 @@ class TranslationSource(Config):
         """
         filesystem, path = storage.resolve(uri)
         try:
-            with filesystem.open(path, "rb") as file:
+            with storage.reading(uri, "table of translations"), filesystem.open(path, "rb") as file:
                 table = pq.read_table(file, columns=list(COLUMNS))
             rows = zip(*(table[name].cast(pa.string()).to_pylist() for name in COLUMNS), strict=True)
-        except FileNotFoundError:
-            raise RequestError(f"no table of translations at {uri}") from None
         except (pa.ArrowException, KeyError) as error:
             raise RequestError(
                 f"{uri} is not a Parquet table with the columns {', '.join(COLUMNS)}: {' '.join(str(error).split())}"
