@@ -1,4 +1,4 @@
-"""CPUs available to this process."""
+"""The CPUs of this machine, and those available to this process."""
 
 import math
 import os
@@ -16,6 +16,14 @@ def cpu_count(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int:
     """
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.ceil(min([here, *_quotas(proc, cgroups)])))
+
+
+def is_amd(proc: Path = _PROC) -> bool:
+    """Whether the processor is one of AMD's; False where the kernel does not say."""
+    try:
+        return "AuthenticAMD" in (proc / "cpuinfo").read_text()
+    except OSError:
+        return False
 
 
 def _quotas(proc: Path, cgroups: Path) -> list[float]:

@@ -49,3 +49,10 @@ def test_follows_the_affinity_of_this_process() -> None:
         assert machine.cpu_count() == 1
     finally:
         os.sched_setaffinity(0, mine)
+
+
+@pytest.mark.parametrize(("vendor", "expected"), [("AuthenticAMD", True), ("GenuineIntel", False), (None, False)])
+def test_the_maker_of_the_processor_is_known(vendor: str | None, expected: bool, tmp_path: Path) -> None:
+    if vendor:
+        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
+    assert machine.is_amd(tmp_path) is expected

@@ -1,6 +1,7 @@
 """The encoders alone: their share of the device's peak, and the cores needed to decode for them."""
 
 import io
+import math
 import statistics
 import tempfile
 import time
@@ -20,6 +21,7 @@ from sharelock_ray.bench.models import DECODERS, random_vision, write_decoder
 from sharelock_ray.bench.timing import DType, alternate
 from sharelock_ray.encoders.images import decode_image
 from sharelock_ray.encoders.language import LanguageEncoder
+from sharelock_ray.encoders.linear import accelerate
 from sharelock_ray.encoders.provenance import device_name
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.encoders.vision import VisionEncoder
@@ -117,12 +119,15 @@ def decode_rate(width: int = 500, height: int = 375, image_size: int = 224, imag
 
 
 def peak(device: str, dtype: DType, repeats: int = 5) -> float:
-    """FLOP per second of one large square matrix product, the fastest of `repeats`."""
+    """FLOP per second of one large square matrix product, the fastest of `repeats`, computed as in the encoders."""
     size = 8192 if device == "cuda" else 2048
-    a, b = (torch.randn(size, size, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
+    kind = {"device": device, "dtype": getattr(torch, dtype)}
+    rows, layer = torch.randn(size, size, **kind), torch.nn.Sequential(torch.nn.Linear(size, size, False, **kind))
+    accelerate(layer)
 
+    @torch.inference_mode()
     def product() -> None:
-        a @ b
+        layer(rows)
         if device == "cuda":
             torch.cuda.synchronize()
 
@@ -137,7 +142,9 @@ def describe(device: str) -> str:
 
 
 def _flop(work: Callable[[], object]) -> float:
-    with FlopCounterMode(display=False) as counter:
+    # torch counts the layers of `encoders/linear.py` as nothing.
+    linear = {torch.ops.aten.mkldnn_linear: lambda rows, weight, *_, **__: 2 * math.prod(rows) * weight[0]}
+    with FlopCounterMode(display=False, custom_mapping=linear) as counter:
         work()
     return float(counter.get_total_flops())
 

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from sharelock_ray.encoders import gguf
 from sharelock_ray.encoders.automodel import layers_of, load_model
+from sharelock_ray.encoders.linear import accelerate
 from sharelock_ray.encoders.loading import loading
 from sharelock_ray.encoders.norms import FinalNorm, find_norm
 from sharelock_ray.encoders.passes import Arrays, Encoded, Passes, suited
@@ -73,6 +74,8 @@ class LanguageEncoder:
         # Nothing is generated, so a cache of keys and values would be useless.
         model.config.get_text_config().use_cache = False
         self._model = model.eval().requires_grad_(False).to(self._device)
+        if not compiled:
+            accelerate(self._model)
         self._dims, self._causal, self._pads = self._probe(lacks)
         if compiled:
             # The layers share one compiled graph. Lengths change with every batch.
@@ -350,7 +353,9 @@ def pool(states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor
         return states[torch.arange(len(states), device=states.device), mask.sum(1) - 1]
     if pooling == "max":
         return states.masked_fill(~mask[:, :, None], float("-inf")).amax(1)
-    weights = mask[:, :, None].float()
+    weights = mask.float()[:, :, None]
+    if pooling == "weighted_mean":
+        weights = weights.cumsum(1) * weights
     return ((states.float() * weights).sum(1) / weights.sum(1)).to(states.dtype)
 
 

@@ -215,8 +215,9 @@ class LanguageSpec(_EncoderSpec):
     model: Annotated[str, AfterValidator(_found)]
     revision: str | None = None
     """Commit or tag on the hub."""
-    pooling: Literal["last", "mean", "first", "max"] = "last"
-    """The hidden state of the last or first token, or the mean or maximum over tokens."""
+    pooling: Literal["last", "mean", "weighted_mean", "first", "max"] = "last"
+    """The hidden state of the last or first token, or the mean or maximum over tokens. `weighted_mean` weighs the i-th
+    token by i, because later tokens of a decoder have read more (SGPT, arXiv 2202.08904)."""
     layer: int | None = None
     """Index of the hidden states: 0 is the input embedding, -1 the last. None is the model's final output, which most
     models also return as -1."""

@@ -9,6 +9,7 @@ from PIL import Image
 
 from sharelock_ray.encoders.backends import Tower, backend
 from sharelock_ray.encoders.images import crop_image, upright
+from sharelock_ray.encoders.linear import accelerate
 from sharelock_ray.encoders.loading import loading
 from sharelock_ray.encoders.norms import FinalNorm, HiddenStates
 from sharelock_ray.encoders.passes import Arrays, Encoded, Passes, suited
@@ -55,6 +56,8 @@ class VisionEncoder:
         self._model = tower.module.eval().requires_grad_(False).to(self._device, self._dtype)
         if channels_last:
             self._model.to(memory_format=torch.channels_last)
+        if not compiled:
+            accelerate(self._model)
         self._output = tower.forward
         self._readings = [_reading(tower, each) for each in self.specs]
         self.revision = hub_commit(spec.hub_id, spec.revision) if spec.hub_id else None

@@ -48,7 +48,7 @@ TEXTS = [
     "blue",
 ]
 CASES = [("decoder", "last"), ("decoder", "mean"), ("encoder", "mean"), ("encoder", "first"), ("encoder", "last")]
-CASES += [("decoder", "max"), ("encoder", "max")]
+CASES += [(kind, pooling) for kind in ("decoder", "encoder") for pooling in ("max", "weighted_mean")]
 KINDS = ["decoder", "gpt2", "encoder", "roberta", "t5"]
 PROMPT = "a picture of {} in the small photo"
 
@@ -108,7 +108,13 @@ def alone(spec: LanguageSpec, texts: list[str]) -> np.ndarray:
         with torch.inference_mode():
             states = model(input_ids=ids).last_hidden_state[0].numpy()
         rows.append(
-            {"last": states[-1], "mean": states.mean(0), "first": states[0], "max": states.max(0)}[spec.pooling]
+            {
+                "last": states[-1],
+                "mean": states.mean(0),
+                "weighted_mean": np.average(states, axis=0, weights=range(1, len(states) + 1)),
+                "first": states[0],
+                "max": states.max(0),
+            }[spec.pooling]
         )
     return np.stack(rows)
 
