@@ -56,6 +56,17 @@ def extract(
     _show(header, rows, {"comparisons": [asdict(c) | c.ratios for c in found]}, as_json)
 
 
+@app.command()
+def start(repeats: Repeats = 5, as_json: AsJson = False) -> None:
+    """The time from a command to the first encoded sample, compared with a bare Ray and a process without Ray."""
+    from sharelock_ray.bench.measure_start import compare, seconds
+
+    found = compare(repeats)
+    row = [*map(seconds, (found.command, found.ray, found.plain)), f"{found.ratio:.2f}"]
+    header = ["command s", "bare Ray s", "without Ray s", "to bare Ray"]
+    _show(header, [row], {"comparisons": [asdict(found) | {"ratio": found.ratio}]}, as_json)
+
+
 @app.command(name="decode")
 def decode_(
     image_size: Annotated[int, typer.Option(min=1, help="Input size of the encoder, in pixels.")] = 224,

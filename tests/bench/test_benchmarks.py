@@ -19,6 +19,7 @@ from sharelock_ray.bench import measure_batches as batches
 from sharelock_ray.bench import measure_encoders as encoders
 from sharelock_ray.bench import measure_extract as extract
 from sharelock_ray.bench import measure_loss as loss
+from sharelock_ray.bench import measure_start as start
 from sharelock_ray.bench import measure_streaming as streaming
 from sharelock_ray.bench import measure_train as train
 from sharelock_ray.bench import measure_tune as tune
@@ -33,6 +34,15 @@ def test_decode_reads_every_image_in_both_ways() -> None:
     assert [len(rates) for rates in (found.ours, found.full_scale)] == [2, 2]
     assert min(*found.ours, *found.full_scale) > 0
     assert found.setting.preprocessing.resize == 36
+
+
+@pytest.mark.slow
+def test_start_waits_for_what_each_side_encodes(capsys: pytest.CaptureFixture[str]) -> None:
+    start.encode_here()
+    assert capsys.readouterr().out == "encoded\n"
+    found = start.compare(repeats=1)
+    assert 0 < min(found.plain) < min(found.ray)
+    assert found.ratio == found.command[0] / found.ray[0]
 
 
 class TestCaptions:
