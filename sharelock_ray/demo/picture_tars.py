@@ -28,7 +28,7 @@ from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.machine import cpu_count
 from sharelock_ray.progress import Progress, say
 
-BUILDER = "1"
+BUILDER = "2"
 """Changes whenever the same packages are to give other pictures, captions or splits."""
 PER_TAR = 512
 _HELD_OUT_OF = 10
@@ -77,8 +77,8 @@ class PicturesRecord(Document):
 
 
 def write_pictures(folder: Path, material: Material) -> PicturesRecord:
-    """Writes `train/00000.tar` …, `validation/…`, `test/…`, `classes.txt`, `captions/<split>.parquet` and
-    `pictures.json` below `folder`.
+    """Writes `train/00000.tar` …, `validation/…`, `test/…`, `classes.txt`, `captions/<split>.parquet`,
+    `captions/styles.parquet` and `pictures.json` below `folder`.
 
     An interrupted call is continued, and a finished one returns at once. Where the packages have changed, all is drawn
     again; a file whose content stays the same is not touched.
@@ -128,7 +128,10 @@ def write_pictures(folder: Path, material: Material) -> PicturesRecord:
         storage.write_json(place, record.content())
     _remove_others(folder, contents)
     for split in splits:
-        _write(folder / "captions" / f"{split}.parquet", _table(split, contents, record.tars))
+        captions = [(key, picture.captions) for key, picture in _captioned(split, contents, record.tars).items()]
+        _write(folder / "captions" / f"{split}.parquet", _table(captions))
+    styles = [(key, _styles(picture)) for key, picture in _captioned("validation", contents, record.tars).items()]
+    _write(folder / "captions" / "styles.parquet", _table(styles))
     record = record.model_copy(update={"complete": True})
     storage.write_json(place, record.content())
     return record
@@ -200,16 +203,28 @@ def _members(picture: Picture, png: bytes, classes: list[str]) -> Iterator[tuple
         yield f"{picture.name}.json", json.dumps(picture.notes, ensure_ascii=False).encode()
 
 
-def _table(split: str, contents: dict[str, list[Picture]], tars: dict[str, Tar]) -> bytes:
-    """Parquet with a row per caption; `key` is the key that feature sets have (shard + sample)."""
-    rows = [
-        (f"{name.removeprefix(f'{split}/').removesuffix('.tar')}/{picture.name}", language, caption)
+def _captioned(split: str, contents: dict[str, list[Picture]], tars: dict[str, Tar]) -> dict[str, Picture]:
+    """The pictures of a split by the key that feature sets have (shard + sample)."""
+    return {
+        f"{name.removeprefix(f'{split}/').removesuffix('.tar')}/{picture.name}": picture
         for name, pictures in contents.items()
         if name.startswith(f"{split}/")
         for picture in pictures
         if picture.name not in tars[name].skipped
-        for language, caption in sorted(picture.captions.items())
-    ]
+    }
+
+
+def _styles(picture: Picture) -> dict[str, str]:
+    """The title of a picture written in other styles than the training captions, by the style's name."""
+    title = picture.captions["en"].partition(",")[0]
+    subject = title[:1].lower() + title[1:]
+    article = "an" if subject[:1] in tuple("aeiou") else "a"
+    return {"title": title, "sentence": f"{article.title()} {subject}.", "picture": f"a picture of {subject}"}
+
+
+def _table(by_key: list[tuple[str, dict[str, str]]]) -> bytes:
+    """Parquet with a row per caption, from the captions of each key by language."""
+    rows = [(key, language, caption) for key, by in by_key for language, caption in sorted(by.items())]
     keys, languages, captions = zip(*rows, strict=True)
     buffer = io.BytesIO()
     table = pa.table({"key": keys, "language": pa.array(languages).dictionary_encode(), "caption": captions})

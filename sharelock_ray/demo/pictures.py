@@ -9,6 +9,7 @@
     test/00000.tar              Tux Paint's stamps, with labels
     classes.txt                 names of the labels
     captions/<split>.parquet    captions in all languages: key, language, caption
+    captions/styles.parquet     titles of the validation pictures in three styles, named in the column `language`
     pictures.json               what it was made from, and what was left out
 
 Work that is finished is never done again. The same packages give the same bytes.

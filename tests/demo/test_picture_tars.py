@@ -97,6 +97,16 @@ class TestWritten:
         assert english == {sample.key: sample.captions[0] for sample in samples(written, split)}
         assert {row["key"] for row in rows if row["language"] == "de"} == english.keys()
 
+    def test_the_titles_of_validation_are_written_in_other_styles(self, written):
+        rows = pq.read_table(written / "captions" / "styles.parquet").to_pylist()
+        titles = {sample.key: sample.captions[0].partition(",")[0] for sample in samples(written, "validation")}
+        for key, title in titles.items():
+            subject = title[0].lower() + title[1:]
+            article = "An" if subject[0] in "aeiou" else "A"
+            found = {row["language"]: row["caption"] for row in rows if row["key"] == key}
+            assert found == {"title": title, "sentence": f"{article} {subject}.", "picture": f"a picture of {subject}"}
+        assert {row["key"] for row in rows} == titles.keys()
+
     def test_a_picture_that_cannot_be_drawn_is_recorded_and_in_no_file(self, written):
         record = json.loads((written / "pictures.json").read_text())
         skipped = {name: why for tar in record["tars"].values() for name, why in tar["skipped"].items()}
