@@ -24,10 +24,10 @@ from sharelock_ray.bench.measure_batches import cache_in
 from sharelock_ray.bench.measure_encoders import describe as describe
 from sharelock_ray.bench.synthetic import write_pairs
 from sharelock_ray.bench.timing import alternate, median_ratio
+from sharelock_ray.memory import keep_freed_memory
 from sharelock_ray.progress import say
 from sharelock_ray.runs.folder import RunFolder
 from sharelock_ray.runs.loop import train
-from sharelock_ray.runs.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)

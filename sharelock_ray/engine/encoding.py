@@ -23,6 +23,7 @@ from sharelock_ray.engine.stream import packed, stream_of, unpacked
 from sharelock_ray.extraction.chunks import Chunk, cut, decode
 from sharelock_ray.extraction.report import ChunkReport
 from sharelock_ray.features.writer import FeatureSetWriter
+from sharelock_ray.memory import keep_freed_memory
 from sharelock_ray.sources.sample import Shard, Source
 
 
@@ -126,6 +127,8 @@ class _Encode:
         from sharelock_ray.energy import EnergyMeter
         from sharelock_ray.extraction.group import load_encoders
 
+        if not options.num_gpus:
+            keep_freed_memory()
         self._energy = EnergyMeter(min(options.num_gpus, 1.0))
         self._writers = writers
         self._groups = load_encoders(

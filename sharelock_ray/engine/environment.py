@@ -15,10 +15,6 @@ CONNECTED = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # Otherwise each thread's heap grows to tens of MB in every worker.
     "MALLOC_ARENA_MAX": "2",
-    # A forward pass frees memory that the next one needs again. Returning it to the system and fetching it back takes
-    # up to a third of an image encoder's time on a CPU (docs/benchmarks.md).
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
 }
 """Variables for every connection."""
 OWN_INSTANCE = {

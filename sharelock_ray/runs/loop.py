@@ -26,6 +26,7 @@ from sharelock_ray.batches.sampling import PairBatches, split_validation
 from sharelock_ray.batches.streaming import Reader, StreamedRows, read_here
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.features.featureset import Pairs, join, open_features
+from sharelock_ray.memory import keep_freed_memory
 from sharelock_ray.runs.checkpoint import (
     Checkpoint,
     CheckpointWriter,
@@ -36,7 +37,6 @@ from sharelock_ray.runs.checkpoint import (
     side_of,
 )
 from sharelock_ray.runs.folder import RunFolder, TrainingResult
-from sharelock_ray.runs.memory import keep_freed_memory
 from sharelock_ray.runs.metrics import Metrics
 
 _LOG_EVERY = 10
@@ -81,6 +81,8 @@ def train(
     pairs = join(open_features(vision), open_features(language))
     run.begin(spec, pairs.vision.manifest, pairs.language.manifest)
     training, validation = split_validation(pairs, spec.validation_fraction)
+    if not len(pairs):
+        raise RequestError(f"there is no pair to train on: {_why_no_pairs(pairs)}")
     if len(training) < 2 or len(validation) < 2:
         raise RequestError(
             f"{len(pairs)} pairs leave {len(training)} to train on and {len(validation)} to validate: "
@@ -146,6 +148,17 @@ def train(
                         checkpoints.save(checkpoint, heads, optimization.optimizer, optimization.average, after=written)
     if optimization.is_main:
         run.finish(_result(run, position, metrics.rows, pairs, len(training), len(validation), heads, spec))
+
+
+def _why_no_pairs(pairs: Pairs) -> str:
+    for side in (pairs.vision, pairs.language):
+        if not side.manifest.rows and side.manifest.rejects:
+            first = side.rejects.slice(0, 1).to_pylist()[0]
+            return (
+                f"none of its {side.manifest.rejects:,} inputs gave {side.manifest.modality} features "
+                f"({first['key']}: {first['message']}): each image needs a caption, such as 1.txt beside 1.jpg"
+            )
+    return f"no key of {pairs.vision.uri} is in {pairs.language.uri}"
 
 
 def _last_checkpoint(run: RunFolder, device: torch.device, group: Group) -> Checkpoint | None:

@@ -63,9 +63,14 @@ def test_ettins_pairs_differ_in_the_objective_alone() -> None:
         assert encoder.model_copy(update=same) == decoder.model_copy(update=same)
 
 
-def test_large_decoders_are_read_at_their_last_token_in_16_bits() -> None:
+def test_large_decoders_are_in_16_bits() -> None:
     for name in ("llama-3-8b", "gemma-2-9b", "mistral-7b", "phi-3-mini", "qwen3-8b"):
-        assert (LANGUAGE[name].pooling, LANGUAGE[name].dtype) == ("last", "bfloat16")
+        assert LANGUAGE[name].dtype == "bfloat16"
+
+
+def test_decoders_are_read_at_their_last_token_after_a_prompt() -> None:
+    for name in ("llama-3-8b", "gemma-2-9b", "smollm2-135m", "gpt2"):
+        assert (LANGUAGE[name].pooling, LANGUAGE[name].prompt) == ("last", 'This sentence: "{}" means in one word:"')
 
 
 @pytest.mark.parametrize(("kind", "name"), [(VisionSpec, "dinov2-l"), (LanguageSpec, "llama-3-8b")])

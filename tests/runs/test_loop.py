@@ -33,6 +33,7 @@ from sharelock_ray.features.featureset import Pairs, join, open_features
 from sharelock_ray.runs.checkpoint import load_heads, read_checkpoint
 from sharelock_ray.runs.folder import RunFolder
 from sharelock_ray.runs.loop import train
+from sharelock_ray.sources.sample import Reject
 
 SPEC = AlignmentSpec(
     language=ProjectionSpec(depth=2, width=32, dropout=0.1),
@@ -335,6 +336,24 @@ def test_too_few_pairs_are_an_invalid_request(tmp_path: Path) -> None:
     few = support.write_feature_sets(tmp_path / "features", pairs=3)
     with pytest.raises(RequestError, match="3 pairs leave"):
         train(RunFolder(str(tmp_path / "run")), *few, SPEC)
+
+
+def test_pictures_without_captions_are_an_invalid_request(tmp_path: Path) -> None:
+    vision, _ = support.write_feature_sets(tmp_path / "features", pairs=3)
+    missing = Reject("00000/000000", "read", "MissingCaption", "the sample has no caption among 0.jpg")
+    spec = LanguageSpec(name="signal", model="none", stored_dtype="float32")
+    nothing = support.encoded("language", [], rejects=[missing])
+    language = support.write_parts(str(tmp_path / "features" / "none"), spec, [[nothing]])
+    with pytest.raises(RequestError, match=r"none of its 1 inputs gave language features \(00000/000000: the"):
+        train(RunFolder(str(tmp_path / "run")), vision, language, SPEC)
+
+
+def test_sets_without_a_common_key_are_an_invalid_request(tmp_path: Path) -> None:
+    vision, _ = support.write_feature_sets(tmp_path / "features", pairs=3)
+    spec = LanguageSpec(name="signal", model="none", stored_dtype="float32")
+    language = support.write_parts(str(tmp_path / "other"), spec, [[support.encoded("language", ["a", "b"])]])
+    with pytest.raises(RequestError, match=r"no pair to train on: no key of \S+ is in \S+other"):
+        train(RunFolder(str(tmp_path / "run")), vision, language, SPEC)
 
 
 class TestPositives:

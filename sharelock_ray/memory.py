@@ -1,4 +1,4 @@
-"""Memory allocation of a training on a CPU."""
+"""Memory allocation of processes that work on tensors on a CPU."""
 
 import ctypes
 
@@ -11,7 +11,8 @@ def keep_freed_memory() -> None:
     """Makes the process reuse the memory of freed tensors of up to 1 GiB instead of returning it to the kernel.
 
     By default, glibc returns each tensor, and the kernel clears the pages again for the next step. Reuse saves 5 % of
-    the time of a step of the paper's head and costs 8 % more memory. Has no effect with other C libraries.
+    the time of a training step of the paper's head, for 8 % more memory, and up to a quarter of an image encoder's
+    (docs/benchmarks.md). Has no effect with other C libraries.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -5,7 +5,7 @@ import sys
 
 CODE = """
 import resource, sys, torch
-from sharelock_ray.runs.memory import keep_freed_memory
+from sharelock_ray.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 def faults():
