@@ -23,7 +23,8 @@ class Summary:
     note: str
     page: str
     features: tuple[Manifest, ...]
-    training: TrainingResult
+    training: TrainingResult | None
+    """None for a model that this run did not train."""
     metrics: tuple[dict[str, Any], ...]
     records: tuple[EvaluationRecord, ...]
     notes: tuple[str, ...]
@@ -40,11 +41,12 @@ class Summary:
             )
             for m in self.features
         ]
-        lines += [
-            ("pairs", f"{training.training_pairs:,} trained on, {training.validation_pairs:,} for validation"),
-            ("training loss", f"{training.first_loss:.3f} to {training.last_loss:.3f} in {training.steps:,} steps"),
-            ("validation loss", f"{training.best_validation_loss:.3f}, the best, at step {training.best_step:,}"),
-        ]
+        if training is not None:
+            lines += [
+                ("pairs", f"{training.training_pairs:,} trained on, {training.validation_pairs:,} for validation"),
+                ("training loss", f"{training.first_loss:.3f} to {training.last_loss:.3f} in {training.steps:,} steps"),
+                ("validation loss", f"{training.best_validation_loss:.3f}, the best, at step {training.best_step:,}"),
+            ]
         for record in self.records:
             lines += _retrieval_rows(record) if isinstance(record, RetrievalRecord) else _zero_shot_rows(record)
         lines += [("note", note) for note in all_notes(self.records, self.notes)]
@@ -70,7 +72,7 @@ class Summary:
                 }
                 for m in self.features
             ],
-            "training": self.training.model_dump(mode="json"),
+            "training": self.training and self.training.model_dump(mode="json"),
             "evaluation": {
                 "records": [record.model_dump(mode="json", exclude={"examples"}) for record in self.records],
                 "notes": list(self.notes),

@@ -16,9 +16,10 @@ def report(recipe: Recipe, inputs: Inputs | None = None) -> Summary:
     from sharelock_ray.report.run_page import write_page
 
     inputs = inputs or Inputs(recipe)
-    result = recipe.run.result()
+    others = recipe.evaluation.model is not None
+    result = None if others else recipe.run.result()
     path = storage.join(recipe.output, EVALUATION)
-    if result is None or not storage.exists(path):
+    if not (result or others) or not storage.exists(path):
         raise RequestError(f"{recipe.output} holds no finished training with an evaluation: run `sharelock evaluate`")
     evaluation = read_document(Evaluation, path)
     summary = Summary(
@@ -27,7 +28,7 @@ def report(recipe: Recipe, inputs: Inputs | None = None) -> Summary:
         page=storage.join(recipe.output, "report.html"),
         features=tuple(s.manifest for s in feature_sets(inputs.known_splits)),
         training=result,
-        metrics=tuple(recipe.run.metrics()),
+        metrics=() if others else tuple(recipe.run.metrics()),
         records=evaluation.records,
         notes=evaluation.notes,
         seconds=seconds_of(recipe),
