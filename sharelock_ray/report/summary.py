@@ -24,12 +24,14 @@ class Summary:
     page: str
     features: tuple[Manifest, ...]
     training: TrainingResult | None
-    """None for a model that this run did not train."""
+    """None if another model than this run's is scored."""
     metrics: tuple[dict[str, Any], ...]
     records: tuple[EvaluationRecord, ...]
     notes: tuple[str, ...]
     """Notes about the whole evaluation."""
     seconds: dict[str, float]
+    model: str | None = None
+    """The other model."""
 
     def rows(self) -> list[tuple[str, str]]:
         """(name, value) of each line of the table."""
@@ -41,6 +43,8 @@ class Summary:
             )
             for m in self.features
         ]
+        if self.model is not None:
+            lines.append(("model", self.model))
         if training is not None:
             lines += [
                 ("pairs", f"{training.training_pairs:,} trained on, {training.validation_pairs:,} for validation"),
@@ -72,6 +76,7 @@ class Summary:
                 }
                 for m in self.features
             ],
+            "model": self.model,
             "training": self.training and self.training.model_dump(mode="json"),
             "evaluation": {
                 "records": [record.model_dump(mode="json", exclude={"examples"}) for record in self.records],

@@ -83,8 +83,8 @@ class TrainedHeads:
         side = self.checkpoint.vision if encoder.modality == "vision" else self.checkpoint.language
         identity = encoder.identity(weights_sha256)
         if identity != side.identity:
-            theirs, ours = dict(encoder), dict(side.encoder)
-            differs = [f"`{name}` {theirs[name]}, not {ours[name]}" for name in ours if theirs.get(name) != ours[name]]
+            theirs, ours = encoder.model_dump(exclude={"name"}), side.encoder.model_dump(exclude={"name"})
+            differs = [f"`{name}` {theirs[name]}, not {ours[name]}" for name in ours if theirs[name] != ours[name]]
             raise RequestError(
                 f"{what} {encoder.name}-{identity}, but {self.folder} was trained on "
                 f"{side.encoder.name}-{side.identity} ({'; '.join(differs) or 'other weights'}): "

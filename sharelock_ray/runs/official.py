@@ -144,8 +144,9 @@ def read_official(path: str) -> tuple[Checkpoint, Heads]:
 def _read(path: str) -> dict[str, Any]:
     """The content of the file; settings are `_Inert`."""
     with storage.reading(path, "model"), storage.local_copy(path) as copy, copy.open("rb") as file:
-        if not zipfile.is_zipfile(file):
-            raise RequestError(f"{path} is cut off, or no checkpoint of Lightning: get it again")
+        # torch itself does not verify the checksums.
+        if not zipfile.is_zipfile(file) or zipfile.ZipFile(file).testzip():
+            raise RequestError(f"{path} is damaged or cut off, or no checkpoint of Lightning: get it again")
         with safe_globals(_KNOWN):
             if unsafe := get_unsafe_globals_in_checkpoint(copy):
                 raise RequestError(
