@@ -37,7 +37,7 @@ _IMAGES: dict[str, Any] = {
     "stored_dtype": "float32",
 }
 # Preset and width of the vision encoders by their names there. It also lists CLIP, which it cannot load, and models of
-# torchvision, whose logits it reads, which do not have the width that it expects.
+# torchvision, whose logits do not have the width that it expects.
 _VISION = {
     f"dinov2_vit{size}14{with_registers}": (f"sharelock-dinov2-{size}{with_registers.replace('_', '-')}", width)
     for size, width in {"s": 384, "b": 768, "l": 1024, "g": 1536}.items()
@@ -105,7 +105,7 @@ class _Settings(BaseModel):
 
 
 def read_official(path: str) -> tuple[Checkpoint, Heads]:
-    """Reads a Lightning checkpoint of the official code: what it says in the words of ours, and the projections.
+    """Reads a Lightning checkpoint of the official code: its settings as those of our checkpoints, and its projections.
 
     Nothing in the file is run. The logit scale is not in it: the code has a constant, which is our default.
 
@@ -119,8 +119,9 @@ def read_official(path: str) -> tuple[Checkpoint, Heads]:
             spec = _alignment(settings)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            raise RequestError(f"{path} is no ShareLock model: its hyper-parameter `{where}`: {first['msg']}") from None
+            where = f" `{'.'.join(map(str, first['loc']))}`" if first["loc"] else "s"
+            reason = first["msg"].removeprefix("Value error, ")
+            raise RequestError(f"{path} is no ShareLock model: its hyper-parameter{where}: {reason}") from None
         weights = content["state_dict"]
         names = dict(_names("vision", spec.vision.depth)) | dict(_names("language", spec.language.depth))
         lacks, others = {*names.values()} - weights.keys(), weights.keys() - {*names.values()}

@@ -214,7 +214,7 @@ class TestErrors:
         ("changes", "message"),
         [
             ({"model": None}, "hyper-parameter `model`: Input should be"),
-            ({"model__language_projector": LOCKED}, "both sides are locked"),
+            ({"model__language_projector": LOCKED}, "ShareLock model: its hyper-parameters: both sides are locked"),
             ({"model__vision_projector__normalize": False}, "`model.vision_projector.normalize`: Input should be True"),
             ({"model__language_projector__num_layers": "deep"}, "`model.language_projector.num_layers`: Input should"),
             ({"model__language_projector__hidden_size": 10**13}, "size"),
