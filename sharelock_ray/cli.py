@@ -243,7 +243,7 @@ def report(
 @app.command()
 def classify(
     image: Annotated[str, typer.Argument(help="An image file: a local path or a URI.")],
-    model: Annotated[str, typer.Option(help="A checkpoint folder, such as runs/demo/best.")],
+    model: Annotated[str, typer.Option(help="A checkpoint folder, such as runs/demo/best, or an official .ckpt.")],
     labels: Annotated[str, typer.Option(help='Class names, separated by commas: "a dog,a cat".')] = "",
     label: Annotated[list[str] | None, typer.Option(help="One class name, commas allowed. Repeatable.")] = None,
     labels_file: Annotated[str | None, typer.Option(help="A text file with one class name per line.")] = None,

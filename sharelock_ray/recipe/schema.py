@@ -74,6 +74,9 @@ class EvaluationSpec(Config):
     """Prompts with one `{}` for the class name; their embeddings are averaged."""
     recall_at: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 5, 10)
     translations: TranslationsSpec | None = None
+    model: Uri | None = None
+    """The model to score in place of this run's: a checkpoint folder, or a `.ckpt` of the official ShareLock code. The
+    recipe's encoders must be those that it was trained on."""
 
 
 class Operations(Config):

@@ -23,12 +23,15 @@ class Summary:
     note: str
     page: str
     features: tuple[Manifest, ...]
-    training: TrainingResult
+    training: TrainingResult | None
+    """None if another model than this run's is scored."""
     metrics: tuple[dict[str, Any], ...]
     records: tuple[EvaluationRecord, ...]
     notes: tuple[str, ...]
     """Notes about the whole evaluation."""
     seconds: dict[str, float]
+    model: str | None = None
+    """The other model."""
 
     def rows(self) -> list[tuple[str, str]]:
         """(name, value) of each line of the table."""
@@ -40,11 +43,14 @@ class Summary:
             )
             for m in self.features
         ]
-        lines += [
-            ("pairs", f"{training.training_pairs:,} trained on, {training.validation_pairs:,} for validation"),
-            ("training loss", f"{training.first_loss:.3f} to {training.last_loss:.3f} in {training.steps:,} steps"),
-            ("validation loss", f"{training.best_validation_loss:.3f}, the best, at step {training.best_step:,}"),
-        ]
+        if self.model is not None:
+            lines.append(("model", self.model))
+        if training is not None:
+            lines += [
+                ("pairs", f"{training.training_pairs:,} trained on, {training.validation_pairs:,} for validation"),
+                ("training loss", f"{training.first_loss:.3f} to {training.last_loss:.3f} in {training.steps:,} steps"),
+                ("validation loss", f"{training.best_validation_loss:.3f}, the best, at step {training.best_step:,}"),
+            ]
         for record in self.records:
             lines += _retrieval_rows(record) if isinstance(record, RetrievalRecord) else _zero_shot_rows(record)
         lines += [("note", note) for note in all_notes(self.records, self.notes)]
@@ -70,7 +76,8 @@ class Summary:
                 }
                 for m in self.features
             ],
-            "training": self.training.model_dump(mode="json"),
+            "model": self.model,
+            "training": self.training and self.training.model_dump(mode="json"),
             "evaluation": {
                 "records": [record.model_dump(mode="json", exclude={"examples"}) for record in self.records],
                 "notes": list(self.notes),

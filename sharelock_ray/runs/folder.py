@@ -12,8 +12,15 @@ from sharelock_ray.errors import RequestError, RunError, SharelockError
 from sharelock_ray.features.manifest import Manifest
 
 CHECKPOINT = "checkpoint.json"
+OFFICIAL = ".ckpt"
+"""Ending of the checkpoints of the official ShareLock code, which are single files."""
 _DATA_PLACEMENT = "feeding.json"
 _FAULT = "fault.json"
+
+
+def model_file(place: str) -> str:
+    """The file whose content identifies a trained model: an official checkpoint itself, or that of a folder."""
+    return place if place.endswith(OFFICIAL) else storage.join(place, CHECKPOINT)
 
 
 class TrainingRequest(Document):

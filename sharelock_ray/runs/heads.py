@@ -5,16 +5,21 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
+from sharelock_ray.alignment.heads import Heads
+from sharelock_ray.encoders.resolved import ResolvedEncoder
+from sharelock_ray.encoders.spec import EncoderSpec
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.features.featureset import FeatureSet
-from sharelock_ray.runs.checkpoint import Side, load_heads, read_checkpoint, side_of
+from sharelock_ray.runs.checkpoint import Checkpoint, load_heads, read_checkpoint, side_of
+from sharelock_ray.runs.folder import OFFICIAL
+from sharelock_ray.runs.official import read_official
 
 # Rows projected at a time.
 _ROWS = 8192
 
 
 def load_trained_heads(folder: str, device: str = "cpu") -> "TrainedHeads":
-    """Loads the heads of a checkpoint folder (`<run>/best`).
+    """Loads the heads of a checkpoint folder (`<run>/best`), or of a `.ckpt` of the official ShareLock code.
 
     Raises:
         RequestError: there is no checkpoint.
@@ -31,11 +36,11 @@ class TrainedHeads:
 
     def __init__(self, folder: str, device: str = "cpu") -> None:
         self.folder = folder
-        self.checkpoint = read_checkpoint(folder)
         self.device = torch.device(device)
         # Initial weights are drawn at random; this must not change the random state of the calling process.
         with torch.random.fork_rng(devices=[]):
-            self._heads = load_heads(folder, self.checkpoint).eval().requires_grad_(False).to(self.device)
+            self.checkpoint, heads = _read(folder)
+        self._heads = heads.eval().requires_grad_(False).to(self.device)
 
     @property
     def logit_scale(self) -> float:
@@ -67,11 +72,22 @@ class TrainedHeads:
 
     def require_made_by(self, features: FeatureSet) -> None:
         """Raises RequestError if the features come from another encoder than the training features."""
-        side = self.checkpoint.vision if features.manifest.modality == "vision" else self.checkpoint.language
-        theirs = side_of(features.manifest)
-        if theirs.identity != side.identity:
+        made_by = side_of(features.manifest)
+        self._require(made_by.encoder, made_by.weights_sha256, f"{features.uri} was made by")
+
+    def require_encoder(self, encoder: ResolvedEncoder) -> None:
+        """Raises RequestError if a recipe's encoder differs from that of the training features."""
+        self._require(encoder.spec, encoder.weights_sha256, f"the recipe's {encoder.modality} encoder is")
+
+    def _require(self, encoder: EncoderSpec, weights_sha256: str | None, what: str) -> None:
+        side = self.checkpoint.vision if encoder.modality == "vision" else self.checkpoint.language
+        identity = encoder.identity(weights_sha256)
+        if identity != side.identity:
+            theirs, ours = encoder.model_dump(exclude={"name"}), side.encoder.model_dump(exclude={"name"})
+            differs = [f"`{name}` {theirs[name]}, not {ours[name]}" for name in ours if theirs[name] != ours[name]]
             raise RequestError(
-                f"{features.uri} was made by {_describe(theirs)}, but {self.folder} was trained on {_describe(side)}: "
+                f"{what} {encoder.name}-{identity}, but {self.folder} was trained on "
+                f"{side.encoder.name}-{side.identity} ({'; '.join(differs) or 'other weights'}): "
                 f"extract with that encoder, or train again"
             )
 
@@ -82,5 +98,8 @@ class TrainedHeads:
         return torch.cat(projected)
 
 
-def _describe(side: Side) -> str:
-    return f"{side.encoder.name}-{side.identity}"
+def _read(place: str) -> tuple[Checkpoint, Heads]:
+    if place.endswith(OFFICIAL):
+        return read_official(place)
+    checkpoint = read_checkpoint(place)
+    return checkpoint, load_heads(place, checkpoint)

@@ -26,7 +26,9 @@ _Encoder = TypeVar("_Encoder", VisionEncoder, LanguageEncoder)
 
 
 def load_model(folder: str, device: str = "cpu", *, trust_remote_code: bool = False) -> "AlignedModel":
-    """Loads the model of a checkpoint folder (`<run>/best`). Encoders are loaded on first use.
+    """Loads the model of a checkpoint folder (`<run>/best`), or of a `.ckpt` of the official ShareLock code.
+
+    Encoders are loaded on first use.
 
     Args:
         trust_remote_code: whether Python code in the language model's repository may run, with all rights of this

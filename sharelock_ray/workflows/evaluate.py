@@ -19,7 +19,7 @@ from sharelock_ray.features.featureset import FeatureSet, join, open_features
 from sharelock_ray.features.manifest import is_complete
 from sharelock_ray.progress import say
 from sharelock_ray.recipe.schema import EvaluationSpec, Recipe
-from sharelock_ray.runs.folder import CHECKPOINT
+from sharelock_ray.runs.folder import model_file
 from sharelock_ray.sources.sample import CAPTIONS, Sample, Source
 from sharelock_ray.sources.subset import Subset
 from sharelock_ray.workflows.extract import extract_splits
@@ -35,7 +35,7 @@ class EvaluationRequest(Config):
     """The inputs and settings that determine an evaluation."""
 
     model: str
-    """SHA-256 of `checkpoint.json`."""
+    """SHA-256 of `checkpoint.json`, or of an official checkpoint."""
     features: tuple[str, ...]
     """Digests of the scored feature sets. Version 1 listed those of all splits."""
     evaluation: EvaluationSpec
@@ -46,7 +46,7 @@ class EvaluationRequest(Config):
 class Evaluation(Document):
     """`evaluation.json`: the request, and a record for each task and data set."""
 
-    schema_version = 3
+    schema_version = 4
 
     request: EvaluationRequest
     records: tuple[EvaluationRecord, ...]
@@ -60,17 +60,20 @@ class Evaluation(Document):
 
 
 def evaluate(recipe: Recipe, inputs: Inputs | None = None) -> Evaluation:
-    """Scores the best checkpoint on the test split, or on the validation pairs if there is no test split.
+    """Scores the best checkpoint, or `evaluation.model`, on the test split, or on the validation pairs without one.
 
     Class prompts and translations that have no features yet are extracted first.
 
     Raises:
-        RequestError: the run has no trained model, or the split has nothing to score.
+        RequestError: there is no trained model, it was trained on other encoders, or the split has nothing to score.
     """
     path = storage.join(recipe.output, EVALUATION)
-    if not storage.exists(storage.join(recipe.run.best, CHECKPOINT)):
-        raise RequestError(f"{recipe.output} holds no trained model: run `sharelock train` first")
+    if not storage.exists(model_file(_model(recipe))):
+        how = "check `evaluation.model`" if recipe.evaluation.model else "run `sharelock train` first"
+        raise RequestError(f"{recipe.evaluation.model or recipe.output} holds no trained model: {how}")
     inputs = inputs or Inputs(recipe)
+    if recipe.evaluation.model:
+        _require_encoders(recipe.evaluation.model, inputs)
     split = "test" if "test" in recipe.splits else "train"
     sets = _sets(inputs, split)
     translations = open_texts(inputs, inputs.translations) if inputs.translations else None
@@ -84,7 +87,7 @@ def evaluate(recipe: Recipe, inputs: Inputs | None = None) -> Evaluation:
     from sharelock_ray.runs.heads import load_trained_heads
 
     with timed(recipe, "evaluate"):
-        heads = load_trained_heads(recipe.run.best)
+        heads = load_trained_heads(_model(recipe))
         for feature_set in sets.values():
             heads.require_made_by(feature_set)
         images, pairs = sets["vision"], join(**sets) if "language" in sets else None
@@ -155,9 +158,22 @@ def _sets(inputs: Inputs, split: str) -> dict[str, FeatureSet]:
     return sets
 
 
+def _model(recipe: Recipe) -> str:
+    return recipe.evaluation.model or recipe.run.best
+
+
+def _require_encoders(model: str, inputs: Inputs) -> None:
+    """Raises RequestError if a model was trained on other encoders than the recipe's, whose features may be missing."""
+    from sharelock_ray.runs.heads import load_trained_heads
+
+    heads = load_trained_heads(model)
+    for encoder in (inputs.recipe.vision, inputs.recipe.language):
+        heads.require_encoder(inputs.encoder(encoder))
+
+
 def _request(recipe: Recipe, sets: Sequence[FeatureSet]) -> EvaluationRequest:
     return EvaluationRequest(
-        model=storage.sha256_of(storage.join(recipe.run.best, CHECKPOINT)),
+        model=storage.sha256_of(model_file(_model(recipe))),
         features=tuple(s.manifest.digest for s in sets),
         evaluation=recipe.evaluation,
         classes=content_hash(recipe.class_names()),

@@ -16,9 +16,10 @@ def report(recipe: Recipe, inputs: Inputs | None = None) -> Summary:
     from sharelock_ray.report.run_page import write_page
 
     inputs = inputs or Inputs(recipe)
-    result = recipe.run.result()
+    other = recipe.evaluation.model
+    result = None if other else recipe.run.result()
     path = storage.join(recipe.output, EVALUATION)
-    if result is None or not storage.exists(path):
+    if not (result or other) or not storage.exists(path):
         raise RequestError(f"{recipe.output} holds no finished training with an evaluation: run `sharelock evaluate`")
     evaluation = read_document(Evaluation, path)
     summary = Summary(
@@ -27,10 +28,11 @@ def report(recipe: Recipe, inputs: Inputs | None = None) -> Summary:
         page=storage.join(recipe.output, "report.html"),
         features=tuple(s.manifest for s in feature_sets(inputs.known_splits)),
         training=result,
-        metrics=tuple(recipe.run.metrics()),
+        metrics=() if other else tuple(recipe.run.metrics()),
         records=evaluation.records,
         notes=evaluation.notes,
         seconds=seconds_of(recipe),
+        model=other,
     )
     write_page(summary)
     return summary
