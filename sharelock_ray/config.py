@@ -59,7 +59,8 @@ def explain(error: ValidationError, schema: type[BaseModel]) -> str:
     Args:
         schema: the model that refused them.
     """
-    first = error.errors(include_url=False)[0]
+    # A misspelt field is also missing under its right name.
+    first = min(error.errors(include_url=False), key=lambda fault: fault["type"] != "extra_forbidden")
     where = _where(first["loc"], schema)
     if first["type"] == "extra_forbidden":
         known = _fields(first["loc"][:-1], schema)

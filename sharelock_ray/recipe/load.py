@@ -11,6 +11,7 @@ from sharelock_ray import storage
 from sharelock_ray.config import explain
 from sharelock_ray.errors import RequestError
 from sharelock_ray.recipe.schema import Recipe
+from sharelock_ray.sources.content import read_yaml
 
 SHIPPED = Path(__file__).parent / "recipes"
 
@@ -25,13 +26,7 @@ def read_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
         RequestError: the file is missing or not YAML, or a field is invalid; the message names the field.
     """
     place = str(SHIPPED / f"{path}.yaml") if path.isidentifier() and not storage.exists(path) else path
-    try:
-        with storage.reading(place, "recipe"):
-            content = yaml.safe_load(storage.read_bytes(place))
-    except yaml.YAMLError as error:
-        raise RequestError(f"{place} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise RequestError(f"{place} is not a recipe: it must hold fields, such as `name:`")
+    content = read_yaml(place, "recipe")
     for override in overrides:
         _put(content, override)
     return parse_recipe(content, place)
