@@ -28,6 +28,7 @@ from sharelock_ray.evaluation.names import (
 )
 from sharelock_ray.sources.content import read_yaml
 from sharelock_ray.sources.folders import ClassFolderSource
+from sharelock_ray.sources.listing import IMAGE_EXTENSIONS
 from sharelock_ray.sources.lists import ListSource
 from sharelock_ray.sources.sample import Source
 from sharelock_ray.sources.spec import SourceSpec
@@ -175,7 +176,7 @@ class Benchmark(Config):
             RequestError: none of the layouts is there.
         """
         sources = [_in_folder(spec, folder) for spec in self.images]
-        found = next((source for source in sources if any(map(storage.exists, _files(source)))), None)
+        found = next(filter(_is_there, sources), None)
         if found is None:
             places = " or ".join(place for source in sources for place in _places(source))
             raise RequestError(f"there are no images of {self.title} in {folder}: they are expected at {places}")
@@ -344,8 +345,11 @@ def _places(source: SourceSpec) -> list[str]:
     return [places] if isinstance(places, str) else list(places)
 
 
-def _files(source: SourceSpec) -> list[str]:
-    """The first file of each pattern of a source, or its folder; it need not exist."""
-    if isinstance(source, ClassFolderSource):
-        return [source.path]
-    return [uri for place in _places(source) for uri in storage.expand(place)[:1]]
+def _is_there(source: SourceSpec) -> bool:
+    """Whether the first file of a pattern exists, or an image in a class folder."""
+    if not isinstance(source, ClassFolderSource):
+        return any(storage.exists(uri) for place in _places(source) for uri in storage.expand(place)[:1])
+    found = storage.entries(source.path) if storage.is_folder(source.path) else {}
+    folders = (storage.join(source.path, name) for name, size in found.items() if size is None and name[0] != ".")
+    names = (name for folder in folders for name in storage.entries(folder))
+    return any(name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS for name in names)

@@ -50,7 +50,9 @@ class TestListing:
     def test_a_folder_has_the_images_or_says_where_they_are_expected(self, tmp_path: Path) -> None:
         path = own(tmp_path)
         assert states(**{path: str(tmp_path)})[path].images.startswith(f"there are no images of Pets in {tmp_path}")
-        (tmp_path / "val").mkdir()
+        (tmp_path / "val" / "cat").mkdir(parents=True)
+        assert states(**{path: str(tmp_path)})[path].images.startswith("there are no images")
+        (tmp_path / "val" / "cat" / "1.jpg").touch()
         assert states(**{path: str(tmp_path)})[path].images == "here"
 
     def test_a_missing_package_is_named(self, tmp_path: Path) -> None:
