@@ -13,8 +13,8 @@ import torch
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.evaluation.ranks import ranks
 from sharelock_ray.evaluation.result import EvaluationRecord, Example, RetrievalRecord, ZeroShotRecord
-from sharelock_ray.evaluation.retrieval import retrieval
-from sharelock_ray.evaluation.zero_shot import shared_names, targets, zero_shot
+from sharelock_ray.evaluation.tasks.retrieval import retrieval
+from sharelock_ray.evaluation.tasks.zero_shot import shared_names, targets, zero_shot
 from sharelock_ray.features.featureset import FeatureSet, Pairs
 from sharelock_ray.runs.heads import TrainedHeads
 
