@@ -46,7 +46,7 @@ class EvaluationRequest(Config):
 class Evaluation(Document):
     """`evaluation.json`: the request, and a record for each task and data set."""
 
-    schema_version = 3
+    schema_version = 4
 
     request: EvaluationRequest
     records: tuple[EvaluationRecord, ...]
