@@ -80,14 +80,15 @@ def place(similarity: torch.Tensor, match: torch.Tensor, index: torch.Tensor, ti
     tied = np.zeros(len(match), bool)
     ahead = not_further if ties == "strict" else nearer
     # Few queries have candidates that are neither nearer nor further, so only these are looked at in full.
-    some = torch.from_numpy(np.flatnonzero(not_further != nearer))
+    some = np.flatnonzero(not_further != nearer)
     if len(some):
-        unclear = similarity[some]
-        equal = (unclear >= low[some, None]) & (unclear <= high[some, None])
+        rows = torch.from_numpy(some)
+        unclear = similarity[rows]
+        equal = (unclear >= low[rows, None]) & (unclear <= high[rows, None])
         tied[some] = equal.any(1).numpy()
         if ties == "first_index":
-            before = torch.arange(similarity.shape[1]) < index[some, None]
-            no_number = torch.isnan(unclear) | torch.isnan(match[some, None])
+            before = torch.arange(similarity.shape[1]) < index[rows, None]
+            no_number = torch.isnan(unclear) | torch.isnan(match[rows, None])
             ahead[some] += (equal & before | no_number).sum(1).numpy()
     return Ranks(ahead, tied)
 
