@@ -20,12 +20,12 @@ from sharelock_ray.evaluation.result import ProbeResult, Ties
 from sharelock_ray.evaluation.tasks.accuracy import accuracies, label_ranks
 from sharelock_ray.progress import Progress
 
-PENALTIES = tuple(10.0**power for power in range(-2, -9, -1))
+PENALTIES = tuple(10.0**power for power in range(-2, -8, -1))
 """From strong to weak: each fit starts from the one before."""
 _HELD_OUT = 0.1
 _ITERATIONS = 1000
-_GRADIENT = 1e-6
-"""Largest element of the gradient at which a fit ends."""
+_GRADIENT, _DECREASE = 1e-5, 1e-9
+"""Largest element of the gradient, and relative decrease of a step, at which a fit ends: about those of float32."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _fit(
     first = np.zeros(shape)
     if start is not None:
         first[:, :dim], first[:, dim] = start.weight.cpu().numpy(), start.bias.cpu().numpy()
-    limits = {"maxiter": _ITERATIONS, "gtol": _GRADIENT, "ftol": 0}
+    limits = {"maxiter": _ITERATIONS, "gtol": _GRADIENT, "ftol": _DECREASE}
     with Progress("evaluate", "steps of the linear probe") as progress:
         found = minimize(objective, first.reshape(-1), jac=True, method="L-BFGS-B", options=limits)
     weights = torch.from_numpy(found.x.reshape(shape)).to(device, torch.float32)
