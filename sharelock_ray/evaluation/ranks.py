@@ -96,3 +96,8 @@ def place(similarity: torch.Tensor, match: torch.Tensor, index: torch.Tensor, ti
 def blocks(count: int) -> list[slice]:
     """Consecutive slices that cover `count` rows."""
     return [slice(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK)]
+
+
+def units(vectors: torch.Tensor) -> torch.Tensor:
+    """(N, D) `vectors` of any precision at length 1, in float32."""
+    return torch.nn.functional.normalize(vectors.float(), dim=-1)

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from sharelock_ray.errors import RequestError, RunError
+from sharelock_ray.evaluation.accuracy import shared_names
 from sharelock_ray.evaluation.ranks import ranks
 from sharelock_ray.evaluation.result import EvaluationRecord, Example, RetrievalRecord, ZeroShotRecord
-from sharelock_ray.evaluation.tasks.accuracy import shared_names
 from sharelock_ray.evaluation.tasks.retrieval import retrieval
 from sharelock_ray.evaluation.tasks.zero_shot import ensemble, targets, zero_shot
 from sharelock_ray.features.featureset import FeatureSet, Pairs
