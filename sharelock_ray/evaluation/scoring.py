@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from sharelock_ray.errors import RequestError, RunError
-from sharelock_ray.evaluation.ranks import ranks
+from sharelock_ray.evaluation.accuracy import shared_names
+from sharelock_ray.evaluation.ranks import nearest, ranks
 from sharelock_ray.evaluation.result import EvaluationRecord, Example, RetrievalRecord, ZeroShotRecord
-from sharelock_ray.evaluation.retrieval import retrieval
-from sharelock_ray.evaluation.zero_shot import shared_names, targets, zero_shot
+from sharelock_ray.evaluation.tasks.retrieval import retrieval
+from sharelock_ray.evaluation.tasks.zero_shot import ensemble, targets, zero_shot
 from sharelock_ray.features.featureset import FeatureSet, Pairs
 from sharelock_ray.runs.heads import TrainedHeads
 
@@ -147,8 +148,7 @@ def class_prototypes(heads: TrainedHeads, prompts: FeatureSet, classes: np.ndarr
         raise RunError(f"{prompts.uri}: a prompt could not be encoded: {first['key']}: {first['message']}")
     templates = manifest.rows // manifest.keys
     rows = (classes[:, None] * templates + np.arange(templates)).reshape(-1)
-    embedded = heads.project(prompts, rows).view(len(classes), templates, -1)
-    return torch.nn.functional.normalize(embedded.mean(1), dim=-1)
+    return ensemble(heads.project(prompts, rows), np.repeat(np.arange(len(classes)), templates), len(classes))
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def _nearest_classes(
     """Returns labelled images with their class and the nearest class among those that have images."""
     present = np.unique(labels)
     some = _spread(len(rows))
-    predicted = present[(image[some] @ prototypes[present].T).argmax(1).numpy()]
+    predicted = present[nearest(image[some], prototypes[present])]
     keys = vision.table["key"].take(rows[some]).to_pylist()
     return [
         Example(key=key, truth=class_names[label], predicted=class_names[near])
@@ -219,8 +219,7 @@ def _nearest_texts(pairs: Pairs, image: torch.Tensor, text: torch.Tensor) -> lis
     keys = pairs.vision.table["key"].take(pairs.vision_rows[some]).to_pylist()
     captions = pairs.language.table["text"]
     own = captions.take(pairs.caption_rows[pairs.caption_start[some]]).to_pylist()
-    nearest = (image[some] @ text.T).argmax(1).numpy()
-    found = captions.take(pairs.caption_rows[nearest]).to_pylist()
+    found = captions.take(pairs.caption_rows[nearest(image[some], text)]).to_pylist()
     return [Example(key=k, truth=t, predicted=p) for k, t, p in zip(keys, own, found, strict=True)]
 
 
@@ -262,5 +261,5 @@ def zero_shot_accuracy(heads: TrainedHeads, classes: Classes) -> float:
     first, of_class = targets(classes.names)
     present, own = np.unique(of_class[labels], return_inverse=True)
     prototypes = class_prototypes(heads, classes.prompts, first[present])
-    _, rank = ranks(prototypes, heads.project(classes.images, rows), own)
-    return float(np.mean(rank == 0))
+    _, found = ranks(prototypes, heads.project(classes.images, rows), own)
+    return float(np.mean(found.ahead == 0))
