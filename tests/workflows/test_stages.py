@@ -311,5 +311,5 @@ class TestAlone:
         support.extracted_alone(recipe)
         problem = "no key is also in the sets of the other modality"
         assert [(found.matched, found.problems) for found in audit(recipe)] == [(0, [problem])] * 2
-        with pytest.raises(RequestError, match="0 pairs leave"):
+        with pytest.raises(RequestError, match="no pair to train on: no key of "):
             train(recipe)
