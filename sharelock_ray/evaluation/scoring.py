@@ -13,6 +13,10 @@ import torch
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.evaluation.ranks import ranks
 from sharelock_ray.evaluation.result import EvaluationRecord, Example, RetrievalRecord, ZeroShotRecord
+from sharelock_ray.evaluation.signatures.classes import memorised_classes, wrong_class_order
+from sharelock_ray.evaluation.signatures.embeddings import collapsed_embeddings
+from sharelock_ray.evaluation.signatures.evidence import Signature
+from sharelock_ray.evaluation.signatures.scores import of_records
 from sharelock_ray.evaluation.tasks.accuracy import shared_names
 from sharelock_ray.evaluation.tasks.retrieval import retrieval
 from sharelock_ray.evaluation.tasks.zero_shot import ensemble, targets, zero_shot
@@ -39,7 +43,8 @@ def evaluate(
     templates: Sequence[str],
     recall_at: Sequence[int],
     translations: FeatureSet | None = None,
-) -> tuple[list[EvaluationRecord], list[str]]:
+    seen: np.ndarray | None = None,
+) -> tuple[list[EvaluationRecord], list[str], list[Signature]]:
     """Scores zero-shot classification on the labelled images, and retrieval on `pairs` and in each other language.
 
     A task that the split has no data for is skipped and noted. Only rows that are scored are projected.
@@ -50,9 +55,10 @@ def evaluate(
         class_names: by label. None if zero-shot classification is not requested.
         prompts: language set of the prompts of these classes. None if there are no labels.
         translations: language set whose keys are the language and the image's key (see `TranslationSource`).
+        seen: (C,) bool, whether training named a class. None if it is not known.
 
     Returns:
-        The records, and notes about skipped tasks.
+        The records, notes about skipped tasks, and the failure signatures that the data allow to compute.
 
     Raises:
         RequestError: the features were made by other encoders than the training's, a label has no name, the split has
@@ -77,6 +83,7 @@ def evaluate(
     step = heads.checkpoint.position.step
     scope: dict[str, Any] = {"dataset": images.manifest.dataset, "split": split, "model_step": step}
     records: list[EvaluationRecord] = []
+    signatures: list[Signature | None] = []
     if class_names and len(rows):
         assert prompts is not None, "labelled images without prompts"
         image = image_of(rows)
@@ -93,6 +100,12 @@ def evaluate(
             )
             for place, result in enumerate(zero_shot(image, labels, prototypes, class_names))
         ]
+        signatures.append(wrong_class_order(image, labels, prototypes, class_names))
+        if seen is not None:
+            signatures.append(memorised_classes(image, labels, prototypes, class_names, seen))
+        if captioned is None:
+            different = torch.from_numpy(targets(class_names)[0])
+            signatures.append(collapsed_embeddings(image, prototypes[different], "classes"))
     if captioned is not None:
         image = image_of(captioned.vision_rows)
         text = heads.project(captioned.language, captioned.caption_rows)
@@ -101,12 +114,13 @@ def evaluate(
         records.append(
             RetrievalRecord(**scope, result=retrieval(image, text, owner, recall_at), examples=tuple(examples))
         )
+        signatures.append(collapsed_embeddings(image, text[_different_texts(captioned)], "captions"))
     for language, (captions, of_images) in translated.items():
         assert translations is not None, "translated captions without a set"
         some, owner = np.unique(of_images, return_inverse=True)
         found = retrieval(image_of(some), heads.project(translations, captions), owner, recall_at)
         records.append(RetrievalRecord(**scope, language=language, result=found))
-    return records, notes
+    return records, notes, [found for found in (*signatures, *of_records(records)) if found is not None]
 
 
 def _translated_rows(images: FeatureSet, translations: FeatureSet) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -222,6 +236,13 @@ def _nearest_texts(pairs: Pairs, image: torch.Tensor, text: torch.Tensor) -> lis
     nearest = (image[some] @ text.T).argmax(1).numpy()
     found = captions.take(pairs.caption_rows[nearest]).to_pylist()
     return [Example(key=k, truth=t, predicted=p) for k, t, p in zip(keys, own, found, strict=True)]
+
+
+def _different_texts(pairs: Pairs) -> torch.Tensor:
+    """(M,) positions of the first caption of each text among those of the pairs."""
+    texts = pairs.language.table["text"].take(pairs.caption_rows)
+    codes = texts.combine_chunks().dictionary_encode().indices.to_numpy()
+    return torch.from_numpy(np.unique(codes, return_index=True)[1])
 
 
 def _spread(count: int) -> np.ndarray:

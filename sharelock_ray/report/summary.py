@@ -14,6 +14,7 @@ from sharelock_ray.evaluation.result import (
     ZeroShotRecord,
     all_notes,
 )
+from sharelock_ray.evaluation.signatures.evidence import Signature
 from sharelock_ray.evaluation.statistics import Estimate
 from sharelock_ray.features.manifest import Manifest
 from sharelock_ray.report.table import text_table
@@ -21,6 +22,7 @@ from sharelock_ray.runs.folder import TrainingResult
 from sharelock_ray.study.trials import SHARES, Interval, Point
 
 _SHOWN_POINTS = 20
+_PICTURES: Any = {"pairs": {"__all__": {"test_thumbnail", "training_thumbnail"}}}
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,12 @@ class Summary:
     seconds: dict[str, float]
     model: str | None = None
     """The other model."""
+    signatures: tuple[Signature, ...] = ()
+
+    @property
+    def failures(self) -> list[Signature]:
+        """The signatures that are present."""
+        return [found for found in self.signatures if found.present]
 
     def rows(self) -> list[tuple[str, str]]:
         """(name, value) of each line of the table."""
@@ -61,6 +69,9 @@ class Summary:
             ]
         for record in self.records:
             lines += _record_rows(record)
+        lines += [(f"failure: {found.title}", found.statement) for found in self.failures]
+        if absent := ", ".join(dict.fromkeys(found.title for found in self.signatures if not found.present)):
+            lines.append(("no sign of", absent))
         lines += [("note", note) for note in all_notes(self.records, self.notes)]
         lines += [(f"seconds: {stage}", f"{seconds:.1f}") for stage, seconds in self.seconds.items()]
         return lines
@@ -89,6 +100,7 @@ class Summary:
             "evaluation": {
                 "records": [record.model_dump(mode="json", exclude={"examples"}) for record in self.records],
                 "notes": list(self.notes),
+                "signatures": [found.model_dump(mode="json", exclude=_PICTURES) for found in self.signatures],
             },
             "seconds": self.seconds,
         }

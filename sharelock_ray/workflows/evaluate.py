@@ -2,10 +2,10 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import model_validator
 
@@ -15,6 +15,7 @@ from sharelock_ray.documents import Document, read_document
 from sharelock_ray.encoders.images import upright_image
 from sharelock_ray.errors import RequestError, SharelockError
 from sharelock_ray.evaluation.result import EvaluationRecord, Example, all_notes, upgraded
+from sharelock_ray.evaluation.signatures.evidence import DuplicatePair, Signature, TrainingDuplicates
 from sharelock_ray.features.featureset import FeatureSet, join, open_features
 from sharelock_ray.features.manifest import is_complete
 from sharelock_ray.progress import say
@@ -26,9 +27,14 @@ from sharelock_ray.workflows.extract import extract_splits
 from sharelock_ray.workflows.inputs import Inputs, Split
 from sharelock_ray.workflows.timing import timed
 
+if TYPE_CHECKING:
+    import numpy as np
+
 EVALUATION = "evaluation.json"
 _THUMBNAIL = 128
 """Longer side in pixels."""
+_DECODED = 1 << 30
+"""Bytes of training features that are decoded for signatures, at most, if this node has not done it yet."""
 
 
 class EvaluationRequest(Config):
@@ -46,12 +52,14 @@ class EvaluationRequest(Config):
 class Evaluation(Document):
     """`evaluation.json`: the request, and a record for each task and data set."""
 
-    schema_version = 4
+    schema_version = 5
 
     request: EvaluationRequest
     records: tuple[EvaluationRecord, ...]
     notes: tuple[str, ...] = ()
     """Tasks that were skipped, and why."""
+    signatures: tuple[Signature, ...] = ()
+    """Failure signatures, present or absent, that could be computed. Empty in documents of version 4 and earlier."""
 
     @model_validator(mode="before")
     @classmethod
@@ -100,15 +108,28 @@ def evaluate(recipe: Recipe, inputs: Inputs | None = None) -> Evaluation:
             split, pairs = "validation", split_validation(pairs, recipe.alignment.validation_fraction)[1]
         spec = recipe.evaluation
         source = inputs.splits["test" if "test" in recipe.splits else "train"].source
-        records, notes = score(
-            heads, images, pairs, split, names, prompts, spec.templates, spec.recall_at, translations
+        # What another model was trained on is not known.
+        trained_on = _training_sets(inputs) if split == "test" and not spec.model else {}
+        seen = _seen_classes(names, trained_on) if prompts else None
+        records, notes, signatures = score(
+            heads, images, pairs, split, names, prompts, spec.templates, spec.recall_at, translations, seen
         )
-        found = Evaluation(request=asked, records=tuple(_with_thumbnails(records, source)), notes=tuple(notes))
+        if duplicates := _training_duplicates(images, trained_on, inputs):
+            signatures.append(duplicates)
+        found = Evaluation(
+            request=asked,
+            records=tuple(_with_thumbnails(records, source)),
+            notes=tuple(notes),
+            signatures=tuple(signatures),
+        )
     storage.write_json(path, found.content())
     scored = dict.fromkeys(f"{record.title} of {record.result.images:,} images" for record in found.records)
     say(f"evaluate: {', '.join(scored)} of the {split} split")
     for note in all_notes(found.records, found.notes):
         say(f"evaluate: {note}")
+    for signature in found.signatures:
+        if signature.present:
+            say(f"evaluate: {signature.title}: {signature.statement}")
     return found
 
 
@@ -125,13 +146,7 @@ def open_texts(inputs: Inputs, texts: Split) -> FeatureSet:
 def _with_thumbnails(records: Sequence[EvaluationRecord], source: Source) -> list[EvaluationRecord]:
     """Adds a thumbnail to each example whose image can be read. The report then needs no images."""
     keys = frozenset(example.key for record in records for example in record.examples)
-    found: dict[str, str] = {}
-    # Feature sets can be scored after their inputs are deleted.
-    with suppress(SharelockError, OSError):
-        wanted = Subset(source, keys)
-        for item in (item for shard in wanted.shards() for item in wanted.read(shard)):
-            if isinstance(item, Sample) and item.image is not None:
-                found[item.key] = _thumbnail(item.image, item.key)
+    found = _thumbnails(source, keys)
     if missing := len(keys) - len(found):
         say(f"evaluate: {missing} of {len(keys)} example images cannot be read any more: the page has no picture")
 
@@ -141,12 +156,67 @@ def _with_thumbnails(records: Sequence[EvaluationRecord], source: Source) -> lis
     return [record.model_copy(update={"examples": tuple(map(pictured, record.examples))}) for record in records]
 
 
+def _thumbnails(source: Source, keys: frozenset[str]) -> dict[str, str]:
+    """Thumbnails, by key, of the images of a source that can be read."""
+    found: dict[str, str] = {}
+    # Feature sets can be scored after their inputs are deleted.
+    with suppress(SharelockError, OSError):
+        wanted = Subset(source, keys)
+        for item in (item for shard in wanted.shards() for item in wanted.read(shard)):
+            if isinstance(item, Sample) and item.image is not None:
+                found[item.key] = _thumbnail(item.image, item.key)
+    return found
+
+
 def _thumbnail(data: bytes, key: str) -> str:
     small = upright_image(data, key)
     small.thumbnail((_THUMBNAIL, _THUMBNAIL))
     buffer = io.BytesIO()
     small.save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _training_sets(inputs: Inputs) -> dict[str, FeatureSet]:
+    """Opens the training sets, by modality, that are there and that this node can map without decoding gigabytes."""
+    sets: dict[str, FeatureSet] = {}
+    for encoder in (inputs.recipe.vision, inputs.recipe.language):
+        with suppress(SharelockError, OSError):
+            found = inputs.open("train", encoder)
+            # Of a language set, only the texts are needed.
+            if encoder.modality == "language" or found.unmade_nbytes <= _DECODED:
+                sets[encoder.modality] = found
+    return sets
+
+
+def _seen_classes(names: Sequence[str] | None, training: Mapping[str, FeatureSet]) -> "np.ndarray | None":
+    """(C,) bool: the classes that training captions name; None if the captions are gone."""
+    from sharelock_ray.evaluation.signatures.classes import named_in
+
+    with suppress(SharelockError, OSError):
+        if names and "language" in training:
+            return named_in(names, training["language"].table["text"])
+    return None
+
+
+def _training_duplicates(
+    images: FeatureSet, training: Mapping[str, FeatureSet], inputs: Inputs
+) -> TrainingDuplicates | None:
+    """Looks for test images in the training set, with thumbnails of those found; None if its features are gone."""
+    from sharelock_ray.evaluation.signatures.duplicates import training_duplicates
+
+    with suppress(SharelockError, OSError):
+        found = training_duplicates(images, training["vision"]) if "vision" in training else None
+        if found is None or not found.present:
+            return found
+        tests = _thumbnails(inputs.splits["test"].source, frozenset(pair.test for pair in found.pairs))
+        others = _thumbnails(inputs.splits["train"].source, frozenset(pair.training for pair in found.pairs))
+
+        def pictured(pair: DuplicatePair) -> DuplicatePair:
+            thumbnails = {"test_thumbnail": tests.get(pair.test), "training_thumbnail": others.get(pair.training)}
+            return pair.model_copy(update=thumbnails)
+
+        return found.model_copy(update={"pairs": tuple(map(pictured, found.pairs))})
+    return None
 
 
 def _sets(inputs: Inputs, split: str) -> dict[str, FeatureSet]:

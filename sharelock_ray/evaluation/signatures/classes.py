@@ -140,10 +140,11 @@ def memorised_classes(
     (seen_count, known, known_chance), (unseen_count, unknown, chance) = scores
     skill = (known.value - known_chance) / (1 - known_chance)
     present = above_chance(known, known_chance) and at_chance(unknown, chance, chance + skill * (1 - chance))
-    verdict = (
-        "are recognised, those that none names are not" if present else "are not the only ones that are recognised"
-    )
-    if not above_chance(known, known_chance):
+    if present:
+        verdict = "are recognised, those that none names are not"
+    elif above_chance(known, known_chance):
+        verdict = "are not the only ones that are recognised"
+    else:
         verdict = "are themselves near chance"
     return MemorisedClasses(
         present=present,

@@ -58,11 +58,13 @@ def training_duplicates(
     )
     compared = len(ours), len(theirs)
     number = f"{found:,} ({percent(found / compared[0])})" if found else "none"
+    are = "is a near duplicate" if found < 2 else "are near duplicates"
+    tests, trainings = map(_count, compared, of, ("test", "training"))
     return TrainingDuplicates(
         present=bool(found),
         statement=sentence(
-            f"{number} of {_count(compared[0], of[0], 'test')} {'is a near duplicate' if found < 2 else 'are near duplicates'} of one of "
-            f"{_count(compared[1], of[1], 'training')}: the cosine of their centred features is at least {threshold}"
+            f"{number} of {tests} {are} of one of {trainings}: "
+            f"the cosine of their centred features is at least {threshold}"
         ),
         found=found,
         compared=compared,

@@ -40,7 +40,7 @@ def effective_rank(embeddings: torch.Tensor) -> float:
 
 
 def uniformity(embeddings: torch.Tensor) -> float:
-    """Uniformity (Wang and Isola, ICML 2020, arXiv 2005.10242): ln of the mean over pairs i < j of exp(-2 |x_i - x_j|²).
+    """Uniformity (Wang and Isola, ICML 2020, arXiv 2005.10242): ln mean exp(-2 |x_i - x_j|²) over i < j.
 
     Args:
         embeddings: (N, D) unit vectors, at least two.
@@ -137,12 +137,13 @@ def collapsed_embeddings(
             faults.append(f"one {name} is among the {found.k} nearest of {100 * found.largest:.0f} % of the {of}s")
     ranks = " and ".join(f"{name}s {spread.effective_rank:.1f}" for name, spread in spreads.items())
     sound = (
-        f"the effective rank of {ranks} of {spreads['image'].dim} dimensions, and uniformity, gap and hubs, are sound"
+        f"embeddings have effective ranks of {ranks} in {image.shape[1]} dimensions; uniformity, gap, hubs are sound"
     )
     return CollapsedEmbeddings(
         present=bool(faults),
         statement=sentence("; ".join(faults) or sound),
-        **spreads,
+        image=spreads["image"],
+        text=spreads["text"],
         texts=texts,
         modality_gap=gap,
         image_hubs=hubs["image"],
