@@ -7,7 +7,6 @@ from sharelock_ray.evaluation.signatures.evidence import (
     LanguageScore,
     MultilingualCollapse,
     RandomCompositionality,
-    above_chance,
     at_chance,
     percent,
     sentence,
@@ -32,8 +31,8 @@ def multilingual_collapse(records: Sequence[RetrievalRecord]) -> MultilingualCol
     """Compares languages with chance and with English, by recall from text to image on one split.
 
     English is the language `en`, or else the split's own captions. k is the largest one of which chance, k of the
-    images, is at most a half in every language. A language is at chance by `at_chance`; its reference is English's
-    recall, moved to the language's number of images: as far from chance to 1.
+    images, is at most a half in every language. English must be significantly above chance. A language is at chance by
+    `at_chance`; its reference is English's recall, moved to its number of images: as far from chance to 1.
 
     Args:
         records: of one data set and split, at most one for each language.
@@ -55,7 +54,7 @@ def multilingual_collapse(records: Sequence[RetrievalRecord]) -> MultilingualCol
     best = by_language[english].text_to_image[k]
     chance = {name: k / by_language[name].images for name in by_language}
     skill = (best.value - chance[english]) / (1 - chance[english])
-    clear = above_chance(best, chance[english])
+    clear = best.low > chance[english]
 
     def score(name: str) -> LanguageScore:
         recall = by_language[name].text_to_image[k]
@@ -65,7 +64,7 @@ def multilingual_collapse(records: Sequence[RetrievalRecord]) -> MultilingualCol
 
     languages = {name: score(name) for name in others}
     lost = {name: found for name, found in languages.items() if found.at_chance}
-    verdict = _collapse(lost, languages) if clear else "English is itself near chance"
+    verdict = _collapse(lost, languages) if clear else "English itself is not above chance"
     own = "" if english else " (the split's own captions)"
     reference = f"English{own} {percent(best)} (chance {percent(chance[english])})"
     return MultilingualCollapse(
