@@ -8,7 +8,7 @@ from sharelock_ray.features.featureset import FeatureSet
 
 THRESHOLD = 0.97
 """Cosine of the centred features from which on two images are near duplicates."""
-_WORK = 10**11
+_WORK = 2 * 10**10
 """Number of multiplications in an evaluation: some seconds on a CPU."""
 _FEWEST = 1000
 """Number of test images that are compared, if there are as many; the training images then become fewer."""
