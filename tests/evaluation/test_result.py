@@ -72,7 +72,7 @@ def test_notes_of_version_2_are_kept_and_shown_once() -> None:
 
 def test_what_is_stored_opens_as_it_was() -> None:
     found = Evaluation.model_validate(stored())
-    assert found.content()["schema_version"] == 4
+    assert found.content()["schema_version"] == 5
     assert Evaluation.model_validate(found.content()) == found
 
 

@@ -76,7 +76,7 @@ class Found:
 def evaluated(pairs: Pairs, names: list[str] | None = NAMES, split: str = "test") -> tuple[Found, Model]:
     model = Model()
     prompts = prompts_of(Path(pairs.vision.uri).parent, names) if names else None
-    records, notes = evaluate(model, pairs.vision, pairs, split, names, prompts, ("a {}.",), (1,))
+    records, notes, _ = evaluate(model, pairs.vision, pairs, split, names, prompts, ("a {}.",), (1,))
     for record in records:
         assert (record.dataset, record.split, record.model_step) == (pairs.vision.manifest.dataset, split, 7)
         assert type(record).model_validate_json(record.model_dump_json()) == record
@@ -218,7 +218,7 @@ class TestTranslations:
         model, images = Model(), pairs.vision
         axes = {"de/00000/0000": 0, "de/00000/0001": 1, "fr/00000/0002": 2, "fr/00000/0001": 1, "fr/elsewhere": 3}
         translations = translations_of(tmp_path, axes)
-        records, _ = evaluate(model, images, pairs, "test", None, None, (), (1, 2), translations)
+        records, _, _ = evaluate(model, images, pairs, "test", None, None, (), (1, 2), translations)
         own, german, french = records
         assert (own.language, own.result.images) == (None, 1)
         assert (german.language, german.result.images, german.result.texts) == ("de", 2, 2)

@@ -27,6 +27,8 @@ _MOST_CLASSES = 4000
 """Largest number of classes that an assignment is sought for: its time grows as their third power."""
 _GAIN, _SKILL = 0.1, 0.25
 """What another order must gain in accuracy, and its accuracy as a share of the way from the largest class to 1."""
+_FEWEST = 5
+"""Number of classes below which nothing is said about others of their kind."""
 _EXAMPLES = 8
 _BATCH = 1 << 17
 """Number of texts that are split into words at a time."""
@@ -118,8 +120,8 @@ def memorised_classes(
     """Compares classes that were seen in training with others, each among their own kind.
 
     Among all classes, a model may prefer the seen ones although it knows the unseen ones apart. Present if the seen
-    classes are clearly above chance and the unseen ones are at chance (see `at_chance`). At most 10,000 images of each
-    kind are used.
+    classes are clearly above chance and the unseen ones are at chance (see `at_chance`). The sampling unit of the
+    intervals is the class. At most 10,000 images of each kind are used.
 
     Args:
         image: (N, D) unit vectors.
@@ -129,27 +131,29 @@ def memorised_classes(
         seen: (C,) bool: whether training named the class, such as by `named_in`.
 
     Returns:
-        None if fewer than two seen or two unseen names have images.
+        None if fewer than five seen or five unseen names have images.
     """
     scores: list[tuple[int, Estimate, float]] = []
     for kind in (seen, ~seen):
         images = np.flatnonzero(kind[labels])
         images = images[sample(len(images), _MOST)]
-        own = np.unique(labels[images])
-        if len({class_names[c] for c in own}) < 2:
+        own, group = np.unique(labels[images], return_inverse=True)
+        if len({class_names[c] for c in own}) < _FEWEST:
             return None
         some = image[torch.from_numpy(images)]
         found, candidates = class_ranks(some, labels[images], prototypes, class_names, own)
-        scores.append((len(own), proportion(found.ahead == 0), 1 / candidates))
+        scores.append((len(own), proportion(found.ahead == 0, group), 1 / candidates))
     (seen_count, known, known_chance), (unseen_count, unknown, chance) = scores
     skill = (known.value - known_chance) / (1 - known_chance)
     present = above_chance(known, known_chance) and at_chance(unknown, chance, chance + skill * (1 - chance))
     if present:
         verdict = "are recognised, those that none names are not"
-    elif above_chance(known, known_chance):
+    elif not above_chance(known, known_chance):
+        verdict = "are themselves near chance"
+    elif unknown.low > chance:
         verdict = "are not the only ones that are recognised"
     else:
-        verdict = "are themselves near chance"
+        verdict = "are recognised, and there are too few of others to tell"
     return MemorisedClasses(
         present=present,
         statement=sentence(
