@@ -6,8 +6,10 @@ from sharelock_ray.evaluation.ranks import blocks
 from sharelock_ray.evaluation.signatures.evidence import DuplicatePair, TrainingDuplicates, percent, sample, sentence
 from sharelock_ray.features.featureset import FeatureSet
 
-THRESHOLD = 0.97
-"""Cosine of the centred features from which on two images are near duplicates."""
+_NEARER = 0.1
+"""Distance of near duplicates, as a fraction of the usual one to the nearest training image."""
+_LEAST, _MOST = 0.9, 0.999
+"""Limits of the threshold: features of one image that is compressed again differ a little."""
 _WORK = 2 * 10**10
 """Number of multiplications in an evaluation: some seconds on a CPU."""
 _FEWEST = 1000
@@ -16,16 +18,18 @@ _SHOWN = 8
 
 
 def training_duplicates(
-    test: FeatureSet, training: FeatureSet, threshold: float = THRESHOLD, work: int | None = _WORK
+    test: FeatureSet, training: FeatureSet, threshold: float | None = None, work: int | None = _WORK
 ) -> TrainingDuplicates | None:
     """Looks for test images that are also in the training set, resized or compressed again.
 
     Features are centred, by the mean training feature, and compared by cosine: uncentred ones of many encoders are all
-    alike.
+    alike. What is near depends on the encoder. A near duplicate is ten times nearer, by 1 - cosine, than test images
+    usually are to their nearest training image: the third quartile, so that up to three quarters can be duplicates.
 
     Args:
         test: vision set.
         training: vision set of the same encoder.
+        threshold: cosine of near duplicates. None: by the rule above, within 0.9 and 0.999.
         work: number of multiplications, N M D for N test images, M training images and D features. If all images need
             more, images are compared that are drawn at random: at least 1,000 test images, and a part of the training
             images if even these are too many. None: all images.
@@ -45,6 +49,9 @@ def training_duplicates(
     cosine, nearest = nearest_by_cosine(
         test.embeddings, training.embeddings, ours, theirs, (mean / len(theirs)).float()
     )
+    if threshold is None:
+        usual = float(cosine.quantile(0.25))
+        threshold = min(max(_LEAST, 1 - _NEARER * (1 - usual)), _MOST)
     order = cosine.argsort(descending=True, stable=True)
     found = int((cosine >= threshold).sum())
     shown = order[: min(found, _SHOWN)]
@@ -64,7 +71,7 @@ def training_duplicates(
         present=bool(found),
         statement=sentence(
             f"{number} of {tests} {are} of one of {trainings}: "
-            f"the cosine of their centred features is at least {threshold}"
+            f"the cosine of their centred features is at least {threshold:.3f}"
         ),
         found=found,
         compared=compared,

@@ -39,7 +39,7 @@ class TestDuplicates:
         values[[3, 40]] = randoms(90, 0)[[70, 5]]
         # Compressed again, the features differ a little.
         values[40] += 0.05 * np.random.default_rng(2).normal(size=WIDTH)
-        found = training_duplicates(features(tmp_path / "test", values), training)
+        found = training_duplicates(features(tmp_path / "test", values), training, threshold=0.95)
         assert found.present
         assert (found.found, found.compared, found.of) == (2, (50, 90), (50, 90))
         assert [(pair.test, pair.training) for pair in found.pairs] == [
@@ -50,7 +50,7 @@ class TestDuplicates:
         assert 0.97 < found.pairs[1].cosine < 1
         assert found.statement == (
             "2 (4.0 %) of 50 test images are near duplicates of one of 90 training images: "
-            "the cosine of their centred features is at least 0.97."
+            "the cosine of their centred features is at least 0.950."
         )
 
     def test_other_images_are_none_although_all_features_are_alike(self, training: FeatureSet, tmp_path: Path) -> None:
@@ -68,6 +68,21 @@ class TestDuplicates:
         found = training_duplicates(same, same)
         assert (found.found, len(found.pairs)) == (40, 8)
         assert all(pair.test == pair.training for pair in found.pairs)
+
+    def test_what_is_near_follows_the_usual_distance_to_training_images(self, tmp_path: Path) -> None:
+        # Three directions with little noise, as of an encoder that sees only colours.
+        generator = np.random.default_rng(0)
+        axes = np.eye(WIDTH)[generator.integers(0, 3, 140)] + 0.02 * generator.normal(size=(140, WIDTH))
+        training, test = features(tmp_path / "training", axes[:90]), features(tmp_path / "test", axes[80:])
+        found = training_duplicates(test, training)
+        assert found.found == 10
+        assert found.threshold > 0.99
+        assert training_duplicates(test, training, threshold=0.97).found == 60
+
+    def test_a_test_set_of_which_most_is_training_is_found(self, tmp_path: Path) -> None:
+        values = randoms(100, 0)
+        found = training_duplicates(features(tmp_path / "test", values[50:]), features(tmp_path / "all", values[:85]))
+        assert found.found == 35
 
     def test_limited_work_compares_a_part_and_says_so(
         self, training: FeatureSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
