@@ -234,3 +234,59 @@ class TestTranslations:
         translations = translations_of(tmp_path, {"de/elsewhere": 0})
         with pytest.raises(RequestError, match="no caption of the translations belongs to an image"):
             evaluate(Model(), pairs.vision, pairs, "test", None, None, (), (1,), translations)
+
+
+class TestSignatures:
+    def found(self, pairs: Pairs, names: list[str], axes: list[int] | None = None, **more: object) -> dict:
+        prompts = prompts_of(Path(pairs.vision.uri).parent, names, axes)
+        found = evaluate(Model(), pairs.vision, pairs, "test", names, prompts, ("a {}.",), (1, 2), **more)[2]
+        return {signature.name: signature for signature in found}
+
+    def test_names_in_a_wrong_order(self, tmp_path: Path) -> None:
+        pairs = pairs_of(tmp_path, [0, 1, 2] * 8, [])
+        assert self.found(pairs, NAMES, [1, 2, 0])["wrong_class_order"].present
+        assert not self.found(pairs, NAMES)["wrong_class_order"].present
+
+    def test_seen_classes_are_compared_with_others_where_training_is_known(self, tmp_path: Path) -> None:
+        names = [f"class {i}" for i in range(12)]
+        keys = [f"00000/{i:04d}" for i in range(24)]
+        labels = [i % 12 for i in range(24)]
+        image = np.eye(WIDTH, dtype=np.float32)[labels]
+        # All images of the unseen classes are alike.
+        image[np.array(labels) >= 6] = np.eye(WIDTH)[-1]
+        spec = VisionSpec(name="signal", model="none", stored_dtype="float32")
+        chunk = support.encoded("vision", keys, embeddings=image, columns={"key": keys, "label": labels})
+        vision = open_features(support.write_parts(str(tmp_path / "vision"), spec, [[chunk]]))
+        prompts = prompts_of(tmp_path, names, list(range(12)))
+        scored = (Model(), vision, None, "test", names, prompts, ("a {}.",), (1,))
+        (found,) = [f for f in evaluate(*scored, seen=np.arange(12) < 6)[2] if f.name == "memorised_classes"]
+        assert found.present
+        assert "memorised_classes" not in {found.name for found in evaluate(*scored)[2]}
+
+    def test_embeddings_are_measured_with_captions_or_else_class_prompts(self, tmp_path: Path) -> None:
+        labels: list[int | None] = [0, 1, 2] * 8
+        captioned = pairs_of(tmp_path / "captioned", labels, list(range(24)))
+        assert self.found(captioned, NAMES)["collapsed_embeddings"].texts == "captions"
+        # Three class prompts are too few.
+        assert "collapsed_embeddings" not in self.found(pairs_of(tmp_path / "labelled", labels, []), NAMES)
+
+    def test_captions_of_one_text_are_one(self, tmp_path: Path) -> None:
+        pairs = pairs_of(tmp_path, [0, 1, 2] * 8, [])
+        keys = pairs.vision.keys.tolist()
+        columns = {"key": keys, "caption_id": [0] * 24, "text": [f"text {i % 3}" for i in range(24)]}
+        chunk = support.encoded("language", keys, dim=WIDTH, columns=columns)
+        spec = LanguageSpec(name="signal", model="none", stored_dtype="float32")
+        language = open_features(support.write_parts(str(tmp_path / "other"), spec, [[chunk]]))
+        assert "collapsed_embeddings" not in self.found(join(pairs.vision, language), NAMES)
+
+    def test_languages_at_chance(self, tmp_path: Path) -> None:
+        keys = [f"00000/{i:04d}" for i in range(WIDTH)]
+        spec = VisionSpec(name="signal", model="none", stored_dtype="float32")
+        chunk = support.encoded("vision", keys, embeddings=np.eye(WIDTH, dtype=np.float32))
+        vision = open_features(support.write_parts(str(tmp_path / "vision"), spec, [[chunk]]))
+        axes = {f"en/{key}": i for i, key in enumerate(keys)} | {f"hi/{key}": 3 for key in keys}
+        translations = translations_of(tmp_path, axes)
+        scored = Model(), vision, None, "test", NAMES, prompts_of(tmp_path, NAMES), ("a {}.",), (1,)
+        (found,) = [f for f in evaluate(*scored, translations)[2] if f.name == "multilingual_collapse"]
+        assert found.present
+        assert found.languages["hi"].at_chance

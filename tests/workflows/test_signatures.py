@@ -55,7 +55,7 @@ def test_training_images_in_the_test_are_said_and_shown_as_pairs(recipe: Recipe,
     assert f"evaluate: test images in the training set: {found.statement}" in said.getvalue()
     # A network with random weights sees colours, so others may be near too.
     assert {(pair.test, pair.training) for pair in found.pairs[:3]} == {
-        (f"{name}/0", f"train/{i:06d}") for i, name in enumerate(WORDS)
+        (f"{name}/0.jpg", f"train/{i:06d}") for i, name in enumerate(WORDS)
     }
     assert all(pair.cosine == pytest.approx(1, abs=1e-5) for pair in found.pairs[:3])
     assert all(pair.test_thumbnail and pair.training_thumbnail for pair in found.pairs)
