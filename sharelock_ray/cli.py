@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -17,13 +18,14 @@ from rich.table import Table
 from sharelock_ray import storage
 from sharelock_ray.bench import command as bench_command
 from sharelock_ray.errors import RequestError, SharelockError
+from sharelock_ray.evaluation.benchmark import read_benchmark
 from sharelock_ray.progress import clock, printable
 from sharelock_ray.recipe.load import read_recipe
 from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.report.summary import StudySummary, Summary
 from sharelock_ray.report.table import print_table, text_table
 from sharelock_ray.sources.content import read_lines
-from sharelock_ray.workflows import rejects
+from sharelock_ray.workflows import benchmarks, rejects
 from sharelock_ray.workflows.audit import audit as run_audit
 from sharelock_ray.workflows.demo import demo as run_demo
 from sharelock_ray.workflows.evaluate import evaluate as run_evaluate
@@ -39,6 +41,7 @@ from sharelock_ray.workflows.tune import tune as run_tune
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as in shells."""
+_LANGUAGES_SHOWN = 4
 _PROBLEMS_SHOWN = 20
 """Problems printed per feature set; `--json` prints all."""
 
@@ -51,6 +54,8 @@ app = typer.Typer(
 app.add_typer(bench_command.app, name="bench")
 rejects_app = typer.Typer(help="List, export or retry inputs that could not be encoded.", no_args_is_help=True)
 app.add_typer(rejects_app, name="rejects")
+benchmarks_app = typer.Typer(invoke_without_command=True)
+app.add_typer(benchmarks_app, name="benchmarks")
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.")]
 Settings = Annotated[
@@ -227,6 +232,53 @@ def evaluate(
     _show_summary(run_report(loaded, inputs), as_json)
 
 
+@benchmarks_app.callback()
+def list_benchmarks(
+    context: typer.Context,
+    folder: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PATH", help="Folder of a benchmark's images. NAME may be your own file. Repeatable."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the benchmarks, and whether their names and images are here."""
+    if context.invoked_subcommand:
+        return
+    found = benchmarks.benchmarks(benchmarks.folders_of(folder or []))
+    rows = [
+        [b.name, b.task, _languages(b.languages), _count(b.size), b.licence or "", b.names, b.images] for b in found
+    ]
+    header = ["benchmark", "task", "languages", "size", "licence", "names", "images"]
+    _show(text_table(header, rows), {"benchmarks": [asdict(each) for each in found]}, as_json)
+
+
+@benchmarks_app.command("show")
+def show_benchmark(
+    name: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A shipped benchmark, or your own .yaml file.")],
+    folder: Annotated[str | None, typer.Option(metavar="PATH", help="Folder of its images.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a benchmark is made of, and read its class names and templates."""
+    benchmark = read_benchmark(name)
+    found = benchmarks.texts(benchmark, folder)
+    about = {field: value for field, value in benchmark.model_dump(mode="json").items() if value not in (None, False)}
+    if as_json:
+        print(json.dumps({**about, "texts": [asdict(each) for each in found]}))
+        return
+    print_table(
+        text_table([], [[field, json.dumps(value, ensure_ascii=False)] for field, value in about.items()], name)
+    )
+    header = ["language", "classes", "SHA-256 of names", "templates", "SHA-256 of templates", "warning"]
+    rows = [
+        [t.language, f"{t.classes:,}", t.class_digest[:8], f"{t.templates:,}", t.template_digest[:8], t.warning]
+        for t in found
+    ]
+    if rows:
+        print_table(text_table(header, rows))
+
+
 @app.command()
 def report(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE|STUDY", help="A recipe, or the folder of a study.")],
@@ -366,6 +418,14 @@ def _image_bytes(path: str) -> bytes:
 def _amounts(of: SplitPlan | PlanTotal) -> list[str]:
     cost = "" if of.cost is None else f"{of.cost:,.2f}"
     return [clock(of.hours * 3600), f"{of.gpu_hours:,.2f}", f"{of.bytes / 2**20:,.1f}", cost]
+
+
+def _languages(codes: Sequence[str]) -> str:
+    return " ".join(codes) if len(codes) <= _LANGUAGES_SHOWN else f"{len(codes):,} languages"
+
+
+def _count(number: int | None) -> str:
+    return "" if number is None else f"{number:,}"
 
 
 def _show_summary(summary: Summary | StudySummary, as_json: bool) -> None:

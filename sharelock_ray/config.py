@@ -1,11 +1,12 @@
-"""Base class of settings: frozen, without unknown fields, and hashable by content."""
+"""Base class of settings: frozen, without unknown fields, and hashable by content; and one line for a fault in them."""
 
+import difflib
 import hashlib
 import json
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import to_jsonable_python
 
 
@@ -50,3 +51,59 @@ def _counts(model: Config, name: str) -> bool:
     if is_tag or name in model._always_hashed.split():
         return True
     return bool(getattr(model, name) != field.get_default(call_default_factory=True))
+
+
+def explain(error: ValidationError, schema: type[BaseModel]) -> str:
+    """One line about the first fault of a user's settings: its field, and the nearest one if there is no such field.
+
+    Args:
+        schema: the model that refused them.
+    """
+    # A misspelt field is also missing under its right name.
+    first = min(error.errors(include_url=False), key=lambda fault: fault["type"] != "extra_forbidden")
+    where = _where(first["loc"], schema)
+    if first["type"] == "extra_forbidden":
+        known = _fields(first["loc"][:-1], schema)
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(sorted(known))}"
+        return f"there is no field `{where}`: {hint}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        return f"the field `{where}` is missing"
+    given = f" (it is {first['input']!r})" if where and not isinstance(first["input"], dict) else ""
+    return f"`{where}`: {message}{given}" if where else message
+
+
+def _where(path: Sequence[int | str], schema: type[BaseModel]) -> str:
+    """Pydantic's path in the notation of `--set`."""
+    return ".".join(_walk(path, schema)[0])
+
+
+def _fields(path: Sequence[int | str], schema: type[BaseModel]) -> list[str]:
+    """Names of the schema's fields at `path`."""
+    return sorted({name for model in _walk(path, schema)[1] for name in model.model_fields})
+
+
+def _walk(path: Sequence[int | str], schema: type[BaseModel]) -> tuple[list[str], list[type[BaseModel]]]:
+    """The parts of a path without union tags (such as `vision`), which are not fields, and the models at its end."""
+    shown: list[str] = []
+    models: list[type[BaseModel]] = [schema]
+    for part in path:
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        tagged = [] if fields else [model for model in models if _has_tag(model, part)]
+        if not tagged:
+            shown.append(str(part))
+        # A list index does not change the model.
+        models = [inner for field in fields for inner in _models(field.annotation)] or tagged or models
+    return shown, models
+
+
+def _has_tag(model: type[BaseModel], tag: int | str) -> bool:
+    return isinstance(tag, str) and any(tag in get_args(field.annotation) for field in model.model_fields.values())
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The models in an annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models(argument)]

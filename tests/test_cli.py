@@ -32,7 +32,7 @@ class TestRequests:
     def test_help_lists_the_verbs(self) -> None:
         code, out, _ = sharelock("--help")
         assert code == 0
-        for verb in ("demo", "extract", "audit", "train", "tune", "evaluate", "report", "classify"):
+        for verb in ("demo", "extract", "audit", "train", "tune", "evaluate", "benchmarks", "report", "classify"):
             assert verb in out
 
     @pytest.mark.parametrize(

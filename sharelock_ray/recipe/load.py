@@ -1,16 +1,17 @@
 """Reads recipes with overrides; errors are one line."""
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from sharelock_ray import storage
+from sharelock_ray.config import explain
 from sharelock_ray.errors import RequestError
 from sharelock_ray.recipe.schema import Recipe
+from sharelock_ray.sources.content import read_yaml
 
 SHIPPED = Path(__file__).parent / "recipes"
 
@@ -25,13 +26,7 @@ def read_recipe(path: str, overrides: Sequence[str] = ()) -> Recipe:
         RequestError: the file is missing or not YAML, or a field is invalid; the message names the field.
     """
     place = str(SHIPPED / f"{path}.yaml") if path.isidentifier() and not storage.exists(path) else path
-    try:
-        with storage.reading(place, "recipe"):
-            content = yaml.safe_load(storage.read_bytes(place))
-    except yaml.YAMLError as error:
-        raise RequestError(f"{place} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise RequestError(f"{place} is not a recipe: it must hold fields, such as `name:`")
+    content = read_yaml(place, "recipe")
     for override in overrides:
         _put(content, override)
     return parse_recipe(content, place)
@@ -42,7 +37,7 @@ def parse_recipe(content: dict[str, Any], place: str) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise RequestError(f"{place}: {_explain(error)}") from None
+        raise RequestError(f"{place}: {explain(error, Recipe)}") from None
 
 
 def write_recipe(recipe: Recipe) -> None:
@@ -78,53 +73,3 @@ def _place(content: dict[str, Any], name: str, value: Any) -> None:
         place[int(last) if isinstance(place, list) else last] = value
     except (TypeError, AttributeError, ValueError, IndexError):
         raise RequestError(f"{name} is not a place in the recipe") from None
-
-
-def _explain(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    where = _where(first["loc"])
-    if first["type"] == "extra_forbidden":
-        known = _fields(first["loc"][:-1])
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(sorted(known))}"
-        return f"there is no field `{where}`: {hint}"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "missing":
-        return f"the field `{where}` is missing"
-    given = f" (it is {first['input']!r})" if where and not isinstance(first["input"], dict) else ""
-    return f"`{where}`: {message}{given}" if where else message
-
-
-def _where(path: Sequence[int | str]) -> str:
-    """Pydantic's path in the notation of `--set`."""
-    return ".".join(_walk(path)[0])
-
-
-def _fields(path: Sequence[int | str]) -> list[str]:
-    """Names of the schema's fields at `path`."""
-    return sorted({name for model in _walk(path)[1] for name in model.model_fields})
-
-
-def _walk(path: Sequence[int | str]) -> tuple[list[str], list[type[BaseModel]]]:
-    """The parts of a path without union tags (such as `vision`), which are not fields, and the models at its end."""
-    shown: list[str] = []
-    models: list[type[BaseModel]] = [Recipe]
-    for part in path:
-        fields = [model.model_fields[part] for model in models if part in model.model_fields]
-        tagged = [] if fields else [model for model in models if _has_tag(model, part)]
-        if not tagged:
-            shown.append(str(part))
-        # A list index does not change the model.
-        models = [inner for field in fields for inner in _models(field.annotation)] or tagged or models
-    return shown, models
-
-
-def _has_tag(model: type[BaseModel], tag: int | str) -> bool:
-    return isinstance(tag, str) and any(tag in get_args(field.annotation) for field in model.model_fields.values())
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    """The models in an annotation."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for argument in get_args(annotation) for model in _models(argument)]

@@ -1,6 +1,9 @@
-"""Detection of files whose content does not match their name, and decoding of text files."""
+"""Detection of files whose content does not match their name, and decoding of text and YAML files."""
 
 import re
+from typing import Any
+
+import yaml
 
 from sharelock_ray import storage
 from sharelock_ray.errors import RequestError
@@ -87,3 +90,23 @@ def read_lines(uri: str, what: str) -> list[str]:
     while lines and not lines[-1].strip():
         lines.pop()
     return lines
+
+
+def read_yaml(uri: str, what: str) -> dict[str, Any]:
+    """The fields of a user's YAML file.
+
+    Args:
+        what: name of the content, for errors ("recipe").
+
+    Raises:
+        RequestError: the file is missing, may not be read, is not YAML, or holds no fields.
+    """
+    with storage.reading(uri, what):
+        data = storage.read_bytes(uri)
+    try:
+        content = yaml.safe_load(data)
+    except yaml.YAMLError as error:
+        raise RequestError(f"{uri} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise RequestError(f"{uri} is not a {what}: it must hold fields, such as `name:`")
+    return content

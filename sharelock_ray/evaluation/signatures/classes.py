@@ -6,9 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from scipy.optimize import linear_sum_assignment
 
-from sharelock_ray.evaluation.ranks import blocks
+from sharelock_ray.evaluation.ranks import nearest
 from sharelock_ray.evaluation.signatures.evidence import (
     MemorisedClasses,
     WrongClassOrder,
@@ -101,17 +100,13 @@ def best_assignment(truth: np.ndarray, predicted: np.ndarray, classes: int) -> n
     Returns:
         (classes,) the name that fits each class.
     """
+    from scipy.optimize import linear_sum_assignment
+
     confusion = np.zeros((classes, classes))
     np.add.at(confusion, (truth, predicted), 1)
     # Of equally good permutations, the one that moves the fewest classes.
     confusion[np.arange(classes), np.arange(classes)] += 0.5 / classes
     return np.asarray(linear_sum_assignment(confusion, maximize=True)[1])
-
-
-def nearest(image: torch.Tensor, prototypes: torch.Tensor) -> np.ndarray:
-    """(N,) index of the nearest of (C, D) prototypes to each of (N, D) images."""
-    found = [(image[rows] @ prototypes.T).argmax(1) for rows in blocks(len(image))]
-    return torch.cat(found).numpy()
 
 
 def memorised_classes(

@@ -2,7 +2,7 @@
 
 import torch
 
-from sharelock_ray.evaluation.ranks import blocks
+from sharelock_ray.evaluation.ranks import blocks, units
 from sharelock_ray.evaluation.signatures.evidence import DuplicatePair, TrainingDuplicates, percent, sample, sentence
 from sharelock_ray.features.featureset import FeatureSet
 
@@ -102,15 +102,11 @@ def nearest_by_cosine(
     Returns:
         (N,) cosines and (N,) positions in `other_rows`.
     """
-
-    def units(of: torch.Tensor, some: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.normalize(of[some].float() - mean, dim=1)
-
     best, place = torch.full((len(rows),), -torch.inf), torch.zeros(len(rows), dtype=torch.int64)
     for part in blocks(len(rows)):
-        queries = units(embeddings, rows[part])
+        queries = units(embeddings[rows[part]].float() - mean)
         for columns in blocks(len(other_rows)):
-            values, found = (queries @ units(others, other_rows[columns]).T).max(1)
+            values, found = (queries @ units(others[other_rows[columns]].float() - mean).T).max(1)
             nearer = values > best[part]
             best[part] = torch.where(nearer, values, best[part])
             place[part] = torch.where(nearer, found + columns.start, place[part])

@@ -4,7 +4,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from scipy.stats import skew
 
 from sharelock_ray.evaluation.ranks import blocks
 from sharelock_ray.evaluation.signatures.evidence import CollapsedEmbeddings, Hubs, Spread, sample, sentence
@@ -92,8 +91,10 @@ def hubness(queries: torch.Tensor, items: torch.Tensor, k: int = 10) -> Hubs:
             nearest, kept = nearest.topk(min(k, nearest.shape[1]))
             places = places.gather(1, kept)
         occurrences += np.bincount(places.reshape(-1).numpy(), minlength=len(items))
+    deviations = occurrences - occurrences.mean()
+    spread = deviations.std()
     # All items occur equally often: no skewness.
-    skewness = float(skew(occurrences)) if np.ptp(occurrences) else 0.0
+    skewness = float((deviations**3).mean() / spread**3) if spread else 0.0
     return Hubs(queries=len(queries), k=k, skewness=skewness, largest=float(occurrences.max() / len(queries)))
 
 
