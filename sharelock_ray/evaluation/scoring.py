@@ -17,7 +17,6 @@ from sharelock_ray.evaluation.result import EvaluationRecord, Example, Retrieval
 from sharelock_ray.evaluation.signatures.classes import memorised_classes, wrong_class_order
 from sharelock_ray.evaluation.signatures.embeddings import collapsed_embeddings
 from sharelock_ray.evaluation.signatures.evidence import Signature
-from sharelock_ray.evaluation.signatures.scores import of_records
 from sharelock_ray.evaluation.tasks.retrieval import retrieval
 from sharelock_ray.evaluation.tasks.zero_shot import ensemble, targets, zero_shot
 from sharelock_ray.features.featureset import FeatureSet, Pairs
@@ -58,7 +57,7 @@ def evaluate(
         seen: (C,) bool, whether training named a class. None if it is not known.
 
     Returns:
-        The records, notes about skipped tasks, and the failure signatures that the data allow to compute.
+        The records, notes about skipped tasks, and the failure signatures that the embeddings allow to compute.
 
     Raises:
         RequestError: the features were made by other encoders than the training's, a label has no name, the split has
@@ -120,7 +119,7 @@ def evaluate(
         some, owner = np.unique(of_images, return_inverse=True)
         found = retrieval(image_of(some), heads.project(translations, captions), owner, recall_at)
         records.append(RetrievalRecord(**scope, language=language, result=found))
-    return records, notes, [found for found in (*signatures, *of_records(records)) if found is not None]
+    return records, notes, [found for found in signatures if found is not None]
 
 
 def _translated_rows(images: FeatureSet, translations: FeatureSet) -> dict[str, tuple[np.ndarray, np.ndarray]]:

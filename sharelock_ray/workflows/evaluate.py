@@ -16,6 +16,7 @@ from sharelock_ray.encoders.images import upright_image
 from sharelock_ray.errors import RequestError, SharelockError
 from sharelock_ray.evaluation.result import EvaluationRecord, Example, all_notes, upgraded
 from sharelock_ray.evaluation.signatures.evidence import DuplicatePair, Signature, TrainingDuplicates
+from sharelock_ray.evaluation.signatures.scores import of_records
 from sharelock_ray.features.featureset import FeatureSet, join, open_features
 from sharelock_ray.features.manifest import is_complete
 from sharelock_ray.progress import say
@@ -59,7 +60,12 @@ class Evaluation(Document):
     notes: tuple[str, ...] = ()
     """Tasks that were skipped, and why."""
     signatures: tuple[Signature, ...] = ()
-    """Failure signatures, present or absent, that could be computed. Empty in documents of version 4 and earlier."""
+    """Failure signatures, present or absent, that features show. Empty in documents of version 4 and earlier."""
+
+    @property
+    def all_signatures(self) -> tuple[Signature, ...]:
+        """The stored signatures, and those that the records show."""
+        return (*self.signatures, *of_records(self.records))
 
     @model_validator(mode="before")
     @classmethod
@@ -127,7 +133,7 @@ def evaluate(recipe: Recipe, inputs: Inputs | None = None) -> Evaluation:
     say(f"evaluate: {', '.join(scored)} of the {split} split")
     for note in all_notes(found.records, found.notes):
         say(f"evaluate: {note}")
-    for signature in found.signatures:
+    for signature in found.all_signatures:
         if signature.present:
             say(f"evaluate: {signature.title}: {signature.statement}")
     return found

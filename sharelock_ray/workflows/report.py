@@ -33,7 +33,7 @@ def report(recipe: Recipe, inputs: Inputs | None = None) -> Summary:
         notes=evaluation.notes,
         seconds=seconds_of(recipe),
         model=other,
-        signatures=evaluation.signatures,
+        signatures=evaluation.all_signatures,
     )
     write_page(summary)
     return summary

@@ -18,6 +18,7 @@ from sharelock_ray.evaluation.scoring import (
     evaluate,
     zero_shot_accuracy,
 )
+from sharelock_ray.evaluation.signatures.scores import of_records
 from sharelock_ray.features.featureset import FeatureSet, Pairs, join, open_features
 from sharelock_ray.sources.sample import Reject
 
@@ -287,6 +288,6 @@ class TestSignatures:
         axes = {f"en/{key}": i for i, key in enumerate(keys)} | {f"hi/{key}": 3 for key in keys}
         translations = translations_of(tmp_path, axes)
         scored = Model(), vision, None, "test", NAMES, prompts_of(tmp_path, NAMES), ("a {}.",), (1,)
-        (found,) = [f for f in evaluate(*scored, translations)[2] if f.name == "multilingual_collapse"]
+        (found,) = of_records(evaluate(*scored, translations)[0])
         assert found.present
         assert found.languages["hi"].at_chance
