@@ -236,9 +236,9 @@ FAILURES: tuple[Signature, ...] = (
         present=True,
         statement="1 of 1 languages are at chance.",
         dataset="d",
-        k=10,
-        english=LanguageScore(images=500, recall=HIGH, chance=0.02, at_chance=False),
-        languages={HOSTILE: LanguageScore(images=500, recall=LOW, chance=0.02, at_chance=True)},
+        measure="recall@10 from text to image",
+        english=LanguageScore(images=500, value=HIGH, chance=0.02, at_chance=False),
+        languages={HOSTILE: LanguageScore(images=500, value=LOW, chance=0.02, at_chance=True)},
     ),
     CollapsedEmbeddings(
         present=True,

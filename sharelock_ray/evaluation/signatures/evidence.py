@@ -57,12 +57,12 @@ class WrongClassOrder(_Signature):
 
 
 class LanguageScore(Config):
-    """Recall from text to image in one language."""
+    """A score in one language."""
 
     images: int
-    recall: Estimate
+    value: Estimate
     chance: float
-    at_chance: bool
+    at_chance: bool = False
 
 
 class MultilingualCollapse(_Signature):
@@ -71,7 +71,8 @@ class MultilingualCollapse(_Signature):
     title: ClassVar[str] = "multilingual collapse"
     name: Literal["multilingual_collapse"] = "multilingual_collapse"
     dataset: str | None
-    k: int
+    measure: str
+    """Such as "recall@10 from text to image"."""
     english: LanguageScore
     languages: dict[str, LanguageScore]
 

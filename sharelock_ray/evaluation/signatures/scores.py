@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 
-from sharelock_ray.evaluation.result import CompositionalRecord, EvaluationRecord, RetrievalRecord
+from sharelock_ray.evaluation.result import CompositionalRecord, EvaluationRecord, RetrievalRecord, RetrievalResult
 from sharelock_ray.evaluation.signatures.evidence import (
     LanguageScore,
     MultilingualCollapse,
@@ -12,84 +12,80 @@ from sharelock_ray.evaluation.signatures.evidence import (
     sentence,
 )
 
+OWN = ""
+"""In place of a language: the split's own captions."""
 _NAMED = 12
 """Number of languages that a statement lists."""
 
 
 def of_records(records: Sequence[EvaluationRecord]) -> list[MultilingualCollapse | RandomCompositionality]:
     """The signatures of each data set and split that has the records for them."""
-    by_split: dict[tuple[str | None, str], list[RetrievalRecord]] = {}
+    by_split: dict[tuple[str | None, str], dict[str, RetrievalResult]] = {}
     for record in records:
         if isinstance(record, RetrievalRecord):
-            by_split.setdefault((record.dataset, record.split), []).append(record)
-    collapses = (multilingual_collapse(some) for some in by_split.values())
+            by_split.setdefault((record.dataset, record.split), {})[record.language or OWN] = record.result
+    collapses = (
+        multilingual_collapse(dataset, f"recall@{k} from text to image", recalls(results, k))
+        for (dataset, _), results in by_split.items()
+        if (k := largest_k(results.values())) is not None
+    )
     choices = (record for record in records if isinstance(record, CompositionalRecord))
     return [*(found for found in collapses if found), *map(random_compositionality, choices)]
 
 
-def multilingual_collapse(records: Sequence[RetrievalRecord]) -> MultilingualCollapse | None:
-    """Compares languages with chance and with English, by recall from text to image on one split.
+def largest_k(results: Collection[RetrievalResult]) -> int | None:
+    """The largest k of which chance, k of the images, is at most a half in all results; None if there is none."""
+    ks = set[int].intersection(*(set(found.text_to_image) for found in results))
+    return max((k for k in ks if 2 * k <= min(found.images for found in results)), default=None)
 
-    English is the language `en`, or else the split's own captions. k is the largest one of which chance, k of the
-    images, is at most a half in every language. English must be significantly above chance. A language is at chance by
-    `at_chance`; its reference is English's recall, moved to its number of images: as far from chance to 1.
+
+def recalls(results: Mapping[str, RetrievalResult], k: int) -> dict[str, LanguageScore]:
+    """Recall at k from text to image by language, of which chance is k of the images."""
+    return {
+        name: LanguageScore(images=found.images, value=found.text_to_image[k], chance=k / found.images)
+        for name, found in results.items()
+    }
+
+
+def multilingual_collapse(
+    dataset: str | None, measure: str, scores: Mapping[str, LanguageScore]
+) -> MultilingualCollapse | None:
+    """Compares languages with chance and with English.
+
+    English must be significantly above chance. A language is at chance by `at_chance`; its reference is English's
+    score, moved to its own chance, such as that of other images: as far from chance to 1.
 
     Args:
-        records: of one data set and split, at most one for each language.
+        scores: by language. English is `en`, or else `OWN`, the split's own captions, whose language is not known.
 
     Returns:
-        None without English, without another language, or with too few images.
+        None without English, or without another language.
     """
-    by_language = {record.language or "": record.result for record in records}
-    english = next((name for name in by_language if _is_english(name)), "")
-    # The split's own captions are in no known language.
-    others = [name for name in by_language if name and not _is_english(name)]
-    if english not in by_language or not others:
+    english = next((name for name in scores if _is_english(name)), OWN)
+    others = {name: found for name, found in scores.items() if name != OWN and not _is_english(name)}
+    if english not in scores or not others:
         return None
-    images = min(by_language[name].images for name in (english, *others))
-    possible = [k for k in by_language[english].text_to_image if 2 * k <= images]
-    if not possible:
-        return None
-    k = max(possible)
-    best = by_language[english].text_to_image[k]
-    chance = {name: k / by_language[name].images for name in by_language}
-    skill = (best.value - chance[english]) / (1 - chance[english])
-    clear = best.low > chance[english]
+    best = scores[english]
+    skill = (best.value.value - best.chance) / (1 - best.chance)
+    clear = best.value.low > best.chance
 
-    def score(name: str) -> LanguageScore:
-        recall = by_language[name].text_to_image[k]
-        reference = chance[name] + skill * (1 - chance[name])
-        lost = clear and name != english and at_chance(recall, chance[name], reference)
-        return LanguageScore(images=by_language[name].images, recall=recall, chance=chance[name], at_chance=lost)
+    def judged(found: LanguageScore) -> LanguageScore:
+        reference = found.chance + skill * (1 - found.chance)
+        return found.model_copy(update={"at_chance": clear and at_chance(found.value, found.chance, reference)})
 
-    languages = {name: score(name) for name in others}
+    languages = {name: judged(found) for name, found in others.items()}
     lost = {name: found for name, found in languages.items() if found.at_chance}
     verdict = _collapse(lost, languages) if clear else "English itself is not above chance"
-    own = "" if english else " (the split's own captions)"
-    reference = f"English{own} {percent(best)} (chance {percent(chance[english])})"
+    own = " (the split's own captions)" if english == OWN else ""
+    reference = f"English{own} {percent(best.value)} (chance {percent(best.chance)})"
     return MultilingualCollapse(
         present=bool(lost),
-        statement=sentence(f"{verdict}: recall@{k} from text to image {_range(lost or languages)}, {reference}"),
-        dataset=records[0].dataset,
-        k=k,
-        english=score(english),
+        statement=sentence(f"{verdict}: {measure} {_range(lost or languages)}, {reference}"),
+        dataset=dataset,
+        measure=measure,
+        english=best,
         languages=languages,
     )
-
-
-def _collapse(lost: Collection[str], languages: Collection[str]) -> str:
-    if not lost:
-        return f"none of {len(languages)} languages is at chance"
-    more = f" and {len(lost) - _NAMED} more" if len(lost) > _NAMED else ""
-    named = ", ".join(list(lost)[:_NAMED])
-    return f"{len(lost)} of {len(languages)} languages are at chance ({named}{more})"
-
-
-def _range(scores: Mapping[str, LanguageScore]) -> str:
-    """The lowest and the highest recall, and the highest chance."""
-    recalls = [found.recall.value for found in scores.values()]
-    values = " to ".join(dict.fromkeys(map(percent, (min(recalls), max(recalls)))))
-    return f"{values} (chance up to {percent(max(found.chance for found in scores.values()))})"
 
 
 def random_compositionality(record: CompositionalRecord) -> RandomCompositionality:
@@ -108,6 +104,21 @@ def random_compositionality(record: CompositionalRecord) -> RandomCompositionali
         scores=scores,
         chance=chance,
     )
+
+
+def _collapse(lost: Collection[str], languages: Collection[str]) -> str:
+    if not lost:
+        return f"none of {len(languages)} languages is at chance"
+    more = f" and {len(lost) - _NAMED} more" if len(lost) > _NAMED else ""
+    named = ", ".join(list(lost)[:_NAMED])
+    return f"{len(lost)} of {len(languages)} languages are at chance ({named}{more})"
+
+
+def _range(scores: Mapping[str, LanguageScore]) -> str:
+    """The lowest and the highest score, and the highest chance."""
+    values = [found.value.value for found in scores.values()]
+    both = " to ".join(dict.fromkeys(map(percent, (min(values), max(values)))))
+    return f"{both} (chance up to {percent(max(found.chance for found in scores.values()))})"
 
 
 def _is_english(language: str) -> bool:

@@ -11,7 +11,7 @@ from sharelock_ray.evaluation.result import (
     RetrievalRecord,
     RetrievalResult,
 )
-from sharelock_ray.evaluation.signatures.evidence import at_chance
+from sharelock_ray.evaluation.signatures.evidence import LanguageScore, MultilingualCollapse, at_chance
 from sharelock_ray.evaluation.signatures.scores import multilingual_collapse, of_records, random_compositionality
 from sharelock_ray.evaluation.statistics import Estimate, proportion
 
@@ -37,52 +37,58 @@ class TestAtChance:
         assert at_chance(hits(share, count), 0.5, 1) is expected
 
 
+def collapse(records: list[RetrievalRecord]) -> MultilingualCollapse | None:
+    found = of_records(records)
+    return found[0] if found else None
+
+
 class TestMultilingualCollapse:
     def test_languages_at_chance_are_named(self) -> None:
-        found = multilingual_collapse([language("en", 0.6), language("hi", 0.02), language("de", 0.5)])
+        found = collapse([language("en", 0.6), language("hi", 0.02), language("de", 0.5)])
         assert found.present
         assert {name: score.at_chance for name, score in found.languages.items()} == {"hi": True, "de": False}
         assert found.english.at_chance is False
-        assert (found.k, found.english.chance, found.dataset) == (10, 0.02, "d")
+        assert (found.measure, found.english.chance) == ("recall@10 from text to image", 0.02)
+        assert found.dataset == "d"
         assert found.statement == (
             "1 of 2 languages are at chance (hi): recall@10 from text to image 2.0 % (chance up to 2.0 %), "
             "English 60.0 % (chance 2.0 %)."
         )
 
     def test_a_model_that_knows_all_languages(self) -> None:
-        found = multilingual_collapse([language("en", 0.6), language("hi", 0.3), language("de", 0.5)])
+        found = collapse([language("en", 0.6), language("hi", 0.3), language("de", 0.5)])
         assert not found.present
         assert found.statement.startswith("None of 2 languages is at chance: recall@10 from text to image 30.0 % to 50")
 
     def test_a_model_that_does_not_know_english_either(self) -> None:
-        found = multilingual_collapse([language("en", 0.02), language("hi", 0.02)])
+        found = collapse([language("en", 0.02), language("hi", 0.02)])
         assert not found.present
         assert found.statement.startswith("English itself is not above chance")
 
     def test_a_few_images_are_no_evidence(self) -> None:
-        assert not multilingual_collapse([language("en", 0.9, 20), language("hi", 0.5, 20)]).present
+        assert not collapse([language("en", 0.9, 20), language("hi", 0.5, 20)]).present
 
     def test_the_reference_follows_the_number_of_images(self) -> None:
         # Half of 20 images are found by chance, as k is 10.
-        found = multilingual_collapse([language("en", 0.6, 2000), language("hi", 0.5, 20, (10,))])
+        found = collapse([language("en", 0.6, 2000), language("hi", 0.5, 20, (10,))])
         assert (found.languages["hi"].chance, found.languages["hi"].images) == (0.5, 20)
 
     @pytest.mark.parametrize("name", ["en", "eng", "en_GB", "en-US", "English"])
     def test_english_has_several_tags(self, name: str) -> None:
-        assert multilingual_collapse([language(name, 0.6), language("hi", 0.02)]).present
+        assert collapse([language(name, 0.6), language("hi", 0.02)]).present
 
     def test_the_splits_own_captions_stand_for_english(self) -> None:
-        found = multilingual_collapse([language(None, 0.6), language("hi", 0.02)])
+        found = collapse([language(None, 0.6), language("hi", 0.02)])
         assert found.present
         assert "English (the split's own captions) 60.0 %" in found.statement
         assert set(found.languages) == {"hi"}
 
     def test_many_languages_are_counted(self) -> None:
-        found = multilingual_collapse([language("en", 0.6), *(language(f"x{i}", 0.02) for i in range(40))])
+        found = collapse([language("en", 0.6), *(language(f"x{i}", 0.02) for i in range(40))])
         assert "x11 and 28 more)" in found.statement
 
     def test_k_leaves_room_above_chance(self) -> None:
-        assert multilingual_collapse([language("en", 0.6), language("hi", 0.2, 12)]).k == 5
+        assert collapse([language("en", 0.6), language("hi", 0.2, 12)]).measure.startswith("recall@5 ")
 
     @pytest.mark.parametrize(
         "records",
@@ -95,7 +101,17 @@ class TestMultilingualCollapse:
         ],
     )
     def test_nothing_to_compare(self, records: list[RetrievalRecord]) -> None:
-        assert multilingual_collapse(records) is None
+        assert collapse(records) is None
+
+
+def test_any_score_can_be_compared() -> None:
+    scores = {
+        name: LanguageScore(images=500, value=hits(share, 500), chance=0.01)
+        for name, share in (("en", 0.6), ("hi", 0.01), ("de", 0.4))
+    }
+    found = multilingual_collapse("d", "top-1", scores)
+    assert {name for name, score in found.languages.items() if score.at_chance} == {"hi"}
+    assert "(hi): top-1 1.0 % (chance up to 1.0 %), English 60.0 % (chance 1.0 %)." in found.statement
 
 
 def choice(text: float, image: float | None = None, samples: int = 400) -> CompositionalRecord:
