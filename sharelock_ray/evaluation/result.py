@@ -11,6 +11,13 @@ from pydantic import Field
 from sharelock_ray.config import Config
 from sharelock_ray.evaluation.statistics import Estimate
 
+Ties = Literal["strict", "first_index"]
+"""What counts where a wrong item is as similar to a query as its match (see `ranks`).
+
+`strict`: the query fails. `first_index`: the one with the lower index comes first, as in CLIP-Benchmark 1.6.2, so the
+order of the items decides.
+"""
+
 
 class Example(Config):
     """One image with its true text and the text that the model ranks first."""
@@ -22,31 +29,115 @@ class Example(Config):
     """A small PNG in base64. None if the image could not be read, and in documents of version 1."""
 
 
-class ZeroShotResult(Config):
+class _Result(Config):
+    """Fields of every result."""
+
+    images: int
+    ties: Ties = "strict"
+
+
+class ClassificationResult(_Result):
     """Accuracies as fractions."""
 
-    candidate_set: Literal["present", "all"]
-    """Which classes are ranked: those that have images, or all named classes."""
-    images: int
     candidates: int
-    """Number of distinct class names that are ranked."""
+    """Number of classes that are ranked; classes of one name count once under `strict`."""
     classes: int
     """Number of classes that have images."""
     chance: float
     top_1: Estimate
     top_5: Estimate
     mean_per_class: float
+    mean_per_class_interval: tuple[float, float] | None = None
+    """95 % interval. None in documents of version 3 and earlier, as `tied`."""
     per_class: dict[str, float]
     """Top-1 accuracy by name of the classes that have images; the label follows a name that several classes share."""
+    tied: int | None = None
+    """Number of images whose class scores the same as a wrong one."""
 
 
-class RetrievalResult(Config):
+class ZeroShotResult(ClassificationResult):
+    """Zero-shot classification."""
+
+    candidate_set: Literal["present", "all", "subset"]
+    """Which classes are ranked: those that have images, all named classes, or a benchmark's own subset of them."""
+
+
+class NeighboursResult(ClassificationResult):
+    """Classification by the nearest training images."""
+
+    training_images: int
+    neighbours: int
+    temperature: float
+
+
+class ProbeResult(ClassificationResult):
+    """Classification by logistic regression."""
+
+    training_images: int
+    penalty: float
+    """Weight of the penalty, which was chosen on held-out training images."""
+    held_out_accuracy: float | None
+    """Top-1 accuracy on them. None if the penalty was given."""
+    iterations: int
+
+
+class MultiLabelResult(_Result):
+    """Average precisions as fractions."""
+
+    candidates: int
+    """Number of classes."""
+    classes: int
+    """Number of classes that have images: the mean is over these."""
+    chance: float
+    """Mean share of the images that have a class, which is the average precision of a random order of many images."""
+    mean_average_precision: Estimate
+    per_class: dict[str, float]
+    tied: int
+    """Number of labels of images whose class scores the same for an image without it."""
+
+
+class RetrievalResult(_Result):
     """Recall at k, by k, as fractions of the queries."""
 
-    images: int
     texts: int
     image_to_text: dict[int, Estimate]
     text_to_image: dict[int, Estimate]
+    tied_images: int | None = None
+    """Number of images whose nearest own text is as near as another's. None in documents of version 3 and earlier."""
+    tied_texts: int | None = None
+
+
+class CompositionalScores(Config):
+    """Scores as fractions of the samples. A score is None if there is only one item to choose from."""
+
+    samples: int
+    text: Estimate | None
+    """Each image is nearest to its own text."""
+    image: Estimate | None
+    """Each text is nearest to its own image."""
+    group: Estimate | None
+    """Both."""
+
+
+class CompositionalChance(Config):
+    """Scores of random similarities."""
+
+    text: float | None
+    image: float | None
+    group: float | None
+
+
+class CompositionalResult(_Result):
+    """Choices between few images and texts that differ in one respect."""
+
+    images_of_sample: int
+    texts_of_sample: int
+    total: CompositionalScores
+    chance: CompositionalChance
+    by_kind: dict[str, CompositionalScores]
+    """By kind of change; empty if samples have no kinds."""
+    tied: int
+    """Number of samples with an own item that is as near as a wrong one."""
 
 
 class _Record(Config):
@@ -81,7 +172,44 @@ class RetrievalRecord(_Record):
     result: RetrievalResult
 
 
-EvaluationRecord = Annotated[ZeroShotRecord | RetrievalRecord, Field(discriminator="task")]
+class NeighboursRecord(_Record):
+    """Classification of frozen vision features by their nearest neighbours."""
+
+    title: ClassVar[str] = "k-nearest-neighbour classification"
+    task: Literal["nearest_neighbours"] = "nearest_neighbours"
+    result: NeighboursResult
+
+
+class ProbeRecord(_Record):
+    """Linear probe of frozen vision features."""
+
+    title: ClassVar[str] = "linear probe"
+    task: Literal["linear_probe"] = "linear_probe"
+    result: ProbeResult
+
+
+class MultiLabelRecord(_Record):
+    """Zero-shot classification of images that have several classes."""
+
+    title: ClassVar[str] = "multi-label classification"
+    task: Literal["multi_label_classification"] = "multi_label_classification"
+    templates: tuple[str, ...]
+    result: MultiLabelResult
+
+
+class CompositionalRecord(_Record):
+    """Choices between images and texts that differ in one respect."""
+
+    title: ClassVar[str] = "compositional choice"
+    task: Literal["compositional"] = "compositional"
+    language: str | None = None
+    result: CompositionalResult
+
+
+EvaluationRecord = Annotated[
+    ZeroShotRecord | RetrievalRecord | NeighboursRecord | ProbeRecord | MultiLabelRecord | CompositionalRecord,
+    Field(discriminator="task"),
+]
 
 
 def all_notes(records: Iterable[EvaluationRecord], notes: Iterable[str]) -> list[str]:

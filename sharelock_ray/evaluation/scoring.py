@@ -13,8 +13,9 @@ import torch
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.evaluation.ranks import ranks
 from sharelock_ray.evaluation.result import EvaluationRecord, Example, RetrievalRecord, ZeroShotRecord
-from sharelock_ray.evaluation.retrieval import retrieval
-from sharelock_ray.evaluation.zero_shot import shared_names, targets, zero_shot
+from sharelock_ray.evaluation.tasks.accuracy import shared_names
+from sharelock_ray.evaluation.tasks.retrieval import retrieval
+from sharelock_ray.evaluation.tasks.zero_shot import ensemble, targets, zero_shot
 from sharelock_ray.features.featureset import FeatureSet, Pairs
 from sharelock_ray.runs.heads import TrainedHeads
 
@@ -147,8 +148,7 @@ def class_prototypes(heads: TrainedHeads, prompts: FeatureSet, classes: np.ndarr
         raise RunError(f"{prompts.uri}: a prompt could not be encoded: {first['key']}: {first['message']}")
     templates = manifest.rows // manifest.keys
     rows = (classes[:, None] * templates + np.arange(templates)).reshape(-1)
-    embedded = heads.project(prompts, rows).view(len(classes), templates, -1)
-    return torch.nn.functional.normalize(embedded.mean(1), dim=-1)
+    return ensemble(heads.project(prompts, rows), np.repeat(np.arange(len(classes)), templates), len(classes))
 
 
 @dataclass(frozen=True)
@@ -262,5 +262,5 @@ def zero_shot_accuracy(heads: TrainedHeads, classes: Classes) -> float:
     first, of_class = targets(classes.names)
     present, own = np.unique(of_class[labels], return_inverse=True)
     prototypes = class_prototypes(heads, classes.prompts, first[present])
-    _, rank = ranks(prototypes, heads.project(classes.images, rows), own)
-    return float(np.mean(rank == 0))
+    _, found = ranks(prototypes, heads.project(classes.images, rows), own)
+    return float(np.mean(found.ahead == 0))

@@ -1,12 +1,15 @@
-"""Confidence intervals of means over test items."""
+"""Confidence intervals of means over test items, and comparisons of two models on the same items."""
 
 from statistics import NormalDist
 
 import numpy as np
+from scipy.stats import binomtest
 
 from sharelock_ray.config import Config
 
 _RESAMPLES = 2000
+_DRAWN = 1 << 24
+"""Largest number of counts that are drawn at a time: 128 MiB."""
 _Z = NormalDist().inv_cdf(0.975)
 
 
@@ -55,20 +58,116 @@ def _effective(hits: np.ndarray, groups: np.ndarray) -> float:
     return min(float(len(hits)), p * (1 - p) / variance) if variance else float(np.count_nonzero(sizes))
 
 
-def estimate(values: np.ndarray, seed: int = 0) -> Estimate:
+def estimate(values: np.ndarray, seed: int = 0, groups: np.ndarray | None = None) -> Estimate:
     """Mean with its percentile bootstrap interval. Use `proportion` for proportions.
 
     Args:
         values: (N,) numbers.
+        groups: (N,) integers from 0, such as the image of each caption. Groups are then resampled in place of items,
+            each with all its items (Davison and Hinkley, Bootstrap Methods, 1997, 3.8).
 
     Raises:
         ValueError: there are no items.
     """
     if not len(values):
         raise ValueError("an estimate needs at least one item")
+    return percentiles(float(np.mean(values)), _bootstrap(values, seed, groups))
+
+
+def class_mean(values: np.ndarray, classes: np.ndarray, seed: int = 0) -> Estimate:
+    """Mean over classes of the proportion in each, with its percentile bootstrap interval.
+
+    The items of each class are resampled within it, since a benchmark fixes their number: the hits of a class are
+    binomial draws. A class whose items are all alike adds no width.
+
+    Args:
+        values: (N,) bool.
+        classes: (N,) integers from 0.
+
+    Raises:
+        ValueError: there are no items.
+    """
+    if not len(values):
+        raise ValueError("a mean over classes needs at least one item")
+    counts = np.bincount(classes)
+    present = np.flatnonzero(counts)
+    counts = counts[present]
+    share = np.bincount(classes, weights=values)[present] / counts
     generator = np.random.default_rng(seed)
-    # A resample's mean depends only on how often it holds each distinct value.
-    distinct, counts = np.unique(values, return_counts=True)
-    draws = generator.multinomial(len(values), counts / len(values), size=_RESAMPLES)
-    low, high = np.quantile(draws @ distinct / len(values), [0.025, 0.975])
-    return Estimate(value=float(np.mean(values)), low=float(low), high=float(high))
+    means = [(generator.binomial(counts, share, (part, len(counts))) / counts).mean(1) for part in _parts(len(counts))]
+    return percentiles(float(share.mean()), np.concatenate(means))
+
+
+class Comparison(Config):
+    """Difference of two models on the same items."""
+
+    items: int
+    difference: Estimate
+    """Mean of the second model minus that of the first, with its paired bootstrap interval."""
+    p_bootstrap: float
+    """Two-sided p-value of the paired bootstrap."""
+    first_only: int
+    """Number of items for which the first model has the higher value."""
+    second_only: int
+    p_mcnemar: float | None
+    """Two-sided p-value of McNemar's exact test. None if values are not true or false, or items are not independent."""
+
+
+def compare(first: np.ndarray, second: np.ndarray, groups: np.ndarray | None = None, seed: int = 0) -> Comparison:
+    """Compares two models by their values on the same items.
+
+    The paired bootstrap resamples the differences; its p-value is the share of resamples whose mean, moved to 0, is at
+    least as far from 0 as the observed one, with 1 added to both counts (Davison and Hinkley, 1997, 4.4). McNemar's
+    exact test (Psychometrika 12, 1947, 153-157) is the two-sided binomial test of the items on which only one is right.
+
+    Args:
+        first: (N,) bool or numbers, such as hits.
+        second: (N,) of the same kind and items.
+        groups: see `estimate`.
+
+    Raises:
+        ValueError: there are no items, or the models have different numbers of them.
+    """
+    if len(first) != len(second) or not len(first):
+        raise ValueError(f"a comparison needs the same items of both models, at least one: {len(first)}, {len(second)}")
+    differences = second.astype(np.float64) - first.astype(np.float64)
+    value = float(differences.mean())
+    means = _bootstrap(differences, seed, groups)
+    # Equal up to the rounding of the sums is at least as far.
+    further = int(np.count_nonzero(np.abs(means - value) >= abs(value) - 1e-12))
+    less, more = int(np.count_nonzero(differences < 0)), int(np.count_nonzero(differences > 0))
+    exact = first.dtype == second.dtype == np.bool_ and groups is None
+    return Comparison(
+        items=len(first),
+        difference=percentiles(value, means),
+        p_bootstrap=(further + 1) / (len(means) + 1),
+        first_only=less,
+        second_only=more,
+        p_mcnemar=(float(binomtest(less, less + more).pvalue) if less + more else 1.0) if exact else None,
+    )
+
+
+def percentiles(value: float, resampled: np.ndarray) -> Estimate:
+    """`value` with the percentile interval of its bootstrap replicates, (R,)."""
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return Estimate(value=value, low=float(low), high=float(high))
+
+
+def _bootstrap(values: np.ndarray, seed: int, groups: np.ndarray | None) -> np.ndarray:
+    """(_RESAMPLES,) means of resampled items, or of all items of resampled groups."""
+    sizes = np.ones(len(values), np.int64) if groups is None else np.bincount(groups)
+    sums = values if groups is None else np.bincount(groups, weights=values)
+    # A resample's mean depends only on how often it holds each distinct unit.
+    units, counts = np.unique(np.stack([sums, sizes], 1)[sizes > 0], axis=0, return_counts=True)
+    generator = np.random.default_rng(seed)
+    means = []
+    for part in _parts(len(units)):
+        draws = generator.multinomial(counts.sum(), counts / counts.sum(), size=part)
+        means.append(draws @ units[:, 0] / (draws @ units[:, 1]))
+    return np.concatenate(means)
+
+
+def _parts(width: int) -> list[int]:
+    """Numbers of resamples, in all `_RESAMPLES`, whose `width` counts each are drawn at a time."""
+    most = max(1, _DRAWN // width)
+    return [min(most, _RESAMPLES - start) for start in range(0, _RESAMPLES, most)]

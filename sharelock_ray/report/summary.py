@@ -5,7 +5,15 @@ from typing import Any
 
 from rich.table import Table
 
-from sharelock_ray.evaluation.result import EvaluationRecord, RetrievalRecord, ZeroShotRecord, all_notes
+from sharelock_ray.evaluation.result import (
+    ClassificationResult,
+    CompositionalRecord,
+    EvaluationRecord,
+    MultiLabelRecord,
+    RetrievalRecord,
+    ZeroShotRecord,
+    all_notes,
+)
 from sharelock_ray.evaluation.statistics import Estimate
 from sharelock_ray.features.manifest import Manifest
 from sharelock_ray.report.table import text_table
@@ -52,7 +60,7 @@ class Summary:
                 ("validation loss", f"{training.best_validation_loss:.3f}, the best, at step {training.best_step:,}"),
             ]
         for record in self.records:
-            lines += _retrieval_rows(record) if isinstance(record, RetrievalRecord) else _zero_shot_rows(record)
+            lines += _record_rows(record)
         lines += [("note", note) for note in all_notes(self.records, self.notes)]
         lines += [(f"seconds: {stage}", f"{seconds:.1f}") for stage, seconds in self.seconds.items()]
         return lines
@@ -147,13 +155,39 @@ def interval_text(interval: Interval | None, objective: str) -> str:
     return f"{text} ({shown.format(interval.low)} to {shown.format(interval.high)})"
 
 
-def _zero_shot_rows(record: ZeroShotRecord) -> list[tuple[str, str]]:
-    """The classes that have images are named by their number; all classes as such."""
-    found = record.result
-    every = "all " if found.candidate_set == "all" else ""
+def _record_rows(record: EvaluationRecord) -> list[tuple[str, str]]:
+    match record:
+        case RetrievalRecord():
+            return _retrieval_rows(record)
+        case CompositionalRecord():
+            return _compositional_rows(record)
+        case MultiLabelRecord(result=found):
+            name = f"mean average precision of {found.classes} classes"
+            return [(name, _accuracy(found.mean_average_precision, found.chance))]
+        case ZeroShotRecord(result=found):
+            # The classes that have images are named by their number; all classes as such.
+            every = "all " if found.candidate_set == "all" else ""
+            return _classification_rows(f"zero-shot among {every}{found.candidates} classes", found)
+        case _:
+            return _classification_rows(f"{record.title} among {record.result.candidates} classes", record.result)
+
+
+def _classification_rows(name: str, found: ClassificationResult) -> list[tuple[str, str]]:
     return [
-        (f"zero-shot among {every}{found.candidates} classes", _accuracy(found.top_1, found.chance)),
+        (name, _accuracy(found.top_1, found.chance)),
         ("  top-5, mean per class", f"{found.top_5.value:.1%}, {found.mean_per_class:.1%}"),
+    ]
+
+
+def _compositional_rows(record: CompositionalRecord) -> list[tuple[str, str]]:
+    """Kinds of change are not in the table."""
+    found = record.result
+    scores = {"text": found.total.text, "image": found.total.image, "group": found.total.group}
+    chance = found.chance.model_dump()
+    return [
+        (f"{record.title}: {name} score of {found.total.samples:,} samples", _accuracy(score, chance[name]))
+        for name, score in scores.items()
+        if score is not None
     ]
 
 
@@ -171,5 +205,6 @@ def _retrieval_rows(record: RetrievalRecord) -> list[tuple[str, str]]:
     return rows
 
 
-def _accuracy(value: Estimate, chance: float) -> str:
-    return f"{value.value:.1%} (95 % interval {value.low:.1%} to {value.high:.1%}; chance {chance:.1%})"
+def _accuracy(value: Estimate, chance: float | None) -> str:
+    known = "" if chance is None else f"; chance {chance:.1%}"
+    return f"{value.value:.1%} (95 % interval {value.low:.1%} to {value.high:.1%}{known})"

@@ -1,10 +1,12 @@
-"""Intervals agree with SciPy's, with resampling by hand and with the normal approximation."""
+"""Intervals and tests agree with SciPy's, with resampling by hand and with the normal approximation."""
 
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.stats import binomtest
 
-from sharelock_ray.evaluation.statistics import estimate, proportion
+from sharelock_ray.evaluation import statistics as module
+from sharelock_ray.evaluation.statistics import class_mean, compare, estimate, proportion
 
 
 @pytest.mark.parametrize(("hits", "items"), [(0, 7), (7, 7), (1, 1), (0, 1), (3, 40), (319, 320), (9_990, 10_000)])
@@ -112,3 +114,117 @@ def test_no_items_are_refused() -> None:
     for refused in (estimate, proportion):
         with pytest.raises(ValueError, match="at least one item"):
             refused(np.array([]))
+    with pytest.raises(ValueError, match="at least one item"):
+        class_mean(np.empty(0, bool), np.empty(0, np.int64))
+
+
+def test_groups_are_resampled_with_all_their_items() -> None:
+    hits, groups = captions(300, seed=0)
+    values = hits + np.random.default_rng(2).random(len(hits))
+    found = estimate(values, groups=groups)
+    generator, of_group = np.random.default_rng(1), [values[groups == g] for g in range(300)]
+    means = [np.concatenate([of_group[g] for g in generator.integers(0, 300, 300)]).mean() for _ in range(1500)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    assert found.value == pytest.approx(values.mean())
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.07 * (high - low))
+    # The bootstrap over images and the interval of a proportion tell the same.
+    share, wilson = estimate(hits, groups=groups), proportion(hits, groups)
+    assert (share.low, share.high) == pytest.approx((wilson.low, wilson.high), abs=0.1 * (wilson.high - wilson.low))
+
+
+def test_groups_may_be_left_out() -> None:
+    # Groups of one item in another order, of which some numbers are not used.
+    values = np.random.default_rng(0).random(60)
+    assert estimate(values, groups=2 * np.random.default_rng(1).permutation(60)).model_dump() == pytest.approx(
+        estimate(values).model_dump()
+    )
+
+
+def test_fewer_draws_at_a_time_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).random(60)
+    whole = estimate(values)
+    monkeypatch.setattr(module, "_DRAWN", 7 * 60)
+    assert estimate(values) == whole
+
+
+class TestMeanOverClasses:
+    def test_interval_is_that_of_resampling_each_class_by_hand(self) -> None:
+        generator = np.random.default_rng(0)
+        classes = generator.permutation(np.repeat(np.arange(8), [5, 10, 20, 40, 5, 10, 20, 40]))
+        hits = generator.random(150) < np.linspace(0.2, 0.9, 8)[classes]
+        found = class_mean(hits, classes)
+        of_class = [hits[classes == c] for c in range(8)]
+        assert found.value == pytest.approx(np.mean([each.mean() for each in of_class]))
+        means = [np.mean([generator.choice(each, len(each)).mean() for each in of_class]) for _ in range(2000)]
+        low, high = np.quantile(means, [0.025, 0.975])
+        assert (found.low, found.high) == pytest.approx((low, high), abs=0.07 * (high - low))
+
+    def test_classes_without_items_are_left_out(self) -> None:
+        assert class_mean(np.array([True, False]), np.array([1, 5])).value == 0.5
+
+
+def paired(items: int, seed: int, gain: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Hits of two models that are mostly right on the same items."""
+    generator = np.random.default_rng(seed)
+    easy = generator.random(items)
+    return tuple(generator.random(items) < 0.8 * easy + more for more in (0.1, 0.1 + gain))
+
+
+class TestComparison:
+    @pytest.mark.parametrize("gain", [0.0, 0.05, 0.1])
+    def test_p_values_are_those_of_exact_tests(self, gain: float) -> None:
+        first, second = paired(400, seed=0, gain=gain)
+        found = compare(first, second)
+        only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+        assert (found.items, found.first_only, found.second_only) == (400, only_first, only_second)
+        # McNemar's test is a two-sided sign test. The binomial tail is added by hand.
+        tail = stats.binom.cdf(min(only_first, only_second), only_first + only_second, 0.5)
+        assert found.p_mcnemar == pytest.approx(min(1, 2 * tail))
+        assert found.p_bootstrap == pytest.approx(found.p_mcnemar, abs=0.06)
+
+    def test_interval_is_that_of_resampling_pairs_by_hand(self) -> None:
+        first, second = paired(400, seed=0, gain=0.05)
+        found = compare(first, second).difference
+        low, high = by_hand(second.astype(float) - first)
+        assert found.value == pytest.approx(second.mean() - first.mean())
+        assert (found.low, found.high) == pytest.approx((low, high), abs=0.07 * (high - low))
+
+    def test_p_value_of_numbers_is_that_of_the_paired_t_test(self) -> None:
+        generator = np.random.default_rng(0)
+        first = generator.normal(size=300)
+        second = first + generator.normal(0.1, 0.9, 300)
+        found = compare(first, second)
+        assert found.p_mcnemar is None
+        assert found.p_bootstrap == pytest.approx(stats.ttest_rel(first, second).pvalue, abs=0.02)
+
+    def test_models_alike_differ_by_chance_one_time_in_twenty(self) -> None:
+        found = [compare(*paired(150, seed)) for seed in range(300)]
+        assert 4 <= sum(each.p_bootstrap < 0.05 for each in found) <= 27
+        # The exact test never rejects more often.
+        assert sum(each.p_mcnemar < 0.05 for each in found) <= 20
+
+    def test_captions_of_one_image_are_not_independent(self) -> None:
+        first, groups = captions(100, seed=0)
+        second, _ = captions(100, seed=0)
+        second = second | (groups % 5 == 0)
+        alone, grouped = compare(first, second), compare(first, second, groups)
+        assert alone.difference.value == grouped.difference.value
+        assert grouped.p_mcnemar is None
+        assert grouped.p_bootstrap >= alone.p_bootstrap
+        assert grouped.difference.high - grouped.difference.low > alone.difference.high - alone.difference.low
+
+    def test_equal_models_have_no_difference(self) -> None:
+        hits = np.array([True, False, True])
+        found = compare(hits, hits)
+        assert (found.difference.low, found.difference.high, found.p_mcnemar, found.p_bootstrap) == (0, 0, 1, 1)
+
+    def test_order_of_the_models_is_the_sign(self) -> None:
+        first, second = paired(100, seed=0, gain=0.1)
+        one, other = compare(first, second), compare(second, first)
+        assert one.difference.value == -other.difference.value
+        assert one.p_mcnemar == other.p_mcnemar
+
+    @pytest.mark.parametrize("second", [np.ones(2, bool), np.empty(0, bool)])
+    def test_other_items_are_refused(self, second: np.ndarray) -> None:
+        with pytest.raises(ValueError, match="the same items of both models"):
+            compare(np.empty(0, bool) if not len(second) else np.ones(3, bool), second)

@@ -12,8 +12,8 @@ import torch
 import support
 from pages import Page
 from sharelock_ray.evaluation.result import Example, RetrievalRecord, ZeroShotRecord
-from sharelock_ray.evaluation.retrieval import retrieval
-from sharelock_ray.evaluation.zero_shot import zero_shot
+from sharelock_ray.evaluation.tasks.retrieval import retrieval
+from sharelock_ray.evaluation.tasks.zero_shot import zero_shot
 from sharelock_ray.features.featureset import open_features
 from sharelock_ray.report.run_page import write_page
 from sharelock_ray.report.summary import Summary

@@ -6,7 +6,7 @@ import torch
 from scipy.stats import binomtest
 
 from sharelock_ray.evaluation import ranks as module
-from sharelock_ray.evaluation.retrieval import retrieval
+from sharelock_ray.evaluation.tasks.retrieval import retrieval
 
 KS = (1, 3, 10)
 

@@ -8,7 +8,7 @@ import torch
 from scipy.stats import binomtest
 
 from sharelock_ray.evaluation import ranks
-from sharelock_ray.evaluation.zero_shot import zero_shot
+from sharelock_ray.evaluation.tasks.zero_shot import zero_shot
 
 NAMES = [f"class {i}" for i in range(12)]
 

@@ -1,0 +1,78 @@
+"""Accuracies of single-label classification, which its tasks share.
+
+    top-k = mean over images of [ahead < k],    mean per class = mean over classes c of top-1 among the images of c,
+
+where ahead is the number of wrong classes that rank before the image's own.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from sharelock_ray.evaluation.ranks import Ranks, place
+from sharelock_ray.evaluation.result import Ties
+from sharelock_ray.evaluation.statistics import class_mean, proportion
+
+
+def accuracies(
+    found: Ranks, labels: np.ndarray, class_names: Sequence[str], candidates: int, ties: Ties
+) -> dict[str, Any]:
+    """The fields of a `ClassificationResult`.
+
+    Args:
+        found: ranks of the images' classes under the rule `ties`.
+        labels: (N,) class of each image.
+        class_names: by label.
+        candidates: number of ranked classes.
+
+    Raises:
+        ValueError: there are no images.
+    """
+    hits = found.ahead == 0
+    counts = np.bincount(labels)
+    present = np.flatnonzero(counts)
+    accuracy = (np.bincount(labels, weights=hits)[present] / counts[present]).tolist()
+    mean = class_mean(hits, labels)
+    return {
+        "images": len(labels),
+        "ties": ties,
+        "candidates": candidates,
+        "classes": len(present),
+        "chance": 1 / candidates,
+        "top_1": proportion(hits),
+        "top_5": proportion(found.ahead < 5),
+        "mean_per_class": mean.value,
+        "mean_per_class_interval": (mean.low, mean.high),
+        "per_class": dict(zip(distinct_names(class_names, present), accuracy, strict=True)),
+        "tied": int(found.tied.sum()),
+    }
+
+
+def label_ranks(scores: torch.Tensor, labels: np.ndarray, ties: Ties) -> Ranks:
+    """Ranks the class of each image by scores.
+
+    Args:
+        scores: (N, C); changed in place. Scores that differ by at most `ranks.TIE` are equal.
+        labels: (N,)
+    """
+    own = torch.from_numpy(labels)
+    match = scores[torch.arange(len(own)), own]
+    scores[torch.arange(len(own)), own] = -torch.inf
+    return place(scores, match, own, ties)
+
+
+def shared_names(class_names: Sequence[str]) -> dict[str, list[int]]:
+    """The names that several classes share, with their labels."""
+    labels: dict[str, list[int]] = {}
+    for label, name in enumerate(class_names):
+        labels.setdefault(name, []).append(label)
+    return {name: of_name for name, of_name in labels.items() if len(of_name) > 1}
+
+
+def distinct_names(class_names: Sequence[str], classes: np.ndarray) -> list[str]:
+    """The names of `classes`, (K,); the label follows a name that several classes share."""
+    shared = shared_names(class_names)
+    names = ((class_names[c], c) for c in classes.tolist())
+    return [f"{name} (label {c})" if name in shared else name for name, c in names]
