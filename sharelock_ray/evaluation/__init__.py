@@ -1,4 +1,4 @@
-"""EVALUATION: zero-shot classification and retrieval with aligned models, with confidence intervals.
+"""EVALUATION: tasks on embeddings and frozen features, with confidence intervals and comparisons of models.
 
-Works on embeddings. Knows neither recipes nor Ray.
+`tasks` holds one module a task, `scoring` applies them to heads and feature sets. Knows neither recipes nor Ray.
 """

@@ -1,11 +1,30 @@
 """Evaluations that earlier versions stored become lists of records, and lose nothing."""
 
+import json
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 
-from sharelock_ray.evaluation.result import all_notes, upgraded
+from sharelock_ray.evaluation.result import (
+    CompositionalRecord,
+    EvaluationRecord,
+    MultiLabelRecord,
+    NeighboursRecord,
+    ProbeRecord,
+    RetrievalRecord,
+    ZeroShotRecord,
+    all_notes,
+    upgraded,
+)
+from sharelock_ray.evaluation.tasks.compositional import compositional
+from sharelock_ray.evaluation.tasks.multi_label import multi_label
+from sharelock_ray.evaluation.tasks.neighbours import neighbours
+from sharelock_ray.evaluation.tasks.probe import linear_probe
+from sharelock_ray.evaluation.tasks.retrieval import retrieval
+from sharelock_ray.evaluation.tasks.zero_shot import zero_shot
 from sharelock_ray.workflows.evaluate import Evaluation
 
 RECALL = {"1": {"value": 0.21875, "low": 0.171875, "high": 0.265625}, "5": {"value": 0.59, "low": 0.53, "high": 0.64}}
@@ -68,6 +87,32 @@ def test_notes_of_version_2_are_kept_and_shown_once() -> None:
     assert found.notes == ("a note",)
     records = [record.model_copy(update={"notes": ("one", "two")}) for record in found.records]
     assert all_notes(records, ["two", "three"]) == ["one", "two", "three"]
+
+
+def every_record() -> list[EvaluationRecord]:
+    """A record of each task."""
+    eye, labels, names = torch.eye(3), np.arange(3), ["circle", "square", "star"]
+    scope: dict[str, Any] = {"dataset": "shapes", "split": "test", "model_step": 120}
+    pairs = eye[:2].expand(3, 2, 3)
+    return [
+        ZeroShotRecord(**scope, templates=("{}",), result=zero_shot(eye, labels, eye, names)[0]),
+        RetrievalRecord(**scope, result=retrieval(eye, eye, labels)),
+        CompositionalRecord(**scope, result=compositional(pairs, pairs, ["order", "order", "object"])),
+        NeighboursRecord(**scope, result=neighbours(eye, labels, eye, labels, names)),
+        ProbeRecord(**scope, result=linear_probe(eye, labels, eye, labels, names)),
+        MultiLabelRecord(**scope, templates=("{}",), result=multi_label(eye, np.eye(3, dtype=bool), eye, names)),
+    ]
+
+
+def test_every_task_is_stored_and_opens_as_it_was() -> None:
+    records = every_record()
+    found = Evaluation.model_validate({"request": REQUEST, "records": records})
+    opened = Evaluation.model_validate_json(json.dumps(found.content()))
+    assert opened.records == tuple(records)
+    assert len({(record.task, record.title) for record in opened.records}) == len(records)
+    for record in opened.records:
+        assert record.result.images in (3, 6)
+        assert record.result.ties == "strict"
 
 
 def test_what_is_stored_opens_as_it_was() -> None:

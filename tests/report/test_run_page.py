@@ -11,7 +11,19 @@ import torch
 
 import support
 from pages import Page
-from sharelock_ray.evaluation.result import Example, RetrievalRecord, ZeroShotRecord
+from sharelock_ray.evaluation.result import (
+    CompositionalRecord,
+    Example,
+    MultiLabelRecord,
+    NeighboursRecord,
+    ProbeRecord,
+    RetrievalRecord,
+    ZeroShotRecord,
+)
+from sharelock_ray.evaluation.tasks.compositional import compositional
+from sharelock_ray.evaluation.tasks.multi_label import multi_label
+from sharelock_ray.evaluation.tasks.neighbours import neighbours
+from sharelock_ray.evaluation.tasks.probe import linear_probe
 from sharelock_ray.evaluation.tasks.retrieval import retrieval
 from sharelock_ray.evaluation.tasks.zero_shot import zero_shot
 from sharelock_ray.features.featureset import open_features
@@ -150,6 +162,35 @@ def test_goes_without_retrieval_and_says_why(summary: Summary) -> None:
     evaluation = without.as_json()["evaluation"]
     assert {record["task"] for record in evaluation["records"]} == {"zero_shot_classification"}
     assert evaluation["notes"] == [note]
+
+
+def test_each_task_has_its_rows(summary: Summary) -> None:
+    eye, labels = torch.eye(3), np.arange(3)
+    scope = {"dataset": "made up", "split": "test", "model_step": 100}
+    two = eye[:2].expand(5, 2, 3)
+    records = (
+        CompositionalRecord(**scope, result=compositional(two, two)),
+        CompositionalRecord(**scope, result=compositional(eye[:1].expand(5, 1, 3), eye.expand(5, 3, 3))),
+        NeighboursRecord(**scope, result=neighbours(eye, labels, eye, labels, CLASSES)),
+        ProbeRecord(**scope, result=linear_probe(eye, labels, eye, labels, CLASSES, [1e-3])),
+        MultiLabelRecord(**scope, templates=("a {}",), result=multi_label(eye, np.eye(3, dtype=bool), eye, CLASSES)),
+    )
+    rows = replace(summary, records=records).rows()
+    shown = [(name, value.replace(" (95 % interval", ";").split(";")[0]) for name, value in rows]
+    expected = [
+        ("compositional choice: text score of 5 samples", "100.0%"),
+        ("compositional choice: image score of 5 samples", "100.0%"),
+        ("compositional choice: group score of 5 samples", "100.0%"),
+        ("compositional choice: text score of 5 samples", "100.0%"),
+        ("k-nearest-neighbour classification among 3 classes", "100.0%"),
+        ("  top-5, mean per class", "100.0%, 100.0%"),
+        ("linear probe among 3 classes", "100.0%"),
+        ("  top-5, mean per class", "100.0%, 100.0%"),
+        ("mean average precision of 3 classes", "100.0%"),
+    ]
+    start = shown.index(expected[0])
+    assert shown[start : start + len(expected)] == expected
+    assert "chance 16.7%" in dict(rows)["compositional choice: group score of 5 samples"]
 
 
 def test_lists_classes_from_best_to_worst(summary: Summary) -> None:

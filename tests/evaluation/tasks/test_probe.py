@@ -48,12 +48,12 @@ def test_penalty_is_the_best_on_held_out_images() -> None:
 
 
 def test_is_scored_on_other_images() -> None:
-    (training, known), (features, labels) = data(300, 0), data(200, 1)
+    (training, known), (features, labels) = data(120, 0), data(100, 1)
     found = linear_probe(training, known, features, labels, NAMES)
     hits = fit_probe(training, known, 5).logits(features).argmax(1).numpy() == labels
     assert found.top_1.value == hits.mean()
     assert 0.5 < found.top_1.value < 1
-    assert (found.images, found.training_images, found.candidates, found.tied) == (200, 300, 5, 0)
+    assert (found.images, found.training_images, found.candidates, found.tied) == (100, 120, 5, 0)
     assert found.held_out_accuracy is not None
 
 

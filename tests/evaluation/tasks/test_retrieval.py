@@ -95,6 +95,14 @@ def test_ties_count_against() -> None:
     result = retrieval(torch.ones(5, 3), torch.ones(5, 3), np.arange(5), (1, 4, 5))
     for recall in (result.image_to_text, result.text_to_image):
         assert values(recall) == {1: 0, 4: 0, 5: 1}
+    assert (result.ties, result.tied_images, result.tied_texts) == ("strict", 5, 5)
+
+
+def test_ties_go_to_the_first_item_where_that_is_the_rule() -> None:
+    result = retrieval(torch.ones(5, 3), torch.ones(5, 3), np.arange(5), (1, 4, 5), "first_index")
+    for recall in (result.image_to_text, result.text_to_image):
+        assert values(recall) == {1: 0.2, 4: 0.8, 5: 1}
+    assert (result.ties, result.tied_images, result.tied_texts) == ("first_index", 5, 5)
 
 
 def test_an_image_is_found_by_any_of_its_texts() -> None:

@@ -8,7 +8,7 @@ import torch
 from scipy.stats import binomtest
 
 from sharelock_ray.evaluation import ranks
-from sharelock_ray.evaluation.tasks.zero_shot import zero_shot
+from sharelock_ray.evaluation.tasks.zero_shot import ensemble, zero_shot
 
 NAMES = [f"class {i}" for i in range(12)]
 
@@ -123,10 +123,68 @@ def test_a_single_class_is_always_right_and_so_is_chance() -> None:
     assert (result.top_1.value, result.chance, result.candidates) == (1, 1, 1)
 
 
-def test_ties_of_different_names_count_against() -> None:
-    labels = np.arange(4)
-    (result,) = zero_shot(torch.ones(4, 8), labels, torch.ones(4, 8), NAMES[:4])
-    assert result.top_1.value == 0
+class TestTies:
+    def test_of_different_names_count_against_and_are_counted(self) -> None:
+        labels = np.arange(4)
+        (result,) = zero_shot(torch.ones(4, 8), labels, torch.ones(4, 8), NAMES[:4])
+        assert (result.top_1.value, result.ties, result.tied) == (0, "strict", 4)
+
+    def test_go_to_the_first_class_where_that_is_the_rule(self) -> None:
+        labels = np.arange(4)
+        (result,) = zero_shot(torch.ones(4, 8), labels, torch.ones(4, 8), NAMES[:4], "first_index")
+        assert (result.top_1.value, result.mean_per_class, result.ties, result.tied) == (0.25, 0.25, "first_index", 4)
+
+    def test_are_none_in_real_numbers(self) -> None:
+        images, prototypes, labels = data()
+        first, strict = (zero_shot(images, labels, prototypes, NAMES, ties)[-1] for ties in ("first_index", "strict"))
+        assert (first.tied, strict.tied, first.top_1) == (0, 0, strict.top_1)
+
+
+class TestSubset:
+    def test_is_ranked_alone(self) -> None:
+        images, prototypes, labels = data()
+        mask = np.arange(11)
+        (result,) = zero_shot(images, labels, prototypes, NAMES, subset=mask)
+        first, five = counted(candidates=11)
+        assert (result.candidate_set, result.candidates, result.classes, result.chance) == ("subset", 11, 10, 1 / 11)
+        assert result.top_1.value == pytest.approx(sum(first) / 200)
+        assert result.top_5.value == pytest.approx(sum(five) / 200)
+
+    def test_may_be_in_any_order(self) -> None:
+        images, prototypes, labels = data()
+        subset = np.random.default_rng(0).permutation(10)
+        assert zero_shot(images, labels, prototypes, NAMES, subset=subset) == zero_shot(
+            images, labels, prototypes, NAMES, subset=np.arange(10)
+        )
+
+    def test_without_the_class_of_an_image_is_refused(self) -> None:
+        images, prototypes, labels = data()
+        with pytest.raises(ValueError, match="images have the class class 3, which is not ranked"):
+            zero_shot(images, labels, prototypes, NAMES, subset=np.array([0, 1, 2]))
+
+
+class TestEnsemble:
+    def test_is_the_normalised_mean_of_normalised_prompts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        # In blocks, and with another number of prompts of each class.
+        monkeypatch.setattr(ranks, "_BLOCK", 3)
+        prompts = np.random.default_rng(0).normal(size=(10, 6))
+        of_class = np.array([0, 1, 1, 2, 2, 2, 0, 0, 1, 0])
+        units = prompts / np.linalg.norm(prompts, axis=1, keepdims=True)
+        means = np.stack([units[of_class == c].mean(0) for c in range(3)])
+        expected = means / np.linalg.norm(means, axis=1, keepdims=True)
+        np.testing.assert_allclose(ensemble(torch.from_numpy(prompts), of_class, 3), expected, atol=1e-12)
+
+    def test_of_no_prompt_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="class 1 has no prompt"):
+            ensemble(torch.ones(2, 4), np.array([0, 2]), 3)
+
+
+def test_mean_per_class_has_an_interval() -> None:
+    images, prototypes, labels = data()
+    result = zero_shot(images, labels, prototypes, NAMES)[-1]
+    low, high = result.mean_per_class_interval
+    assert low < result.mean_per_class < high
+    assert high - low == pytest.approx(result.top_1.high - result.top_1.low, rel=0.2)
 
 
 def test_embeddings_that_are_no_numbers_are_all_wrong() -> None:
