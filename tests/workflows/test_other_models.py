@@ -11,7 +11,7 @@ import official
 import support
 from sharelock_ray.batches.sampling import split_validation
 from sharelock_ray.errors import RequestError
-from sharelock_ray.evaluation.retrieval import retrieval
+from sharelock_ray.evaluation.tasks.retrieval import retrieval
 from sharelock_ray.features.featureset import join, open_features
 from sharelock_ray.features.writer import EncodedChunk
 from sharelock_ray.recipe.load import parse_recipe
