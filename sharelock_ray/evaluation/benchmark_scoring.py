@@ -4,6 +4,7 @@
 evaluation need not be asked again.
 """
 
+import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,6 +43,7 @@ from sharelock_ray.features.featureset import FeatureSet, join
 from sharelock_ray.features.manifest import Manifest
 from sharelock_ray.runs.heads import TrainedHeads
 
+_SOFTWARE = ("sharelock-ray", "torch", "numpy", "scipy")
 _PREPROCESSING = ("image_size", "resize", "crop_mode", "interpolation")
 
 
@@ -308,6 +310,7 @@ class Question:
         ]
         return {
             "benchmark": self.request,
+            "software": {name: importlib.metadata.version(name) for name in _SOFTWARE},
             "dataset": self.name,
             "split": "test",
             "model_step": gallery.heads.checkpoint.position.step,

@@ -189,6 +189,8 @@ class _Record(Config):
 
     benchmark: BenchmarkRequest | None = None
     """None for a split of the run's own data, and in documents of version 4 and earlier."""
+    software: dict[str, str] = Field(default_factory=dict)
+    """Versions of the packages that scored a benchmark."""
 
     dataset: str | None = None
     """None in documents of versions 1 and 2."""

@@ -1,6 +1,7 @@
 """Benchmarks as data: the shipped ones are sound, a user's own needs no code, and each mistake is one line."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from sharelock_ray.errors import RequestError
 from sharelock_ray.evaluation.benchmark import (
     SHIPPED,
     Benchmark,
+    BenchmarkImages,
     Classes,
     check_labels,
     read_benchmark,
@@ -21,6 +23,7 @@ from sharelock_ray.evaluation.benchmark import (
 )
 from sharelock_ray.evaluation.names import FOLDER, digest
 from sharelock_ray.sources.folders import ClassFolderSource
+from sharelock_ray.sources.listed import Listed
 from sharelock_ray.sources.sample import Sample, Source
 from sharelock_ray.sources.webdataset import WebDatasetSource
 
@@ -351,3 +354,38 @@ def test_examples_of_a_shipped_compositional_benchmark_are_read_from_its_folder(
 def _paths(source: Any) -> list[str]:
     urls = getattr(source, "urls", None) or source.path
     return [urls] if isinstance(urls, str) else list(urls)
+
+
+class TestImagesOfARun:
+    def test_provide_what_the_task_needs(self) -> None:
+        captioned = Benchmark(title="x", task="retrieval", images=benchmark().images, metrics={"text_to_image": None})
+        assert set(BenchmarkImages(benchmark(), "nowhere").provides) == {"images", "labels"}
+        assert set(BenchmarkImages(captioned, "nowhere").provides) == {"images", "captions"}
+        elsewhere = captioned.model_copy(update={"translations": "folder://captions.parquet"})
+        assert set(BenchmarkImages(elsewhere, "nowhere").provides) == {"images", "labels"}
+
+    def test_are_looked_for_when_they_are_listed_also_by_a_worker(self, tmp_path: Path) -> None:
+        images = BenchmarkImages(benchmark(), str(tmp_path))
+        with pytest.raises(RequestError, match="there are no images of Pets"):
+            images.shards()
+        with_images(tmp_path, "cat", "dog")
+        sent = pickle.loads(pickle.dumps(Listed(images)))
+        found = [item for shard in images.shards() for item in sent.read(shard)]
+        assert [(item.key, item.label) for item in found] == [("cat/1.jpg", 0), ("dog/1.jpg", 1)]
+        assert all(images.version(shard) == shard.version for shard in images.shards())
+
+    def test_shipped_benchmarks_that_share_them_are_looked_for_in_the_same_places(self) -> None:
+        for name in shipped():
+            found = read_benchmark(name)
+            if found.images_of:
+                # ReaL goes by file names, which tars do not keep.
+                assert set(found.images) <= {*read_benchmark(found.images_of).images}
+
+
+def test_languages_are_english_by_default_or_the_first() -> None:
+    assert read_benchmark("multi30k").chosen(()) == ("en",)
+    assert read_benchmark("coco-cn").chosen(()) == ("zh",)
+    assert len(read_benchmark("babel-imagenet").chosen("all")) == 90
+    assert read_benchmark("multi30k").chosen(["de", "cs"]) == ("de", "cs")
+    with pytest.raises(RequestError, match="did you mean `de`"):
+        read_benchmark("multi30k").chosen(["deu"])

@@ -163,6 +163,7 @@ class TestClassification:
         assert asked.images.path.startswith("colours/test/vision/tiny-resnet-")
         assert asked.texts.path.startswith("texts/prompts-")
         assert asked.preprocessing["interpolation"]
+        assert "torch" in record.software
         assert record.notes == ("colours (de): 6 of 7 are scored",)
         rows = samples(own, "colours-de")
         assert rows.column_names == ["key", "label", "predicted", "rank", "tied"]
@@ -351,6 +352,12 @@ def test_an_audit_covers_them(recipe: Recipe, colours: dict[str, Any], extracted
     assert len(audit(own)) == 2
     evaluate(own)
     assert [found.problems for found in audit(own)] == [[]] * 4
+
+
+def test_a_benchmark_is_named_on_the_command_line_too(tmp_path: Path, models: Path) -> None:
+    path = str(support.write_recipe(tmp_path / "tiny.yaml", models))
+    found = read_recipe(path, ["evaluation.benchmarks.stl10.folder=images"]).evaluation.benchmarks
+    assert found["stl10"].folder == str(Path("images").absolute())
 
 
 class TestMistakes:
