@@ -89,7 +89,7 @@ class Question:
             name=self.name,
             language=self.language,
             ties=self.ties,
-            recall_at=self.recall_at,
+            recall_at=self.recall_at if self.benchmark.task == "retrieval" else (),
             model=self.model,
             images=_use(self.images),
             texts=_use(self.texts),

@@ -170,6 +170,7 @@ class BenchmarkRequest(Config):
     language: str
     ties: Ties
     recall_at: tuple[int, ...]
+    """() for tasks other than retrieval."""
     model: str
     """SHA-256 of `checkpoint.json`, or of an official checkpoint."""
     images: FeatureSetUse

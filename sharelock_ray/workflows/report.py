@@ -24,7 +24,7 @@ def report(recipe: Recipe, inputs: Inputs | None = None) -> Summary:
         raise RequestError(f"{recipe.output} holds no finished training with an evaluation: run `sharelock evaluate`")
     evaluation = read_document(Evaluation, path)
     # The feature sets of benchmarks are named by their records, which need no others.
-    own = [split for split in inputs.known_splits if split.dataset == recipe.data.dataset]
+    own = [split for split in inputs.known_splits if split.title == split.name]
     if any(record.benchmark for record in evaluation.records):
         own = [split for split in own if all(map(is_complete, split.uris))]
     summary = Summary(
