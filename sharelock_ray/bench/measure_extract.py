@@ -261,7 +261,9 @@ def _pipeline(folder: str, setting: Setting, spec: VisionSpec) -> _Taken:
     job = ExtractionJob(
         root, "bench", "train", WebDatasetSource(urls=f"{storage.escape(folder)}/*.tar"), (resolve(spec),)
     )
-    options = ExtractionOptions(min_actors=setting.threads, max_actors=setting.threads, chunk_size=256)
+    # The rate is that after the first chunk, so there must be several.
+    chunk_size = min(256, max(1, setting.images // 8))
+    options = ExtractionOptions(min_actors=setting.threads, max_actors=setting.threads, chunk_size=chunk_size)
     if setting.device == "cuda":
         options = ExtractionOptions(num_gpus=1, chunk_size=1024)
     news: list[tuple[float, float, int]] = []

@@ -15,10 +15,11 @@ import pyarrow as pa
 import torch
 
 from sharelock_ray.errors import RequestError
+from sharelock_ray.evaluation.accuracy import accuracies
 from sharelock_ray.evaluation.benchmark import Benchmark, Classes, check_labels
 from sharelock_ray.evaluation.choices import Choice
 from sharelock_ray.evaluation.names import digest, sharing_note
-from sharelock_ray.evaluation.ranks import Ranks, blocks, ranks
+from sharelock_ray.evaluation.ranks import Ranks, nearest, ranks
 from sharelock_ray.evaluation.result import (
     AnyLabelRecord,
     AnyLabelResult,
@@ -34,7 +35,6 @@ from sharelock_ray.evaluation.result import (
 )
 from sharelock_ray.evaluation.scoring import class_prototypes, require_all, translated_rows
 from sharelock_ray.evaluation.statistics import proportion
-from sharelock_ray.evaluation.tasks.accuracy import accuracies
 from sharelock_ray.evaluation.tasks.compositional import choices, compositional
 from sharelock_ray.evaluation.tasks.multi_label import multi_label
 from sharelock_ray.evaluation.tasks.retrieval import recalls
@@ -167,7 +167,7 @@ class Question:
             **accuracies(found, labels, self._names, candidates, self.ties),
         )
         record = ZeroShotRecord(**self._scope(gallery, len(rows)), templates=self._templates, result=result)
-        return record, self._table(rows, pa.array(labels, pa.int32()), _nearest(image, prototypes), found)
+        return record, self._table(rows, pa.array(labels, pa.int32()), nearest(image, prototypes), found)
 
     def _any_label(self, gallery: Gallery) -> tuple[EvaluationRecord, pa.Table]:
         rows, has_class, labels = self._several_labels()
@@ -184,7 +184,7 @@ class Question:
             tied=int(found.tied.sum()),
         )
         record = AnyLabelRecord(**self._scope(gallery, len(rows)), templates=self._templates, result=result)
-        return record, self._table(rows, labels, _nearest(image, prototypes), found)
+        return record, self._table(rows, labels, nearest(image, prototypes), found)
 
     def _multi_label(self, gallery: Gallery) -> tuple[EvaluationRecord, pa.Table]:
         rows, has_class, labels = self._several_labels()
@@ -329,9 +329,3 @@ def _class_folders(manifest: Manifest) -> Sequence[str] | None:
     """
     named = all(each.uri.rpartition("/")[2] == each.name for each in manifest.inputs)
     return [each.name for each in manifest.inputs] if named else None
-
-
-def _nearest(image: torch.Tensor, prototypes: torch.Tensor) -> np.ndarray:
-    """(N,) the nearest prototype of each image."""
-    found = [(image[rows] @ prototypes.T).argmax(1) for rows in blocks(len(image))]
-    return torch.cat(found).numpy()

@@ -42,8 +42,8 @@ def ranks(image: torch.Tensor, text: torch.Tensor, owner: np.ndarray, ties: Ties
     own = text.new_empty(len(text))
     for columns in blocks(len(text)):
         own[columns] = (text[columns] * image[owners[columns]]).sum(1)
-    nearest = text.new_full((len(image),), -torch.inf).scatter_reduce(0, owners, own, "amax")
-    best = torch.nonzero(own >= nearest[owners] - TIE)[:, 0]
+    highest = text.new_full((len(image),), -torch.inf).scatter_reduce(0, owners, own, "amax")
+    best = torch.nonzero(own >= highest[owners] - TIE)[:, 0]
     first = torch.full((len(image),), len(text)).scatter_reduce(0, owners[best], best, "amin")
     by_image, by_text = (Ranks(np.zeros(n, np.int64), np.zeros(n, bool)) for n in (len(image), len(text)))
     with Progress("evaluate", "similarities", len(image) * len(text)) as progress:
@@ -55,7 +55,7 @@ def ranks(image: torch.Tensor, text: torch.Tensor, owner: np.ndarray, ties: Ties
                 texts = torch.nonzero((at >= 0) & (at < len(similarity)))[:, 0]
                 similarity[at[texts], texts] = -torch.inf
                 for found, some, of_block in (
-                    (by_image, rows, place(similarity, nearest[rows], first[rows] - columns.start, ties)),
+                    (by_image, rows, place(similarity, highest[rows], first[rows] - columns.start, ties)),
                     (by_text, columns, place(similarity.T, own[columns], at, ties)),
                 ):
                     found.ahead[some] += of_block.ahead
@@ -93,6 +93,24 @@ def place(similarity: torch.Tensor, match: torch.Tensor, index: torch.Tensor, ti
     return Ranks(ahead, tied)
 
 
+def nearest(query: torch.Tensor, item: torch.Tensor) -> np.ndarray:
+    """(N,) index of the item, of (M, D), that is most similar to each query, of (N, D): the first of equal ones."""
+    found = np.zeros(len(query), np.int64)
+    for rows in blocks(len(query)):
+        best = query.new_full((len(query[rows]),), -torch.inf)
+        for columns in blocks(len(item)):
+            similarity, index = (query[rows] @ item[columns].T).max(1)
+            nearer = similarity > best
+            best = torch.where(nearer, similarity, best)
+            found[rows] = np.where(nearer.numpy(), index.numpy() + columns.start, found[rows])
+    return found
+
+
 def blocks(count: int) -> list[slice]:
     """Consecutive slices that cover `count` rows."""
     return [slice(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK)]
+
+
+def units(vectors: torch.Tensor) -> torch.Tensor:
+    """(N, D) `vectors` of any precision at length 1, in float32."""
+    return torch.nn.functional.normalize(vectors.float(), dim=-1)

@@ -12,7 +12,7 @@ import torch
 
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.evaluation.names import sharing_note
-from sharelock_ray.evaluation.ranks import ranks
+from sharelock_ray.evaluation.ranks import nearest, ranks
 from sharelock_ray.evaluation.result import EvaluationRecord, Example, RetrievalRecord, ZeroShotRecord
 from sharelock_ray.evaluation.tasks.retrieval import retrieval
 from sharelock_ray.evaluation.tasks.zero_shot import ensemble, targets, zero_shot
@@ -174,7 +174,7 @@ def _nearest_classes(
     """Returns labelled images with their class and the nearest class among those that have images."""
     present = np.unique(labels)
     some = _spread(len(rows))
-    predicted = present[(image[some] @ prototypes[present].T).argmax(1).numpy()]
+    predicted = present[nearest(image[some], prototypes[present])]
     keys = vision.table["key"].take(rows[some]).to_pylist()
     return [
         Example(key=key, truth=class_names[label], predicted=class_names[near])
@@ -213,8 +213,7 @@ def _nearest_texts(pairs: Pairs, image: torch.Tensor, text: torch.Tensor) -> lis
     keys = pairs.vision.table["key"].take(pairs.vision_rows[some]).to_pylist()
     captions = pairs.language.table["text"]
     own = captions.take(pairs.caption_rows[pairs.caption_start[some]]).to_pylist()
-    nearest = (image[some] @ text.T).argmax(1).numpy()
-    found = captions.take(pairs.caption_rows[nearest]).to_pylist()
+    found = captions.take(pairs.caption_rows[nearest(image[some], text)]).to_pylist()
     return [Example(key=k, truth=t, predicted=p) for k, t, p in zip(keys, own, found, strict=True)]
 
 

@@ -3,7 +3,6 @@
 from statistics import NormalDist
 
 import numpy as np
-from scipy.stats import binomtest
 
 from sharelock_ray.config import Config
 
@@ -128,6 +127,9 @@ def compare(first: np.ndarray, second: np.ndarray, groups: np.ndarray | None = N
     Raises:
         ValueError: there are no items, or the models have different numbers of them.
     """
+    # Stored results are read by commands that start faster without it.
+    from scipy.stats import binomtest
+
     if len(first) != len(second) or not len(first):
         raise ValueError(f"a comparison needs the same items of both models, at least one: {len(first)}, {len(second)}")
     differences = second.astype(np.float64) - first.astype(np.float64)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sharelock_ray.evaluation import ranks as module
-from sharelock_ray.evaluation.ranks import place, ranks
+from sharelock_ray.evaluation.ranks import nearest, place, ranks
 
 
 def integers(rows: int, seed: int) -> torch.Tensor:
@@ -80,3 +80,12 @@ def test_a_single_query_with_a_tie_is_placed() -> None:
     similarity = torch.tensor([[-torch.inf, 0.5, 0.4]])
     found = place(similarity, torch.tensor([0.5]), torch.tensor([0]), "first_index")
     assert (found.ahead.tolist(), found.tied.tolist()) == ([0], [True])
+
+
+@pytest.mark.parametrize("block", [2048, 7, 1])
+def test_nearest_item_is_the_first_of_equal_ones(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BLOCK", block)
+    query, item = integers(30, 0), integers(50, 1)
+    expected = [row.index(max(row)) for row in (query @ item.T).tolist()]
+    assert nearest(query, item).tolist() == expected
+    assert nearest(torch.full((2, 5), torch.nan), item).tolist() == [0, 0]

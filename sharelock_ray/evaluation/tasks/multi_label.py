@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from sharelock_ray.evaluation.accuracy import distinct_names
 from sharelock_ray.evaluation.ranks import TIE
 from sharelock_ray.evaluation.result import MultiLabelResult, Ties
 from sharelock_ray.evaluation.statistics import percentiles
-from sharelock_ray.evaluation.tasks.accuracy import distinct_names
 
 _RESAMPLES = 1000
 

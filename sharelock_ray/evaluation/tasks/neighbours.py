@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from sharelock_ray.evaluation.ranks import Ranks, blocks
+from sharelock_ray.evaluation.accuracy import accuracies, label_ranks
+from sharelock_ray.evaluation.ranks import Ranks, blocks, units
 from sharelock_ray.evaluation.result import NeighboursResult, Ties
-from sharelock_ray.evaluation.tasks.accuracy import accuracies, label_ranks
 from sharelock_ray.progress import Progress
 
 
@@ -67,11 +67,11 @@ def neighbour_ranks(
     ahead, tied = [np.empty(0, np.int64)], [np.empty(0, bool)]
     with Progress("evaluate", "similarities", len(training) * len(features)) as progress:
         for rows in blocks(len(features)):
-            queries = _units(features[rows])
+            queries = units(features[rows])
             nearest = queries.new_empty(len(queries), 0)
             voters = known.new_empty(len(queries), 0)
             for columns in blocks(len(training)):
-                similarity = queries @ _units(training[columns]).T
+                similarity = queries @ units(training[columns]).T
                 progress.update(similarity.numel())
                 top = similarity.topk(min(k, similarity.shape[1]))
                 nearest = torch.cat([nearest, top.values], 1)
@@ -87,7 +87,3 @@ def neighbour_ranks(
             ahead.append(np.where(unseen, classes, found.ahead))
             tied.append(found.tied & ~unseen)
     return Ranks(np.concatenate(ahead), np.concatenate(tied))
-
-
-def _units(features: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.normalize(features.float(), dim=-1)

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
-from sharelock_ray.evaluation.ranks import Ranks, blocks
+from sharelock_ray.evaluation.accuracy import accuracies, label_ranks
+from sharelock_ray.evaluation.ranks import Ranks, blocks, units
 from sharelock_ray.evaluation.result import ProbeResult, Ties
-from sharelock_ray.evaluation.tasks.accuracy import accuracies, label_ranks
 from sharelock_ray.progress import Progress
 
 PENALTIES = tuple(10.0**power for power in range(-2, -8, -1))
@@ -41,7 +41,7 @@ class Probe:
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         """(N, C) logits of (N, D) features."""
-        return torch.cat([_units(features[rows]) @ self.weight.T + self.bias for rows in blocks(len(features))])
+        return torch.cat([units(features[rows]) @ self.weight.T + self.bias for rows in blocks(len(features))])
 
 
 def linear_probe(
@@ -139,7 +139,7 @@ def _fit(
         weights = torch.from_numpy(flat.reshape(shape)).to(device, torch.float32)
         total, gradient = 0.0, torch.zeros(shape, dtype=torch.float64, device=device)
         for rows in blocks(len(features)):
-            images, own = _units(features[rows]), labels[rows, None]
+            images, own = units(features[rows]), labels[rows, None]
             log_shares = torch.log_softmax(images @ weights[:, :dim].T + weights[:, dim], 1)
             total -= float(log_shares.gather(1, own).double().sum())
             error = log_shares.exp_().scatter_add_(1, own, log_shares.new_full(own.shape, -1))
@@ -159,7 +159,3 @@ def _fit(
         found = minimize(objective, first.reshape(-1), jac=True, method="L-BFGS-B", options=limits)
     weights = torch.from_numpy(found.x.reshape(shape)).to(device, torch.float32)
     return Probe(weights[:, :dim], weights[:, dim], penalty, int(found.nit))
-
-
-def _units(features: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.normalize(features.float(), dim=-1)

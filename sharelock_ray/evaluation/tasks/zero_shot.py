@@ -11,9 +11,9 @@ from typing import Literal
 import numpy as np
 import torch
 
+from sharelock_ray.evaluation.accuracy import accuracies
 from sharelock_ray.evaluation.ranks import Ranks, blocks, place, ranks
 from sharelock_ray.evaluation.result import Ties, ZeroShotResult
-from sharelock_ray.evaluation.tasks.accuracy import accuracies
 
 
 def ensemble(prompts: torch.Tensor, class_of_prompt: np.ndarray, classes: int) -> torch.Tensor:
