@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from sharelock_ray.errors import RequestError, RunError
-from sharelock_ray.evaluation.accuracy import shared_names
+from sharelock_ray.evaluation.names import sharing_note
 from sharelock_ray.evaluation.ranks import nearest, ranks
 from sharelock_ray.evaluation.result import EvaluationRecord, Example, RetrievalRecord, ZeroShotRecord
 from sharelock_ray.evaluation.signatures.classes import memorised_classes, wrong_class_order
@@ -23,8 +23,6 @@ from sharelock_ray.features.featureset import FeatureSet, Pairs
 from sharelock_ray.runs.heads import TrainedHeads
 
 _EXAMPLES = 24
-_NAMED = 5
-"""Number of shared class names that a note lists."""
 _NO_LABELS = np.empty(0, np.int64), np.empty(0, np.int64)
 
 
@@ -71,7 +69,7 @@ def evaluate(
         notes.append(f"zero-shot classification is left out: {why}")
     if captioned is None and not len(rows):
         raise RequestError(f"there is nothing to evaluate: {'; '.join(notes)}")
-    translated = {} if translations is None else _translated_rows(images, translations)
+    translated = {} if translations is None else translated_rows(images, translations)
     used = [rows, *([captioned.vision_rows] if captioned else []), *(of_images for _, of_images in translated.values())]
     scored = np.unique(np.concatenate(used))
     projected = heads.project(images, scored)
@@ -88,7 +86,7 @@ def evaluate(
         image = image_of(rows)
         prototypes = class_prototypes(heads, prompts, np.arange(len(class_names)))
         examples = _nearest_classes(images, rows, labels, image, prototypes, class_names)
-        shared = tuple(_shared_names_note(class_names))
+        shared = tuple(filter(None, [sharing_note(class_names)]))
         records += [
             ZeroShotRecord(
                 **scope,
@@ -122,7 +120,7 @@ def evaluate(
     return records, notes, [found for found in signatures if found is not None]
 
 
-def _translated_rows(images: FeatureSet, translations: FeatureSet) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def translated_rows(images: FeatureSet, translations: FeatureSet) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Finds the captions of images in each language.
 
     Returns:
@@ -155,13 +153,18 @@ def class_prototypes(heads: TrainedHeads, prompts: FeatureSet, classes: np.ndarr
         RunError: a prompt could not be encoded.
         RequestError: the set was made by another encoder than the training's.
     """
+    require_all(prompts)
     manifest = prompts.manifest
-    if manifest.rejects:
-        first = prompts.rejects.slice(0, 1).to_pylist()[0]
-        raise RunError(f"{prompts.uri}: a prompt could not be encoded: {first['key']}: {first['message']}")
     templates = manifest.rows // manifest.keys
     rows = (classes[:, None] * templates + np.arange(templates)).reshape(-1)
     return ensemble(heads.project(prompts, rows), np.repeat(np.arange(len(classes)), templates), len(classes))
+
+
+def require_all(texts: FeatureSet) -> None:
+    """Raises RunError if a text could not be encoded, since rows are then not where they are expected."""
+    if texts.manifest.rejects:
+        first = texts.rejects.slice(0, 1).to_pylist()[0]
+        raise RunError(f"{texts.uri}: a text could not be encoded: {first['key']}: {first['message']}")
 
 
 @dataclass(frozen=True)
@@ -171,15 +174,6 @@ class Classes:
     images: FeatureSet
     prompts: FeatureSet
     names: Sequence[str]
-
-
-def _shared_names_note(class_names: Sequence[str]) -> list[str]:
-    """Returns a note that lists the first names that several classes share; empty if there are none."""
-    found = [f"{name} (labels {', '.join(map(str, labels))})" for name, labels in shared_names(class_names).items()]
-    if not found:
-        return []
-    more = f" and {len(found) - _NAMED:,} more" if len(found) > _NAMED else ""
-    return [f"one name for several classes, any of which counts as right: {', '.join(found[:_NAMED])}{more}"]
 
 
 def _nearest_classes(

@@ -6,13 +6,16 @@ from typing import Any
 from rich.table import Table
 
 from sharelock_ray.evaluation.result import (
+    AnyLabelRecord,
     ClassificationResult,
     CompositionalRecord,
     EvaluationRecord,
     MultiLabelRecord,
     RetrievalRecord,
+    Score,
     ZeroShotRecord,
     all_notes,
+    scores,
 )
 from sharelock_ray.evaluation.signatures.evidence import Signature
 from sharelock_ray.evaluation.statistics import Estimate
@@ -48,6 +51,11 @@ class Summary:
     def failures(self) -> list[Signature]:
         """The signatures that are present."""
         return [found for found in self.signatures if found.present]
+
+    @property
+    def benchmarks(self) -> list[tuple[EvaluationRecord, Score]]:
+        """Each score of each benchmark."""
+        return [(record, score) for record in self.records if record.benchmark for score in scores(record)]
 
     def rows(self) -> list[tuple[str, str]]:
         """(name, value) of each line of the table."""
@@ -167,7 +175,15 @@ def interval_text(interval: Interval | None, objective: str) -> str:
     return f"{text} ({shown.format(interval.low)} to {shown.format(interval.high)})"
 
 
+def _benchmark_rows(record: EvaluationRecord) -> list[tuple[str, str]]:
+    assert record.benchmark is not None, "a record of the run's own data"
+    name = f"{record.benchmark.name} ({record.benchmark.language})"
+    return [(f"{name} {score.measure}", _accuracy(score.value, score.chance)) for score in scores(record)]
+
+
 def _record_rows(record: EvaluationRecord) -> list[tuple[str, str]]:
+    if record.benchmark is not None:
+        return _benchmark_rows(record)
     match record:
         case RetrievalRecord():
             return _retrieval_rows(record)
@@ -176,6 +192,8 @@ def _record_rows(record: EvaluationRecord) -> list[tuple[str, str]]:
         case MultiLabelRecord(result=found):
             name = f"mean average precision of {found.classes} classes"
             return [(name, _accuracy(found.mean_average_precision, found.chance))]
+        case AnyLabelRecord(result=found):
+            return [(f"{record.title} among {found.candidates} classes", _accuracy(found.top_1, found.chance))]
         case ZeroShotRecord(result=found):
             # The classes that have images are named by their number; all classes as such.
             every = "all " if found.candidate_set == "all" else ""

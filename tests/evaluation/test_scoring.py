@@ -157,7 +157,7 @@ def test_one_name_for_two_classes_is_noted_and_counts_for_both(tmp_path: Path) -
     (record,) = found.zero_shot
     assert record.result.mean_per_class == 1
     assert record.result.per_class["circle (label 3)"] == 1
-    assert record.notes[-1] == "one name for several classes, any of which counts as right: circle (labels 0, 3)"
+    assert record.notes[-1] == "2 of 4 classes share their name, and any of these is right: circle (0, 3)"
     # A trial of a study is scored by the same rule.
     prompts = prompts_of(tmp_path, [*NAMES, "circle"])
     assert zero_shot_accuracy(Model(), Classes(pairs.vision, prompts, [*NAMES, "circle"])) == 1
@@ -166,7 +166,7 @@ def test_one_name_for_two_classes_is_noted_and_counts_for_both(tmp_path: Path) -
 def test_many_double_names_are_counted(tmp_path: Path) -> None:
     names = [*NAMES, *(f"name {i // 2}" for i in range(16))]
     found, _ = evaluated(pairs_of(tmp_path, [0, 1], []), names)
-    assert found.zero_shot[0].notes[-1].endswith("name 4 (labels 11, 12) and 3 more")
+    assert found.zero_shot[0].notes[-1].endswith("name 2 (7, 8) and 5 more")
 
 
 def test_a_trial_is_scored_among_the_classes_that_have_images(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_a_prompt_that_could_not_be_encoded_is_one_line(tmp_path: Path) -> None:
     chunk = support.encoded("language", ["classes-00000/000000000"], dim=WIDTH, rejects=lost)
     spec = LanguageSpec(name="signal", model="none")
     prompts = open_features(support.write_parts(str(tmp_path / "prompts"), spec, [[chunk]]))
-    with pytest.raises(RunError, match="a prompt could not be encoded: classes-00000/000000001: caption 0"):
+    with pytest.raises(RunError, match="a text could not be encoded: classes-00000/000000001: caption 0"):
         class_prototypes(Model(), prompts, np.arange(2))
 
 

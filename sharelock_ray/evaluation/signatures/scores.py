@@ -2,7 +2,13 @@
 
 from collections.abc import Collection, Mapping, Sequence
 
-from sharelock_ray.evaluation.result import CompositionalRecord, EvaluationRecord, RetrievalRecord, RetrievalResult
+from sharelock_ray.evaluation.result import (
+    CompositionalRecord,
+    EvaluationRecord,
+    RetrievalRecord,
+    RetrievalResult,
+    ZeroShotRecord,
+)
 from sharelock_ray.evaluation.signatures.evidence import (
     LanguageScore,
     MultilingualCollapse,
@@ -21,14 +27,20 @@ _NAMED = 12
 def of_records(records: Sequence[EvaluationRecord]) -> list[MultilingualCollapse | RandomCompositionality]:
     """The signatures of each data set and split that has the records for them."""
     by_split: dict[tuple[str | None, str], dict[str, RetrievalResult]] = {}
+    top_1: dict[str, dict[str, LanguageScore]] = {}
     for record in records:
         if isinstance(record, RetrievalRecord):
             by_split.setdefault((record.dataset, record.split), {})[record.language or OWN] = record.result
-    collapses = (
+        elif isinstance(record, ZeroShotRecord) and record.benchmark:
+            found = record.result
+            score = LanguageScore(images=found.images, value=found.top_1, chance=found.chance)
+            top_1.setdefault(record.benchmark.name, {})[record.benchmark.language] = score
+    collapses = [
         multilingual_collapse(dataset, f"recall@{k} from text to image", recalls(results, k))
         for (dataset, _), results in by_split.items()
         if (k := largest_k(results.values())) is not None
-    )
+    ]
+    collapses += [multilingual_collapse(name, "zero-shot accuracy", scores) for name, scores in top_1.items()]
     choices = (record for record in records if isinstance(record, CompositionalRecord))
     return [*(found for found in collapses if found), *map(random_compositionality, choices)]
 

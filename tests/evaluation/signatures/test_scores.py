@@ -4,12 +4,16 @@ import numpy as np
 import pytest
 
 from sharelock_ray.evaluation.result import (
+    BenchmarkRequest,
     CompositionalChance,
     CompositionalRecord,
     CompositionalResult,
     CompositionalScores,
+    FeatureSetUse,
     RetrievalRecord,
     RetrievalResult,
+    ZeroShotRecord,
+    ZeroShotResult,
 )
 from sharelock_ray.evaluation.signatures.evidence import LanguageScore, MultilingualCollapse, at_chance
 from sharelock_ray.evaluation.signatures.scores import multilingual_collapse, of_records, random_compositionality
@@ -112,6 +116,37 @@ def test_any_score_can_be_compared() -> None:
     found = multilingual_collapse("d", "top-1", scores)
     assert {name for name, score in found.languages.items() if score.at_chance} == {"hi"}
     assert "(hi): top-1 1.0 % (chance up to 1.0 %), English 60.0 % (chance 1.0 %)." in found.statement
+
+
+def test_zero_shot_benchmarks_are_compared_by_language() -> None:
+    def record(language: str, share: float) -> ZeroShotRecord:
+        use = FeatureSetUse(path="p", digest="d")
+        benchmark = BenchmarkRequest(
+            name="names",
+            language=language,
+            ties="strict",
+            recall_at=(),
+            model="m",
+            images=use,
+            texts=use,
+            preprocessing={},
+        )
+        result = ZeroShotResult(
+            images=500,
+            candidates=100,
+            classes=100,
+            chance=0.01,
+            top_1=hits(share, 500),
+            top_5=hits(share, 500),
+            mean_per_class=share,
+            per_class={},
+            candidate_set="all",
+        )
+        return ZeroShotRecord(**SCOPE, benchmark=benchmark, templates=("{}",), result=result)
+
+    (found,) = of_records([record("en", 0.6), record("hi", 0.01), record("de", 0.4)])
+    assert (found.dataset, found.measure) == ("names", "zero-shot accuracy")
+    assert {name for name, score in found.languages.items() if score.at_chance} == {"hi"}
 
 
 def choice(text: float, image: float | None = None, samples: int = 400) -> CompositionalRecord:
