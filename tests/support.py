@@ -9,7 +9,7 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +49,7 @@ from sharelock_ray.runs.folder import RunFolder
 from sharelock_ray.runs.loop import train
 from sharelock_ray.sources.sample import Content, Reject, Sample, Shard, Source
 from sharelock_ray.storage import write_bytes
-from sharelock_ray.workflows.inputs import Inputs, prepare
+from sharelock_ray.workflows.inputs import Inputs, Split, check_inputs, prepare
 
 WORDS = ["a", "red", "green", "blue", "circle", "square", "photo", "of", "the", "small", "large", ".", "in", "picture"]
 
@@ -264,8 +264,14 @@ def write_features_of(recipe: Recipe) -> None:
 def extracted_alone(recipe: Recipe) -> None:
     """Extracts the missing feature sets of a recipe in this process, without Ray."""
     prepare(recipe)
+    extract_alone(recipe, Inputs(recipe).all_splits)
+
+
+def extract_alone(recipe: Recipe, splits: Sequence[Split]) -> None:
+    """Extracts the missing feature sets of splits in this process, in place of `workflows.extract.extract_splits`."""
+    check_inputs(splits)
     options = {"image_batch_size": None, "token_budget": None, "compiled": False, "channels_last": False}
-    for split in Inputs(recipe).all_splits:
+    for split in splits:
         shards = split.source.shards()
         for encoder, uri in zip(split.encoders, split.uris, strict=True):
             if is_complete(uri):
@@ -276,7 +282,7 @@ def extracted_alone(recipe: Recipe) -> None:
                 [group.encode(decode(chunk, preprocessings))[0] for chunk in cut(split.source, shard, 32)]
                 for shard in shards
             ]
-            write_parts(uri, encoder.spec, parts, recipe.data.dataset, shards)
+            write_parts(uri, encoder.spec, parts, split.dataset, shards, split.name)
 
 
 def trained_alone(recipe: Recipe, folder: Path, seed: int = 0) -> RunFolder:
@@ -351,6 +357,7 @@ def write_parts(
     parts: list[list[EncodedChunk]],
     dataset: str = "pairs",
     shards: list[Shard] | None = None,
+    split: str = "train",
 ) -> str:
     """Writes a complete feature set with one part (and shard) per list of chunks; returns its URI."""
     writer = FeatureSetWriter(uri, spec.modality, spec.stored_dtype)
@@ -362,7 +369,7 @@ def write_parts(
         writer.seal(shard.index)
     origin = Origin(
         dataset=dataset,
-        split="train",
+        split=split,
         encoder=spec.model_dump(mode="json"),
         weights_sha256=spec.weights_digest(),
         software={},

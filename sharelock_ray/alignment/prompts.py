@@ -1,4 +1,4 @@
-"""Prompts for class names. Imports no torch."""
+"""Templates of prompts for class names. Imports no torch."""
 
 from collections.abc import Sequence
 
@@ -27,8 +27,3 @@ def checked_templates(templates: Sequence[str]) -> tuple[str, ...]:
                 f"such as {DEFAULT_TEMPLATES[0]!r}"
             )
     return tuple(templates)
-
-
-def prompts_of(name: str, templates: Sequence[str]) -> list[str]:
-    """The name inserted into each template; it may contain braces."""
-    return [template.replace("{}", name) for template in templates]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sharelock_ray.evaluation.names import shared_names
 from sharelock_ray.evaluation.ranks import Ranks, place
 from sharelock_ray.evaluation.result import Ties
 from sharelock_ray.evaluation.statistics import class_mean, proportion
@@ -61,14 +62,6 @@ def label_ranks(scores: torch.Tensor, labels: np.ndarray, ties: Ties) -> Ranks:
     match = scores[torch.arange(len(own)), own]
     scores[torch.arange(len(own)), own] = -torch.inf
     return place(scores, match, own, ties)
-
-
-def shared_names(class_names: Sequence[str]) -> dict[str, list[int]]:
-    """The names that several classes share, with their labels."""
-    labels: dict[str, list[int]] = {}
-    for label, name in enumerate(class_names):
-        labels.setdefault(name, []).append(label)
-    return {name: of_name for name, of_name in labels.items() if len(of_name) > 1}
 
 
 def distinct_names(class_names: Sequence[str], classes: np.ndarray) -> list[str]:

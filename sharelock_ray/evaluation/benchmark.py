@@ -4,8 +4,9 @@ The shipped ones are the files of `benchmarks/`; a user's own file works by its 
 """
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -30,10 +31,11 @@ from sharelock_ray.sources.content import read_yaml
 from sharelock_ray.sources.folders import ClassFolderSource
 from sharelock_ray.sources.listing import IMAGE_EXTENSIONS
 from sharelock_ray.sources.lists import ListSource
-from sharelock_ray.sources.sample import Source
+from sharelock_ray.sources.sample import CAPTIONS, IMAGES, LABELS, Content, Reject, Sample, Shard, Source
 from sharelock_ray.sources.spec import SourceSpec
 
 SHIPPED = Path(__file__).parent / "benchmarks"
+_ENDINGS = (".yaml", ".yml")
 
 Task = Literal[
     "zero_shot_classification",
@@ -80,30 +82,33 @@ class Classes:
     folders: tuple[str, ...] | None = None
     other_folders: frozenset[str] = frozenset()
 
-    def of_labels(self, source: Source) -> dict[int, int]:
-        """The class of each label of the images in `source`; images with other labels are left out.
+    def of_labels(self, found: Sequence[str] | None, place: str) -> dict[int, int]:
+        """The class of each label; images with other labels are left out.
+
+        Args:
+            found: the class folders, in the order of their labels. None if images are not in class folders.
+            place: that of the images, for errors.
 
         Raises:
             RequestError: a class folder is unknown, or there are more or fewer than classes.
         """
         of_label = {label: index for index, label in enumerate(self.labels or range(len(self.names)))}
-        if not isinstance(source, ClassFolderSource):
+        if found is None:
             return of_label
-        found = [shard.name for shard in source.shards()]
         folders = self.folders
         if folders is None:
             # As text, 10 comes before 2.
             folders = tuple(sorted(found, key=int) if all(name.isdecimal() for name in found) else found)
             if self.labels is None and len(folders) != len(self.names):
                 raise RequestError(
-                    f"{source.path} holds {len(folders):,} class folders for {len(self.names):,} class names: "
+                    f"{place} holds {len(folders):,} class folders for {len(self.names):,} class names: "
                     f"each class needs one of each"
                 )
         label_of = {name: label for label, name in enumerate(folders)}
         for name in found:
             if name not in label_of and name not in self.other_folders:
                 raise RequestError(
-                    f"{source.path} holds the folder {name!r}, which is no class: "
+                    f"{place} holds the folder {name!r}, which is no class: "
                     f"the class folders are {', '.join(folders[:3])}, …"
                 )
         labels = (label_of.get(name, -1) for name in found)
@@ -117,6 +122,8 @@ class Benchmark(Config):
     task: Task
     images: Annotated[tuple[SourceSpec, ...], Field(min_length=1)]
     """Layouts of the images, with paths that start with `folder://`; the first that is there is read."""
+    images_of: str | None = None
+    """Name of another benchmark with these images, which share its features. None: no other has them."""
     classes: NameList | None = None
     """Class names in label order. None: the lines of `classnames.txt` in the folder of the images, or, without it, the
     names of the class folders with spaces for `_`."""
@@ -181,6 +188,16 @@ class Benchmark(Config):
             places = " or ".join(place for source in sources for place in _places(source))
             raise RequestError(f"there are no images of {self.title} in {folder}: they are expected at {places}")
         return found
+
+    def chosen(self, languages: Sequence[str] | Literal["all"]) -> tuple[str, ...]:
+        """The languages to score; of () English, or the first.
+
+        Raises:
+            RequestError: a language is unknown.
+        """
+        if languages == "all":
+            return self.languages
+        return tuple(map(self._known, languages)) or ("en" if "en" in self.languages else self.languages[0],)
 
     def classes_in(self, language: str | None = None, folder: str | None = None) -> Classes:
         """The classes in a language.
@@ -282,6 +299,42 @@ class Benchmark(Config):
         return language or self.languages[0]
 
 
+@dataclass(frozen=True)
+class BenchmarkImages:
+    """The images of a benchmark in a folder, which is first looked at when they are listed or read.
+
+    It provides what the task needs, so that no encoder runs over captions that are not there.
+    """
+
+    benchmark: Benchmark
+    folder: str
+
+    @cached_property
+    def _found(self) -> Source:
+        return self.benchmark.source(self.folder)
+
+    @property
+    def provides(self) -> frozenset[Content]:
+        captioned = self.benchmark.task == "retrieval" and self.benchmark.translations is None
+        return frozenset({IMAGES, CAPTIONS} if captioned else {IMAGES, LABELS})
+
+    def shards(self) -> list[Shard]:
+        """The listing; RequestError if there are no images."""
+        return self._found.shards()
+
+    def read(self, shard: Shard) -> Iterator[Sample | Reject]:
+        """See `Source.read`."""
+        return self._found.read(shard)
+
+    def keys_of(self, shard: Shard) -> Iterator[str]:
+        """See `Source.keys_of`."""
+        return self._found.keys_of(shard)
+
+    def version(self, shard: Shard) -> str:
+        """See `Source.version`."""
+        return self._found.version(shard)
+
+
 def shipped() -> list[str]:
     """Names of the shipped benchmarks, sorted."""
     return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
@@ -296,17 +349,29 @@ def read_benchmark(name: str) -> Benchmark:
     Raises:
         RequestError: there is none, or a field is invalid; the message names the nearest.
     """
-    if not name.endswith((".yaml", ".yml")) and name not in shipped():
+    name = placed_name(name)
+    place = name if name.endswith(_ENDINGS) else str(SHIPPED / f"{name}.yaml")
+    try:
+        return Benchmark.model_validate(read_yaml(place, "benchmark"))
+    except ValidationError as error:
+        raise RequestError(f"{place}: {explain(error, Benchmark)}") from None
+
+
+def placed_name(name: str) -> str:
+    """The name of a benchmark in a recipe: that of a shipped one, or the absolute path of a file.
+
+    Raises:
+        RequestError: there is no such benchmark; the message names the nearest.
+    """
+    if name.endswith(_ENDINGS):
+        return storage.absolute(name)
+    if name not in shipped():
         near = difflib.get_close_matches(name, shipped(), n=1, cutoff=0.0)[0]
         raise RequestError(
             f"there is no benchmark {name!r}: did you mean `{near}`? `sharelock benchmarks` lists all; "
             f"name your own by the path of its .yaml file"
         )
-    place = str(SHIPPED / f"{name}.yaml") if name in shipped() else name
-    try:
-        return Benchmark.model_validate(read_yaml(place, "benchmark"))
-    except ValidationError as error:
-        raise RequestError(f"{place}: {explain(error, Benchmark)}") from None
+    return name
 
 
 def check_labels(labels: Iterable[int], classes: int, place: str) -> None:

@@ -6,7 +6,6 @@ Packages are read and never copied, and their code does not run: a variable of a
 import ast
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Annotated, Any
@@ -145,9 +144,12 @@ def checked_names(names: Iterable[object], place: str, count: int | None = None)
     return tuple(str(name) for name in found)
 
 
-def shared_names(names: Sequence[str]) -> dict[str, int]:
-    """The names that several classes share, with their numbers of classes."""
-    return {name: count for name, count in Counter(names).items() if count > 1}
+def shared_names(names: Sequence[str]) -> dict[str, list[int]]:
+    """The names that several classes share, with the positions of these classes."""
+    places: dict[str, list[int]] = {}
+    for place, name in enumerate(names):
+        places.setdefault(name, []).append(place)
+    return {name: found for name, found in places.items() if len(found) > 1}
 
 
 def sharing_note(names: Sequence[str]) -> str | None:
@@ -155,9 +157,10 @@ def sharing_note(names: Sequence[str]) -> str | None:
     shared = shared_names(names)
     if not shared:
         return None
-    first = ", ".join(f"{name} ({count:,})" for name, count in list(shared.items())[:_SHOWN])
+    first = ", ".join(f"{name} ({', '.join(map(str, of))})" for name, of in list(shared.items())[:_SHOWN])
     more = f" and {len(shared) - _SHOWN:,} more" if len(shared) > _SHOWN else ""
-    return f"{sum(shared.values()):,} of {len(names):,} classes share their name with another: {first}{more}"
+    count = sum(map(len, shared.values()))
+    return f"{count:,} of {len(names):,} classes share their name, and any of these is right: {first}{more}"
 
 
 def in_language(text: str, language: str) -> str:

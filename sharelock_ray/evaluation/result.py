@@ -96,10 +96,25 @@ class MultiLabelResult(_Result):
     """Number of labels of images whose class scores the same for an image without it."""
 
 
+class AnyLabelResult(_Result):
+    """Accuracies of images that may have several right classes."""
+
+    candidates: int
+    classes: int
+    """Number of classes that have images."""
+    chance: float
+    top_1: Estimate
+    top_5: Estimate
+    tied: int
+
+
 class RetrievalResult(_Result):
     """Recall at k, by k, as fractions of the queries."""
 
     texts: int
+    chance_image_to_text: dict[int, float] | None = None
+    """Recall of a random order. None in documents of version 4 and earlier, as `chance_text_to_image`."""
+    chance_text_to_image: dict[int, float] | None = None
     image_to_text: dict[int, Estimate]
     text_to_image: dict[int, Estimate]
     tied_images: int | None = None
@@ -140,8 +155,43 @@ class CompositionalResult(_Result):
     """Number of samples with an own item that is as near as a wrong one."""
 
 
+class FeatureSetUse(Config):
+    """A feature set that was scored."""
+
+    path: str
+    """Below the folder of features: data set, split, modality, and encoder with the hash of its settings."""
+    digest: str
+
+
+class BenchmarkRequest(Config):
+    """What a score on a benchmark was measured with. Equal requests have equal scores."""
+
+    name: str
+    language: str
+    ties: Ties
+    recall_at: tuple[int, ...]
+    """() for tasks other than retrieval."""
+    model: str
+    """SHA-256 of `checkpoint.json`, or of an official checkpoint."""
+    images: FeatureSetUse
+    texts: FeatureSetUse
+    preprocessing: dict[str, Any]
+    """That of the images: size, resizing, crop and interpolation."""
+    class_digest: str | None = None
+    """SHA-256 of the class names (see `names.digest`). None if there are no classes, as `template_digest`."""
+    template_digest: str | None = None
+    truth_digest: str | None = None
+    """SHA-256 of what is right: the classes of labels, the labels of images, or the examples. None in retrieval, where
+    captions belong to the images that they name."""
+
+
 class _Record(Config):
     """Fields of every record."""
+
+    benchmark: BenchmarkRequest | None = None
+    """None for a split of the run's own data, and in documents of version 4 and earlier."""
+    software: dict[str, str] = Field(default_factory=dict)
+    """Versions of the packages that scored a benchmark."""
 
     dataset: str | None = None
     """None in documents of versions 1 and 2."""
@@ -197,6 +247,15 @@ class MultiLabelRecord(_Record):
     result: MultiLabelResult
 
 
+class AnyLabelRecord(_Record):
+    """Zero-shot classification of images of which any of several classes is right."""
+
+    title: ClassVar[str] = "zero-shot classification, any right label"
+    task: Literal["any_label_classification"] = "any_label_classification"
+    templates: tuple[str, ...]
+    result: AnyLabelResult
+
+
 class CompositionalRecord(_Record):
     """Choices between images and texts that differ in one respect."""
 
@@ -207,9 +266,47 @@ class CompositionalRecord(_Record):
 
 
 EvaluationRecord = Annotated[
-    ZeroShotRecord | RetrievalRecord | NeighboursRecord | ProbeRecord | MultiLabelRecord | CompositionalRecord,
+    ZeroShotRecord
+    | RetrievalRecord
+    | NeighboursRecord
+    | ProbeRecord
+    | MultiLabelRecord
+    | AnyLabelRecord
+    | CompositionalRecord,
     Field(discriminator="task"),
 ]
+
+
+class Score(Config):
+    """A number by which models are compared."""
+
+    measure: str
+    value: Estimate
+    chance: float | None
+
+
+def scores(record: EvaluationRecord) -> list[Score]:
+    """The main scores of a record, of all measures that the task has."""
+    match record:
+        case RetrievalRecord(result=found):
+            return [
+                Score(measure=f"{name} recall@{k}", value=value, chance=(chance or {}).get(k))
+                for name, recalls, chance in (
+                    ("image to text", found.image_to_text, found.chance_image_to_text),
+                    ("text to image", found.text_to_image, found.chance_text_to_image),
+                )
+                for k, value in recalls.items()
+            ]
+        case CompositionalRecord(result=found):
+            return [
+                Score(measure=f"{name} score", value=value, chance=getattr(found.chance, name))
+                for name in ("text", "image", "group")
+                if (value := getattr(found.total, name)) is not None
+            ]
+        case MultiLabelRecord(result=found):
+            return [Score(measure="mean average precision", value=found.mean_average_precision, chance=found.chance)]
+        case _:
+            return [Score(measure="top-1", value=record.result.top_1, chance=record.result.chance)]
 
 
 def all_notes(records: Iterable[EvaluationRecord], notes: Iterable[str]) -> list[str]:

@@ -11,17 +11,18 @@ import numpy as np
 import torch
 
 from sharelock_ray.errors import RequestError, RunError
-from sharelock_ray.evaluation.accuracy import shared_names
+from sharelock_ray.evaluation.names import sharing_note
 from sharelock_ray.evaluation.ranks import nearest, ranks
 from sharelock_ray.evaluation.result import EvaluationRecord, Example, RetrievalRecord, ZeroShotRecord
+from sharelock_ray.evaluation.signatures.classes import memorised_classes, wrong_class_order
+from sharelock_ray.evaluation.signatures.embeddings import collapsed_embeddings
+from sharelock_ray.evaluation.signatures.evidence import Signature
 from sharelock_ray.evaluation.tasks.retrieval import retrieval
 from sharelock_ray.evaluation.tasks.zero_shot import ensemble, targets, zero_shot
 from sharelock_ray.features.featureset import FeatureSet, Pairs
 from sharelock_ray.runs.heads import TrainedHeads
 
 _EXAMPLES = 24
-_NAMED = 5
-"""Number of shared class names that a note lists."""
 _NO_LABELS = np.empty(0, np.int64), np.empty(0, np.int64)
 
 
@@ -39,7 +40,8 @@ def evaluate(
     templates: Sequence[str],
     recall_at: Sequence[int],
     translations: FeatureSet | None = None,
-) -> tuple[list[EvaluationRecord], list[str]]:
+    seen: np.ndarray | None = None,
+) -> tuple[list[EvaluationRecord], list[str], list[Signature]]:
     """Scores zero-shot classification on the labelled images, and retrieval on `pairs` and in each other language.
 
     A task that the split has no data for is skipped and noted. Only rows that are scored are projected.
@@ -50,9 +52,10 @@ def evaluate(
         class_names: by label. None if zero-shot classification is not requested.
         prompts: language set of the prompts of these classes. None if there are no labels.
         translations: language set whose keys are the language and the image's key (see `TranslationSource`).
+        seen: (C,) bool, whether training named a class. None if it is not known.
 
     Returns:
-        The records, and notes about skipped tasks.
+        The records, notes about skipped tasks, and the failure signatures that the embeddings allow to compute.
 
     Raises:
         RequestError: the features were made by other encoders than the training's, a label has no name, the split has
@@ -66,7 +69,7 @@ def evaluate(
         notes.append(f"zero-shot classification is left out: {why}")
     if captioned is None and not len(rows):
         raise RequestError(f"there is nothing to evaluate: {'; '.join(notes)}")
-    translated = {} if translations is None else _translated_rows(images, translations)
+    translated = {} if translations is None else translated_rows(images, translations)
     used = [rows, *([captioned.vision_rows] if captioned else []), *(of_images for _, of_images in translated.values())]
     scored = np.unique(np.concatenate(used))
     projected = heads.project(images, scored)
@@ -77,12 +80,13 @@ def evaluate(
     step = heads.checkpoint.position.step
     scope: dict[str, Any] = {"dataset": images.manifest.dataset, "split": split, "model_step": step}
     records: list[EvaluationRecord] = []
+    signatures: list[Signature | None] = []
     if class_names and len(rows):
         assert prompts is not None, "labelled images without prompts"
         image = image_of(rows)
         prototypes = class_prototypes(heads, prompts, np.arange(len(class_names)))
         examples = _nearest_classes(images, rows, labels, image, prototypes, class_names)
-        shared = tuple(_shared_names_note(class_names))
+        shared = tuple(filter(None, [sharing_note(class_names)]))
         records += [
             ZeroShotRecord(
                 **scope,
@@ -93,6 +97,12 @@ def evaluate(
             )
             for place, result in enumerate(zero_shot(image, labels, prototypes, class_names))
         ]
+        signatures.append(wrong_class_order(image, labels, prototypes, class_names))
+        if seen is not None:
+            signatures.append(memorised_classes(image, labels, prototypes, class_names, seen))
+        if captioned is None:
+            different = torch.from_numpy(targets(class_names)[0])
+            signatures.append(collapsed_embeddings(image, prototypes[different], "classes"))
     if captioned is not None:
         image = image_of(captioned.vision_rows)
         text = heads.project(captioned.language, captioned.caption_rows)
@@ -101,15 +111,16 @@ def evaluate(
         records.append(
             RetrievalRecord(**scope, result=retrieval(image, text, owner, recall_at), examples=tuple(examples))
         )
+        signatures.append(collapsed_embeddings(image, text[_different_texts(captioned)], "captions"))
     for language, (captions, of_images) in translated.items():
         assert translations is not None, "translated captions without a set"
         some, owner = np.unique(of_images, return_inverse=True)
         found = retrieval(image_of(some), heads.project(translations, captions), owner, recall_at)
         records.append(RetrievalRecord(**scope, language=language, result=found))
-    return records, notes
+    return records, notes, [found for found in signatures if found is not None]
 
 
-def _translated_rows(images: FeatureSet, translations: FeatureSet) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def translated_rows(images: FeatureSet, translations: FeatureSet) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Finds the captions of images in each language.
 
     Returns:
@@ -142,13 +153,18 @@ def class_prototypes(heads: TrainedHeads, prompts: FeatureSet, classes: np.ndarr
         RunError: a prompt could not be encoded.
         RequestError: the set was made by another encoder than the training's.
     """
+    require_all(prompts)
     manifest = prompts.manifest
-    if manifest.rejects:
-        first = prompts.rejects.slice(0, 1).to_pylist()[0]
-        raise RunError(f"{prompts.uri}: a prompt could not be encoded: {first['key']}: {first['message']}")
     templates = manifest.rows // manifest.keys
     rows = (classes[:, None] * templates + np.arange(templates)).reshape(-1)
     return ensemble(heads.project(prompts, rows), np.repeat(np.arange(len(classes)), templates), len(classes))
+
+
+def require_all(texts: FeatureSet) -> None:
+    """Raises RunError if a text could not be encoded, since rows are then not where they are expected."""
+    if texts.manifest.rejects:
+        first = texts.rejects.slice(0, 1).to_pylist()[0]
+        raise RunError(f"{texts.uri}: a text could not be encoded: {first['key']}: {first['message']}")
 
 
 @dataclass(frozen=True)
@@ -158,15 +174,6 @@ class Classes:
     images: FeatureSet
     prompts: FeatureSet
     names: Sequence[str]
-
-
-def _shared_names_note(class_names: Sequence[str]) -> list[str]:
-    """Returns a note that lists the first names that several classes share; empty if there are none."""
-    found = [f"{name} (labels {', '.join(map(str, labels))})" for name, labels in shared_names(class_names).items()]
-    if not found:
-        return []
-    more = f" and {len(found) - _NAMED:,} more" if len(found) > _NAMED else ""
-    return [f"one name for several classes, any of which counts as right: {', '.join(found[:_NAMED])}{more}"]
 
 
 def _nearest_classes(
@@ -221,6 +228,13 @@ def _nearest_texts(pairs: Pairs, image: torch.Tensor, text: torch.Tensor) -> lis
     own = captions.take(pairs.caption_rows[pairs.caption_start[some]]).to_pylist()
     found = captions.take(pairs.caption_rows[nearest(image[some], text)]).to_pylist()
     return [Example(key=k, truth=t, predicted=p) for k, t, p in zip(keys, own, found, strict=True)]
+
+
+def _different_texts(pairs: Pairs) -> torch.Tensor:
+    """(M,) positions of the first caption of each text among those of the pairs."""
+    texts = pairs.language.table["text"].take(pairs.caption_rows)
+    codes = texts.combine_chunks().dictionary_encode().indices.to_numpy()
+    return torch.from_numpy(np.unique(codes, return_index=True)[1])
 
 
 def _spread(count: int) -> np.ndarray:

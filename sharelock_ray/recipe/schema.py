@@ -1,6 +1,6 @@
 """Schema of a recipe: the settings of all stages."""
 
-from typing import Annotated, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -12,6 +12,8 @@ from sharelock_ray.encoders.spec import EncoderSpec, LanguageSpec, VisionSpec
 from sharelock_ray.engine.extraction_options import ExtractionOptions
 from sharelock_ray.engine.training_options import TrainingOptions
 from sharelock_ray.errors import RequestError
+from sharelock_ray.evaluation.benchmark import placed_name
+from sharelock_ray.evaluation.result import Ties
 from sharelock_ray.runs.folder import RunFolder
 from sharelock_ray.sources.content import read_lines
 from sharelock_ray.sources.spec import SourceSpec
@@ -19,6 +21,8 @@ from sharelock_ray.sources.webdataset import WebDatasetSource
 from sharelock_ray.storage import Uri
 from sharelock_ray.study.spec import TuningSpec
 
+DATASET = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""Names of data sets."""
 _Spec = TypeVar("_Spec", VisionSpec, LanguageSpec)
 
 
@@ -35,7 +39,7 @@ class ShapesSpec(Config):
 class DataSpec(Config):
     """Data of a run: your own sources, or the built-in shapes."""
 
-    dataset: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    dataset: Annotated[str, Field(pattern=DATASET)]
     """Name of the dataset, and of its folder of feature sets."""
     train: SourceSpec | None = None
     test: SourceSpec | None = None
@@ -67,13 +71,25 @@ class TranslationsSpec(Config):
     """Languages to score; () scores all."""
 
 
+class BenchmarkSpec(Config):
+    """Where a benchmark is, and what is asked of it."""
+
+    folder: Uri
+    """The folder of its images."""
+    languages: tuple[str, ...] | Literal["all"] = ()
+    """Languages to score; () is English, or the benchmark's first language if it has no English."""
+    ties: Ties = "strict"
+
+
 class EvaluationSpec(Config):
-    """Metrics, class prompts and further captions of the evaluation."""
+    """Metrics, class prompts and further captions of the evaluation, and the benchmarks."""
 
     templates: Annotated[tuple[str, ...], AfterValidator(checked_templates)] = DEFAULT_TEMPLATES
     """Prompts with one `{}` for the class name; their embeddings are averaged."""
     recall_at: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 5, 10)
     translations: TranslationsSpec | None = None
+    benchmarks: dict[Annotated[str, AfterValidator(placed_name)], BenchmarkSpec] = Field(default_factory=dict)
+    """By name, or by path of your own file (see `sharelock benchmarks`)."""
     model: Uri | None = None
     """The model to score in place of this run's: a checkpoint folder, or a `.ckpt` of the official ShareLock code. The
     recipe's encoders must be those that it was trained on."""

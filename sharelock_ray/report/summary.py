@@ -6,14 +6,18 @@ from typing import Any
 from rich.table import Table
 
 from sharelock_ray.evaluation.result import (
+    AnyLabelRecord,
     ClassificationResult,
     CompositionalRecord,
     EvaluationRecord,
     MultiLabelRecord,
     RetrievalRecord,
+    Score,
     ZeroShotRecord,
     all_notes,
+    scores,
 )
+from sharelock_ray.evaluation.signatures.evidence import Signature
 from sharelock_ray.evaluation.statistics import Estimate
 from sharelock_ray.features.manifest import Manifest
 from sharelock_ray.report.table import text_table
@@ -21,6 +25,7 @@ from sharelock_ray.runs.folder import TrainingResult
 from sharelock_ray.study.trials import SHARES, Interval, Point
 
 _SHOWN_POINTS = 20
+_PICTURES: Any = {"pairs": {"__all__": {"test_thumbnail", "training_thumbnail"}}}
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,17 @@ class Summary:
     seconds: dict[str, float]
     model: str | None = None
     """The other model."""
+    signatures: tuple[Signature, ...] = ()
+
+    @property
+    def failures(self) -> list[Signature]:
+        """The signatures that are present."""
+        return [found for found in self.signatures if found.present]
+
+    @property
+    def benchmarks(self) -> list[tuple[EvaluationRecord, Score]]:
+        """Each score of each benchmark."""
+        return [(record, score) for record in self.records if record.benchmark for score in scores(record)]
 
     def rows(self) -> list[tuple[str, str]]:
         """(name, value) of each line of the table."""
@@ -61,6 +77,9 @@ class Summary:
             ]
         for record in self.records:
             lines += _record_rows(record)
+        lines += [(f"failure: {found.title}", found.statement) for found in self.failures]
+        if absent := ", ".join(dict.fromkeys(found.title for found in self.signatures if not found.present)):
+            lines.append(("no sign of", absent))
         lines += [("note", note) for note in all_notes(self.records, self.notes)]
         lines += [(f"seconds: {stage}", f"{seconds:.1f}") for stage, seconds in self.seconds.items()]
         return lines
@@ -89,6 +108,7 @@ class Summary:
             "evaluation": {
                 "records": [record.model_dump(mode="json", exclude={"examples"}) for record in self.records],
                 "notes": list(self.notes),
+                "signatures": [found.model_dump(mode="json", exclude=_PICTURES) for found in self.signatures],
             },
             "seconds": self.seconds,
         }
@@ -155,7 +175,15 @@ def interval_text(interval: Interval | None, objective: str) -> str:
     return f"{text} ({shown.format(interval.low)} to {shown.format(interval.high)})"
 
 
+def _benchmark_rows(record: EvaluationRecord) -> list[tuple[str, str]]:
+    assert record.benchmark is not None, "a record of the run's own data"
+    name = f"{record.benchmark.name} ({record.benchmark.language})"
+    return [(f"{name} {score.measure}", _accuracy(score.value, score.chance)) for score in scores(record)]
+
+
 def _record_rows(record: EvaluationRecord) -> list[tuple[str, str]]:
+    if record.benchmark is not None:
+        return _benchmark_rows(record)
     match record:
         case RetrievalRecord():
             return _retrieval_rows(record)
@@ -164,6 +192,8 @@ def _record_rows(record: EvaluationRecord) -> list[tuple[str, str]]:
         case MultiLabelRecord(result=found):
             name = f"mean average precision of {found.classes} classes"
             return [(name, _accuracy(found.mean_average_precision, found.chance))]
+        case AnyLabelRecord(result=found):
+            return [(f"{record.title} among {found.candidates} classes", _accuracy(found.top_1, found.chance))]
         case ZeroShotRecord(result=found):
             # The classes that have images are named by their number; all classes as such.
             every = "all " if found.candidate_set == "all" else ""

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from PIL import Image
 
-from sharelock_ray.alignment.prompts import DEFAULT_TEMPLATES, checked_templates, prompts_of
+from sharelock_ray.alignment.prompts import DEFAULT_TEMPLATES, checked_templates
 from sharelock_ray.encoders.language import LanguageEncoder
 from sharelock_ray.encoders.spec import EncoderSpec, LanguageSpec, VisionSpec
 from sharelock_ray.encoders.vision import VisionEncoder
@@ -16,6 +16,7 @@ from sharelock_ray.errors import RequestError
 from sharelock_ray.progress import Progress
 from sharelock_ray.runs.checkpoint import Side
 from sharelock_ray.runs.heads import TrainedHeads
+from sharelock_ray.sources.prompts import prompts_of
 
 # Prompts that are embedded at a time.
 _PROMPTS = 1024

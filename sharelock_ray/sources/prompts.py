@@ -1,6 +1,6 @@
 """Class prompts (each class name in each template) as a source of texts for language encoders."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from sharelock_ray.config import Config, content_hash
 from sharelock_ray.sources.listing import row_name, sample_key
@@ -16,8 +16,9 @@ class PromptSource(Config):
     The key ends in the zero-padded label; `caption_id` is the index of the template.
     """
 
-    prompts: tuple[tuple[str, ...], ...]
-    """T texts for each of C classes."""
+    names: tuple[str, ...]
+    templates: tuple[str, ...]
+    """Texts with `{}` for the name."""
 
     @property
     def provides(self) -> frozenset[Content]:
@@ -25,7 +26,7 @@ class PromptSource(Config):
 
     def shards(self) -> list[Shard]:
         """Runs of 100 classes."""
-        return [self._shard(index) for index in range(-(-len(self.prompts) // _CLASSES))]
+        return [self._shard(index) for index in range(-(-len(self.names) // _CLASSES))]
 
     def version(self, shard: Shard) -> str:
         """Digest of the shard's prompts."""
@@ -42,10 +43,17 @@ class PromptSource(Config):
             yield Sample(key, None, prompts)
 
     def _prompts(self, index: int) -> tuple[tuple[str, ...], ...]:
-        return self.prompts[index * _CLASSES : (index + 1) * _CLASSES]
+        # Many languages have millions of prompts, so they are made where they are read.
+        some = self.names[index * _CLASSES : (index + 1) * _CLASSES]
+        return tuple(tuple(prompts_of(name, self.templates)) for name in some)
 
     def _shard(self, index: int) -> Shard:
         prompts = self._prompts(index)
         size = sum(len(text.encode()) for of_class in prompts for text in of_class)
         name = f"classes-{index:05d}"
         return Shard(index, name, f"prompts/{name}", size, content_hash(prompts))
+
+
+def prompts_of(name: str, templates: Sequence[str]) -> list[str]:
+    """The name inserted into each template; it may contain braces."""
+    return [template.replace("{}", name) for template in templates]

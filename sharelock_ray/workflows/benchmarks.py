@@ -96,7 +96,7 @@ def _texts(benchmark: Benchmark, language: str, folder: str | None) -> Texts:
     return Texts(
         language,
         len(names),
-        sum(shared_names(names).values()),
+        sum(map(len, shared_names(names).values())),
         sharing_note(names) or "",
         digest(names),
         len(templates),

@@ -2,10 +2,9 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import model_validator
 
@@ -13,22 +12,30 @@ from sharelock_ray import storage
 from sharelock_ray.config import Config, content_hash
 from sharelock_ray.documents import Document, read_document
 from sharelock_ray.encoders.images import upright_image
+from sharelock_ray.encoders.spec import EncoderSpec
 from sharelock_ray.errors import RequestError, SharelockError
 from sharelock_ray.evaluation.result import EvaluationRecord, Example, all_notes, upgraded
-from sharelock_ray.features.featureset import FeatureSet, join, open_features
+from sharelock_ray.evaluation.signatures.evidence import DuplicatePair, Signature, TrainingDuplicates
+from sharelock_ray.evaluation.signatures.scores import of_records
+from sharelock_ray.features.featureset import FeatureSet, join
 from sharelock_ray.features.manifest import is_complete
 from sharelock_ray.progress import say
 from sharelock_ray.recipe.schema import EvaluationSpec, Recipe
 from sharelock_ray.runs.folder import model_file
 from sharelock_ray.sources.sample import CAPTIONS, Sample, Source
 from sharelock_ray.sources.subset import Subset
-from sharelock_ray.workflows.extract import extract_splits
+from sharelock_ray.workflows.extract import opened
 from sharelock_ray.workflows.inputs import Inputs, Split
 from sharelock_ray.workflows.timing import timed
+
+if TYPE_CHECKING:
+    import numpy as np
 
 EVALUATION = "evaluation.json"
 _THUMBNAIL = 128
 """Longer side in pixels."""
+_DECODED = 1 << 30
+"""Bytes of training features that are decoded for signatures, at most, if this node has not done it yet."""
 
 
 class EvaluationRequest(Config):
@@ -46,12 +53,28 @@ class EvaluationRequest(Config):
 class Evaluation(Document):
     """`evaluation.json`: the request, and a record for each task and data set."""
 
-    schema_version = 4
+    schema_version = 5
 
     request: EvaluationRequest
     records: tuple[EvaluationRecord, ...]
     notes: tuple[str, ...] = ()
     """Tasks that were skipped, and why."""
+    signatures: tuple[Signature, ...] = ()
+    """Failure signatures, present or absent, that features show. Empty in documents of version 4 and earlier."""
+
+    @property
+    def all_signatures(self) -> tuple[Signature, ...]:
+        """The stored signatures, and those that the records show."""
+        return (*self.signatures, *of_records(self.records))
+
+    def with_record(self, record: EvaluationRecord) -> "Evaluation":
+        """A copy with the record of a benchmark, in place of an earlier one of the same benchmark and language."""
+
+        def place(other: EvaluationRecord) -> object:
+            return other.benchmark and (other.benchmark.name, other.benchmark.language)
+
+        others = tuple(other for other in self.records if place(other) != place(record))
+        return self.model_copy(update={"records": (*others, record)})
 
     @model_validator(mode="before")
     @classmethod
@@ -60,12 +83,15 @@ class Evaluation(Document):
 
 
 def evaluate(recipe: Recipe, inputs: Inputs | None = None) -> Evaluation:
-    """Scores the best checkpoint, or `evaluation.model`, on the test split, or on the validation pairs without one.
+    """Scores the best checkpoint, or `evaluation.model`, on the test split, or on the validation pairs without one; and
+    on the benchmarks.
 
-    Class prompts and translations that have no features yet are extracted first.
+    What was scored before is kept, also of benchmarks that the recipe does not name now. Class prompts, translations
+    and benchmarks that have no features yet are extracted first. Benchmarks do not need the features of the split.
 
     Raises:
-        RequestError: there is no trained model, it was trained on other encoders, or the split has nothing to score.
+        RequestError: there is no trained model, it was trained on other encoders, or the split or a benchmark has
+            nothing to score.
     """
     path = storage.join(recipe.output, EVALUATION)
     if not storage.exists(model_file(_model(recipe))):
@@ -74,12 +100,37 @@ def evaluate(recipe: Recipe, inputs: Inputs | None = None) -> Evaluation:
     inputs = inputs or Inputs(recipe)
     if recipe.evaluation.model:
         _require_encoders(recipe.evaluation.model, inputs)
+    benchmarks = inputs.benchmarks  # Before anything is scored.
+    known = read_document(Evaluation, path) if storage.exists(path) else None
+    found = _of_split(recipe, inputs, known)
+    if benchmarks:
+        from sharelock_ray.workflows.benchmark_records import new_records
+
+        for record in new_records(recipe, inputs, _model(recipe), found.records):
+            found = found.with_record(record)
+            storage.write_json(path, found.content())
+    if found == known:
+        say("evaluate: already done")
+        return found
+    for signature in found.all_signatures:
+        if signature.present:
+            say(f"evaluate: {signature.title}: {signature.statement}")
+    return found
+
+
+def _of_split(recipe: Recipe, inputs: Inputs, known: Evaluation | None) -> Evaluation:
+    """Scores the split, unless that is known; records of benchmarks are those of the same model in `known`."""
+    path = storage.join(recipe.output, EVALUATION)
     split = "test" if "test" in recipe.splits else "train"
+    of_model = known if known and known.request.model == storage.sha256_of(model_file(_model(recipe))) else None
+    kept = [record for record in of_model.records if record.benchmark] if of_model else []
+    if inputs.benchmarks and not all(is_complete(inputs.uri(split, spec)) for spec in _scored(recipe, split)):
+        say(note := f"the {split} split is left out: it has no features")
+        return of_model or Evaluation(request=_request(recipe, []), records=(), notes=(note,))
     sets = _sets(inputs, split)
     translations = open_texts(inputs, inputs.translations) if inputs.translations else None
     asked = _request(recipe, [*sets.values(), *([translations] if translations else [])])
-    if storage.exists(path) and _covers((known := read_document(Evaluation, path)).request, asked):
-        say("evaluate: already done")
+    if known and _covers(known.request, asked):
         return known
     from sharelock_ray.batches.sampling import split_validation
     from sharelock_ray.evaluation.scoring import evaluate as score
@@ -100,12 +151,24 @@ def evaluate(recipe: Recipe, inputs: Inputs | None = None) -> Evaluation:
             split, pairs = "validation", split_validation(pairs, recipe.alignment.validation_fraction)[1]
         spec = recipe.evaluation
         source = inputs.splits["test" if "test" in recipe.splits else "train"].source
-        records, notes = score(
-            heads, images, pairs, split, names, prompts, spec.templates, spec.recall_at, translations
+        # What another model was trained on is not known.
+        trained_on = _training_sets(inputs) if split == "test" and not spec.model else {}
+        seen = _seen_classes(names, trained_on) if prompts else None
+        records, notes, signatures = score(
+            heads, images, pairs, split, names, prompts, spec.templates, spec.recall_at, translations, seen
         )
-        found = Evaluation(request=asked, records=tuple(_with_thumbnails(records, source)), notes=tuple(notes))
+        if duplicates := _training_duplicates(images, trained_on, inputs):
+            signatures.append(duplicates)
+        found = Evaluation(
+            request=asked,
+            records=(*_with_thumbnails(records, source), *kept),
+            notes=tuple(notes),
+            signatures=tuple(signatures),
+        )
     storage.write_json(path, found.content())
-    scored = dict.fromkeys(f"{record.title} of {record.result.images:,} images" for record in found.records)
+    scored = dict.fromkeys(
+        f"{record.title} of {record.result.images:,} images" for record in found.records if not record.benchmark
+    )
     say(f"evaluate: {', '.join(scored)} of the {split} split")
     for note in all_notes(found.records, found.notes):
         say(f"evaluate: {note}")
@@ -115,23 +178,13 @@ def evaluate(recipe: Recipe, inputs: Inputs | None = None) -> Evaluation:
 def open_texts(inputs: Inputs, texts: Split) -> FeatureSet:
     """Opens class prompts or translations of the recipe's language encoder, and extracts them first if they are
     missing."""
-    uri = inputs.uri(texts.name, inputs.recipe.language)
-    if not is_complete(uri):
-        place = texts.uris.index(uri)
-        extract_splits(inputs.recipe, [replace(texts, encoders=(texts.encoders[place],), uris=(uri,))])
-    return open_features(uri)
+    return opened(inputs, [(texts, inputs.recipe.language)])[0]
 
 
 def _with_thumbnails(records: Sequence[EvaluationRecord], source: Source) -> list[EvaluationRecord]:
     """Adds a thumbnail to each example whose image can be read. The report then needs no images."""
     keys = frozenset(example.key for record in records for example in record.examples)
-    found: dict[str, str] = {}
-    # Feature sets can be scored after their inputs are deleted.
-    with suppress(SharelockError, OSError):
-        wanted = Subset(source, keys)
-        for item in (item for shard in wanted.shards() for item in wanted.read(shard)):
-            if isinstance(item, Sample) and item.image is not None:
-                found[item.key] = _thumbnail(item.image, item.key)
+    found = _thumbnails(source, keys)
     if missing := len(keys) - len(found):
         say(f"evaluate: {missing} of {len(keys)} example images cannot be read any more: the page has no picture")
 
@@ -139,6 +192,18 @@ def _with_thumbnails(records: Sequence[EvaluationRecord], source: Source) -> lis
         return example.model_copy(update={"thumbnail": found.get(example.key)})
 
     return [record.model_copy(update={"examples": tuple(map(pictured, record.examples))}) for record in records]
+
+
+def _thumbnails(source: Source, keys: frozenset[str]) -> dict[str, str]:
+    """Thumbnails, by key, of the images of a source that can be read."""
+    found: dict[str, str] = {}
+    # Feature sets can be scored after their inputs are deleted.
+    with suppress(SharelockError, OSError):
+        wanted = Subset(source, keys)
+        for item in (item for shard in wanted.shards() for item in wanted.read(shard)):
+            if isinstance(item, Sample) and item.image is not None:
+                found[item.key] = _thumbnail(item.image, item.key)
+    return found
 
 
 def _thumbnail(data: bytes, key: str) -> str:
@@ -149,13 +214,56 @@ def _thumbnail(data: bytes, key: str) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
+def _training_sets(inputs: Inputs) -> dict[str, FeatureSet]:
+    """Opens the training sets, by modality, that are there and that this node can map without decoding gigabytes."""
+    sets: dict[str, FeatureSet] = {}
+    for encoder in (inputs.recipe.vision, inputs.recipe.language):
+        with suppress(SharelockError, OSError):
+            found = inputs.open("train", encoder)
+            # Of a language set, only the texts are needed.
+            if encoder.modality == "language" or found.unmade_nbytes <= _DECODED:
+                sets[encoder.modality] = found
+    return sets
+
+
+def _seen_classes(names: Sequence[str] | None, training: Mapping[str, FeatureSet]) -> "np.ndarray | None":
+    """(C,) bool: the classes that training captions name; None if the captions are gone."""
+    from sharelock_ray.evaluation.signatures.classes import named_in
+
+    with suppress(SharelockError, OSError):
+        if names and "language" in training:
+            return named_in(names, training["language"].table["text"])
+    return None
+
+
+def _training_duplicates(
+    images: FeatureSet, training: Mapping[str, FeatureSet], inputs: Inputs
+) -> TrainingDuplicates | None:
+    """Looks for test images in the training set, with thumbnails of those found; None if its features are gone."""
+    from sharelock_ray.evaluation.signatures.duplicates import training_duplicates
+
+    with suppress(SharelockError, OSError):
+        found = training_duplicates(images, training["vision"]) if "vision" in training else None
+        if found is None or not found.present:
+            return found
+        tests = _thumbnails(inputs.splits["test"].source, frozenset(pair.test for pair in found.pairs))
+        others = _thumbnails(inputs.splits["train"].source, frozenset(pair.training for pair in found.pairs))
+
+        def pictured(pair: DuplicatePair) -> DuplicatePair:
+            thumbnails = {"test_thumbnail": tests.get(pair.test), "training_thumbnail": others.get(pair.training)}
+            return pair.model_copy(update=thumbnails)
+
+        return found.model_copy(update={"pairs": tuple(map(pictured, found.pairs))})
+    return None
+
+
 def _sets(inputs: Inputs, split: str) -> dict[str, FeatureSet]:
     """Opens the feature sets of the evaluated split, by modality; captions only if its source provides them."""
-    recipe = inputs.recipe
-    sets = {"vision": inputs.open(split, recipe.vision)}
-    if CAPTIONS in recipe.splits[split].provides:
-        sets["language"] = inputs.open(split, recipe.language)
-    return sets
+    return {spec.modality: inputs.open(split, spec) for spec in _scored(inputs.recipe, split)}
+
+
+def _scored(recipe: Recipe, split: str) -> list[EncoderSpec]:
+    return [recipe.vision, *([recipe.language] if CAPTIONS in recipe.splits[split].provides else [])]
 
 
 def _model(recipe: Recipe) -> str:
@@ -175,7 +283,8 @@ def _request(recipe: Recipe, sets: Sequence[FeatureSet]) -> EvaluationRequest:
     return EvaluationRequest(
         model=storage.sha256_of(model_file(_model(recipe))),
         features=tuple(s.manifest.digest for s in sets),
-        evaluation=recipe.evaluation,
+        # Their records have their own requests.
+        evaluation=recipe.evaluation.model_copy(update={"benchmarks": {}}),
         classes=content_hash(recipe.class_names()),
     )
 

@@ -1,23 +1,26 @@
 """Inputs of a command, resolved once: encoders, hashes of weights, listings, and URIs of feature sets."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import PurePath
 
 from sharelock_ray import storage
-from sharelock_ray.alignment.prompts import prompts_of
 from sharelock_ray.config import content_hash
 from sharelock_ray.demo.shapes import write_shapes
 from sharelock_ray.encoders.resolved import ResolvedEncoder, resolve
 from sharelock_ray.encoders.spec import EncoderSpec, Modality
 from sharelock_ray.errors import RequestError, SharelockError
+from sharelock_ray.evaluation.benchmark import Benchmark, BenchmarkImages, read_benchmark
+from sharelock_ray.evaluation.texts import texts_of
 from sharelock_ray.features.featureset import FeatureSet, open_features
 from sharelock_ray.features.manifest import inputs_with_rejects, is_complete
 from sharelock_ray.features.schema import feature_set_uri
 from sharelock_ray.progress import say
 from sharelock_ray.recipe.load import write_recipe
-from sharelock_ray.recipe.schema import Recipe
+from sharelock_ray.recipe.schema import DATASET, BenchmarkSpec, Recipe
 from sharelock_ray.sources.listed import Listed
 from sharelock_ray.sources.prompts import PromptSource
 from sharelock_ray.sources.sample import CAPTIONS, IMAGES, Content, Source
@@ -26,6 +29,9 @@ from sharelock_ray.sources.translations import TranslationSource
 from sharelock_ray.workflows.timing import timed
 
 _AnySource = SourceSpec | PromptSource | TranslationSource
+_WRONG_NAME = {True: "that of another benchmark of the recipe", False: "no valid name of a folder"}
+TEXTS = "texts"
+"""The data set of the texts of benchmarks, which may share them."""
 _WANTS: dict[Modality, Content] = {"vision": IMAGES, "language": CAPTIONS}
 """Content that an encoder needs from a source."""
 
@@ -34,7 +40,10 @@ _WANTS: dict[Modality, Content] = {"vision": IMAGES, "language": CAPTIONS}
 class Split:
     """A named split: its source, and the encoders that the source can feed."""
 
+    dataset: str
     name: str
+    title: str
+    """Its name for users: `name` where the data set is the recipe's."""
     source: Listed
     encoders: tuple[ResolvedEncoder, ...]
     uris: tuple[str, ...]
@@ -43,6 +52,22 @@ class Split:
     def open(self) -> list[FeatureSet]:
         """Opens the feature sets; RequestError if one is incomplete."""
         return [open_features(uri) for uri in self.uris]
+
+
+@dataclass(frozen=True)
+class BenchmarkInputs:
+    """A benchmark: its images, and its texts by language.
+
+    Args:
+        name: that of its records, and of its folder of feature sets.
+        texts: the split of the images itself if its source has the captions.
+    """
+
+    name: str
+    spec: BenchmarkSpec
+    benchmark: Benchmark
+    images: Split
+    texts: dict[str, Split]
 
 
 class Inputs:
@@ -65,11 +90,10 @@ class Inputs:
             self._encoders[spec] = resolve(spec)
         return self._encoders[spec]
 
-    def uri(self, split: str, spec: EncoderSpec) -> str:
-        """URI of the feature set of one encoder over one split."""
-        encoder = self.encoder(spec)
-        recipe = self.recipe
-        return feature_set_uri(recipe.features_folder, recipe.data.dataset, split, encoder.modality, encoder.folder)
+    def uri(self, split: str, spec: EncoderSpec, dataset: str | None = None) -> str:
+        """URI of the feature set of one encoder over one split, by default of the recipe's data set."""
+        encoder, dataset = self.encoder(spec), dataset or self.recipe.data.dataset
+        return feature_set_uri(self.recipe.features_folder, dataset, split, encoder.modality, encoder.folder)
 
     def open(self, split: str, spec: EncoderSpec) -> FeatureSet:
         """Opens the feature set of one encoder over one split.
@@ -102,7 +126,7 @@ class Inputs:
         if not names or IMAGES not in recipe.splits["test"].provides:
             return None
         templates = recipe.evaluation.templates
-        source = PromptSource(prompts=tuple(tuple(prompts_of(name, templates)) for name in names))
+        source = PromptSource(names=tuple(names), templates=templates)
         return self._split(f"prompts-{content_hash(names, templates)}", source)
 
     @cached_property
@@ -119,33 +143,74 @@ class Inputs:
         source = TranslationSource.of_table(spec.table, spec.languages)
         return self._split(f"translations-{content_hash(source)}", source)
 
+    @cached_property
+    def benchmarks(self) -> list[BenchmarkInputs]:
+        """The benchmarks of the recipe.
+
+        Raises:
+            RequestError: names, templates, captions or examples of one cannot be read, or two have the same name.
+        """
+        splits: dict[tuple[str, str], Split] = {}
+
+        def once(dataset: str, name: str, title: str, source: Source) -> Split:
+            """The split, which benchmarks share that have the same images or texts."""
+            if (dataset, name) not in splits:
+                splits[dataset, name] = self._fed(dataset, name, title, Listed(source))
+            return splits[dataset, name]
+
+        found: dict[str, BenchmarkInputs] = {}
+        folders: dict[str, str] = {}
+        for place, spec in self.recipe.evaluation.benchmarks.items():
+            benchmark, name = read_benchmark(place), PurePath(place).stem if "/" in place else place
+            if name in found or not re.fullmatch(DATASET, name):
+                raise RequestError(f"{place}: name the file otherwise: {name!r} is {_WRONG_NAME[name in found]}")
+            dataset = benchmark.images_of or name
+            if folders.setdefault(dataset, spec.folder) != spec.folder:
+                raise RequestError(f"{name} has the images of another benchmark, {dataset}: give both the same folder")
+            images = once(dataset, "test", f"{dataset} test", BenchmarkImages(benchmark, spec.folder))
+            languages = benchmark.chosen(spec.languages)
+            texts = {
+                language: images if source is None else once(TEXTS, split, f"{name} {language} texts", source)
+                for language, split, source in texts_of(benchmark, languages, spec.folder)
+            }
+            found[name] = BenchmarkInputs(name, spec, benchmark, images, texts)
+        return list(found.values())
+
     @property
     def all_splits(self) -> list[Split]:
-        """The splits of the data, the prompts, and the translations."""
-        return [*self.splits.values(), *(split for split in (self.prompts, self.translations) if split)]
+        """The splits of the data, the prompts, the translations, and the images and texts of benchmarks."""
+        texts = [split for split in (self.prompts, self.translations) if split]
+        return [*self.splits.values(), *texts, *_splits_of(self.benchmarks)]
 
     @property
     def known_splits(self) -> list[Split]:
-        """As `all_splits`, but without texts that are not embedded yet, such as those of another evaluation."""
-        texts: list[Split | None] = []
+        """As `all_splits`, but without texts and benchmarks that are not embedded yet, such as those of another
+        evaluation."""
+        others: list[Split] = []
         # Feature sets may outlive the files of class names and translations.
         with suppress(RequestError):
-            texts.append(self.prompts)
+            others += [self.prompts] if self.prompts else []
         with suppress(RequestError):
-            texts.append(self.translations)
-        made = [split for split in texts if split and all(is_complete(uri) for uri in split.uris)]
-        return [*self.splits.values(), *made]
+            others += [self.translations] if self.translations else []
+        with suppress(RequestError):
+            others += _splits_of(self.benchmarks)
+        return [*self.splits.values(), *(split for split in others if all(map(is_complete, split.uris)))]
 
     def _split(self, name: str, source: "_AnySource") -> Split:
         if source not in self._sources:
             self._sources[source] = Listed(source)
+        return self._fed(self.recipe.data.dataset, name, name, self._sources[source])
+
+    def _fed(self, dataset: str, name: str, title: str, source: Listed) -> Split:
         fed = [spec for spec in self.recipe.encoders if _feeds(source, spec)]
-        return Split(
-            name,
-            self._sources[source],
-            tuple(self.encoder(spec) for spec in fed),
-            tuple(self.uri(name, spec) for spec in fed),
-        )
+        uris = tuple(self.uri(name, spec, dataset) for spec in fed)
+        return Split(dataset, name, title, source, tuple(map(self.encoder, fed)), uris)
+
+
+def _splits_of(benchmarks: Sequence[BenchmarkInputs]) -> list[Split]:
+    """Each split of the benchmarks once."""
+    splits = [split for each in benchmarks for split in (each.images, *each.texts.values())]
+    return list({(split.dataset, split.name): split for split in splits}.values())
 
 
 def _feeds(source: Source, spec: EncoderSpec) -> bool:
@@ -175,7 +240,7 @@ def check_inputs(splits: Sequence[Split]) -> None:
             require_captions(split.source.source, shards)
         if not split.encoders:
             provides = ", ".join(sorted(split.source.provides))
-            raise RequestError(f"the {split.name} split provides {provides}, which no encoder of the recipe takes")
+            raise RequestError(f"the {split.title} split provides {provides}, which no encoder of the recipe takes")
 
 
 def refuse_other_inputs(source: Source, sets: Sequence[FeatureSet]) -> None:

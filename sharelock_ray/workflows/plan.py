@@ -208,7 +208,7 @@ def _split(
     shards = split.source.shards()
     probe, inputs, seen_bytes, read_seconds = _probe(split.source, shards, samples)
     if not probe.samples:
-        raise RequestError(f"the first shards of {split.name} have no readable sample: see `sharelock rejects`")
+        raise RequestError(f"the first shards of {split.title} have no readable sample: see `sharelock rejects`")
     total_bytes = sum(shard.bytes for shard in shards)
     total = round(inputs * total_bytes / seen_bytes)
     started = time.perf_counter()
@@ -224,12 +224,14 @@ def _split(
     read, encode = total * read_each, total * sum(each.seconds_per_sample for each in plans)
     seconds, cores = _wall_seconds(options, len(shards), read, encode, free)
     if cores and free is None:
-        say(f"plan: {split.name} takes this long if {cores:,.1f} cores are free for reading, and longer with fewer")
+        say(f"plan: {split.title} takes this long if {cores:,.1f} cores are free for reading, and longer with fewer")
     elif cores and free is not None and cores > min(free, len(shards)):
-        say(f"plan: {split.name} is limited by reading: it needs {cores:,.1f} cores and has {min(free, len(shards)):g}")
+        say(
+            f"plan: {split.title} is limited by reading: it needs {cores:,.1f} cores and has {min(free, len(shards)):g}"
+        )
     unit_hours = seconds * actors / 3600
     return SplitPlan(
-        split=split.name,
+        split=split.title,
         samples=total,
         probed=probe.size,
         input_bytes=total_bytes,

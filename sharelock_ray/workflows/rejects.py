@@ -96,7 +96,7 @@ def retry(recipe: Recipe) -> list[Retry]:
                 _refuse_inputs_elsewhere(shards, [sets[place] for place in chosen])
                 job = ExtractionJob(
                     storage.join(folder, _version(shards)),
-                    recipe.data.dataset,
+                    split.dataset,
                     split.name,
                     split.source,
                     tuple(split.encoders[place] for place in chosen),
@@ -107,7 +107,7 @@ def retry(recipe: Recipe) -> list[Retry]:
                     recovered = replace_parts(known.uri, retried).manifest.rows - known.manifest.rows
                     found.append(Retry(known.uri, len(known.rejected_keys), recovered))
                     say(
-                        f"rejects of {split.name} {known.manifest.modality}: "
+                        f"rejects of {split.title} {known.manifest.modality}: "
                         f"{recovered} rows from {found[-1].tried} inputs"
                     )
     storage.remove(folder)

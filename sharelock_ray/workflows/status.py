@@ -32,7 +32,7 @@ def _extractions(recipe: Recipe) -> Iterator[StageStatus]:
     for split in Inputs(recipe).known_splits:
         for encoder, uri in zip(split.encoders, split.uris, strict=True):
             state = state_of(uri)
-            yield StageStatus(f"extract {split.name} {encoder.modality} {encoder.name}", *_extraction(state))
+            yield StageStatus(f"extract {split.title} {encoder.modality} {encoder.name}", *_extraction(state))
 
 
 def _extraction(state: SetState) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """Benchmarks as data: the shipped ones are sound, a user's own needs no code, and each mistake is one line."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,16 @@ from sharelock_ray.errors import RequestError
 from sharelock_ray.evaluation.benchmark import (
     SHIPPED,
     Benchmark,
+    BenchmarkImages,
+    Classes,
     check_labels,
     read_benchmark,
     shipped,
 )
 from sharelock_ray.evaluation.names import FOLDER, digest
 from sharelock_ray.sources.folders import ClassFolderSource
-from sharelock_ray.sources.sample import Sample
+from sharelock_ray.sources.listed import Listed
+from sharelock_ray.sources.sample import Sample, Source
 from sharelock_ray.sources.webdataset import WebDatasetSource
 
 FOLDERS = {"format": "class_folders", "path": "folder://"}
@@ -45,6 +49,11 @@ def with_images(folder: Path, *names: str) -> str:
         (folder / name).mkdir(parents=True)
         (folder / name / "1.jpg").write_bytes(support.jpeg())
     return str(folder)
+
+
+def labels_of(classes: Classes, source: Source) -> dict[int, int]:
+    folders = [shard.name for shard in source.shards()] if isinstance(source, ClassFolderSource) else None
+    return classes.of_labels(folders, "here")
 
 
 class TestShipped:
@@ -200,7 +209,7 @@ class TestImages:
         cifar = read_benchmark("cifar10")
         source, classes = cifar.source(str(tmp_path)), cifar.classes_in(folder=str(tmp_path))
         labels = [sample.label for sample in support.read_source(source) if isinstance(sample, Sample)]
-        assert [classes.names[classes.of_labels(source)[label]] for label in labels] == ["class 9", "class 0"]
+        assert [classes.names[labels_of(classes, source)[label]] for label in labels] == ["class 9", "class 0"]
         (tmp_path / "classnames.txt").write_text("cat\ndog\n")
         with pytest.raises(RequestError, match="CIFAR-10 has 2 class names for 10 classes"):
             cifar.classes_in(folder=str(tmp_path))
@@ -256,12 +265,12 @@ class TestLabels:
     def test_of_folders_go_by_name_also_if_some_are_absent(self, tmp_path: Path) -> None:
         source = ClassFolderSource(path=with_images(tmp_path, "n3", "n1"))
         found = benchmark(classes=["cat", "dog", "cow"], folders=["n1", "n2", "n3"]).classes_in()
-        assert found.of_labels(source) == {0: 0, 1: 2}
+        assert labels_of(found, source) == {0: 0, 1: 2}
 
     def test_of_folders_outside_the_mask_are_left_out(self, tmp_path: Path) -> None:
         source = ClassFolderSource(path=with_images(tmp_path, "n1", "n2", "n3"))
         found = benchmark(classes=["cat", "dog", "cow"], folders=["n1", "n2", "n3"], mask=["n2", "n3"]).classes_in()
-        assert found.of_labels(source) == {1: 0, 2: 1}
+        assert labels_of(found, source) == {1: 0, 2: 1}
 
     def test_of_an_unknown_folder_are_one_line(self, tmp_path: Path) -> None:
         source = ClassFolderSource(path=with_images(tmp_path, "n1", "n7"))
@@ -269,25 +278,25 @@ class TestLabels:
         with pytest.raises(
             RequestError, match="holds the folder 'n7', which is no class: the class folders are n1, n2"
         ):
-            found.of_labels(source)
+            labels_of(found, source)
 
     def test_of_numbered_folders_go_by_number(self, tmp_path: Path) -> None:
         source = ClassFolderSource(path=with_images(tmp_path, *map(str, range(12))))
         found = benchmark(classes=[f"class {i}" for i in range(12)]).classes_in()
         # Sorted as text: 0, 1, 10, 11, 2, …
-        assert [found.of_labels(source)[label] for label in range(12)] == [0, 1, 10, 11, *range(2, 10)]
+        assert [labels_of(found, source)[label] for label in range(12)] == [0, 1, 10, 11, *range(2, 10)]
 
     def test_of_more_or_fewer_folders_than_names_are_one_line(self, tmp_path: Path) -> None:
         source = ClassFolderSource(path=with_images(tmp_path, "cat", "cow", "dog"))
         with pytest.raises(RequestError, match="holds 3 class folders for 2 class names"):
-            benchmark().classes_in().of_labels(source)
+            labels_of(benchmark().classes_in(), source)
 
     def test_without_a_name_are_left_out(self, tmp_path: Path) -> None:
         found = benchmark(folders=["n0", "n1", "n2", "n3"], labels=[3, 1]).classes_in()
         tars = WebDatasetSource(urls=str(tmp_path / "*.tar"))
-        assert found.of_labels(tars) == {3: 0, 1: 1}
+        assert labels_of(found, tars) == {3: 0, 1: 1}
         source = ClassFolderSource(path=with_images(tmp_path, "n1", "n2", "n3"))
-        assert found.of_labels(source) == {0: 1, 2: 0}
+        assert labels_of(found, source) == {0: 1, 2: 0}
 
     def test_outside_the_classes_are_one_line(self) -> None:
         check_labels(np.array([0, 1, 1]), 2, "Pets")
@@ -345,3 +354,38 @@ def test_examples_of_a_shipped_compositional_benchmark_are_read_from_its_folder(
 def _paths(source: Any) -> list[str]:
     urls = getattr(source, "urls", None) or source.path
     return [urls] if isinstance(urls, str) else list(urls)
+
+
+class TestImagesOfARun:
+    def test_provide_what_the_task_needs(self) -> None:
+        captioned = Benchmark(title="x", task="retrieval", images=benchmark().images, metrics={"text_to_image": None})
+        assert set(BenchmarkImages(benchmark(), "nowhere").provides) == {"images", "labels"}
+        assert set(BenchmarkImages(captioned, "nowhere").provides) == {"images", "captions"}
+        elsewhere = captioned.model_copy(update={"translations": "folder://captions.parquet"})
+        assert set(BenchmarkImages(elsewhere, "nowhere").provides) == {"images", "labels"}
+
+    def test_are_looked_for_when_they_are_listed_also_by_a_worker(self, tmp_path: Path) -> None:
+        images = BenchmarkImages(benchmark(), str(tmp_path))
+        with pytest.raises(RequestError, match="there are no images of Pets"):
+            images.shards()
+        with_images(tmp_path, "cat", "dog")
+        sent = pickle.loads(pickle.dumps(Listed(images)))
+        found = [item for shard in images.shards() for item in sent.read(shard)]
+        assert [(item.key, item.label) for item in found] == [("cat/1.jpg", 0), ("dog/1.jpg", 1)]
+        assert all(images.version(shard) == shard.version for shard in images.shards())
+
+    def test_shipped_benchmarks_that_share_them_are_looked_for_in_the_same_places(self) -> None:
+        for name in shipped():
+            found = read_benchmark(name)
+            if found.images_of:
+                # ReaL goes by file names, which tars do not keep.
+                assert set(found.images) <= {*read_benchmark(found.images_of).images}
+
+
+def test_languages_are_english_by_default_or_the_first() -> None:
+    assert read_benchmark("multi30k").chosen(()) == ("en",)
+    assert read_benchmark("coco-cn").chosen(()) == ("zh",)
+    assert len(read_benchmark("babel-imagenet").chosen("all")) == 90
+    assert read_benchmark("multi30k").chosen(["de", "cs"]) == ("de", "cs")
+    with pytest.raises(RequestError, match="did you mean `de`"):
+        read_benchmark("multi30k").chosen(["deu"])

@@ -161,7 +161,9 @@ class TestNames:
 
     def test_shared_ones_are_allowed_counted_and_warned_of(self) -> None:
         names = checked_names(["crane", "cat", "crane", "maillot", "maillot"], "birds", 5)
-        assert shared_names(names) == {"crane": 2, "maillot": 2}
-        assert sharing_note(names) == "4 of 5 classes share their name with another: crane (2), maillot (2)"
+        assert shared_names(names) == {"crane": [0, 2], "maillot": [3, 4]}
+        assert sharing_note(names) == (
+            "4 of 5 classes share their name, and any of these is right: crane (0, 2), maillot (3, 4)"
+        )
         assert sharing_note(["cat", "dog"]) is None
         assert "and 2 more" in str(sharing_note([f"{i % 5}" for i in range(10)]))

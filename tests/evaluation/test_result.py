@@ -117,7 +117,7 @@ def test_every_task_is_stored_and_opens_as_it_was() -> None:
 
 def test_what_is_stored_opens_as_it_was() -> None:
     found = Evaluation.model_validate(stored())
-    assert found.content()["schema_version"] == 4
+    assert found.content()["schema_version"] == 5
     assert Evaluation.model_validate(found.content()) == found
 
 
@@ -128,3 +128,16 @@ def test_another_form_is_left_for_validation_to_refuse(damaged: Any) -> None:
     assert upgraded(damaged) == damaged
     with pytest.raises(ValidationError):
         Evaluation.model_validate(damaged)
+
+
+def test_signatures_of_earlier_versions_follow_from_their_records() -> None:
+    found = Evaluation.model_validate(stored())
+    (own,) = [record for record in found.records if record.task == "retrieval"]
+    scores = {10: {"value": 0.5, "low": 0.4, "high": 0.6}}, {10: {"value": 0.01, "low": 0.0, "high": 0.02}}
+    english, hindi = (
+        own.model_dump() | {"language": name, "result": own.result.model_dump() | {"images": 500, "text_to_image": of}}
+        for name, of in zip(("en", "hi"), scores, strict=True)
+    )
+    old = {"schema_version": 4, "request": found.request, "records": (english, hindi)}
+    (signature,) = Evaluation.model_validate(old).all_signatures
+    assert (signature.name, signature.present) == ("multilingual_collapse", True)

@@ -18,6 +18,7 @@ from sharelock_ray.evaluation.scoring import (
     evaluate,
     zero_shot_accuracy,
 )
+from sharelock_ray.evaluation.signatures.scores import of_records
 from sharelock_ray.features.featureset import FeatureSet, Pairs, join, open_features
 from sharelock_ray.sources.sample import Reject
 
@@ -76,7 +77,7 @@ class Found:
 def evaluated(pairs: Pairs, names: list[str] | None = NAMES, split: str = "test") -> tuple[Found, Model]:
     model = Model()
     prompts = prompts_of(Path(pairs.vision.uri).parent, names) if names else None
-    records, notes = evaluate(model, pairs.vision, pairs, split, names, prompts, ("a {}.",), (1,))
+    records, notes, _ = evaluate(model, pairs.vision, pairs, split, names, prompts, ("a {}.",), (1,))
     for record in records:
         assert (record.dataset, record.split, record.model_step) == (pairs.vision.manifest.dataset, split, 7)
         assert type(record).model_validate_json(record.model_dump_json()) == record
@@ -156,7 +157,7 @@ def test_one_name_for_two_classes_is_noted_and_counts_for_both(tmp_path: Path) -
     (record,) = found.zero_shot
     assert record.result.mean_per_class == 1
     assert record.result.per_class["circle (label 3)"] == 1
-    assert record.notes[-1] == "one name for several classes, any of which counts as right: circle (labels 0, 3)"
+    assert record.notes[-1] == "2 of 4 classes share their name, and any of these is right: circle (0, 3)"
     # A trial of a study is scored by the same rule.
     prompts = prompts_of(tmp_path, [*NAMES, "circle"])
     assert zero_shot_accuracy(Model(), Classes(pairs.vision, prompts, [*NAMES, "circle"])) == 1
@@ -165,7 +166,7 @@ def test_one_name_for_two_classes_is_noted_and_counts_for_both(tmp_path: Path) -
 def test_many_double_names_are_counted(tmp_path: Path) -> None:
     names = [*NAMES, *(f"name {i // 2}" for i in range(16))]
     found, _ = evaluated(pairs_of(tmp_path, [0, 1], []), names)
-    assert found.zero_shot[0].notes[-1].endswith("name 4 (labels 11, 12) and 3 more")
+    assert found.zero_shot[0].notes[-1].endswith("name 2 (7, 8) and 5 more")
 
 
 def test_a_trial_is_scored_among_the_classes_that_have_images(tmp_path: Path) -> None:
@@ -201,7 +202,7 @@ def test_a_prompt_that_could_not_be_encoded_is_one_line(tmp_path: Path) -> None:
     chunk = support.encoded("language", ["classes-00000/000000000"], dim=WIDTH, rejects=lost)
     spec = LanguageSpec(name="signal", model="none")
     prompts = open_features(support.write_parts(str(tmp_path / "prompts"), spec, [[chunk]]))
-    with pytest.raises(RunError, match="a prompt could not be encoded: classes-00000/000000001: caption 0"):
+    with pytest.raises(RunError, match="a text could not be encoded: classes-00000/000000001: caption 0"):
         class_prototypes(Model(), prompts, np.arange(2))
 
 
@@ -218,7 +219,7 @@ class TestTranslations:
         model, images = Model(), pairs.vision
         axes = {"de/00000/0000": 0, "de/00000/0001": 1, "fr/00000/0002": 2, "fr/00000/0001": 1, "fr/elsewhere": 3}
         translations = translations_of(tmp_path, axes)
-        records, _ = evaluate(model, images, pairs, "test", None, None, (), (1, 2), translations)
+        records, _, _ = evaluate(model, images, pairs, "test", None, None, (), (1, 2), translations)
         own, german, french = records
         assert (own.language, own.result.images) == (None, 1)
         assert (german.language, german.result.images, german.result.texts) == ("de", 2, 2)
@@ -234,3 +235,59 @@ class TestTranslations:
         translations = translations_of(tmp_path, {"de/elsewhere": 0})
         with pytest.raises(RequestError, match="no caption of the translations belongs to an image"):
             evaluate(Model(), pairs.vision, pairs, "test", None, None, (), (1,), translations)
+
+
+class TestSignatures:
+    def found(self, pairs: Pairs, names: list[str], axes: list[int] | None = None, **more: object) -> dict:
+        prompts = prompts_of(Path(pairs.vision.uri).parent, names, axes)
+        found = evaluate(Model(), pairs.vision, pairs, "test", names, prompts, ("a {}.",), (1, 2), **more)[2]
+        return {signature.name: signature for signature in found}
+
+    def test_names_in_a_wrong_order(self, tmp_path: Path) -> None:
+        pairs = pairs_of(tmp_path, [0, 1, 2] * 8, [])
+        assert self.found(pairs, NAMES, [1, 2, 0])["wrong_class_order"].present
+        assert not self.found(pairs, NAMES)["wrong_class_order"].present
+
+    def test_seen_classes_are_compared_with_others_where_training_is_known(self, tmp_path: Path) -> None:
+        names = [f"class {i}" for i in range(12)]
+        keys = [f"00000/{i:04d}" for i in range(24)]
+        labels = [i % 12 for i in range(24)]
+        image = np.eye(WIDTH, dtype=np.float32)[labels]
+        # All images of the unseen classes are alike.
+        image[np.array(labels) >= 6] = np.eye(WIDTH)[-1]
+        spec = VisionSpec(name="signal", model="none", stored_dtype="float32")
+        chunk = support.encoded("vision", keys, embeddings=image, columns={"key": keys, "label": labels})
+        vision = open_features(support.write_parts(str(tmp_path / "vision"), spec, [[chunk]]))
+        prompts = prompts_of(tmp_path, names, list(range(12)))
+        scored = (Model(), vision, None, "test", names, prompts, ("a {}.",), (1,))
+        (found,) = [f for f in evaluate(*scored, seen=np.arange(12) < 6)[2] if f.name == "memorised_classes"]
+        assert found.present
+        assert "memorised_classes" not in {found.name for found in evaluate(*scored)[2]}
+
+    def test_embeddings_are_measured_with_captions_or_else_class_prompts(self, tmp_path: Path) -> None:
+        labels: list[int | None] = [0, 1, 2] * 8
+        captioned = pairs_of(tmp_path / "captioned", labels, list(range(24)))
+        assert self.found(captioned, NAMES)["collapsed_embeddings"].texts == "captions"
+        # Three class prompts are too few.
+        assert "collapsed_embeddings" not in self.found(pairs_of(tmp_path / "labelled", labels, []), NAMES)
+
+    def test_captions_of_one_text_are_one(self, tmp_path: Path) -> None:
+        pairs = pairs_of(tmp_path, [0, 1, 2] * 8, [])
+        keys = pairs.vision.keys.tolist()
+        columns = {"key": keys, "caption_id": [0] * 24, "text": [f"text {i % 3}" for i in range(24)]}
+        chunk = support.encoded("language", keys, dim=WIDTH, columns=columns)
+        spec = LanguageSpec(name="signal", model="none", stored_dtype="float32")
+        language = open_features(support.write_parts(str(tmp_path / "other"), spec, [[chunk]]))
+        assert "collapsed_embeddings" not in self.found(join(pairs.vision, language), NAMES)
+
+    def test_languages_at_chance(self, tmp_path: Path) -> None:
+        keys = [f"00000/{i:04d}" for i in range(WIDTH)]
+        spec = VisionSpec(name="signal", model="none", stored_dtype="float32")
+        chunk = support.encoded("vision", keys, embeddings=np.eye(WIDTH, dtype=np.float32))
+        vision = open_features(support.write_parts(str(tmp_path / "vision"), spec, [[chunk]]))
+        axes = {f"en/{key}": i for i, key in enumerate(keys)} | {f"hi/{key}": 3 for key in keys}
+        translations = translations_of(tmp_path, axes)
+        scored = Model(), vision, None, "test", NAMES, prompts_of(tmp_path, NAMES), ("a {}.",), (1,)
+        (found,) = of_records(evaluate(*scored, translations)[0])
+        assert found.present
+        assert found.languages["hi"].at_chance

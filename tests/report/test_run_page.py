@@ -20,6 +20,18 @@ from sharelock_ray.evaluation.result import (
     RetrievalRecord,
     ZeroShotRecord,
 )
+from sharelock_ray.evaluation.signatures.evidence import (
+    CollapsedEmbeddings,
+    DuplicatePair,
+    Hubs,
+    LanguageScore,
+    MultilingualCollapse,
+    Signature,
+    Spread,
+    TrainingDuplicates,
+    WrongClassOrder,
+)
+from sharelock_ray.evaluation.statistics import Estimate
 from sharelock_ray.evaluation.tasks.compositional import compositional
 from sharelock_ray.evaluation.tasks.multi_label import multi_label
 from sharelock_ray.evaluation.tasks.neighbours import neighbours
@@ -207,3 +219,89 @@ def test_an_example_without_a_picture_is_shown_by_its_texts(summary: Summary) ->
     page = Page(rendered(replace(summary, records=(first.model_copy(update={"examples": tuple(bare)}),))))
     assert "img" not in {tag for tag, _ in page.tags}
     assert f"true: {CLASSES[1]}" in page.text
+
+
+LOW, HIGH = Estimate(value=0.02, low=0.01, high=0.03), Estimate(value=0.6, low=0.5, high=0.7)
+FAILURES: tuple[Signature, ...] = (
+    WrongClassOrder(
+        present=True,
+        statement=f"With other names ({HOSTILE} for a), 60 %.",
+        images=100,
+        accuracy=LOW,
+        permuted=HIGH,
+        moved=1,
+        examples={"red circle": HOSTILE},
+    ),
+    MultilingualCollapse(
+        present=True,
+        statement="1 of 1 languages are at chance.",
+        dataset="d",
+        measure="recall@10 from text to image",
+        english=LanguageScore(images=500, value=HIGH, chance=0.02, at_chance=False),
+        languages={HOSTILE: LanguageScore(images=500, value=LOW, chance=0.02, at_chance=True)},
+    ),
+    CollapsedEmbeddings(
+        present=True,
+        statement="Images are nearly equal.",
+        image=Spread(rows=50, dim=16, effective_rank=1.25, uniformity=-0.125),
+        text=Spread(rows=60, dim=16, effective_rank=9.5, uniformity=-3.5),
+        texts="captions",
+        modality_gap=0.75,
+        image_hubs=Hubs(queries=60, k=10, skewness=4.5, largest=0.9),
+        text_hubs=Hubs(queries=50, k=10, skewness=0.5, largest=0.3),
+        faults=("images are nearly equal",),
+    ),
+    TrainingDuplicates(
+        present=True,
+        statement="2 of 9 test images are near duplicates.",
+        found=2,
+        compared=(9, 9),
+        of=(9, 9),
+        threshold=0.97,
+        pairs=(
+            DuplicatePair(
+                test="a", training=HOSTILE, cosine=0.98765, test_thumbnail=PICTURE, training_thumbnail=PICTURE
+            ),
+            DuplicatePair(test="b", training="c", cosine=0.97, test_thumbnail=PICTURE),
+        ),
+    ),
+)
+
+
+class TestFailures:
+    def test_that_are_present_are_shown_with_their_evidence(self, summary: Summary) -> None:
+        shown = replace(summary, signatures=FAILURES)
+        content = rendered(shown)
+        page = Page(content)
+        assert "<script" not in content
+        for found in FAILURES:
+            assert found.title.capitalize() in page.text
+            assert found.statement in page.text
+            assert (f"failure: {found.title}", found.statement) in shown.rows()
+        for evidence in ("1.2 of 16", "-3.50", "90 % of queries", "0.75", "at chance", "cosine 0.9877", "test: b"):
+            assert evidence in page.text
+        pictures = [a for tag, a in page.tags if tag == "img" and a["alt"] in ("test image", "training image")]
+        assert len(pictures) == 3
+        assert not any(name == "no sign of" for name, _ in shown.rows())
+
+    def test_that_are_absent_take_one_line(self, summary: Summary) -> None:
+        absent = tuple(found.model_copy(update={"present": False}) for found in FAILURES)
+        shown = replace(summary, signatures=absent)
+        lines = [value for name, value in shown.rows() if name == "no sign of"]
+        assert lines == [", ".join(found.title for found in FAILURES)]
+        text = Page(rendered(shown)).text
+        assert "Failure signatures" not in text
+        assert lines[0] in text
+
+    def test_that_were_not_looked_for_take_none(self, summary: Summary) -> None:
+        assert not any(name.startswith(("failure", "no sign")) for name, _ in summary.rows())
+        assert "Failure signatures" not in Page(rendered(summary)).text
+
+    def test_a_program_gets_all_of_them_without_pictures(self, summary: Summary) -> None:
+        some = (FAILURES[0].model_copy(update={"present": False}), FAILURES[-1])
+        found = replace(summary, signatures=some).as_json()["evaluation"]["signatures"]
+        assert [(each["name"], each["present"]) for each in found] == [
+            ("wrong_class_order", False),
+            ("training_duplicates", True),
+        ]
+        assert found[1]["pairs"][1] == {"test": "b", "training": "c", "cosine": 0.97}

@@ -5,7 +5,7 @@ import pytest
 import support
 from sharelock_ray.sources.folders import ClassFolderSource
 from sharelock_ray.sources.parquet import ParquetSource
-from sharelock_ray.sources.prompts import PromptSource
+from sharelock_ray.sources.prompts import PromptSource, prompts_of
 from sharelock_ray.sources.sample import CAPTIONS, IMAGES, LABELS, Source, change
 from sharelock_ray.sources.table import TableSource
 from sharelock_ray.sources.texts import TextSource
@@ -13,10 +13,9 @@ from sharelock_ray.sources.webdataset import WebDatasetSource
 
 
 def test_keys_sort_as_labels_do_and_captions_are_the_templates() -> None:
-    prompts = tuple((f"a {label}", f"the {label}") for label in range(250))
-    source = PromptSource(prompts=prompts)
+    source = PromptSource(names=tuple(map(str, range(250))), templates=("a {}", "the {}"))
     samples = support.read_source(source)
-    assert [sample.captions for sample in samples] == list(prompts)
+    assert [sample.captions for sample in samples] == [(f"a {label}", f"the {label}") for label in range(250)]
     keys = [sample.key for sample in samples]
     assert keys == sorted(keys)
     assert keys[:2] == ["classes-00000/000000000", "classes-00000/000000001"]
@@ -24,10 +23,14 @@ def test_keys_sort_as_labels_do_and_captions_are_the_templates() -> None:
     assert [key for shard in source.shards() for key in source.keys_of(shard)] == keys
 
 
+def test_a_name_is_put_in_as_it_is() -> None:
+    assert prompts_of("set {}: {a}", ["a {}.", "{}"]) == ["a set {}: {a}.", "set {}: {a}"]
+
+
 def test_other_prompts_are_another_version() -> None:
-    shard = PromptSource(prompts=(("a cat",),)).shards()[0]
-    assert change(PromptSource(prompts=(("a cat",),)), shard) is None
-    assert change(PromptSource(prompts=(("a dog",),)), shard) is not None
+    shard = PromptSource(names=("cat",), templates=("a {}",)).shards()[0]
+    assert change(PromptSource(names=("cat",), templates=("a {}",)), shard) is None
+    assert change(PromptSource(names=("dog",), templates=("a {}",)), shard) is not None
 
 
 @pytest.mark.parametrize(
@@ -40,7 +43,7 @@ def test_other_prompts_are_another_version() -> None:
         (TableSource(path="x.csv", caption_column="", label_column="class"), {IMAGES, LABELS}),
         (TextSource(path="x.txt"), {CAPTIONS}),
         (ClassFolderSource(path="x"), {IMAGES, LABELS}),
-        (PromptSource(prompts=()), {CAPTIONS}),
+        (PromptSource(names=(), templates=()), {CAPTIONS}),
     ],
 )
 def test_a_source_says_what_it_provides(source: Source, provides: set[str]) -> None:

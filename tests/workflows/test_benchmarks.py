@@ -90,7 +90,8 @@ class TestTexts:
 
     def test_classes_that_share_a_name_are_counted_and_warned_of(self, tmp_path: Path) -> None:
         (found,) = texts(read_benchmark(own(tmp_path)))
-        assert (found.shared, found.warning) == (2, "2 of 3 classes share their name with another: cat (2)")
+        assert found.shared == 2
+        assert found.warning == "2 of 3 classes share their name, and any of these is right: cat (0, 1)"
         assert texts(read_benchmark("imagenet-1k"))[0].shared == 4
 
     def test_there_are_none_without_classes_or_the_folder_that_names_them(self) -> None:

@@ -45,12 +45,26 @@ def recalls(
 
     The sampling unit of the intervals is the image in both directions, because texts of one image are not independent.
     """
+    images, texts = len(by_image.ahead), len(by_text.ahead)
     return RetrievalResult(
-        images=len(by_image.ahead),
-        texts=len(by_text.ahead),
+        images=images,
+        texts=texts,
         ties=ties,
         image_to_text={k: proportion(by_image.ahead < k) for k in recall_at},
         text_to_image={k: proportion(by_text.ahead < k, image_of_text) for k in recall_at},
+        chance_image_to_text={k: _chance(np.bincount(image_of_text, minlength=images), texts, k) for k in recall_at},
+        chance_text_to_image={k: min(1.0, k / images) for k in recall_at},
         tied_images=int(by_image.tied.sum()),
         tied_texts=int(by_text.tied.sum()),
     )
+
+
+def _chance(own: np.ndarray, texts: int, k: int) -> float:
+    """Recall at k of a random order of `texts` texts, of which image i has `own[i]`.
+
+    None of them is among the first k with the probability product over j < k of (texts - own[i] - j) / (texts - j).
+    """
+    place = np.arange(min(k, texts))
+    counts, images = np.unique(own, return_counts=True)
+    missed = np.prod(np.maximum(texts - counts[:, None] - place, 0) / (texts - place), axis=1)
+    return float(1 - missed @ images / images.sum())

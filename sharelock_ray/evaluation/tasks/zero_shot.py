@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from sharelock_ray.evaluation.accuracy import accuracies
-from sharelock_ray.evaluation.ranks import Ranks, blocks, ranks
+from sharelock_ray.evaluation.ranks import Ranks, blocks, place, ranks
 from sharelock_ray.evaluation.result import Ties, ZeroShotResult
 
 
@@ -120,3 +120,31 @@ def class_ranks(
         raise ValueError(f"images have the class {class_names[first[missing[0]]]}, which is not ranked")
     _, found = ranks(prototypes[first[candidates]], image, np.searchsorted(candidates, of_image), ties)
     return found, len(candidates)
+
+
+def any_class_ranks(
+    image: torch.Tensor,
+    has_class: np.ndarray,
+    prototypes: torch.Tensor,
+    class_names: Sequence[str],
+    ties: Ties = "strict",
+) -> tuple[Ranks, int]:
+    """Ranks the nearest of the right classes of each image, as for ReaL labels (arXiv 2006.07159).
+
+    Args:
+        has_class: (N, C) bool; each image has at least one class.
+
+    Returns:
+        The ranks, (N,), and the number of candidates: classes that share a name count once under `strict`.
+    """
+    first, of_class = targets(class_names, ties)
+    has = np.zeros((len(image), len(first)), bool)
+    for c, target in enumerate(of_class.tolist()):
+        has[:, target] |= has_class[:, c]
+    found = Ranks(np.zeros(len(image), np.int64), np.zeros(len(image), bool))
+    for rows in blocks(len(image)):
+        similarity, own = image[rows] @ prototypes[first].T, torch.from_numpy(has[rows])
+        match, index = similarity.masked_fill(~own, -torch.inf).max(1)
+        of_block = place(similarity.masked_fill(own, -torch.inf), match, index, ties)
+        found.ahead[rows], found.tied[rows] = of_block.ahead, of_block.tied
+    return found, len(first)

@@ -1,5 +1,7 @@
 """Recall equals what plain loops count, and nothing is gained by ties or broken embeddings."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -135,3 +137,15 @@ def test_embeddings_that_are_no_numbers_find_nothing() -> None:
 def test_an_empty_gallery_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one item"):
         retrieval(torch.empty(0, 4), torch.empty(0, 4), np.empty(0, np.int64))
+
+
+def test_chance_is_that_of_a_random_order() -> None:
+    owner = np.array([0, 0, 0, 1, 2])
+    found = retrieval(torch.eye(3), torch.eye(3)[owner], owner, (1, 2, 5))
+    assert found.chance_text_to_image == pytest.approx({1: 1 / 3, 2: 2 / 3, 5: 1})
+    # Of five texts in a random order, the first, or one of the first two, is an image's own.
+    orders = [np.array(order) for order in itertools.permutations(range(5))]
+    for k in (1, 2, 5):
+        hits = [(owner[order[:k]] == image).any() for order in orders for image in range(3)]
+        assert found.chance_image_to_text is not None
+        assert found.chance_image_to_text[k] == pytest.approx(np.mean(hits))

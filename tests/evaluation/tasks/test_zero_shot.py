@@ -8,7 +8,7 @@ import torch
 from scipy.stats import binomtest
 
 from sharelock_ray.evaluation import ranks
-from sharelock_ray.evaluation.tasks.zero_shot import ensemble, zero_shot
+from sharelock_ray.evaluation.tasks.zero_shot import any_class_ranks, class_ranks, ensemble, zero_shot
 
 NAMES = [f"class {i}" for i in range(12)]
 
@@ -204,3 +204,30 @@ def test_blocks_change_nothing_and_progress_is_told(monkeypatch: pytest.MonkeyPa
 def test_no_images_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
         zero_shot(torch.empty(0, 8), np.empty(0, np.int64), torch.eye(8), NAMES[:8])
+
+
+class TestAnyClass:
+    def test_the_nearest_right_class_counts(self) -> None:
+        image = torch.eye(3)
+        has_class = np.array([[True, False, True], [True, False, True], [False, True, True]])
+        found, candidates = any_class_ranks(image, has_class, torch.eye(3), ["a", "b", "c"])
+        # Image 1 is nearest to class 1, which is wrong; classes 0 and 2 are right, and as far.
+        assert (found.ahead.tolist(), found.tied.tolist(), candidates) == ([0, 1, 0], [False] * 3, 3)
+
+    def test_one_label_each_is_plain_classification(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        image, prototypes = (torch.randn(n, 4, generator=generator) for n in (50, 7))
+        labels = np.arange(50) % 7
+        names = ["a", "b", "a", "c", "d", "e", "f"]
+        for ties in ("strict", "first_index"):
+            one, _ = class_ranks(image, labels, prototypes, names, np.arange(7), ties)
+            several, _ = any_class_ranks(image, np.eye(7, dtype=bool)[labels], prototypes, names, ties)
+            assert several.ahead.tolist() == one.ahead.tolist()
+
+    def test_a_name_that_classes_share_is_right_for_each(self) -> None:
+        image, prototypes = torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+        has_class = np.array([[False, False, True]])
+        found, candidates = any_class_ranks(image, has_class, prototypes, ["a", "b", "b"])
+        assert (found.ahead.tolist(), found.tied.tolist(), candidates) == ([0], [False], 2)
+        first, _ = any_class_ranks(image, has_class, prototypes, ["a", "b", "b"], "first_index")
+        assert (first.ahead.tolist(), first.tied.tolist()) == ([1], [True])

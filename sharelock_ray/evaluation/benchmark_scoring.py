@@ -1,0 +1,331 @@
+"""Scores a model on a benchmark in one language: a record, and what it did with each sample.
+
+`Question` is what is asked: it knows the right answers without projecting anything, so an equal question of an earlier
+evaluation need not be asked again.
+"""
+
+import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from sharelock_ray.errors import RequestError
+from sharelock_ray.evaluation.accuracy import accuracies
+from sharelock_ray.evaluation.benchmark import Benchmark, Classes, check_labels
+from sharelock_ray.evaluation.choices import Choice
+from sharelock_ray.evaluation.names import digest, sharing_note
+from sharelock_ray.evaluation.ranks import Ranks, nearest, ranks
+from sharelock_ray.evaluation.result import (
+    AnyLabelRecord,
+    AnyLabelResult,
+    BenchmarkRequest,
+    CompositionalRecord,
+    EvaluationRecord,
+    FeatureSetUse,
+    MultiLabelRecord,
+    RetrievalRecord,
+    Ties,
+    ZeroShotRecord,
+    ZeroShotResult,
+)
+from sharelock_ray.evaluation.scoring import class_prototypes, require_all, translated_rows
+from sharelock_ray.evaluation.statistics import proportion
+from sharelock_ray.evaluation.tasks.compositional import choices, compositional
+from sharelock_ray.evaluation.tasks.multi_label import multi_label
+from sharelock_ray.evaluation.tasks.retrieval import recalls
+from sharelock_ray.evaluation.tasks.zero_shot import any_class_ranks, class_ranks
+from sharelock_ray.features.featureset import FeatureSet, join
+from sharelock_ray.features.manifest import Manifest
+from sharelock_ray.runs.heads import TrainedHeads
+
+_SOFTWARE = ("sharelock-ray", "torch", "numpy", "scipy")
+_PREPROCESSING = ("image_size", "resize", "crop_mode", "interpolation")
+
+
+class Gallery:
+    """The images of a benchmark as a model sees them; projected on first use, once for all languages."""
+
+    def __init__(self, features: FeatureSet, heads: TrainedHeads) -> None:
+        self.features = features
+        self.heads = heads
+
+    @cached_property
+    def projected(self) -> torch.Tensor:
+        """(N, D) unit vectors."""
+        return self.heads.project(self.features)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A benchmark in one language.
+
+    Args:
+        name: of the benchmark.
+        folder: of its images.
+        model: SHA-256 of the checkpoint.
+    """
+
+    name: str
+    benchmark: Benchmark
+    language: str
+    folder: str
+    ties: Ties
+    recall_at: tuple[int, ...]
+    model: str
+    images: FeatureSet
+    texts: FeatureSet
+
+    @cached_property
+    def request(self) -> BenchmarkRequest:
+        """Names what is measured."""
+        encoder = self.images.manifest.encoder
+        classes = self._classes is not None
+        return BenchmarkRequest(
+            name=self.name,
+            language=self.language,
+            ties=self.ties,
+            recall_at=self.recall_at if self.benchmark.task == "retrieval" else (),
+            model=self.model,
+            images=_use(self.images),
+            texts=_use(self.texts),
+            preprocessing={name: encoder[name] for name in _PREPROCESSING if name in encoder},
+            class_digest=digest(self._names) if classes else None,
+            template_digest=digest(self._templates) if classes else None,
+            truth_digest=self._truth_digest,
+        )
+
+    def answer(self, gallery: Gallery) -> tuple[EvaluationRecord, pa.Table]:
+        """Scores the model of `gallery`.
+
+        Returns:
+            The record, and a table with a row for each sample.
+
+        Raises:
+            RequestError: the features were made by other encoders than the training's, or nothing can be scored.
+            RunError: a text could not be encoded.
+        """
+        if self.benchmark.choices is not None:
+            return self._compositional(gallery)
+        if self._classes is None:
+            return self._retrieval(gallery)
+        if self.benchmark.image_labels is None:
+            return self._zero_shot(gallery)
+        if self.benchmark.task == "multi_label_classification":
+            return self._multi_label(gallery)
+        return self._any_label(gallery)
+
+    @cached_property
+    def _classes(self) -> Classes | None:
+        if self.benchmark.templates is None:
+            return None
+        return self.benchmark.classes_in(self.language, self.folder)
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        assert self._classes is not None, "a task without classes"
+        return self._classes.names
+
+    @cached_property
+    def _templates(self) -> tuple[str, ...]:
+        return self.benchmark.templates_in(self.language, self.folder)
+
+    @cached_property
+    def _class_of_label(self) -> dict[int, int]:
+        assert self._classes is not None, "a task without classes"
+        return self._classes.of_labels(_class_folders(self.images.manifest), self.folder)
+
+    @cached_property
+    def _labels_of_images(self) -> list[tuple[int, ...]]:
+        return self.benchmark.labels_of_images(self.images.keys.tolist(), self.folder)
+
+    @cached_property
+    def _examples(self) -> list[Choice]:
+        return self.benchmark.choices_in(self.folder)
+
+    @property
+    def _truth_digest(self) -> str | None:
+        if self.benchmark.choices is not None:
+            return digest([[each.kind, each.images, each.captions] for each in self._examples])
+        if self._classes is None:
+            return None
+        if self.benchmark.image_labels is not None:
+            return digest(self._labels_of_images)
+        return digest(sorted(self._class_of_label.items()))
+
+    def _zero_shot(self, gallery: Gallery) -> tuple[EvaluationRecord, pa.Table]:
+        rows, labels = self._labelled()
+        image, prototypes = gallery.projected[torch.from_numpy(rows)], self._prototypes(gallery)
+        every = np.arange(len(self._names))
+        found, candidates = class_ranks(image, labels, prototypes, self._names, every, self.ties)
+        result = ZeroShotResult(
+            candidate_set="all" if self.benchmark.mask is None else "subset",
+            **accuracies(found, labels, self._names, candidates, self.ties),
+        )
+        record = ZeroShotRecord(**self._scope(gallery, len(rows)), templates=self._templates, result=result)
+        return record, self._table(rows, pa.array(labels, pa.int32()), nearest(image, prototypes), found)
+
+    def _any_label(self, gallery: Gallery) -> tuple[EvaluationRecord, pa.Table]:
+        rows, has_class, labels = self._several_labels()
+        image, prototypes = gallery.projected[torch.from_numpy(rows)], self._prototypes(gallery)
+        found, candidates = any_class_ranks(image, has_class, prototypes, self._names, self.ties)
+        result = AnyLabelResult(
+            images=len(rows),
+            ties=self.ties,
+            candidates=candidates,
+            classes=int(has_class.any(0).sum()),
+            chance=float(has_class.sum(1).mean() / candidates),
+            top_1=proportion(found.ahead == 0),
+            top_5=proportion(found.ahead < 5),
+            tied=int(found.tied.sum()),
+        )
+        record = AnyLabelRecord(**self._scope(gallery, len(rows)), templates=self._templates, result=result)
+        return record, self._table(rows, labels, nearest(image, prototypes), found)
+
+    def _multi_label(self, gallery: Gallery) -> tuple[EvaluationRecord, pa.Table]:
+        rows, has_class, labels = self._several_labels()
+        image, prototypes = gallery.projected[torch.from_numpy(rows)], self._prototypes(gallery)
+        result = multi_label(image, has_class, prototypes, self._names, self.ties)
+        record = MultiLabelRecord(**self._scope(gallery, len(rows)), templates=self._templates, result=result)
+        scores = pa.array((image @ prototypes.T).tolist(), pa.list_(pa.float32()))
+        return record, pa.table({"key": self.images.table["key"].take(rows), "label": labels, "score": scores})
+
+    def _retrieval(self, gallery: Gallery) -> tuple[EvaluationRecord, pa.Table]:
+        if self.benchmark.translations is None:
+            pairs = join(self.images, self.texts)
+            captions, of_images = pairs.caption_rows, np.repeat(pairs.vision_rows, np.diff(pairs.caption_start))
+            if not len(captions):
+                raise RequestError(f"no image of {self.name} has a caption: check {self.folder}")
+        else:
+            captions, of_images = translated_rows(self.images, self.texts)[self.language]
+        rows, owner = np.unique(of_images, return_inverse=True)
+        image = gallery.projected[torch.from_numpy(rows)]
+        by_image, by_text = ranks(image, gallery.heads.project(self.texts, captions), owner, self.ties)
+        result = recalls(by_image, by_text, owner, self.recall_at, self.ties)
+        record = RetrievalRecord(**self._scope(gallery, len(rows)), language=self.language, result=result)
+        directions = [
+            pa.table(
+                {
+                    "direction": pa.array([direction] * len(found.ahead), pa.string()),
+                    "key": self.images.table["key"].take(of_query),
+                    "caption_id": caption_id,
+                    "rank": found.ahead,
+                    "tied": found.tied,
+                }
+            )
+            for direction, of_query, caption_id, found in (
+                ("image_to_text", rows, pa.nulls(len(rows), pa.int32()), by_image),
+                ("text_to_image", of_images, self.texts.table["caption_id"].take(captions), by_text),
+            )
+        ]
+        return record, pa.concat_tables(directions)
+
+    def _compositional(self, gallery: Gallery) -> tuple[EvaluationRecord, pa.Table]:
+        row_of = {key: row for row, key in enumerate(self.images.keys.tolist())}
+        examples = self._examples
+        here = [place for place, each in enumerate(examples) if all(key in row_of for key in each.images)]
+        if not here:
+            raise RequestError(
+                f"no image of the examples of {self.name} is in {self.folder}: check the names of images"
+            )
+        captions = {len(each.captions) for each in examples}
+        if len(captions) > 1:
+            raise RequestError(
+                f"the examples of {self.name} have {min(captions)} to {max(captions)} captions: give all "
+                f"the same number"
+            )
+        require_all(self.texts)
+        count = captions.pop()
+        image_rows = np.array([[row_of[key] for key in examples[place].images] for place in here])
+        text_rows = np.array(here)[:, None] * count + np.arange(count)
+        image = gallery.projected[torch.from_numpy(image_rows)]
+        text = gallery.heads.project(self.texts, text_rows.reshape(-1)).unflatten(0, text_rows.shape)
+        kinds = [examples[place].kind for place in here]
+        of_images = np.unique(image_rows, axis=0, return_inverse=True)[1].reshape(-1)
+        result = compositional(image, text, kinds if any(kinds) else None, self.ties, of_images)
+        scope = self._scope(gallery, len(here))
+        if len(here) < len(examples):
+            lost = f"{len(examples) - len(here):,} of {len(examples):,} examples of {self.name} lack an image"
+            scope["notes"] = (*scope["notes"], lost)
+        found = choices(image, text, self.ties)
+        hits = {"text": found.text, "image": found.image, "group": found.group}
+        table = {
+            "example": pa.array(here, pa.int32()),
+            "key": pa.array([list(examples[place].images) for place in here], pa.list_(pa.string())),
+            "kind": kinds,
+            **{name: values for name, values in hits.items() if values is not None},
+            "tied": found.tied,
+        }
+        return CompositionalRecord(**scope, language=self.language, result=result), pa.table(table)
+
+    def _labelled(self) -> tuple[np.ndarray, np.ndarray]:
+        """(M,) rows of the images of the classes, and (M,) their classes."""
+        assert self._classes is not None, "a task without classes"
+        labels, of_label = self.images.labels, self._class_of_label
+        known = np.flatnonzero(~np.isnan(labels))
+        present, place = np.unique(labels[known].astype(np.int64), return_inverse=True)
+        if self._classes.labels is None and _class_folders(self.images.manifest) is None:
+            check_labels(present.tolist(), len(self._names), self.name)
+        classes = np.array([of_label.get(label, -1) for label in present.tolist()], np.int64)[place]
+        if not (classes >= 0).any():
+            raise RequestError(f"no image of {self.name} has the label of a class: check {self.folder}")
+        return known[classes >= 0], classes[classes >= 0]
+
+    def _several_labels(self) -> tuple[np.ndarray, np.ndarray, pa.Array]:
+        """(M,) rows of the images that have classes, (M, C) bool of these, and the same as M lists."""
+        found = self._labels_of_images
+        check_labels((label for labels in found for label in labels), len(self._names), self.name)
+        rows = np.array([row for row, labels in enumerate(found) if labels], np.int64)
+        has_class = np.zeros((len(rows), len(self._names)), bool)
+        for place, row in enumerate(rows.tolist()):
+            has_class[place, list(found[row])] = True
+        return rows, has_class, pa.array([list(found[row]) for row in rows], pa.list_(pa.int32()))
+
+    def _prototypes(self, gallery: Gallery) -> torch.Tensor:
+        return class_prototypes(gallery.heads, self.texts, np.arange(len(self._names)))
+
+    def _table(self, rows: np.ndarray, labels: pa.Array, predicted: np.ndarray, found: Ranks) -> pa.Table:
+        return pa.table(
+            {
+                "key": self.images.table["key"].take(rows),
+                "label": labels,
+                "predicted": pa.array(predicted, pa.int32()),
+                "rank": found.ahead,
+                "tied": found.tied,
+            }
+        )
+
+    def _scope(self, gallery: Gallery, scored: int) -> dict[str, Any]:
+        """Fields of every record; `scored` is the number of images or examples."""
+        rejects, size = self.images.manifest.rejects, self.benchmark.size
+        shared = None if self._classes is None else sharing_note(self._names)
+        notes = [
+            shared and f"{self.name} ({self.language}): {shared}",
+            f"{rejects:,} images of {self.name} could not be read and do not count" if rejects else None,
+            f"{self.name} ({self.language}): {scored:,} of {size:,} are scored" if size not in (None, scored) else None,
+        ]
+        return {
+            "benchmark": self.request,
+            "software": {name: importlib.metadata.version(name) for name in _SOFTWARE},
+            "dataset": self.name,
+            "split": "test",
+            "model_step": gallery.heads.checkpoint.position.step,
+            "notes": tuple(filter(None, notes)),
+        }
+
+
+def _use(features: FeatureSet) -> FeatureSetUse:
+    return FeatureSetUse(path="/".join(features.uri.rstrip("/").split("/")[-4:]), digest=features.manifest.digest)
+
+
+def _class_folders(manifest: Manifest) -> Sequence[str] | None:
+    """The class folders that a set was made of, in the order of their labels; None if it was made of files.
+
+    The set may outlive its images, so these are not listed. The name of a file lacks its extension.
+    """
+    named = all(each.uri.rpartition("/")[2] == each.name for each in manifest.inputs)
+    return [each.name for each in manifest.inputs] if named else None
