@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
 from typing import Any
 
 from rich.table import Table
@@ -207,7 +208,8 @@ def run_scores(model: Model, records: Iterable[EvaluationRecord], source: str) -
     return found
 
 
-def published_scores() -> list[Score]:
+@cache
+def published_scores() -> tuple[Score, ...]:
     """All published scores."""
     found = []
     for each in published():
@@ -233,7 +235,7 @@ def published_scores() -> list[Score]:
                     value = round(percent / 100, 6)
                     score = Score(model, measure, value, None, None, None, None, report.source, report.second_hand)
                     found.append(score)
-    return found
+    return tuple(found)
 
 
 def model_text(model: Model) -> str:
