@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
+from itertools import zip_longest
 from typing import Any
 
 from rich.table import Table
@@ -151,10 +152,11 @@ class Comparison:
         for measure, scores in groups.items():
             if measure.language and len(languages[measure.dataset, measure.metric]) > _LANGUAGES_SHOWN:
                 continue
-            for place, score in enumerate(scores):
-                labels = [measure.title, measure.protocol] if place == 0 else ["", ""]
-                rows.append([*labels, model_text(score.model), *value_texts(score)])
-        header = ["score", "of", "model", "value", "95 % interval", "chance"]
+            # The second row of a group has room for what does not fit beside the title.
+            for label, score in zip_longest([measure.title, f"  {measure.protocol}"], scores):
+                shown = ["", "", "", ""] if score is None else [model_text(score.model), *value_texts(score)]
+                rows.append([label or "", *shown])
+        header = ["score", "model", "value", "95 % interval", "chance"]
         hidden = max(map(len, languages.values()), default=0)
         more = f"Scores of {hidden} languages are on the page and in the tables of --output."
         return text_table(header, rows, caption=more if hidden > _LANGUAGES_SHOWN else None)
@@ -239,14 +241,17 @@ def published_scores() -> tuple[Score, ...]:
 
 
 def model_text(model: Model) -> str:
-    """A model's name; a published one also has its data, which tells its rows apart."""
-    return f"{model.name}, {model.data or 'data not stated'} (published)" if model.published else model.name
+    """A model's name; that of a published one has its data, which tells its rows apart."""
+    return f"{model.name}, {model.data}" if model.published and model.data else model.name
 
 
 def value_texts(score: Score) -> list[str]:
-    """Value, interval and chance as percentages."""
-    interval = "" if score.low is None or score.high is None else f"{score.low:.1%} to {score.high:.1%}"
-    return [f"{score.value:.1%}", interval, "" if score.chance is None else f"{score.chance:.1%}"]
+    """Value, interval and chance as percentages; a published value has the digits of its source, and no interval."""
+    chance = "" if score.chance is None else f"{score.chance:.1%}"
+    if score.low is None or score.high is None:
+        digits = 1 if not score.model.published or round(score.value, 3) == score.value else 2
+        return [f"{score.value:.{digits}%}", "published" if score.model.published else "", chance]
+    return [f"{score.value:.1%}", f"{score.low:.1%} to {score.high:.1%}", chance]
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def test_shows_runs_scores_and_published_rows_with_their_sources(found: Comparis
         assert score.model.name in text
         assert score.source in text
     assert "(read second-hand)" in text
-    assert "ShareLock (2024), CC3M (published)" in text
+    assert "ShareLock (2024), CC3M" in text
 
 
 def test_draws_models_of_one_measure_and_languages_together(found: Comparison, tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_draws_models_of_one_measure_and_languages_together(found: Comparison, t
     assert html.count("<svg") == 3
     for label in ("imagenet-1k: top-1 among all classes", "other, or «ß»", "pictures, by language", "de"):
         assert f"<!-- {label}" in html
-    assert "ShareLock (2024), CC3M (published) -->" in html
+    assert "ShareLock (2024), CC3M -->" in html
 
 
 def test_is_written_without_any_score_of_a_run(tmp_path: Path) -> None:

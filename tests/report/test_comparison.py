@@ -22,7 +22,15 @@ from sharelock_ray.evaluation.tasks.neighbours import neighbours
 from sharelock_ray.evaluation.tasks.probe import linear_probe
 from sharelock_ray.evaluation.tasks.retrieval import retrieval
 from sharelock_ray.evaluation.tasks.zero_shot import zero_shot
-from sharelock_ray.report.comparison import Comparison, Measure, Model, compared, published_scores, run_scores
+from sharelock_ray.report.comparison import (
+    Comparison,
+    Measure,
+    Model,
+    compared,
+    published_scores,
+    run_scores,
+    value_texts,
+)
 
 A, B = Model("a"), Model("b")
 NAMES = ["circle", "square", "star"]
@@ -240,7 +248,7 @@ class TestViews:
         few, many = (
             comparison(*((A, retrieved(language=f"l{index}")) for index in range(count))).table() for count in (4, 5)
         )
-        assert (few.row_count, few.caption) == (8, None)
+        assert (few.row_count, few.caption) == (16, None)
         assert many.row_count == 0
         assert "5 languages" in str(many.caption)
 
@@ -251,9 +259,18 @@ class TestViews:
         columns = [list(column.cells) for column in comparison((A, record)).table().columns]
         assert [str(cells[0]) for cells in columns] == [
             "shapes: top-1 among all classes",
-            "3 queries, 3 candidates, ties strict",
             "a",
             "50.0%",
             "25.0% to 75.0%",
             "33.3%",
         ]
+        assert str(columns[0][1]) == "  3 queries, 3 candidates, ties strict"
+
+    def test_published_values_have_the_digits_of_their_source(self) -> None:
+        texts = {
+            score.measure.metric: value_texts(score)
+            for score in published_scores()
+            if score.model.name == "SAIL-L (NV2)" and score.measure.dataset in ("winoground", "imagenet-1k")
+        }
+        assert texts["text score"] == ["40.25%", "published", ""]
+        assert texts["top-1"] == ["73.4%", "published", ""]
