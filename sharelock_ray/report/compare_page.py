@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sharelock_ray import storage
-from sharelock_ray.report.comparison import Comparison, Measure, Model, Score, model_text, value_texts
+from sharelock_ray.report.comparison import PAGE, Comparison, Measure, Model, Score, model_text, value_texts
 from sharelock_ray.report.plots import as_svg, plain
 
 _BLUE, _GREY, _CHANCE = "#4c78a8", "#888", "#d1495b"
@@ -53,11 +53,14 @@ def write_comparison(comparison: Comparison, folder: str) -> None:
     csv, parquet = pa.BufferOutputStream(), pa.BufferOutputStream()
     pyarrow.csv.write_csv(table, csv)
     pq.write_table(table, parquet)
-    groups = comparison.groups
-    main = comparison.main
+    groups, main = comparison.groups, comparison.main
+    overview = {of: {score.model: score for score in scores} for of, scores in comparison.overview.items()}
+    others = [model for scores in overview.values() for model in scores if model.published]
     environment = Environment(loader=PackageLoader("sharelock_ray.report", "."), autoescape=True)
     page = environment.get_template("compare.html").render(
         comparison=comparison,
+        overview=overview,
+        models=[*comparison.runs, *dict.fromkeys(others)],
         figures=_figures(main),
         tables=[
             ("Main scores", main, True),
@@ -69,8 +72,7 @@ def write_comparison(comparison: Comparison, folder: str) -> None:
     )
     storage.write_bytes(storage.join(folder, "compare.csv"), csv.getvalue().to_pybytes())
     storage.write_bytes(storage.join(folder, "compare.parquet"), parquet.getvalue().to_pybytes())
-    if comparison.page is not None:
-        storage.write_bytes(comparison.page, page.encode())
+    storage.write_bytes(storage.join(folder, PAGE), page.encode())
 
 
 def _published(comparison: Comparison) -> dict[Model, dict[tuple[str, bool], list[Score]]]:

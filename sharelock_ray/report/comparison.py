@@ -22,6 +22,7 @@ from sharelock_ray.evaluation.result import (
 from sharelock_ray.evaluation.statistics import Estimate
 from sharelock_ray.report.table import text_table
 
+PAGE = "compare.html"
 _LANGUAGES_SHOWN = 4
 """Languages of a data set that the terminal shows, at most."""
 _COMPOSITIONAL = ("two_images_two_captions", "one_image_many_captions")
@@ -141,25 +142,37 @@ class Comparison:
         """The groups of main metrics."""
         return {of: scores for of, scores in self.groups.items() if any(score.main for score in scores)}
 
+    @property
+    def languages(self) -> int:
+        """Number of languages of the data set that has most."""
+        return max(map(len, self._languages().values()), default=0)
+
+    @property
+    def overview(self) -> dict[Measure, list[Score]]:
+        """The groups of main metrics, without those of data sets in many languages."""
+        counts = self._languages()
+        few = {of for of, languages in counts.items() if len(languages) <= _LANGUAGES_SHOWN}
+        return {of: scores for of, scores in self.main.items() if (of.dataset, of.metric) in few or not of.language}
+
     def table(self) -> Table:
-        """Main metrics for a terminal, each with the models that compare by it."""
-        languages: dict[tuple[str | None, str], set[str]] = defaultdict(set)
-        groups = self.main
-        for measure in groups:
-            if measure.language:
-                languages[measure.dataset, measure.metric].add(measure.language)
+        """The overview for a terminal."""
         rows = []
-        for measure, scores in groups.items():
-            if measure.language and len(languages[measure.dataset, measure.metric]) > _LANGUAGES_SHOWN:
-                continue
+        for measure, scores in self.overview.items():
             # The second row of a group has room for what does not fit beside the title.
             for label, score in zip_longest([measure.title, f"  {measure.protocol}"], scores):
                 shown = ["", "", "", ""] if score is None else [model_text(score.model), *value_texts(score)]
                 rows.append([label or "", *shown])
         header = ["score", "model", "value", "95 % interval", "chance"]
-        hidden = max(map(len, languages.values()), default=0)
-        more = f"Scores of {hidden} languages are on the page and in the tables of --output."
-        return text_table(header, rows, caption=more if hidden > _LANGUAGES_SHOWN else None)
+        more = f"Scores of {self.languages} languages are on the page and in the tables of --output."
+        return text_table(header, rows, caption=more if self.languages > _LANGUAGES_SHOWN else None)
+
+    def _languages(self) -> dict[tuple[str | None, str], set[str]]:
+        """The languages of each data set and main metric."""
+        found: dict[tuple[str | None, str], set[str]] = defaultdict(set)
+        for measure in self.main:
+            if measure.language:
+                found[measure.dataset, measure.metric].add(measure.language)
+        return found
 
     def as_json(self) -> dict[str, Any]:
         """For a program."""

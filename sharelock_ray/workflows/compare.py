@@ -7,11 +7,10 @@ from sharelock_ray import storage
 from sharelock_ray.documents import REMEDY, read_document
 from sharelock_ray.errors import RequestError
 from sharelock_ray.evaluation.result import all_notes
-from sharelock_ray.report.comparison import Comparison, Model, compared, run_scores
+from sharelock_ray.report.comparison import PAGE, Comparison, Model, compared, run_scores
 from sharelock_ray.runs.folder import RunFolder, model_file
 from sharelock_ray.workflows.evaluate import EVALUATION, Evaluation
 
-PAGE = "compare.html"
 _DOCUMENT = ".json"
 
 
@@ -31,8 +30,8 @@ def compare(places: Sequence[str], output: str | None = None) -> Comparison:
         if documents.count(document) > 1:
             raise RequestError(f"the run {place} is given {documents.count(document)} times: give each run once")
     scores, notes = [], []
-    for name, place, document in zip(_names(documents), places, documents, strict=True):
-        remedy = "name the evaluation.json of a run" if place.endswith(_DOCUMENT) else REMEDY
+    for name, document in zip(_names(documents), documents, strict=True):
+        remedy = REMEDY if document.endswith(f"/{EVALUATION}") else f"name the {EVALUATION} of a run"
         evaluation = read_document(Evaluation, document, remedy)
         found = run_scores(_model(name, _folder(document), evaluation), evaluation.records, document)
         notes += [f"{name}: {note}" for note in all_notes(evaluation.records, evaluation.notes)]
