@@ -90,13 +90,14 @@ def test_the_overview_has_a_row_for_each_model_and_a_column_for_each_benchmark(
     found: Comparison, tmp_path: Path
 ) -> None:
     overview = content(tmp_path).partition("<h2>Overview</h2>")[2].partition("</table>")[0]
-    rows = [row.split("<td>")[1:] for row in overview.split("<tr")[2:]]
+    rows = [row.split("<td")[1:] for row in overview.split("<tr")[2:]]
     columns = len(found.overview)
-    assert [len(cells) for cells in rows] == [1 + columns] * len(rows)
+    assert [len(cells) for cells in rows] == [2 + columns] * len(rows)
     of_imagenet = [score.model for score in found.overview[found.scores[0].measure]]
     assert len(rows) == len(dict.fromkeys(of_imagenet))
     assert "other, or «ß»" in rows[1][0]
-    assert rows[1][1].startswith("100.0%<br>")
+    assert "dinov2-s" in rows[0][1]
+    assert rows[1][2].startswith(">100.0%<br>")
 
 
 def test_draws_models_of_one_measure_and_languages_together(found: Comparison, tmp_path: Path) -> None:
