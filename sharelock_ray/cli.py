@@ -27,6 +27,7 @@ from sharelock_ray.report.table import print_table, text_table
 from sharelock_ray.sources.content import read_lines
 from sharelock_ray.workflows import benchmarks, rejects
 from sharelock_ray.workflows.audit import audit as run_audit
+from sharelock_ray.workflows.compare import compare as run_compare
 from sharelock_ray.workflows.demo import demo as run_demo
 from sharelock_ray.workflows.evaluate import evaluate as run_evaluate
 from sharelock_ray.workflows.extract import extract as run_extract
@@ -230,6 +231,27 @@ def evaluate(
     with _cluster(address):
         run_evaluate(loaded, inputs)
     _show_summary(run_report(loaded, inputs), as_json)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Folders of runs, or their evaluation.json.")],
+    output: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Write compare.html, compare.csv and compare.parquet here.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare evaluated runs with each other and with published scores.
+
+    Scores of different images, or by different rules, are kept apart. Published scores name their source.
+    """
+    found = run_compare(runs, output)
+    _show(found.table(), found.as_json(), as_json)
+    if not as_json:
+        for note in found.notes:
+            print(printable(f"note: {note}"))
+        if found.page is not None:
+            print(printable(f"report: {found.page}"))
 
 
 @benchmarks_app.callback()

@@ -32,7 +32,8 @@ class TestRequests:
     def test_help_lists_the_verbs(self) -> None:
         code, out, _ = sharelock("--help")
         assert code == 0
-        for verb in ("demo", "extract", "audit", "train", "tune", "evaluate", "benchmarks", "report", "classify"):
+        verbs = ("demo", "extract", "audit", "train", "tune", "evaluate", "compare", "benchmarks", "report", "classify")
+        for verb in verbs:
             assert verb in out
 
     @pytest.mark.parametrize(
@@ -50,6 +51,8 @@ class TestRequests:
             ),
             (["report", "/dev/null/a.yaml"], "no recipe at /dev/null/a.yaml"),
             (["report", "."], ". holds no study: run `sharelock tune`"),
+            (["compare", "."], ". holds no evaluation: run `sharelock evaluate`"),
+            (["compare"], "Missing argument 'RUN"),
             (["tune", "small"], "the recipe has no study: add `tuning`"),
             (["dance"], "No such command 'dance'"),
             (["extract"], "Missing argument 'RECIPE'"),
