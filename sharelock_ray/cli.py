@@ -225,7 +225,7 @@ def tune(recipe: RecipeArgument, settings: Settings = None, as_json: AsJson = Fa
 def evaluate(
     recipe: RecipeArgument, settings: Settings = None, as_json: AsJson = False, address: Address = None
 ) -> None:
-    """Score the best checkpoint: zero-shot classification and retrieval."""
+    """Score the best checkpoint: zero-shot classification, retrieval, and the recipe's benchmarks."""
     loaded = _recipe(recipe, settings)
     inputs = Inputs(loaded)
     with _cluster(address):

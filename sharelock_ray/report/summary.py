@@ -176,9 +176,14 @@ def interval_text(interval: Interval | None, objective: str) -> str:
 
 
 def _benchmark_rows(record: EvaluationRecord) -> list[tuple[str, str]]:
+    """Of recalls, those at the smallest k: many languages have many rows. The page has all."""
     assert record.benchmark is not None, "a record of the run's own data"
     name = f"{record.benchmark.name} ({record.benchmark.language})"
-    return [(f"{name} {score.measure}", _accuracy(score.value, score.chance)) for score in scores(record)]
+    found = scores(record)
+    if isinstance(record, RetrievalRecord):
+        found = [score for score in found if score.measure.endswith(f"@{min(record.result.image_to_text)}")]
+    images = f" of {record.result.images:,} images"
+    return [(f"{name} {score.measure}", _accuracy(score.value, score.chance) + images) for score in found]
 
 
 def _record_rows(record: EvaluationRecord) -> list[tuple[str, str]]:

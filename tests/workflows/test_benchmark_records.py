@@ -330,21 +330,24 @@ class TestEvaluate:
 
 
 def test_the_report_shows_them(
-    recipe: Recipe, colours: dict[str, Any], swaps: dict[str, Any], extracted: list[str]
+    recipe: Recipe, colours: dict[str, Any], swaps: dict[str, Any], captions: dict[str, Any], extracted: list[str]
 ) -> None:
-    own = with_benchmarks(recipe, own_colours=colours, own_swaps=swaps)
+    own = with_benchmarks(recipe, own_colours=colours, own_swaps=swaps, own_captions=captions)
     evaluate(own)
     summary = report(own)
     rows = dict(summary.rows())
-    assert "chance 33.3%" in rows["colours (en) top-1"]
+    assert rows["colours (en) top-1"].endswith("chance 33.3%) of 6 images")
+    recalls = {name for name in rows if name.startswith("captions")}
+    assert recalls == {"captions (en) image to text recall@1", "captions (en) text to image recall@1"}
     assert {"swaps (en) text score", "swaps (en) image score", "swaps (en) group score"} <= rows.keys()
     # Their features are not listed: many languages have many.
     assert {m.dataset for m in summary.features} == {"mine"}
     records = summary.as_json()["evaluation"]["records"]
-    assert [each["benchmark"]["name"] for each in records if each["benchmark"]] == ["colours", "swaps"]
+    assert [each["benchmark"]["name"] for each in records if each["benchmark"]] == ["colours", "swaps", "captions"]
     page = Path(summary.page).read_text()
     assert "<h2>Benchmarks</h2>" in page
     assert "group score" in page
+    assert "text to image recall@10" in page
 
 
 def test_an_audit_covers_them(recipe: Recipe, colours: dict[str, Any], extracted: list[str]) -> None:
