@@ -292,7 +292,7 @@ def _numbers(record: EvaluationRecord) -> Iterator[_Number]:
                 ("text_to_image", found.texts, found.images, found.tied_texts),
             ):
                 recalls: dict[int, Estimate] = getattr(found, direction)
-                chance = getattr(found, f"chance_{direction}", None) or {}
+                chance = getattr(found, f"chance_{direction}") or {}
                 for k, value in recalls.items():
                     metric = f"{direction.replace('_', ' ')} recall@{k}"
                     yield _Number(metric, _bounds(value), n, candidates, chance.get(k), tied, k == min(recalls))
@@ -331,8 +331,7 @@ def _bounds(of: Estimate) -> tuple[float, float, float]:
 
 
 def _language(record: EvaluationRecord) -> str | None:
-    benchmark = getattr(record, "benchmark", None)
-    return getattr(record, "language", None) or (benchmark.language if benchmark else None)
+    return record.benchmark.language if record.benchmark else getattr(record, "language", None)
 
 
 def _compares(published: Measure, measure: Measure) -> bool:
