@@ -74,6 +74,14 @@ def main() -> None:
         sys.exit(error.exit_code)
 
 
+def with_numpy_2_4(metrics: Any) -> None:
+    """Makes the module `zeroshot_classification` run with NumPy 2.4 and later.
+
+    Version 1.6.2 calls `float` on an array of one element, which NumPy refuses since.
+    """
+    metrics.float = _number
+
+
 def _run() -> None:
     try:
         from clip_benchmark import cli, models
@@ -84,8 +92,7 @@ def _run() -> None:
         ) from None
     models.TYPE2FUNC[_TYPE] = load
     models.MODEL_TYPES.append(_TYPE)
-    # Version 1.6.2 calls `float` on an array of one element, which NumPy refuses from 2.4 on.
-    zeroshot_classification.float = _number
+    with_numpy_2_4(zeroshot_classification)
     if sys.argv[1:2] == ["eval"]:
         # First, so that the user's own arguments override them.
         sys.argv[2:2] = _DEFAULTS
