@@ -199,7 +199,7 @@ def evaluate(
         list[str] | None, typer.Option(metavar="NxM", help="Images x captions of a retrieval. Repeatable.")
     ] = None,
     dim: Annotated[int, typer.Option(min=1, help="Width of the shared space.")] = 1024,
-    threads: Threads = 2,
+    threads: Threads = 1,
     repeats: Repeats = 5,
     as_json: AsJson = False,
 ) -> None:
@@ -231,7 +231,7 @@ def evaluate(
     slope = bench.exponent(found)
     if slope is not None:
         rows.append(["exponent of time by images x captions", f"{slope:.2f}", "", "", "", ""])
-    header = ["", "s", "times as fast", "million pairs /s", "features MiB", "extra MiB"]
+    header = ["", "CPU s", "times as fast", "million pairs /CPU s", "features MiB", "extra MiB"]
     result = {
         "zero_shot": asdict(zero_shot) | {"ratio": zero_shot.ratio},
         "retrieval": [asdict(r) for r in found],
