@@ -191,6 +191,56 @@ def loss(
 
 
 @app.command()
+def evaluate(
+    images: Annotated[int, typer.Option(min=1, help="Images to classify.")] = 50_000,
+    classes: Annotated[int, typer.Option(min=2, help="Classes.")] = 1000,
+    templates: Annotated[int, typer.Option(min=1, help="Prompts of each class.")] = 80,
+    retrieval: Annotated[
+        list[str] | None, typer.Option(metavar="NxM", help="Images x captions of a retrieval. Repeatable.")
+    ] = None,
+    dim: Annotated[int, typer.Option(min=1, help="Width of the shared space.")] = 1024,
+    threads: Threads = 1,
+    repeats: Repeats = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Scoring from features: classification, compared with CLIP-Benchmark; retrieval, by size, with its memory."""
+    from sharelock_ray.bench import measure_evaluate as bench
+
+    sizes = [bench.sizes(each) for each in retrieval or ["10000x50000", "20000x100000", "40000x200000"]]
+    zero_shot = bench.compare_zero_shot(bench.ZeroShotSetting(images, classes, templates, dim, threads), repeats)
+    found = [bench.measure_retrieval(bench.RetrievalSetting(*size, dim, threads)) for size in sizes]
+    what = f"{images:,} images, {classes:,} classes, {templates} templates"
+    rows = [
+        [f"{what}: {side}", f"{statistics.median(seconds):.2f}", ratio, "", "", ""]
+        for side, seconds, ratio in (
+            (bench.THEIRS, zero_shot.theirs, "1"),
+            (bench.OURS, zero_shot.ours, f"{zero_shot.ratio:.2f}"),
+        )
+    ]
+    rows += [
+        [
+            f"{r.setting.images:,} images x {r.setting.texts:,} captions",
+            f"{r.seconds:.2f}",
+            "",
+            f"{r.per_second / 1e6:,.0f}",
+            f"{r.setting.bytes / 2**20:,.0f}",
+            f"{r.extra_bytes / 2**20:,.0f}",
+        ]
+        for r in found
+    ]
+    slope = bench.exponent(found)
+    if slope is not None:
+        rows.append(["exponent of time by images x captions", f"{slope:.2f}", "", "", "", ""])
+    header = ["", "CPU s", "times as fast", "million pairs /CPU s", "features MiB", "extra MiB"]
+    result = {
+        "zero_shot": asdict(zero_shot) | {"ratio": zero_shot.ratio},
+        "retrieval": [asdict(r) for r in found],
+        "exponent": slope,
+    }
+    _show(header, rows, result, as_json)
+
+
+@app.command()
 def batches(
     pairs: Annotated[int, typer.Option(min=2, help="Number of pairs in the generated feature sets.")] = 40_000,
     batch_size: int = 16_384,

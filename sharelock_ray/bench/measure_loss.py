@@ -1,22 +1,19 @@
 """The contrastive loss, forward and backward, compared with other implementations and one bare product."""
 
 import multiprocessing
-import re
-import resource
 import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import psutil
 import torch
 import torch.nn.functional as F
 
 from sharelock_ray.alignment.loss import contrastive_loss
-from sharelock_ray.bench.timing import alternate, median_ratio
+from sharelock_ray.bench.timing import alternate, median_ratio, peak_bytes
 from sharelock_ray.errors import RequestError
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -144,16 +141,7 @@ def _extra_memory(setting: Setting, way: str, frozen: bool) -> int:
     run = _run_of(way, frozen, *_inputs(setting))
     before = psutil.Process().memory_info().rss
     run()
-    return max(0, _peak_bytes() - before)
-
-
-def _peak_bytes() -> int:
-    """Peak resident memory of this process."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        # On Linux, ru_maxrss includes the memory of the parent process at the fork.
-        return int(re.search(r"VmHWM:\s*(\d+)", status.read_text())[1]) * 1024  # type: ignore[index]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return max(0, peak_bytes() - before)
 
 
 def _name(way: str, frozen: bool) -> str:

@@ -1,7 +1,9 @@
-"""Helpers of the benchmarks: alternating runs, medians, and a description of the machine."""
+"""Helpers of the benchmarks: alternating runs, medians, peak memory, and a description of the machine."""
 
 import importlib.metadata
 import platform
+import re
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -60,3 +62,12 @@ def rate_by_cpu(work: Callable[[], int]) -> float:
 def median_ratio(ours: list[float], theirs: list[float]) -> float:
     """Median ratio of ours to theirs over the rounds."""
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def peak_bytes() -> int:
+    """Peak resident memory of this process."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # On Linux, ru_maxrss includes the memory of the parent process at the fork.
+        return int(re.search(r"VmHWM:\s*(\d+)", status.read_text())[1]) * 1024  # type: ignore[index]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import TypeVar
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -60,6 +61,14 @@ class AlignedModel(TrainedHeads):
             TypeError: an item is not a Pillow image.
         """
         return self.project_image(torch.from_numpy(self._vision.encode_images(_listed(images, Image.Image))))
+
+    def encode_pixels(self, pixels: np.ndarray) -> torch.Tensor:
+        """Embeds preprocessed images as unit vectors (N, D).
+
+        Args:
+            pixels: (N, image_size, image_size, 3) uint8, as `encoders.images.decode_image` returns them.
+        """
+        return self.project_image(torch.from_numpy(self._vision.encode(pixels)))
 
     def encode_text(self, texts: str | Iterable[str]) -> torch.Tensor:
         """Embeds texts as unit vectors (N, D); a single string gives N = 1.

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from sharelock_ray.bench import captions, command, decode
 from sharelock_ray.bench import measure_batches as batches
 from sharelock_ray.bench import measure_encoders as encoders
+from sharelock_ray.bench import measure_evaluate as evaluate
 from sharelock_ray.bench import measure_extract as extract
 from sharelock_ray.bench import measure_loss as loss
 from sharelock_ray.bench import measure_start as start
@@ -181,6 +182,39 @@ class TestLoss:
         monkeypatch.setitem(sys.modules, "open_clip", None)
         with pytest.raises(RequestError, match="pip install open_clip_torch"):
             loss.compare(loss.Setting(64, 8), repeats=1)
+
+
+class TestEvaluate:
+    def test_both_sides_find_the_same_accuracy(self) -> None:
+        found = evaluate.compare_zero_shot(evaluate.ZeroShotSetting(300, 20, 3, dim=16, threads=1), repeats=2)
+        assert [len(seconds) for seconds in (found.ours, found.theirs)] == [2, 2]
+        assert found.ratio > 0
+        assert 1 / 20 < found.top_1 < 1
+
+    def test_without_clip_benchmark_there_is_one_line(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "clip_benchmark.metrics", None)
+        with pytest.raises(RequestError, match="pip install"):
+            evaluate.compare_zero_shot(evaluate.ZeroShotSetting(10, 5, 1, dim=4, threads=1), repeats=1)
+
+    def test_retrieval_needs_a_block_of_memory_and_not_all_similarities(self) -> None:
+        setting = evaluate.RetrievalSetting(*evaluate.sizes("8000x20000"), dim=16, threads=1)
+        found = evaluate.measure_retrieval(setting)
+        # All similarities are 610 MiB, a block of 2,048 x 2,048 is 16 MiB.
+        assert 16 << 20 <= found.extra_bytes < 200 << 20
+        assert found.per_second > 0
+
+    def test_the_exponent_is_that_of_the_number_of_pairs(self) -> None:
+        found = [
+            evaluate.Retrieval(evaluate.RetrievalSetting(n, 2 * n, 4, 1), 1e-6 * (2 * n * n) ** 1.1, 0)
+            for n in (100, 400, 900)
+        ]
+        assert evaluate.exponent(found) == pytest.approx(1.1)
+        assert evaluate.exponent(found[:1]) is None
+
+    @pytest.mark.parametrize("text", ["100", "10x", "x10", "0x10", "20x10", "axb", "-1x5"])
+    def test_wrong_sizes_are_one_line(self, text: str) -> None:
+        with pytest.raises(RequestError, match=rf"--retrieval {text} must be images x captions"):
+            evaluate.sizes(text)
 
 
 class TestBatches:
