@@ -199,6 +199,9 @@ def _record_rows(record: EvaluationRecord) -> list[tuple[str, str]]:
             return [(name, _accuracy(found.mean_average_precision, found.chance))]
         case AnyLabelRecord(result=found):
             return [(f"{record.title} among {found.candidates} classes", _accuracy(found.top_1, found.chance))]
+        case ZeroShotRecord(result=found, language=str(language)):
+            name = f"{language}: zero-shot among {found.candidates} captions"
+            return [(name, _accuracy(found.top_1, found.chance))]
         case ZeroShotRecord(result=found):
             # The classes that have images are named by their number; all classes as such.
             every = "all " if found.candidate_set == "all" else ""
