@@ -58,8 +58,9 @@ class ClassificationResult(_Result):
 class ZeroShotResult(ClassificationResult):
     """Zero-shot classification."""
 
-    candidate_set: Literal["present", "all", "subset"]
-    """Which classes are ranked: those that have images, all named classes, or a benchmark's own subset of them."""
+    candidate_set: Literal["present", "all", "subset", "captions"]
+    """Which classes are ranked: those that have images, all named classes, a benchmark's own subset of them, or the
+    different captions of the images. Accuracies of captions are not listed by class."""
 
 
 class NeighboursResult(ClassificationResult):
@@ -209,6 +210,10 @@ class ZeroShotRecord(_Record):
     title: ClassVar[str] = "zero-shot classification"
     task: Literal["zero_shot_classification"] = "zero_shot_classification"
     templates: tuple[str, ...]
+    """() if captions are the classes."""
+    language: str | None = None
+    """Language of the captions that are the classes, from the table of translations. None in documents of version 5 and
+    earlier, and for named classes."""
     result: ZeroShotResult
 
 

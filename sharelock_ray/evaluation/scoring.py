@@ -13,7 +13,13 @@ import torch
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.evaluation.names import sharing_note
 from sharelock_ray.evaluation.ranks import nearest, ranks
-from sharelock_ray.evaluation.result import EvaluationRecord, Example, RetrievalRecord, ZeroShotRecord
+from sharelock_ray.evaluation.result import (
+    EvaluationRecord,
+    Example,
+    RetrievalRecord,
+    ZeroShotRecord,
+    ZeroShotResult,
+)
 from sharelock_ray.evaluation.signatures.classes import memorised_classes, wrong_class_order
 from sharelock_ray.evaluation.signatures.embeddings import collapsed_embeddings
 from sharelock_ray.evaluation.signatures.evidence import Signature
@@ -42,7 +48,8 @@ def evaluate(
     translations: FeatureSet | None = None,
     seen: np.ndarray | None = None,
 ) -> tuple[list[EvaluationRecord], list[str], list[Signature]]:
-    """Scores zero-shot classification on the labelled images, and retrieval on `pairs` and in each other language.
+    """Scores zero-shot classification on the labelled images, retrieval on `pairs`, and both in each language of the
+    translations, where captions are the classes.
 
     A task that the split has no data for is skipped and noted. Only rows that are scored are projected.
 
@@ -115,8 +122,11 @@ def evaluate(
     for language, (captions, of_images) in translated.items():
         assert translations is not None, "translated captions without a set"
         some, owner = np.unique(of_images, return_inverse=True)
-        found = retrieval(image_of(some), heads.project(translations, captions), owner, recall_at)
-        records.append(RetrievalRecord(**scope, language=language, result=found))
+        image, text = image_of(some), heads.project(translations, captions)
+        records.append(RetrievalRecord(**scope, language=language, result=retrieval(image, text, owner, recall_at)))
+        texts = translations.table["text"].take(captions).to_pylist()
+        named = zero_shot_captions(image, text, owner, texts)
+        records.append(ZeroShotRecord(**scope, templates=(), language=language, result=named))
     return records, notes, [found for found in signatures if found is not None]
 
 
@@ -137,6 +147,27 @@ def translated_rows(images: FeatureSet, translations: FeatureSet) -> dict[str, t
         raise RequestError(f"no caption of the translations belongs to an image of {images.uri}: check their keys")
     by_language = {name: known[language[known] == name] for name in dict.fromkeys(language[known].tolist())}
     return {name: (captions, row[captions]) for name, captions in by_language.items()}
+
+
+def zero_shot_captions(
+    image: torch.Tensor, text: torch.Tensor, owner: np.ndarray, texts: Sequence[str]
+) -> ZeroShotResult:
+    """Classifies images by what they are called in a language.
+
+    Classes are the different captions; the first caption of an image names its class. So images of one name are one
+    class, while they are each other's errors in retrieval.
+
+    Args:
+        image: (N, D) unit vectors.
+        text: (M, D) unit vectors of captions.
+        owner: (M,) index of the image of each. Each image has at least one caption.
+        texts: M captions.
+    """
+    first = np.unique(owner, return_index=True)[1]
+    names = [texts[caption] for caption in first]
+    place, labels = targets(names)
+    (found,) = zero_shot(image, labels, text[first[place]], [names[i] for i in place])
+    return found.model_copy(update={"candidate_set": "captions", "per_class": {}})
 
 
 def class_prototypes(heads: TrainedHeads, prompts: FeatureSet, classes: np.ndarray) -> torch.Tensor:

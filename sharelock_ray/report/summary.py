@@ -20,6 +20,7 @@ from sharelock_ray.evaluation.result import (
 from sharelock_ray.evaluation.signatures.evidence import Signature
 from sharelock_ray.evaluation.statistics import Estimate
 from sharelock_ray.features.manifest import Manifest
+from sharelock_ray.report.heat_map import HeatMap, heat_maps
 from sharelock_ray.report.table import text_table
 from sharelock_ray.runs.folder import TrainingResult
 from sharelock_ray.study.trials import SHARES, Interval, Point
@@ -56,6 +57,11 @@ class Summary:
     def benchmarks(self) -> list[tuple[EvaluationRecord, Score]]:
         """Each score of each benchmark."""
         return [(record, score) for record in self.records if record.benchmark for score in scores(record)]
+
+    @property
+    def heat_maps(self) -> list[HeatMap]:
+        """Scores by language, of each data set in several languages."""
+        return heat_maps(self.records)
 
     def rows(self) -> list[tuple[str, str]]:
         """(name, value) of each line of the table."""
@@ -199,6 +205,9 @@ def _record_rows(record: EvaluationRecord) -> list[tuple[str, str]]:
             return [(name, _accuracy(found.mean_average_precision, found.chance))]
         case AnyLabelRecord(result=found):
             return [(f"{record.title} among {found.candidates} classes", _accuracy(found.top_1, found.chance))]
+        case ZeroShotRecord(result=found, language=str(language)):
+            name = f"{language}: zero-shot among {found.candidates} captions"
+            return [(name, _accuracy(found.top_1, found.chance))]
         case ZeroShotRecord(result=found):
             # The classes that have images are named by their number; all classes as such.
             every = "all " if found.candidate_set == "all" else ""

@@ -17,8 +17,10 @@ from sharelock_ray.evaluation.scoring import (
     class_prototypes,
     evaluate,
     zero_shot_accuracy,
+    zero_shot_captions,
 )
 from sharelock_ray.evaluation.signatures.scores import of_records
+from sharelock_ray.evaluation.tasks.retrieval import retrieval
 from sharelock_ray.features.featureset import FeatureSet, Pairs, join, open_features
 from sharelock_ray.sources.sample import Reject
 
@@ -220,7 +222,11 @@ class TestTranslations:
         axes = {"de/00000/0000": 0, "de/00000/0001": 1, "fr/00000/0002": 2, "fr/00000/0001": 1, "fr/elsewhere": 3}
         translations = translations_of(tmp_path, axes)
         records, _, _ = evaluate(model, images, pairs, "test", None, None, (), (1, 2), translations)
-        own, german, french = records
+        own, german, german_names, french, french_names = records
+        for record, found in ((german_names, german), (french_names, french)):
+            assert (record.task, record.language, record.templates) == ("zero_shot_classification", found.language, ())
+            assert (record.result.candidate_set, record.result.top_1.value) == ("captions", 1)
+            assert (record.result.images, record.result.candidates, record.result.chance) == (2, 2, 1 / 2)
         assert (own.language, own.result.images) == (None, 1)
         assert (german.language, german.result.images, german.result.texts) == ("de", 2, 2)
         assert (french.language, french.result.images, french.result.texts) == ("fr", 2, 2)
@@ -235,6 +241,28 @@ class TestTranslations:
         translations = translations_of(tmp_path, {"de/elsewhere": 0})
         with pytest.raises(RequestError, match="no caption of the translations belongs to an image"):
             evaluate(Model(), pairs.vision, pairs, "test", None, None, (), (1,), translations)
+
+
+class TestCaptionsAsClasses:
+    IMAGE = torch.eye(WIDTH)[[0, 0, 1]]
+
+    def test_images_of_one_caption_are_one_class(self) -> None:
+        texts = ["ein Hahn", "ein Hahn", "eine Eule"]
+        found = zero_shot_captions(self.IMAGE, self.IMAGE, np.arange(3), texts)
+        assert (found.top_1.value, found.candidates, found.classes, found.chance) == (1, 2, 2, 1 / 2)
+        assert (found.images, found.tied, found.per_class) == (3, 0, {})
+        # Retrieval calls both roosters errors, since each is as near as the other.
+        assert retrieval(self.IMAGE, self.IMAGE, np.arange(3), (1,)).image_to_text[1].value == pytest.approx(1 / 3)
+
+    def test_the_first_caption_of_an_image_is_its_class(self) -> None:
+        text = torch.eye(WIDTH)[[2, 0, 1]]
+        found = zero_shot_captions(self.IMAGE[1:], text, np.array([0, 0, 1]), ["a hen", "a rooster", "an owl"])
+        assert (found.candidates, found.top_1.value) == (2, 0.5)
+
+    def test_captions_that_a_model_cannot_tell_apart_are_errors(self) -> None:
+        text = torch.eye(WIDTH)[[0, 0, 0]]
+        found = zero_shot_captions(self.IMAGE, text, np.arange(3), ["ไก่", "เป็ด", "นกฮูก"])
+        assert (found.top_1.value, found.tied) == (0, 3)
 
 
 class TestSignatures:

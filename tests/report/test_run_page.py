@@ -268,6 +268,40 @@ FAILURES: tuple[Signature, ...] = (
 )
 
 
+class TestLanguages:
+    def test_are_one_table_by_script_with_values_intervals_and_chance(self, summary: Summary) -> None:
+        retrieved = only(summary, RetrievalRecord).records[0]
+        codes = ("ru", HOSTILE, "de", "fr")
+        records = tuple(retrieved.model_copy(update={"language": code}) for code in codes)
+        content = rendered(replace(summary, records=records))
+        page = Page(content)
+        assert "<script" not in content
+        shown = page.text.partition("Languages: made up test")[2]
+        words = ("Latin", "German", "French", "Cyrillic", "Russian", "other", HOSTILE)
+        places = [shown.rindex(word) for word in words]
+        assert places == sorted(places)
+        headers = [attributes for tag, attributes in page.tags if tag == "th" and attributes.get("scope")]
+        assert [a["rowspan"] for a in headers if a["scope"] == "rowgroup"] == ["2", "1", "1"]
+        assert len([a for a in headers if a["scope"] == "row"]) == len(codes)
+        assert "image to text recall@3: 0 of 4 languages above chance" in shown
+        assert "; chance 100.00" in shown
+        assert "▲" not in shown[places[0] :]
+
+    def test_above_chance_are_marked(self, summary: Summary) -> None:
+        eye = torch.eye(40)
+        found = retrieval(eye, eye, np.arange(40), (1,))
+        records = tuple(
+            RetrievalRecord(dataset="made up", split="test", model_step=1, language=code, result=found)
+            for code in ("de", "fr")
+        )
+        text = Page(rendered(replace(summary, records=records))).text
+        assert text.count("100.0 ▲") == 4
+        assert "image to text recall@1: 2 of 2 languages above chance" in text
+
+    def test_that_are_one_or_none_have_no_heat_map(self, summary: Summary) -> None:
+        assert "Languages:" not in Page(rendered(summary)).text
+
+
 class TestFailures:
     def test_that_are_present_are_shown_with_their_evidence(self, summary: Summary) -> None:
         shown = replace(summary, signatures=FAILURES)
