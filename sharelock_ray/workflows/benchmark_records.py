@@ -11,8 +11,7 @@ from sharelock_ray.evaluation.benchmark_scoring import Gallery, Question
 from sharelock_ray.evaluation.result import EvaluationRecord, scores
 from sharelock_ray.progress import say
 from sharelock_ray.recipe.schema import Recipe
-from sharelock_ray.runs.folder import model_file
-from sharelock_ray.runs.heads import load_trained_heads
+from sharelock_ray.workflows.evaluate import ScoredModel
 from sharelock_ray.workflows.extract import opened
 from sharelock_ray.workflows.inputs import Inputs, Split, refuse_other_inputs
 from sharelock_ray.workflows.timing import timed
@@ -22,12 +21,9 @@ FOLDER = "evaluation"
 
 
 def new_records(
-    recipe: Recipe, inputs: Inputs, model: str, known: Sequence[EvaluationRecord]
+    recipe: Recipe, inputs: Inputs, model: ScoredModel, known: Sequence[EvaluationRecord]
 ) -> Iterator[EvaluationRecord]:
     """Scores each benchmark of the recipe in each language that `known` has no record of; writes its samples first.
-
-    Args:
-        model: the checkpoint folder or file.
 
     Raises:
         RequestError: there are no images of a benchmark, or they differ from those of its features.
@@ -36,7 +32,6 @@ def new_records(
     for each in inputs.benchmarks:
         wanted += [(each.images, recipe.vision), *((texts, recipe.language) for texts in each.texts.values())]
     sets = iter(opened(inputs, wanted))
-    heads, digest = load_trained_heads(model), storage.sha256_of(model_file(model))
     done = [record.benchmark for record in known]
     for each in inputs.benchmarks:
         images = next(sets)
@@ -48,7 +43,7 @@ def new_records(
                 each.spec.folder,
                 each.spec.ties,
                 recipe.evaluation.recall_at,
-                digest,
+                model.digest,
                 images,
                 next(sets),
             )
@@ -60,7 +55,7 @@ def new_records(
         if not left:
             continue
         refuse_other_inputs(each.images.source, [images])
-        gallery = Gallery(images, heads)
+        gallery = Gallery(images, model.heads)
         with timed(recipe, f"evaluate {each.name}"):
             for question in left:
                 yield _answered(recipe, question, gallery)

@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pydantic import model_validator
@@ -30,6 +31,8 @@ from sharelock_ray.workflows.timing import timed
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from sharelock_ray.runs.heads import TrainedHeads
 
 EVALUATION = "evaluation.json"
 _THUMBNAIL = 128
@@ -82,6 +85,26 @@ class Evaluation(Document):
         return upgraded(content)
 
 
+class ScoredModel:
+    """The model that is scored: hashed and loaded once, and only if that is needed."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.place = recipe.evaluation.model or recipe.run.best
+        """The checkpoint folder, or an official checkpoint."""
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of `checkpoint.json`, or of an official checkpoint."""
+        return storage.sha256_of(model_file(self.place))
+
+    @cached_property
+    def heads(self) -> "TrainedHeads":
+        """The trained heads."""
+        from sharelock_ray.runs.heads import load_trained_heads
+
+        return load_trained_heads(self.place)
+
+
 def evaluate(recipe: Recipe, inputs: Inputs | None = None) -> Evaluation:
     """Scores the best checkpoint, or `evaluation.model`, on the test split, or on the validation pairs without one; and
     on the benchmarks.
@@ -94,19 +117,22 @@ def evaluate(recipe: Recipe, inputs: Inputs | None = None) -> Evaluation:
             nothing to score.
     """
     path = storage.join(recipe.output, EVALUATION)
-    if not storage.exists(model_file(_model(recipe))):
+    model = ScoredModel(recipe)
+    if not storage.exists(model_file(model.place)):
         how = "check `evaluation.model`" if recipe.evaluation.model else "run `sharelock train` first"
         raise RequestError(f"{recipe.evaluation.model or recipe.output} holds no trained model: {how}")
     inputs = inputs or Inputs(recipe)
     if recipe.evaluation.model:
-        _require_encoders(recipe.evaluation.model, inputs)
+        # Their features may be missing.
+        for encoder in (recipe.vision, recipe.language):
+            model.heads.require_encoder(inputs.encoder(encoder))
     benchmarks = inputs.benchmarks  # Before anything is scored.
     known = read_document(Evaluation, path) if storage.exists(path) else None
-    found = _of_split(recipe, inputs, known)
+    found = _of_split(recipe, inputs, model, known)
     if benchmarks:
         from sharelock_ray.workflows.benchmark_records import new_records
 
-        for record in new_records(recipe, inputs, _model(recipe), found.records):
+        for record in new_records(recipe, inputs, model, found.records):
             found = found.with_record(record)
             storage.write_json(path, found.content())
     if found == known:
@@ -118,27 +144,26 @@ def evaluate(recipe: Recipe, inputs: Inputs | None = None) -> Evaluation:
     return found
 
 
-def _of_split(recipe: Recipe, inputs: Inputs, known: Evaluation | None) -> Evaluation:
+def _of_split(recipe: Recipe, inputs: Inputs, model: ScoredModel, known: Evaluation | None) -> Evaluation:
     """Scores the split, unless that is known; records of benchmarks are those of the same model in `known`."""
     path = storage.join(recipe.output, EVALUATION)
     split = "test" if "test" in recipe.splits else "train"
-    of_model = known if known and known.request.model == storage.sha256_of(model_file(_model(recipe))) else None
+    of_model = known if known and known.request.model == model.digest else None
     kept = [record for record in of_model.records if record.benchmark] if of_model else []
     if inputs.benchmarks and not all(is_complete(inputs.uri(split, spec)) for spec in _scored(recipe, split)):
         say(note := f"the {split} split is left out: it has no features")
-        return of_model or Evaluation(request=_request(recipe, []), records=(), notes=(note,))
+        return of_model or Evaluation(request=_request(recipe, model, []), records=(), notes=(note,))
     sets = _sets(inputs, split)
     translations = open_texts(inputs, inputs.translations) if inputs.translations else None
-    asked = _request(recipe, [*sets.values(), *([translations] if translations else [])])
+    asked = _request(recipe, model, [*sets.values(), *([translations] if translations else [])])
     if known and _covers(known.request, asked):
         return known
     from sharelock_ray.batches.sampling import split_validation
     from sharelock_ray.evaluation.scoring import evaluate as score
     from sharelock_ray.evaluation.scoring import labelled
-    from sharelock_ray.runs.heads import load_trained_heads
 
     with timed(recipe, "evaluate"):
-        heads = load_trained_heads(_model(recipe))
+        heads = model.heads
         for feature_set in sets.values():
             heads.require_made_by(feature_set)
         images, pairs = sets["vision"], join(**sets) if "language" in sets else None
@@ -157,13 +182,12 @@ def _of_split(recipe: Recipe, inputs: Inputs, known: Evaluation | None) -> Evalu
         records, notes, signatures = score(
             heads, images, pairs, split, names, prompts, spec.templates, spec.recall_at, translations, seen
         )
-        if duplicates := _training_duplicates(images, trained_on, inputs):
-            signatures.append(duplicates)
+        shown, duplicates = _with_thumbnails(records, _training_duplicates(images, trained_on), source, inputs)
         found = Evaluation(
             request=asked,
-            records=(*_with_thumbnails(records, source), *kept),
+            records=(*shown, *kept),
             notes=tuple(notes),
-            signatures=tuple(signatures),
+            signatures=(*signatures, *([duplicates] if duplicates else [])),
         )
     storage.write_json(path, found.content())
     scored = dict.fromkeys(
@@ -181,17 +205,32 @@ def open_texts(inputs: Inputs, texts: Split) -> FeatureSet:
     return opened(inputs, [(texts, inputs.recipe.language)])[0]
 
 
-def _with_thumbnails(records: Sequence[EvaluationRecord], source: Source) -> list[EvaluationRecord]:
-    """Adds a thumbnail to each example whose image can be read. The report then needs no images."""
+def _with_thumbnails(
+    records: Sequence[EvaluationRecord], duplicates: TrainingDuplicates | None, source: Source, inputs: Inputs
+) -> tuple[list[EvaluationRecord], TrainingDuplicates | None]:
+    """Adds a thumbnail to each image that is shown and can be read. The report then needs no images.
+
+    Args:
+        source: that of the scored images.
+    """
     keys = frozenset(example.key for record in records for example in record.examples)
-    found = _thumbnails(source, keys)
-    if missing := len(keys) - len(found):
+    pairs = duplicates.pairs if duplicates and duplicates.present else ()
+    found = _thumbnails(source, keys | {pair.test for pair in pairs})
+    training = _thumbnails(inputs.splits["train"].source, frozenset(pair.training for pair in pairs)) if pairs else {}
+    if missing := len(keys - found.keys()):
         say(f"evaluate: {missing} of {len(keys)} example images cannot be read any more: the page has no picture")
 
     def pictured(example: Example) -> Example:
         return example.model_copy(update={"thumbnail": found.get(example.key)})
 
-    return [record.model_copy(update={"examples": tuple(map(pictured, record.examples))}) for record in records]
+    def pair_pictured(pair: DuplicatePair) -> DuplicatePair:
+        thumbnails = {"test_thumbnail": found.get(pair.test), "training_thumbnail": training.get(pair.training)}
+        return pair.model_copy(update=thumbnails)
+
+    shown = [record.model_copy(update={"examples": tuple(map(pictured, record.examples))}) for record in records]
+    if duplicates and pairs:
+        duplicates = duplicates.model_copy(update={"pairs": tuple(map(pair_pictured, pairs))})
+    return shown, duplicates
 
 
 def _thumbnails(source: Source, keys: frozenset[str]) -> dict[str, str]:
@@ -236,24 +275,12 @@ def _seen_classes(names: Sequence[str] | None, training: Mapping[str, FeatureSet
     return None
 
 
-def _training_duplicates(
-    images: FeatureSet, training: Mapping[str, FeatureSet], inputs: Inputs
-) -> TrainingDuplicates | None:
-    """Looks for test images in the training set, with thumbnails of those found; None if its features are gone."""
+def _training_duplicates(images: FeatureSet, training: Mapping[str, FeatureSet]) -> TrainingDuplicates | None:
+    """Looks for test images in the training set; None if its features are gone."""
     from sharelock_ray.evaluation.signatures.duplicates import training_duplicates
 
     with suppress(SharelockError, OSError):
-        found = training_duplicates(images, training["vision"]) if "vision" in training else None
-        if found is None or not found.present:
-            return found
-        tests = _thumbnails(inputs.splits["test"].source, frozenset(pair.test for pair in found.pairs))
-        others = _thumbnails(inputs.splits["train"].source, frozenset(pair.training for pair in found.pairs))
-
-        def pictured(pair: DuplicatePair) -> DuplicatePair:
-            thumbnails = {"test_thumbnail": tests.get(pair.test), "training_thumbnail": others.get(pair.training)}
-            return pair.model_copy(update=thumbnails)
-
-        return found.model_copy(update={"pairs": tuple(map(pictured, found.pairs))})
+        return training_duplicates(images, training["vision"]) if "vision" in training else None
     return None
 
 
@@ -266,22 +293,9 @@ def _scored(recipe: Recipe, split: str) -> list[EncoderSpec]:
     return [recipe.vision, *([recipe.language] if CAPTIONS in recipe.splits[split].provides else [])]
 
 
-def _model(recipe: Recipe) -> str:
-    return recipe.evaluation.model or recipe.run.best
-
-
-def _require_encoders(model: str, inputs: Inputs) -> None:
-    """Raises RequestError if a model was trained on other encoders than the recipe's, whose features may be missing."""
-    from sharelock_ray.runs.heads import load_trained_heads
-
-    heads = load_trained_heads(model)
-    for encoder in (inputs.recipe.vision, inputs.recipe.language):
-        heads.require_encoder(inputs.encoder(encoder))
-
-
-def _request(recipe: Recipe, sets: Sequence[FeatureSet]) -> EvaluationRequest:
+def _request(recipe: Recipe, model: ScoredModel, sets: Sequence[FeatureSet]) -> EvaluationRequest:
     return EvaluationRequest(
-        model=storage.sha256_of(model_file(_model(recipe))),
+        model=model.digest,
         features=tuple(s.manifest.digest for s in sets),
         # Their records have their own requests.
         evaluation=recipe.evaluation.model_copy(update={"benchmarks": {}}),
