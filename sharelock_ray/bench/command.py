@@ -59,10 +59,10 @@ def extract(
 @app.command()
 def start(repeats: Repeats = 5, as_json: AsJson = False) -> None:
     """The time from a command to the first encoded sample, compared with a bare Ray and a process without Ray."""
-    from sharelock_ray.bench.measure_start import compare, seconds
+    from sharelock_ray.bench.measure_start import compare
 
     found = compare(repeats)
-    row = [*map(seconds, (found.command, found.ray, found.plain)), f"{found.ratio:.2f}"]
+    row = [*map(_median, (found.command, found.ray, found.plain)), f"{found.ratio:.2f}"]
     header = ["command s", "bare Ray s", "without Ray s", "to bare Ray"]
     _show(header, [row], {"comparisons": [asdict(found) | {"ratio": found.ratio}]}, as_json)
 

@@ -4,7 +4,6 @@ All three load the demo's two encoders. The other two do nothing else: they show
 """
 
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -49,10 +48,6 @@ def compare(repeats: int) -> Comparison:
         }
         found = alternate(runs, repeats)
     return Comparison(found[COMMAND], found[RAY], found[PLAIN])
-
-
-def seconds(values: list[float]) -> str:
-    return f"{statistics.median(values):.1f}"
 
 
 def _until_staged(output: Path) -> float:

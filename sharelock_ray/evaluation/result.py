@@ -282,6 +282,11 @@ EvaluationRecord = Annotated[
 ]
 
 
+def language_of(record: EvaluationRecord) -> str | None:
+    """The language of a record; None: that of the split itself."""
+    return record.benchmark.language if record.benchmark else getattr(record, "language", None)
+
+
 class Score(Config):
     """A number by which models are compared."""
 

@@ -194,8 +194,7 @@ def class_prototypes(heads: TrainedHeads, prompts: FeatureSet, classes: np.ndarr
 def require_all(texts: FeatureSet) -> None:
     """Raises RunError if a text could not be encoded, since rows are then not where they are expected."""
     if texts.manifest.rejects:
-        first = texts.rejects.slice(0, 1).to_pylist()[0]
-        raise RunError(f"{texts.uri}: a text could not be encoded: {first['key']}: {first['message']}")
+        raise RunError(f"{texts.uri}: a text could not be encoded: {texts.first_reject}")
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,12 @@ class FeatureSet:
         """Keys of the rejects, without inputs that only repeat the key of a row."""
         return set(self.rejects.filter(pc.not_equal(self.rejects["error"], DUPLICATE_KEY))["key"].to_pylist())
 
+    @property
+    def first_reject(self) -> str:
+        """Key and message of the first reject; there must be one."""
+        first = self.rejects.slice(0, 1).to_pylist()[0]
+        return f"{first['key']}: {first['message']}"
+
     def rejects_of(self, part: Part) -> pa.Table:
         """The rejects on record for a part that has some."""
         name = f"rejects/{part.name}"

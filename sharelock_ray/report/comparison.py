@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cache
+from functools import cache, cached_property
 from itertools import zip_longest
 from typing import Any
 
@@ -18,6 +18,7 @@ from sharelock_ray.evaluation.result import (
     MultiLabelRecord,
     RetrievalRecord,
     Ties,
+    language_of,
 )
 from sharelock_ray.evaluation.statistics import Estimate
 from sharelock_ray.report.table import text_table
@@ -124,7 +125,7 @@ class Comparison:
     page: str | None = None
     """URI of the page; None if none is written."""
 
-    @property
+    @cached_property
     def groups(self) -> dict[Measure, list[Score]]:
         """The scores that compare, by measure of the runs, in their order; published ones last."""
         found: dict[Measure, list[Score]] = defaultdict(list)
@@ -137,7 +138,7 @@ class Comparison:
                     scores.append(score)
         return dict(found)
 
-    @property
+    @cached_property
     def main(self) -> dict[Measure, list[Score]]:
         """The groups of main metrics."""
         return {of: scores for of, scores in self.groups.items() if any(score.main for score in scores)}
@@ -208,7 +209,7 @@ def run_scores(model: Model, records: Iterable[EvaluationRecord], source: str) -
                 dataset=record.dataset,
                 split=record.split,
                 candidate_set=getattr(record.result, "candidate_set", None),
-                language=_language(record),
+                language=language_of(record),
                 kind=number.kind,
                 metric=number.metric,
                 items=record.result.images if number.items is None else number.items,
@@ -328,10 +329,6 @@ def _numbers(record: EvaluationRecord) -> Iterator[_Number]:
 
 def _bounds(of: Estimate) -> tuple[float, float, float]:
     return of.value, of.low, of.high
-
-
-def _language(record: EvaluationRecord) -> str | None:
-    return record.benchmark.language if record.benchmark else getattr(record, "language", None)
 
 
 def _compares(published: Measure, measure: Measure) -> bool:

@@ -5,7 +5,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
 
-from sharelock_ray.evaluation.result import EvaluationRecord, RetrievalRecord, Score, ZeroShotRecord, scores
+from sharelock_ray.evaluation.result import (
+    EvaluationRecord,
+    RetrievalRecord,
+    Score,
+    ZeroShotRecord,
+    language_of,
+    scores,
+)
 from sharelock_ray.report.languages import Language, language
 
 _FULL = 16
@@ -73,7 +80,7 @@ def heat_maps(records: Iterable[EvaluationRecord]) -> list[HeatMap]:
     """
     found: dict[str, dict[str, dict[str, Cell]]] = {}
     for record in records:
-        code = record.benchmark.language if record.benchmark else getattr(record, "language", None)
+        code = language_of(record)
         if code is not None:
             title = record.benchmark.name if record.benchmark else f"{record.dataset or ''} {record.split}".strip()
             found.setdefault(title, {}).setdefault(code, {}).update(_cells(record))

@@ -225,13 +225,10 @@ def _classification_rows(name: str, found: ClassificationResult) -> list[tuple[s
 
 def _compositional_rows(record: CompositionalRecord) -> list[tuple[str, str]]:
     """Kinds of change are not in the table."""
-    found = record.result
-    scores = {"text": found.total.text, "image": found.total.image, "group": found.total.group}
-    chance = found.chance.model_dump()
+    samples = record.result.total.samples
     return [
-        (f"{record.title}: {name} score of {found.total.samples:,} samples", _accuracy(score, chance[name]))
-        for name, score in scores.items()
-        if score is not None
+        (f"{record.title}: {score.measure} of {samples:,} samples", _accuracy(score.value, score.chance))
+        for score in scores(record)
     ]
 
 

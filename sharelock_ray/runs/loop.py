@@ -153,10 +153,9 @@ def train(
 def _why_no_pairs(pairs: Pairs) -> str:
     for side in (pairs.vision, pairs.language):
         if not side.manifest.rows and side.manifest.rejects:
-            first = side.rejects.slice(0, 1).to_pylist()[0]
             return (
                 f"none of its {side.manifest.rejects:,} inputs gave {side.manifest.modality} features "
-                f"({first['key']}: {first['message']}): each image needs a caption, such as 1.txt beside 1.jpg"
+                f"({side.first_reject}): each image needs a caption, such as 1.txt beside 1.jpg"
             )
     return f"no key of {pairs.vision.uri} is in {pairs.language.uri}"
 
