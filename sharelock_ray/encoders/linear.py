@@ -1,17 +1,13 @@
-"""Linear layers by oneDNN, where torch's own use half of the processor."""
+"""Linear layers of frozen encoders by oneDNN, where torch's own use half of the processor."""
 
 import torch
 from torch import nn
 
-from sharelock_ray.machine import is_amd
+from sharelock_ray import onednn
 
 
 class OneDnnLinear(nn.Linear):
-    """A frozen float32 layer on a CPU, computed by oneDNN; its outputs equal `nn.Linear`'s up to rounding.
-
-    torch multiplies float32 matrices by MKL, which does not use the whole width of AVX-512 on AMD's processors:
-    112 GFLOP/s on a core on which oneDNN reaches 250 (docs/benchmarks.md).
-    """
+    """A frozen float32 layer on a CPU, computed by oneDNN; its outputs equal `nn.Linear`'s up to rounding."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         rows = input.reshape(-1, self.in_features)
@@ -19,14 +15,12 @@ class OneDnnLinear(nn.Linear):
             return super().forward(input)
         # The weights are converted at each call. A converted copy would save a few percent of the time, but processes
         # could no longer share the pages of the weights' file.
-        bias = None if self.bias is None else self.bias.to_mkldnn()
-        output = nn.functional.linear(rows.to_mkldnn(), self.weight.to_mkldnn(), bias).to_dense()
-        return output.view(*input.shape[:-1], self.out_features)
+        return onednn.linear(rows, self.weight, self.bias).view(*input.shape[:-1], self.out_features)
 
 
 def accelerate(model: nn.Module) -> None:
     """Makes the float32 linear layers of a frozen model on a CPU `OneDnnLinear`s, on processors where it helps."""
-    if is_amd() and torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available():
+    if onednn.is_faster():
         for module in model.modules():
             # Subclasses may compute something else.
             if type(module) is nn.Linear and module.weight.dtype == torch.float32 and module.weight.is_cpu:

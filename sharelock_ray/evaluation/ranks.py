@@ -1,16 +1,19 @@
 """Ranks of matches, computed in blocks of similarities: memory does not grow with images times texts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from sharelock_ray.evaluation.result import Ties
+from sharelock_ray.onednn import product
 from sharelock_ray.progress import Progress
 
 TIE = 1e-6
 """Cosine similarities that differ by at most this much are equal: it is about the resolution of float32."""
-_BLOCK = 2048
+_BLOCK = 1024
+"""A block of similarities fits the caches."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def ranks(image: torch.Tensor, text: torch.Tensor, owner: np.ndarray, ties: Ties
     with Progress("evaluate", "similarities", len(image) * len(text)) as progress:
         for rows in blocks(len(image)):
             for columns in blocks(len(text)):
-                similarity = image[rows] @ text[columns].T
+                similarity = product(image[rows], text[columns])
                 # Matches are not counted. A mask would take longer than the matrix product.
                 at = owners[columns] - rows.start
                 texts = torch.nonzero((at >= 0) & (at < len(similarity)))[:, 0]
@@ -93,13 +96,19 @@ def place(similarity: torch.Tensor, match: torch.Tensor, index: torch.Tensor, ti
     return Ranks(ahead, tied)
 
 
+def joined(parts: Sequence[Ranks]) -> Ranks:
+    """The ranks of consecutive queries; of none if there are no parts."""
+    none = Ranks(np.empty(0, np.int64), np.empty(0, bool))
+    return Ranks(*(np.concatenate([getattr(part, name) for part in (none, *parts)]) for name in ("ahead", "tied")))
+
+
 def nearest(query: torch.Tensor, item: torch.Tensor) -> np.ndarray:
     """(N,) index of the item, of (M, D), that is most similar to each query, of (N, D): the first of equal ones."""
     found = np.zeros(len(query), np.int64)
     for rows in blocks(len(query)):
         best = query.new_full((len(query[rows]),), -torch.inf)
         for columns in blocks(len(item)):
-            similarity, index = (query[rows] @ item[columns].T).max(1)
+            similarity, index = product(query[rows], item[columns]).max(1)
             nearer = similarity > best
             best = torch.where(nearer, similarity, best)
             found[rows] = np.where(nearer.numpy(), index.numpy() + columns.start, found[rows])

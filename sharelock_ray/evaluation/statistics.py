@@ -91,10 +91,15 @@ def class_mean(values: np.ndarray, classes: np.ndarray, seed: int = 0) -> Estima
     counts = np.bincount(classes)
     present = np.flatnonzero(counts)
     counts = counts[present]
-    share = np.bincount(classes, weights=values)[present] / counts
+    hits = np.bincount(classes, weights=values)[present]
+    # The hits of all classes with equal counts are one binomial draw.
+    (sizes, right), alike = np.unique(np.stack([counts, hits]), axis=1, return_counts=True)
     generator = np.random.default_rng(seed)
-    means = [(generator.binomial(counts, share, (part, len(counts))) / counts).mean(1) for part in _parts(len(counts))]
-    return percentiles(float(share.mean()), np.concatenate(means))
+    drawn = [
+        generator.binomial((alike * sizes).astype(np.int64), right / sizes, (part, len(sizes))) @ (1 / sizes)
+        for part in _parts(len(sizes))
+    ]
+    return percentiles(float((hits / counts).mean()), np.concatenate(drawn) / len(counts))
 
 
 class Comparison(Config):

@@ -4,14 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from sharelock_ray.encoders import linear
+from sharelock_ray import onednn
 from sharelock_ray.encoders.linear import OneDnnLinear, accelerate
 
 
 @pytest.fixture
-def an_amd(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "is_amd", lambda: True)
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+def faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onednn, "is_faster", lambda: True)
 
 
 class Reader(nn.Module):
@@ -26,7 +25,7 @@ class Reader(nn.Module):
         return nn.functional.linear(x, self.qkv.weight) + self.alias(x)
 
 
-@pytest.mark.usefixtures("an_amd")
+@pytest.mark.usefixtures("faster")
 class TestAccelerate:
     @pytest.mark.parametrize("shape", [(5, 8), (2, 5, 8), (2, 3, 4, 5, 2, 8), (0, 8), (8,)])
     @pytest.mark.parametrize("bias", [True, False])
@@ -71,10 +70,8 @@ class TestAccelerate:
         assert type(model[0]) is nn.Linear
 
 
-@pytest.mark.parametrize(("amd", "capability"), [(False, "AVX512"), (True, "AVX2")])
-def test_other_processors_keep_the_layers_of_torch(amd: bool, capability: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "is_amd", lambda: amd)
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+def test_other_processors_keep_the_layers_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onednn, "is_faster", lambda: False)
     model = nn.Sequential(nn.Linear(8, 8))
     accelerate(model)
     assert type(model[0]) is nn.Linear

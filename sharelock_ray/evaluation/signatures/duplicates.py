@@ -5,6 +5,7 @@ import torch
 from sharelock_ray.evaluation.ranks import blocks, units
 from sharelock_ray.evaluation.signatures.evidence import DuplicatePair, TrainingDuplicates, percent, sample, sentence
 from sharelock_ray.features.featureset import FeatureSet
+from sharelock_ray.onednn import product
 
 _NEARER = 0.1
 """Distance of near duplicates, as a fraction of the usual one to the nearest training image."""
@@ -106,7 +107,7 @@ def nearest_by_cosine(
     for part in blocks(len(rows)):
         queries = units(embeddings[rows[part]].float() - mean)
         for columns in blocks(len(other_rows)):
-            values, found = (queries @ units(others[other_rows[columns]].float() - mean).T).max(1)
+            values, found = product(queries, units(others[other_rows[columns]].float() - mean)).max(1)
             nearer = values > best[part]
             best[part] = torch.where(nearer, values, best[part])
             place[part] = torch.where(nearer, found + columns.start, place[part])

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from sharelock_ray.evaluation.accuracy import accuracies, label_ranks
-from sharelock_ray.evaluation.ranks import Ranks, blocks, units
+from sharelock_ray.evaluation.ranks import Ranks, blocks, joined, units
 from sharelock_ray.evaluation.result import NeighboursResult, Ties
+from sharelock_ray.onednn import product
 from sharelock_ray.progress import Progress
 
 
@@ -64,14 +65,14 @@ def neighbour_ranks(
     `torch.topk`. A class without a vote ranks behind all others, and is not tied.
     """
     known = torch.from_numpy(training_labels).to(features.device)
-    ahead, tied = [np.empty(0, np.int64)], [np.empty(0, bool)]
+    parts: list[Ranks] = []
     with Progress("evaluate", "similarities", len(training) * len(features)) as progress:
         for rows in blocks(len(features)):
             queries = units(features[rows])
             nearest = queries.new_empty(len(queries), 0)
             voters = known.new_empty(len(queries), 0)
             for columns in blocks(len(training)):
-                similarity = queries @ units(training[columns]).T
+                similarity = product(queries, units(training[columns]))
                 progress.update(similarity.numel())
                 top = similarity.topk(min(k, similarity.shape[1]))
                 nearest = torch.cat([nearest, top.values], 1)
@@ -84,6 +85,5 @@ def neighbour_ranks(
             own = torch.from_numpy(labels[rows])[:, None]
             unseen = (votes.gather(1, own.to(votes.device)) == 0)[:, 0].cpu().numpy()
             found = label_ranks(votes.cpu(), labels[rows], ties)
-            ahead.append(np.where(unseen, classes, found.ahead))
-            tied.append(found.tied & ~unseen)
-    return Ranks(np.concatenate(ahead), np.concatenate(tied))
+            parts.append(Ranks(np.where(unseen, classes, found.ahead), found.tied & ~unseen))
+    return joined(parts)

@@ -11,9 +11,11 @@ from typing import Literal
 import numpy as np
 import torch
 
-from sharelock_ray.evaluation.accuracy import accuracies
-from sharelock_ray.evaluation.ranks import Ranks, blocks, place, ranks
+from sharelock_ray.evaluation.accuracy import accuracies, label_ranks
+from sharelock_ray.evaluation.ranks import Ranks, blocks, joined, place
 from sharelock_ray.evaluation.result import Ties, ZeroShotResult
+from sharelock_ray.onednn import product
+from sharelock_ray.progress import Progress
 
 
 def ensemble(prompts: torch.Tensor, class_of_prompt: np.ndarray, classes: int) -> torch.Tensor:
@@ -118,8 +120,14 @@ def class_ranks(
     of_image = of_class[labels]
     if len(missing := np.setdiff1d(of_image, candidates)):
         raise ValueError(f"images have the class {class_names[first[missing[0]]]}, which is not ranked")
-    _, found = ranks(prototypes[first[candidates]], image, np.searchsorted(candidates, of_image), ties)
-    return found, len(candidates)
+    texts, own = prototypes[first[candidates]], np.searchsorted(candidates, of_image)
+    found: list[Ranks] = []
+    with Progress("evaluate", "similarities", len(image) * len(texts)) as progress:
+        for rows in blocks(len(image)):
+            similarity = product(image[rows], texts)
+            found.append(label_ranks(similarity, own[rows], ties))
+            progress.update(similarity.numel())
+    return joined(found), len(candidates)
 
 
 def any_class_ranks(
@@ -143,7 +151,7 @@ def any_class_ranks(
         has[:, target] |= has_class[:, c]
     found = Ranks(np.zeros(len(image), np.int64), np.zeros(len(image), bool))
     for rows in blocks(len(image)):
-        similarity, own = image[rows] @ prototypes[first].T, torch.from_numpy(has[rows])
+        similarity, own = product(image[rows], prototypes[first]), torch.from_numpy(has[rows])
         match, index = similarity.masked_fill(~own, -torch.inf).max(1)
         of_block = place(similarity.masked_fill(own, -torch.inf), match, index, ties)
         found.ahead[rows], found.tied[rows] = of_block.ahead, of_block.tied
