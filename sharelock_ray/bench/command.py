@@ -241,6 +241,25 @@ def evaluate(
 
 
 @app.command()
+def prompts(
+    classes: Annotated[int, typer.Option(min=200, help="Class names of ImageNet-21k.")] = 20_000,
+    templates: Annotated[int, typer.Option(min=1, help="Prompts of each class.")] = 7,
+    repeats: Repeats = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Class prompts: extraction into a feature set of texts, compared with the encoder alone (MiniLM, one thread)."""
+    from sharelock_ray.bench import measure_prompts as bench
+
+    found = bench.compare(classes, templates, repeats)
+    rows = [
+        ["encoder alone, given all prompts", f"{_median(found.encoder)}", "1"],
+        ["extraction", f"{_median(found.extraction)}", f"{found.ratio:.2f}"],
+    ]
+    header = [f"{found.prompts:,} prompts", "prompts /CPU s", "ratio"]
+    _show(header, rows, asdict(found) | {"ratio": found.ratio}, as_json)
+
+
+@app.command()
 def batches(
     pairs: Annotated[int, typer.Option(min=2, help="Number of pairs in the generated feature sets.")] = 40_000,
     batch_size: int = 16_384,

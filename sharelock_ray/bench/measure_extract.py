@@ -17,7 +17,7 @@ from functools import partial
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
@@ -31,6 +31,10 @@ from sharelock_ray.encoders.resolved import resolve
 from sharelock_ray.encoders.spec import VisionSpec
 from sharelock_ray.errors import RequestError
 from sharelock_ray.machine import cpu_count
+
+if TYPE_CHECKING:
+    from sharelock_ray.engine.extraction import ExtractionJob
+    from sharelock_ray.engine.extraction_options import ExtractionOptions
 
 _DISTINCT = 256
 _BATCH = 64
@@ -120,7 +124,7 @@ def compare(setting: Setting, repeats: int) -> Comparison:
                 taken.append(pipeline.submit(_pipeline, folder, setting, spec).result())
                 return taken[-1].rates.per_second
 
-            def run(name: str, process: ProcessPoolExecutor, work: Callable[..., _Rates]) -> float:
+            def run(name: str, process: ProcessPoolExecutor, work: Callable[..., Rates]) -> float:
                 rates = process.submit(work, folder, setting, spec).result()
                 per_cpu[name].append(rates.per_cpu_second)
                 return rates.per_second
@@ -181,14 +185,14 @@ def _begin_loop(threads: int) -> None:
 
 
 @dataclass(frozen=True)
-class _Rates:
-    """Images per second by wall time, and by CPU time of all processes."""
+class Rates:
+    """Samples per second by wall time, and by CPU time of all processes."""
 
     per_second: float
     per_cpu_second: float
 
 
-def _loop(folder: str, setting: Setting, spec: VisionSpec) -> _Rates:
+def _loop(folder: str, setting: Setting, spec: VisionSpec) -> Rates:
     """The plain loop: reads a tar, decodes and encodes in batches, and saves once at the end."""
     from sharelock_ray.encoders.images import decode_image
     from sharelock_ray.encoders.vision import VisionEncoder
@@ -199,7 +203,7 @@ def _loop(folder: str, setting: Setting, spec: VisionSpec) -> _Rates:
     return _rates_of(folder, (encoder.encode(np.stack(batch)) for batch in batches))
 
 
-def _webdataset(folder: str, setting: Setting, spec: VisionSpec) -> _Rates:
+def _webdataset(folder: str, setting: Setting, spec: VisionSpec) -> Rates:
     """Workers of a DataLoader read and decode; this process encodes their batches and saves once at the end."""
     import webdataset
     from torch.utils.data import DataLoader
@@ -219,14 +223,14 @@ def _webdataset(folder: str, setting: Setting, spec: VisionSpec) -> _Rates:
     return _rates_of(folder, (encoder.encode(pixels.numpy()) for _, pixels in loader))
 
 
-def _rates_of(folder: str, batches: Iterator[np.ndarray]) -> _Rates:
+def _rates_of(folder: str, batches: Iterator[np.ndarray]) -> Rates:
     """Saves the embeddings of all batches as one array; returns the rates after the first batch."""
     embeddings = [next(batches)]
     started, cpu_started = time.perf_counter(), _cpu_seconds()
     embeddings += batches
     np.save(Path(folder) / "embeddings.npy", np.concatenate(embeddings).astype(np.float16))
     count = sum(map(len, embeddings[1:]))
-    return _Rates(count / (time.perf_counter() - started), count / (_cpu_seconds() - cpu_started))
+    return Rates(count / (time.perf_counter() - started), count / (_cpu_seconds() - cpu_started))
 
 
 _stack = ExitStack()
@@ -244,7 +248,7 @@ def _end_pipeline() -> None:
 
 @dataclass(frozen=True)
 class _Taken:
-    rates: _Rates
+    rates: Rates
     start_seconds: float
     driver_bytes: int
     worker_bytes: int
@@ -252,9 +256,8 @@ class _Taken:
 
 
 def _pipeline(folder: str, setting: Setting, spec: VisionSpec) -> _Taken:
-    from sharelock_ray.engine.extraction import ExtractionJob, extract
+    from sharelock_ray.engine.extraction import ExtractionJob
     from sharelock_ray.engine.extraction_options import ExtractionOptions
-    from sharelock_ray.extraction.report import ChunkReport
     from sharelock_ray.sources.webdataset import WebDatasetSource
 
     root = str(Path(folder) / "features")
@@ -266,21 +269,32 @@ def _pipeline(folder: str, setting: Setting, spec: VisionSpec) -> _Taken:
     options = ExtractionOptions(min_actors=setting.threads, max_actors=setting.threads, chunk_size=chunk_size)
     if setting.device == "cuda":
         options = ExtractionOptions(num_gpus=1, chunk_size=1024)
+    with _peak_memory() as peak:
+        rates, start_seconds = extraction_rates(job, options)
+    shutil.rmtree(root)
+    return _Taken(rates, start_seconds, peak.driver, peak.worker, _spilled_bytes())
+
+
+def extraction_rates(job: "ExtractionJob", options: "ExtractionOptions") -> tuple[Rates, float]:
+    """Extracts on a running Ray.
+
+    Returns:
+        samples per second after the first chunk, and the seconds until then.
+    """
+    from sharelock_ray.engine.extraction import extract
+    from sharelock_ray.extraction.report import ChunkReport
+
     news: list[tuple[float, float, int]] = []
 
     def watch(report: ChunkReport) -> None:
         news.append((time.perf_counter(), _cpu_seconds(), report.samples))
 
     called = time.perf_counter()
-    with _peak_memory() as peak:
-        extract(job, options, watch)
+    extract(job, options, watch)
     ended = time.perf_counter()
-    shutil.rmtree(root)
-    warm_at, cpu_warm, samples = news[0]
-    rates = _Rates(
-        (setting.images - samples) / (ended - warm_at), (setting.images - samples) / (news[-1][1] - cpu_warm)
-    )
-    return _Taken(rates, warm_at - called, peak.driver, peak.worker, _spilled_bytes())
+    warm_at, cpu_warm, _ = news[0]
+    count = sum(samples for _, _, samples in news[1:])
+    return Rates(count / (ended - warm_at), count / (news[-1][1] - cpu_warm)), warm_at - called
 
 
 def _cpu_seconds() -> float:

@@ -20,6 +20,7 @@ from sharelock_ray.bench import measure_encoders as encoders
 from sharelock_ray.bench import measure_evaluate as evaluate
 from sharelock_ray.bench import measure_extract as extract
 from sharelock_ray.bench import measure_loss as loss
+from sharelock_ray.bench import measure_prompts as prompts
 from sharelock_ray.bench import measure_start as start
 from sharelock_ray.bench import measure_streaming as streaming
 from sharelock_ray.bench import measure_train as train
@@ -27,6 +28,7 @@ from sharelock_ray.bench import measure_tune as tune
 from sharelock_ray.bench.models import DECODERS, random_vision
 from sharelock_ray.errors import RequestError
 from sharelock_ray.features.cache import cache_folder
+from sharelock_ray.sources.prompts import prompts_of
 
 
 def test_decode_reads_every_image_in_both_ways() -> None:
@@ -184,6 +186,17 @@ class TestLoss:
             loss.compare(loss.Setting(64, 8), repeats=1)
 
 
+class TestPrompts:
+    def test_are_those_of_each_class_of_imagenet_21k(self) -> None:
+        source = prompts.prompts(210, 3)
+        assert (len(set(source.names)) > 200, len(source.templates)) == (True, 3)
+        assert sum(len(prompts_of(name, source.templates)) for name in source.names) == 630
+
+    def test_of_more_classes_than_there_are_are_one_line(self) -> None:
+        with pytest.raises(RequestError, match="--classes 30,000: ImageNet-21k has 21,843"):
+            prompts.prompts(30_000, 7)
+
+
 class TestEvaluate:
     def test_both_sides_find_the_same_accuracy(self) -> None:
         found = evaluate.compare_zero_shot(evaluate.ZeroShotSetting(300, 20, 3, dim=16, threads=1), repeats=2)
@@ -199,8 +212,8 @@ class TestEvaluate:
     def test_retrieval_needs_a_block_of_memory_and_not_all_similarities(self) -> None:
         setting = evaluate.RetrievalSetting(*evaluate.sizes("8000x20000"), dim=16, threads=1)
         found = evaluate.measure_retrieval(setting)
-        # All similarities are 610 MiB, a block of 2,048 x 2,048 is 16 MiB.
-        assert 16 << 20 <= found.extra_bytes < 200 << 20
+        # All similarities are 610 MiB, a block of 1,024 x 1,024 is 4 MiB.
+        assert 4 << 20 <= found.extra_bytes < 200 << 20
         assert found.per_second > 0
 
     def test_the_exponent_is_that_of_the_number_of_pairs(self) -> None:
