@@ -30,8 +30,10 @@ test: lint
 test-slow: .venv/.installed
 	$(PYTEST) -m slow
 
-# Real weights, from packages, against the programs of others.
+# Real weights and pictures, from packages, against the programs of others. Tests of pictures are skipped where Debian's
+# packages cannot be fetched.
 test-real: .venv/.pictures .venv/.real
+	-$(BIN)/python -m sharelock_ray.demo.pictures data/pictures
 	$(PYTEST) -m real
 
 lint: .venv/.installed
