@@ -44,6 +44,8 @@ class WebDatasetSource(Config):
 
     format: Literal["webdataset"] = "webdataset"
     urls: tuple[storage.Uri, ...] | storage.Uri
+    caption_per_line: bool = False
+    """Whether each line of a text member is a caption, as in the retrieval tars of CLIP-Benchmark."""
 
     @property
     def provides(self) -> frozenset[Content]:
@@ -69,7 +71,8 @@ class WebDatasetSource(Config):
         """
         with storage.local_copy(shard.uri) as path, opened(path) as (stream, fault):
             samples, damages = _index(stream)
-            yield from unique(_sample(shard, stream, stem, found, fault) for stem, found in samples)
+            per_line = self.caption_per_line
+            yield from unique(_sample(shard, stream, stem, found, fault, per_line) for stem, found in samples)
             yield from _damaged(shard, stream, damages, fault)
 
     def keys_of(self, shard: Shard) -> Iterator[str]:
@@ -121,7 +124,9 @@ def _index(stream: BinaryIO) -> tuple[list[tuple[str, _Members]], list[Damage]]:
     return samples, damages
 
 
-def _sample(shard: Shard, stream: BinaryIO, stem: str, found: _Members, fault: Fault | None) -> Sample | Reject:
+def _sample(
+    shard: Shard, stream: BinaryIO, stem: str, found: _Members, fault: Fault | None, per_line: bool
+) -> Sample | Reject:
     key = sample_key(shard, stem)
     if fault is not None and any(member.offset + member.size > fault.sound for member in found.values()):
         return Reject.of(key, "read", fault.error)
@@ -141,7 +146,7 @@ def _sample(shard: Shard, stream: BinaryIO, stem: str, found: _Members, fault: F
         return Sample(
             key,
             _content(stream, images[0], MAX_IMAGE_BYTES) if images else None,
-            captions(_texts(stream, found)) or captions(_described(stream, found)),
+            captions(_texts(stream, found, per_line)) or captions(_described(stream, found)),
             None if label is None else class_label(label),
             tuple(member.name for member in found.values()),
         )
@@ -165,9 +170,10 @@ def _behind_numbers(found: _Members, extensions: Collection[str]) -> list[Member
     ]
 
 
-def _texts(stream: BinaryIO, found: _Members) -> list[object]:
+def _texts(stream: BinaryIO, found: _Members, per_line: bool) -> list[object]:
     numbers = {name: int(match[1] or -1) for name in found if (match := _TEXT.fullmatch(name))}
-    return [_text(stream, found[name]).decode() for name in sorted(numbers, key=numbers.__getitem__)]
+    texts = [_text(stream, found[name]).decode() for name in sorted(numbers, key=numbers.__getitem__)]
+    return [line for text in texts for line in (text.splitlines() if per_line else [text])]
 
 
 def _described(stream: BinaryIO, found: _Members) -> object:

@@ -120,6 +120,12 @@ class TestShipped:
         names = ["imagenet-1k", "imagenet-1k-clean", "imagenet-1k-zh"]
         assert len({digest(read_benchmark(name).classes_in().names) for name in names}) == 3
 
+    @pytest.mark.parametrize("name", shipped())
+    def test_it_says_its_licence_and_whom_to_cite(self, name: str) -> None:
+        found = read_benchmark(name)
+        assert found.licence
+        assert found.citation
+
     def test_they_are_files_of_the_package(self) -> None:
         assert {path.suffix for path in SHIPPED.iterdir()} == {".yaml"}
 

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+import support
 from sharelock_ray.errors import RequestError
+from sharelock_ray.evaluation.benchmark import read_benchmark
 from sharelock_ray.evaluation.choices import Choice, Choices, read_choices
 
 PAIR = {"image_0": "a", "image_1": "b", "caption_0": "mug in grass", "caption_1": "grass in mug", "tag": "swap"}
@@ -50,6 +52,83 @@ def test_a_table(tmp_path: Path) -> None:
     file = tmp_path / "choices.csv"
     file.write_text('image_0,image_1,caption_0,caption_1\na,b,"one, two",two\n')
     assert read_choices(two(file), images=2) == [Choice("", ("a", "b"), ("one, two", "two"))]
+
+
+class TestShipped:
+    """The files of the authors are read as they store them, and name images by their keys in the source."""
+
+    def check(self, name: str, folder: Path, expected: list[Choice]) -> None:
+        benchmark = read_benchmark(name)
+        found = benchmark.choices_in(str(folder))
+        assert found == expected
+        source = benchmark.source(str(folder))
+        keys = {key for shard in source.shards() for key in source.keys_of(shard)}
+        assert {key for each in found for key in each.images} <= keys
+
+    def with_images(self, folder: Path, *names: str) -> Path:
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(support.jpeg())
+        return folder
+
+    def test_winoground(self, tmp_path: Path) -> None:
+        folder = self.with_images(tmp_path, "images/ex_0_img_0.png", "images/ex_0_img_1.png")
+        record = {
+            "id": 0,
+            "image_0": "ex_0_img_0",
+            "image_1": "ex_0_img_1",
+            "caption_0": "an old",
+            "caption_1": "old an",
+        }
+        (folder / "examples.jsonl").write_text(json.dumps({**record, "collapsed_tag": "Object"}) + "\n")
+        images = ("images/ex_0_img_0.png", "images/ex_0_img_1.png")
+        self.check("winoground", folder, [Choice("Object", images, ("an old", "old an"))])
+
+    def test_sugarcrepe(self, tmp_path: Path) -> None:
+        folder = self.with_images(tmp_path, "val2017/000000085329.jpg")
+        record = {"filename": "000000085329.jpg", "caption": "A cat.", "negative_caption": "A dog."}
+        kinds = ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj")
+        for kind in kinds:
+            (folder / f"{kind}.json").write_text(json.dumps({"0": record}))
+        expected = [Choice(kind, ("val2017/000000085329.jpg",), ("A cat.", "A dog.")) for kind in kinds]
+        self.check("sugarcrepe", folder, expected)
+
+    def test_cola_has_lists_with_links(self, tmp_path: Path) -> None:
+        folder = self.with_images(tmp_path, "images/2382038.jpg", "images/2334343.jpg")
+        link = "https://cs-people.bu.edu/array/data/vg_gqa_images"
+        left, right = "blue car to the right of black car", "black car to the right of blue car"
+        record = [f"{link}/2382038.jpg", left, f"{link}/2334343.jpg", right]
+        (folder / "COLA_multiobjects_matching_benchmark.json").write_text(json.dumps([record]))
+        self.check("cola", folder, [Choice("", ("images/2382038.jpg", "images/2334343.jpg"), (left, right))])
+
+    def test_mmvp_vlm_has_a_row_per_image_and_a_folder_per_pattern(self, tmp_path: Path) -> None:
+        names = ("Camera Perspective/1.jpg", "Camera Perspective/2.jpg", "Color/3.jpg", "Color/4.jpg")
+        folder = self.with_images(tmp_path, *(f"MLLM_VLM Images/{name}" for name in names))
+        (folder / "Questions.csv").write_text(
+            "Question ID,Type,Statement\n"
+            '1,Camera Perspective,"a dog, from above"\n2,Camera Perspective,"a dog, from below"\n'
+            "3,Color,red flowers\n4,Color,white flowers\n"
+        )
+        expected = [
+            Choice("Camera Perspective", names[:2], ("a photo of a dog, from above", "a photo of a dog, from below")),
+            Choice("Color", names[2:], ("a photo of red flowers", "a photo of white flowers")),
+        ]
+        self.check("mmvp-vlm", folder, expected)
+
+
+def test_records_that_do_not_make_whole_examples_are_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "choices.csv"
+    file.write_text("image,caption\na,one\nb,two\nc,three\n")
+    spec = Choices(file=str(file), images=("image",), captions=("caption",), records=2)
+    with pytest.raises(RequestError, match=r"choices.csv has 3 records: 2 make an example"):
+        read_choices(spec, images=2)
+
+
+def test_a_key_with_a_field_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "choices.json"
+    file.write_text(json.dumps([PAIR]))
+    with pytest.raises(RequestError, match=r"record 0 has no field `folder`"):
+        read_choices(two(file, image_key="{folder}/{}"), images=2)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 
 import support
 from sharelock_ray import storage
+from sharelock_ray.config import content_hash
 from sharelock_ray.encoders.language import LanguageEncoder
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.errors import RequestError
@@ -154,6 +155,24 @@ class TestSamples:
     def test_a_text_member_of_several_lines_is_one_caption(self, tmp_path: Path) -> None:
         (sample,) = read_members(tmp_path, {"1.jpg": b"i", "1.txt": b"\xef\xbb\xbfa cat\r\non a mat\n"})
         assert sample.captions == ("a cat\r\non a mat",)
+
+    def test_a_caption_per_line_where_asked_for_as_in_clip_benchmark(self, tmp_path: Path) -> None:
+        members = {
+            "s0.webp": b"i",
+            "s0.txt": b"\xef\xbb\xbfa cat\r\n\n on a mat\n",
+            "s1.webp": b"j",
+            "s1.0.txt": b"one\ntwo",
+            "s1.1.txt": b"three",
+            "s2.webp": b"k",
+            "s2.json": b'["four\\nfive"]',
+        }
+        source = WebDatasetSource(urls=str(support.write_tar(tmp_path / "0.tar", members)), caption_per_line=True)
+        found = [sample.captions for sample in support.read_source(source) if isinstance(sample, Sample)]
+        assert found == [("a cat", "on a mat"), ("one", "two", "three"), ("four\nfive",)]
+
+    def test_the_default_of_captions_per_line_renames_nothing(self) -> None:
+        urls = "s3://bucket/x.tar"
+        assert content_hash(WebDatasetSource(urls=urls)) == content_hash({"format": "webdataset", "urls": urls})
 
     @pytest.mark.parametrize(
         ("ending", "compress"),
