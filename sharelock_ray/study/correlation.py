@@ -158,7 +158,7 @@ def without_each(x: np.ndarray, y: np.ndarray, groups: Sequence[str]) -> dict[st
     found = {}
     for group in dict.fromkeys(groups):
         kept = np.array([each != group for each in groups])
-        if kept.sum() > 2 and not _is_constant(x[kept]) and not _is_constant(y[kept]):
+        if kept.sum() > 2 and not is_constant(x[kept]) and not is_constant(y[kept]):
             found[group] = _plain(x[kept], y[kept])
     return found
 
@@ -286,7 +286,7 @@ def compare_correlations(y: np.ndarray, first: np.ndarray, second: np.ndarray) -
         None with fewer than four models or a constant score, or if both scores are the same up to scale.
     """
     n = len(y)
-    if n < FEWEST or any(map(_is_constant, (y, first, second))):
+    if n < FEWEST or any(map(is_constant, (y, first, second))):
         return None
     one, other, between = _plain(y, first), _plain(y, second), _plain(first, second)
     determinant = 1 - one**2 - other**2 - between**2 + 2 * one * other * between
@@ -382,7 +382,8 @@ def _permutation(x: np.ndarray, y: np.ndarray, seed: int) -> float:
     return float(found.pvalue)
 
 
-def _is_constant(scores: np.ndarray) -> bool:
+def is_constant(scores: np.ndarray) -> bool:
+    """Whether (n,) scores are equal up to rounding."""
     return float(np.ptp(scores)) <= _ROUNDING * float(np.abs(scores).max())
 
 

@@ -25,6 +25,7 @@ from sharelock_ray.sources.content import decoded
 
 SHIPPED = str(Path(__file__).with_suffix(".csv"))
 BITS_PER_BYTE = "bits per byte"
+_LOWER_IS_BETTER = ("bitsperbyte", "perplexity", "loss")
 _COLUMNS = ("model", "metric", "harness", "value")
 _QUESTIONS = {"mmlupro": 12_032, "mmlu": 14_042, "hellaswag": 10_042, "arcc": 1_172}
 """Number of questions of the split that harnesses score."""
@@ -118,6 +119,11 @@ def select(scores: Iterable[ScoredModel], metric: str | None, harness: str | Non
         if score.harness == one and found.setdefault(score.model, score) is not score:
             raise RequestError(f"the model {score.model} has two scores in {chosen} ({one}): keep one")
     return found
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether better language models have lower scores in a metric."""
+    return _key(metric) in _LOWER_IS_BETTER
 
 
 def _named(what: str, name: str | None, known: Collection[str]) -> str:
