@@ -73,7 +73,7 @@ def ranked(trials: Iterable[Trial], objective: str) -> list[Point]:
     ]
     sign = 1 if objective in LOWER_IS_BETTER else -1
     points.sort(key=lambda point: (-point.seeds, sign * point.values[objective].value))
-    found = _holm([_paired(points[0], point) for point in points[1:]])
+    found = holm([_paired(points[0], point) for point in points[1:]])
     return points[:1] + [replace(point, p=p) for point, p in zip(points[1:], found, strict=True)]
 
 
@@ -89,7 +89,7 @@ def _paired(one: Point, other: Point) -> float | None:
     return float(2 * stats.t.sf(abs(mean) / spread * math.sqrt(len(shared)), len(shared) - 1))
 
 
-def _holm(found: Sequence[float | None]) -> list[float | None]:
+def holm(found: Sequence[float | None]) -> list[float | None]:
     """p-values with Holm's correction; None stays None."""
     tests = sorted((p, i) for i, p in enumerate(found) if p is not None)
     adjusted: list[float | None] = [None] * len(found)
