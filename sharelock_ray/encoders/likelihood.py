@@ -238,18 +238,17 @@ class LikelihoodModel:
     def _require(self, context: int, stride: int) -> None:
         """Raises RequestError if there can be no such windows."""
         special = len(self._start) + len(self._end)
-        least = special + 2 if self.kind == "causal" else special + 1
-        if context < least:
-            raise RequestError(f"a context of {context} tokens is too short for {self.spec.model}: at least {least}")
+        if context <= special:
+            raise RequestError(
+                f"a context of {context} tokens is too short for {self.spec.model}: at least {special + 1}"
+            )
         if self._positions is not None and context > self._positions:
             raise RequestError(
                 f"{self.spec.model} reads at most {self._positions:,} tokens: reduce the context, for all models that "
                 f"are compared"
             )
         if self.kind == "causal" and not 1 <= stride <= context - special:
-            raise RequestError(
-                f"a stride of {stride} tokens: choose one from 1 to {context - special}, under the context"
-            )
+            raise RequestError(f"a stride of {stride} tokens: choose one from 1 to {context - special}")
 
     def _inputs(self, ids: list[int], windows: "Sequence[_Window]") -> Arrays:
         """(B, T) tokens of windows of one length, and (B, S) the places that predict a token, and those tokens."""

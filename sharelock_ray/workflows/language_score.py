@@ -101,8 +101,8 @@ def _read(path: str, context: int, stride: int) -> _Text:
         data = storage.read_bytes(uri)
     text = decoded(data, uri)
     data = text.encode()
-    if len(data) < _LEAST_BLOCKS * _BLOCK:
-        size = "is empty" if not text.strip() else f"has {len(data):,} bytes"
+    if len(data) < _LEAST_BLOCKS * _BLOCK or not text.strip():
+        size = f"has {len(data):,} bytes" if text.strip() else "is empty"
         raise RequestError(f"{uri} {size}: a score with an interval needs at least {_LEAST_BLOCKS * _BLOCK:,}")
     return _Text(text, len(data), storage.sha256(data), context, stride)
 
