@@ -162,10 +162,12 @@ class LikelihoodModel:
         else:
             windows = _masked_windows(len(ids), context - len(self._start) - len(self._end))
 
+        widest = max((window.stop - window.first for window in windows), default=1)
+
         def load(rows: list[int]) -> Arrays:
             chosen = [windows[row] for row in rows]
             progress(sum(window.stop - window.first for window in chosen))
-            return self._inputs(ids, chosen)
+            return self._inputs(ids, chosen, widest)
 
         def cut(rows: Sequence[int], token_budget: int) -> Iterator[list[int]]:
             # Windows of one length need no padding, which some models see even under a mask.
@@ -173,7 +175,6 @@ class LikelihoodModel:
             for batch in token_batches(lengths, token_budget, pads=False):
                 yield [rows[i] for i in batch]
 
-        widest = max((window.stop - window.first for window in windows), default=1)
         zero = np.zeros((1, 1), np.int64)
         found = self._passes.run(
             len(windows), [widest] * len(self.layers), cut, load, self._forward, (zero, zero, zero)
@@ -250,10 +251,13 @@ class LikelihoodModel:
         if self.kind == "causal" and not 1 <= stride <= context - special:
             raise RequestError(f"a stride of {stride} tokens: choose one from 1 to {context - special}")
 
-    def _inputs(self, ids: list[int], windows: "Sequence[_Window]") -> Arrays:
-        """(B, T) tokens of windows of one length, and (B, S) the places that predict a token, and those tokens."""
-        widest = max(window.stop - window.first for window in windows)
-        tokens, at, targets = [], np.zeros((len(windows), widest), np.int64), np.zeros((len(windows), widest), np.int64)
+    def _inputs(self, ids: list[int], windows: "Sequence[_Window]", scored_most: int) -> Arrays:
+        """(B, T) tokens of windows of one length; (B, `scored_most`) the places that predict a token, and those tokens.
+
+        Windows that score fewer are filled up with token 0.
+        """
+        tokens = []
+        at, targets = np.zeros((2, len(windows), scored_most), np.int64)
         for i, window in enumerate(windows):
             row = [*self._start, *ids[window.begin : window.end], *self._end]
             scored = np.arange(window.first, window.stop)
