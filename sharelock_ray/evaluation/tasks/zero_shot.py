@@ -6,13 +6,14 @@ A class c is the normalised mean of its normalised prompts, one for each templat
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 import torch
 
-from sharelock_ray.evaluation.accuracy import accuracies, label_ranks
-from sharelock_ray.evaluation.ranks import Ranks, blocks, joined, place
+from sharelock_ray.evaluation.accuracy import Predictions, accuracies, joined, label_ranks
+from sharelock_ray.evaluation.ranks import Ranks, blocks, place
 from sharelock_ray.evaluation.result import Ties, ZeroShotResult
 from sharelock_ray.onednn import product
 from sharelock_ray.progress import Progress
@@ -103,14 +104,15 @@ def class_ranks(
     class_names: Sequence[str],
     classes: np.ndarray,
     ties: Ties = "strict",
-) -> tuple[Ranks, int]:
+) -> tuple[Predictions, int]:
     """Ranks the class of each image among `classes`.
 
     Args:
         classes: (K,) labels.
 
     Returns:
-        The ranks, (N,), and the number of candidates: classes that share a name count once under `strict`.
+        The predictions, (N,), and the number of candidates: classes that share a name count once under `strict`, as the
+        first of them.
 
     Raises:
         ValueError: the class of an image is not among `classes`.
@@ -121,13 +123,14 @@ def class_ranks(
     if len(missing := np.setdiff1d(of_image, candidates)):
         raise ValueError(f"images have the class {class_names[first[missing[0]]]}, which is not ranked")
     texts, own = prototypes[first[candidates]], np.searchsorted(candidates, of_image)
-    found: list[Ranks] = []
+    parts: list[Predictions] = []
     with Progress("evaluate", "similarities", len(image) * len(texts)) as progress:
         for rows in blocks(len(image)):
             similarity = product(image[rows], texts)
-            found.append(label_ranks(similarity, own[rows], ties))
+            parts.append(label_ranks(similarity, own[rows], ties))
             progress.update(similarity.numel())
-    return joined(found), len(candidates)
+    found = joined(parts)
+    return replace(found, predicted=first[candidates][found.predicted]), len(candidates)
 
 
 def any_class_ranks(
