@@ -2,22 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from sharelock_ray import storage
 from sharelock_ray.encoders.spec import EncoderSpec
 from sharelock_ray.evaluation.benchmark_scoring import Gallery, Question
 from sharelock_ray.evaluation.result import EvaluationRecord, scores
+from sharelock_ray.evaluation.samples import samples_uri, write_samples
 from sharelock_ray.progress import say
 from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.workflows.evaluate import ScoredModel
 from sharelock_ray.workflows.extract import opened
 from sharelock_ray.workflows.inputs import Inputs, Split, refuse_other_inputs
 from sharelock_ray.workflows.timing import timed
-
-FOLDER = "evaluation"
-"""Folder of the samples, in that of the run."""
 
 
 def new_records(
@@ -61,17 +56,9 @@ def new_records(
                 yield _answered(recipe, question, gallery)
 
 
-def samples_uri(output: str, benchmark: str, language: str) -> str:
-    """The Parquet file of what a model did with each sample of a benchmark."""
-    return storage.join(output, FOLDER, f"{benchmark}-{language}.parquet")
-
-
 def _answered(recipe: Recipe, question: Question, gallery: Gallery) -> EvaluationRecord:
     record, samples = question.answer(gallery)
-    samples = samples.replace_schema_metadata({"benchmark": question.request.model_dump_json()})
-    sink = pa.BufferOutputStream()
-    pq.write_table(samples, sink)
-    storage.write_bytes(_uri(recipe, question), sink.getvalue().to_pybytes())
+    write_samples(_uri(recipe, question), samples, {"benchmark": question.request.model_dump_json()})
     main = scores(record)[0]
     say(
         f"evaluate {question.name} ({question.language}): {main.measure} {main.value.value:.1%} of "
