@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 FOLDER = "evaluation"
 """Folder of the samples, in that of the run."""
+FROZEN = ("nearest_neighbours", "linear_probe")
+"""Tasks of frozen features, whose scores do not depend on a language."""
 REMEDY = "delete it and run `sharelock evaluate` again"
 
 
@@ -32,9 +34,17 @@ def samples_uri(output: str, dataset: str, part: str) -> str:
     Args:
         output: folder of the run.
         dataset: name of the benchmark or data set.
-        part: the language or the split.
+        part: the language, the task of frozen features, or the split.
     """
     return storage.join(output, FOLDER, f"{dataset}-{part}.parquet")
+
+
+def samples_of(record: EvaluationRecord, output: str) -> str | None:
+    """The file of a record's samples; None if the record does not name its data."""
+    if record.benchmark:
+        part = record.task if record.task in FROZEN else record.benchmark.language
+        return samples_uri(output, record.benchmark.name, part)
+    return record.dataset and samples_uri(output, record.dataset, record.split)
 
 
 def write_samples(uri: str, samples: pa.Table, request: Mapping[str, str]) -> None:

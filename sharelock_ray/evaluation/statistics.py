@@ -160,13 +160,12 @@ def bootstrap_p(value: float, resampled: np.ndarray) -> float:
     return (further + 1) / (len(resampled) + 1)
 
 
-def holm(found: Sequence[float | None]) -> list[float | None]:
-    """p-values with Holm's correction (Scandinavian Journal of Statistics 6:65, 1979); None stays None."""
-    tests = sorted((p, i) for i, p in enumerate(found) if p is not None)
-    adjusted: list[float | None] = [None] * len(found)
+def holm(found: Sequence[float]) -> list[float]:
+    """p-values with Holm's correction (Scandinavian Journal of Statistics 6:65, 1979)."""
+    adjusted = [0.0] * len(found)
     largest = 0.0
-    for rank, (p, i) in enumerate(tests):
-        largest = max(largest, min(1.0, p * (len(tests) - rank)))
+    for rank, (p, i) in enumerate(sorted((p, i) for i, p in enumerate(found))):
+        largest = max(largest, min(1.0, p * (len(found) - rank)))
         adjusted[i] = largest
     return adjusted
 

@@ -73,8 +73,11 @@ def ranked(trials: Iterable[Trial], objective: str) -> list[Point]:
     ]
     sign = 1 if objective in LOWER_IS_BETTER else -1
     points.sort(key=lambda point: (-point.seeds, sign * point.values[objective].value))
-    found = holm([_paired(points[0], point) for point in points[1:]])
-    return points[:1] + [replace(point, p=p) for point, p in zip(points[1:], found, strict=True)]
+    found = [_paired(points[0], point) for point in points[1:]]
+    corrected = iter(holm([p for p in found if p is not None]))
+    return points[:1] + [
+        replace(point, p=None if p is None else next(corrected)) for point, p in zip(points[1:], found, strict=True)
+    ]
 
 
 def _paired(one: Point, other: Point) -> float | None:
