@@ -102,12 +102,12 @@ def _paired_precision(measure: Measure, one: Score, other: Score, first: pa.Tabl
 
 def _rows(samples: pa.Table, measure: Measure) -> pa.Table:
     """The samples of a measure, in one order for all models."""
-    words = measure.metric.split(" recall@")
+    direction, recall, _ = measure.metric.partition(" recall@")
     of = {
         "task": measure.task,
         "candidate_set": measure.candidate_set,
         "language": measure.language,
-        "direction": words[0].replace(" ", "_"),
+        "direction": direction.replace(" ", "_") if recall else None,
     }
     for column, value in of.items():
         if column in samples.column_names:

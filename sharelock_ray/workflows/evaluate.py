@@ -142,7 +142,7 @@ def evaluate(recipe: Recipe, inputs: Inputs | None = None) -> Evaluation:
         for record in new_records(recipe, inputs, model, found.records):
             found = found.with_record(record)
             storage.write_json(path, found.content())
-    if found == known:
+    if found is known:
         say("evaluate: already done")
         return found
     for signature in found.all_signatures:
