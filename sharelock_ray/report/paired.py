@@ -67,7 +67,7 @@ def _paired(measure: Measure, one: Score, other: Score, first: pa.Table, second:
     shared = set(first.column_names) & set(second.column_names)
     for column, name in (_SAME_CHOICES if "example" in shared else _SAME).items():
         if column in shared and first[column] != second[column]:
-            raise UnpairedError(f"they were scored on other {name}")
+            raise UnpairedError(f"their {name} differ")
     if measure.task in FROZEN and first == second:
         raise UnpairedError("their frozen features are the same")
     if measure.metric == "mean average precision":
