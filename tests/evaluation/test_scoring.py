@@ -244,6 +244,33 @@ class TestTranslations:
             evaluate(Model(), pairs.vision, pairs, "test", None, None, (), (1,), translations)
 
 
+class TestSamples:
+    def test_each_record_has_its_rows(self, tmp_path: Path) -> None:
+        pairs = pairs_of(tmp_path, [0, 1, 0, None], [0, 1, 3])
+        translations = translations_of(tmp_path, {"de/00000/0000": 0, "de/00000/0001": 1})
+        prompts = prompts_of(tmp_path, NAMES)
+        found = evaluate(Model(), pairs.vision, pairs, "test", NAMES, prompts, ("a {}.",), (1,), translations)
+        columns = ["task", "candidate_set", "language"]
+        rows = found.samples.to_pylist()
+        for record in found.records:
+            said = [record.task, getattr(record.result, "candidate_set", None), record.language]
+            mine = [row for row in rows if [row[name] for name in columns] == said]
+            if isinstance(record, RetrievalRecord):
+                for direction in ("image_to_text", "text_to_image"):
+                    hits = [row["rank"] < 1 for row in mine if row["direction"] == direction]
+                    assert np.mean(hits) == getattr(record.result, direction)[1].value
+            else:
+                assert len(mine) == record.result.images
+                assert np.mean([row["rank"] == 0 for row in mine]) == record.result.top_1.value
+                # No image of these ties, so the nearest class is right or wrong as the rank says.
+                assert all((row["predicted"] == row["label"]) == (row["rank"] == 0) for row in mine)
+        own = [row for row in rows if row["direction"] == "text_to_image" and row["language"] is None]
+        assert [(row["key"], row["caption_id"], row["text"]) for row in own] == [
+            (f"00000/{i:04d}", 0, f"text 0 of 00000/{i:04d}") for i in (0, 1, 3)
+        ]
+        assert [row["label"] for row in rows if row["candidate_set"] == "present"] == [0, 1, 0]
+
+
 class TestCaptionsAsClasses:
     IMAGE = torch.eye(WIDTH)[[0, 0, 1]]
 
