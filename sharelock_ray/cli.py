@@ -237,17 +237,20 @@ def evaluate(
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN", help="Folders of runs, or their evaluation.json.")],
     output: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Write compare.html, compare.csv and compare.parquet here.")
+        str | None, typer.Option(metavar="FOLDER", help="Write compare.html and tables as CSV and Parquet here.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare evaluated runs with each other and with published scores.
 
-    Scores of different images, or by different rules, are kept apart. Published scores name their source.
+    Scores of different images, or by different rules, are kept apart. Published scores name their source. Each further
+    run is compared with the first on the same samples.
     """
     found = run_compare(runs, output)
     _show(found.table(), found.as_json(), as_json)
     if not as_json:
+        if found.paired:
+            print_table(found.paired_table())
         for note in found.notes:
             print(printable(f"note: {note}"))
         if found.page is not None:

@@ -328,6 +328,7 @@ class TestRetrieval:
         assert english.chance_image_to_text[1] == pytest.approx((1 / 4 + 1 / 4 + 2 / 4) / 3)
         rows = samples(own, "captions-en").to_pylist()
         assert [row["direction"] for row in rows] == ["image_to_text"] * 3 + ["text_to_image"] * 4
+        assert [row["text"] for row in rows] == [None] * 3 + ["a blue", "a green", "a red", "the red"]
         hits = [row["rank"] == 0 for row in rows if row["direction"] == "text_to_image"]
         assert np.mean(hits) == english.text_to_image[1].value
 

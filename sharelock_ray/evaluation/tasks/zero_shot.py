@@ -84,17 +84,34 @@ def zero_shot(
         ValueError: there are no images, or the class of an image is not in `subset`.
     """
 
-    def among(candidate_set: Literal["present", "all", "subset"], classes: np.ndarray) -> ZeroShotResult:
+    found = zero_shot_ranks(image, labels, prototypes, class_names, ties, subset)
+    return [result for result, _, _ in found]
+
+
+def zero_shot_ranks(
+    image: torch.Tensor,
+    labels: np.ndarray,
+    prototypes: torch.Tensor,
+    class_names: Sequence[str],
+    ties: Ties = "strict",
+    subset: np.ndarray | None = None,
+) -> list[tuple[ZeroShotResult, Ranks, np.ndarray]]:
+    """As `zero_shot`; each result stands with the ranks, (N,), of the images' classes and with the ranked classes,
+    (K,)."""
+
+    def among(
+        candidate_set: Literal["present", "all", "subset"], classes: np.ndarray
+    ) -> tuple[ZeroShotResult, Ranks, np.ndarray]:
         found, candidates = class_ranks(image, labels, prototypes, class_names, classes, ties)
         fields = accuracies(found, labels, class_names, candidates, ties)
-        return ZeroShotResult(candidate_set=candidate_set, **fields)
+        return ZeroShotResult(candidate_set=candidate_set, **fields), found, classes
 
     if subset is not None:
         return [among("subset", subset)]
     among_all = among("all", np.arange(len(class_names)))
     of_class = targets(class_names, ties)[1]
     present = np.unique(of_class[labels])
-    return [among_all] if len(present) == among_all.candidates else [among("present", np.unique(labels)), among_all]
+    return [among_all] if len(present) == among_all[0].candidates else [among("present", np.unique(labels)), among_all]
 
 
 def class_ranks(
