@@ -1,4 +1,4 @@
-"""Compares runs with the first of them on the same samples. Samples that are not the same are not paired."""
+"""Compares runs with the first one on the same samples, and refuses to pair samples that differ."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from sharelock_ray.report.comparison import Measure, PairedScore, Score, collaps
 
 _SAME = {"key": "images", "caption_id": "captions", "label": "labels", "text": "captions"}
 _SAME_CHOICES = {"example": "examples", "key": "images"}
-"""Columns of samples in which no two models differ, as notes call them. Older files have no `text`."""
+"""Columns that must be equal in both runs, with their names in notes. Older files have no `text`."""
 
 
 class UnpairedError(Exception):
