@@ -234,7 +234,7 @@ FAILURES: tuple[Signature, ...] = (
     ),
     MultilingualCollapse(
         present=True,
-        statement="1 of 1 languages are at chance.",
+        statement="1 of 1 languages are near chance.",
         dataset="d",
         measure="recall@10 from text to image",
         english=LanguageScore(images=500, value=HIGH, chance=0.02, at_chance=False),
@@ -325,7 +325,7 @@ class TestFailures:
             assert found.title.capitalize() in page.text
             assert found.statement in page.text
             assert (f"failure: {found.title}", found.statement) in shown.rows()
-        for evidence in ("1.2 of 16", "-3.50", "90 % of queries", "0.75", "at chance", "cosine 0.9877", "test: b"):
+        for evidence in ("1.2 of 16", "-3.50", "90 % of queries", "0.75", "near chance", "cosine 0.9877", "test: b"):
             assert evidence in page.text
         pictures = [a for tag, a in page.tags if tag == "img" and a["alt"] in ("test image", "training image")]
         assert len(pictures) == 3
