@@ -81,7 +81,9 @@ def _scatter(affinity: Affinity) -> str:
         axes.fill_between(along, low, high, color=_BLUE, alpha=opacity, linewidth=0)
     axes.plot(along, [100 * affinity.line.band(float(x)).value for x in along], color=_BLUE)
     families = list(dict.fromkeys(point.family for point in affinity.points))
-    for point in affinity.points:
+    ordered = sorted(affinity.points, key=lambda point: point.language)
+    labels = []
+    for point in ordered:
         colour = f"C{families.index(point.family) % 10}"
         axes.errorbar(
             point.language,
@@ -94,20 +96,26 @@ def _scatter(affinity: Affinity) -> str:
             markersize=5,
             linewidth=0.8,
         )
-        axes.annotate(
-            plain(point.encoder),
-            (point.language, 100 * point.visual),
-            fontsize=7,
-            xytext=(4, 4),
-            textcoords="offset points",
-        )
+        labels.append((point.encoder, point.language, point.visual, "black"))
     for name, new in affinity.predictions.items():
         seen = new.visual
         axes.plot([new.language] * 2, [100 * seen.low, 100 * seen.high], color=_GREY, linewidth=1)
         axes.plot(new.language, 100 * seen.value, "D", color=_GREY, markersize=5)
-        place = (new.language, 100 * seen.value)
-        axes.annotate(plain(name), place, fontsize=7, xytext=(4, 4), textcoords="offset points", color=_GREY)
-    axes.set(xlabel=plain(f"{affinity.metric}, {affinity.harness}"), ylabel=f"{plain(affinity.visual)} (%)")
+        labels.append((name, new.language, seen.value, _GREY))
+    for place, (name, x, y, colour) in enumerate(labels):
+        # Inside the plot at its ends, and neighbours apart: in turn above and below, right and left.
+        along_plot = (x - min(known)) / np.ptp(known)
+        is_left = along_plot > 0.75 or (along_plot > 0.25 and place % 2 == 0)
+        axes.annotate(
+            plain(name),
+            (x, 100 * y),
+            xytext=(-4 if is_left else 4, 4 if place % 2 else -9),
+            textcoords="offset points",
+            ha="right" if is_left else "left",
+            fontsize=7,
+            color=colour,
+        )
+    axes.set(xlabel=plain(affinity.metric), ylabel=f"{plain(affinity.visual)} (%)")
     axes.grid(alpha=0.3)
     return as_svg(figure)
 
