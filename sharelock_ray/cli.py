@@ -26,6 +26,7 @@ from sharelock_ray.report.summary import StudySummary, Summary
 from sharelock_ray.report.table import print_table, text_table
 from sharelock_ray.sources.content import read_lines
 from sharelock_ray.workflows import benchmarks, rejects
+from sharelock_ray.workflows.affinity import affinity as run_affinity
 from sharelock_ray.workflows.audit import audit as run_audit
 from sharelock_ray.workflows.compare import compare as run_compare
 from sharelock_ray.workflows.demo import demo as run_demo
@@ -255,6 +256,44 @@ def compare(
             print(printable(f"note: {note}"))
         if found.page is not None:
             print(printable(f"report: {found.page}"))
+
+
+@app.command()
+def affinity(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN", help="Folders of evaluated runs, or of one study that `tune` made.")
+    ],
+    metric: Annotated[
+        str | None, typer.Option(help="The language score that decides, such as mmlu_pro. Choose it before the run.")
+    ] = None,
+    harness: Annotated[
+        str | None, typer.Option(help="Its harness, or a part of its name. Harnesses never mix.")
+    ] = None,
+    scores: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Language scores: .csv, or .json of `language-score`. Repeatable."),
+    ] = None,
+    visual: Annotated[str | None, typer.Option(help="The visual score, by a part of its title.")] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(metavar="METRIC[@HARNESS]", help="Another language score, with Holm's correction. Repeatable."),
+    ] = None,
+    predict: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODEL[=SCORE]", help="Predict the visual score of a model. Repeatable."),
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Write affinity.html, .json, .csv and .parquet here.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Correlate visual scores of runs with scores of their language models: do better ones see better?"""
+    found = run_affinity(runs, metric, harness, scores or (), visual, also or (), predict or (), output)
+    from sharelock_ray.report.affinity_text import table
+
+    _show(table(found), found.content(), as_json)
+    if output is not None and not as_json:
+        print(printable(f"report: {storage.join(output, 'affinity.html')}"))
 
 
 @benchmarks_app.callback()

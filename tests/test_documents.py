@@ -35,6 +35,8 @@ from sharelock_ray.runs.folder import Fault, RunFolder, TrainingRequest, Trainin
 from sharelock_ray.runs.loop import train
 from sharelock_ray.runs.model import load_model
 from sharelock_ray.sources.sample import Shard
+from sharelock_ray.study.affinity_study import Affinity
+from sharelock_ray.study.language_scores import LanguageScore
 from sharelock_ray.study.trials import Study, Trial, read_trial
 from sharelock_ray.workflows import tune
 from sharelock_ray.workflows.audit import AuditRecord
@@ -266,7 +268,14 @@ def fields_of(kind: type[Document]) -> dict[str, Any]:
 def all_fields() -> dict[str, Any]:
     return {
         kind.__name__: fields_of(kind)
-        for kind in (ChunkRecord, Fault, PicturesRecord, *(each.kind for each in STORED + OTHERS))
+        for kind in (
+            Affinity,
+            ChunkRecord,
+            Fault,
+            LanguageScore,
+            PicturesRecord,
+            *(each.kind for each in STORED + OTHERS),
+        )
     }
 
 

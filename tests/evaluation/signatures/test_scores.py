@@ -62,7 +62,9 @@ class TestMultilingualCollapse:
     def test_a_model_that_knows_all_languages(self) -> None:
         found = collapse([language("en", 0.6), language("hi", 0.3), language("de", 0.5)])
         assert not found.present
-        assert found.statement.startswith("None of 2 languages is near chance: recall@10 from text to image 30.0 % to 50")
+        assert found.statement.startswith(
+            "None of 2 languages is near chance: recall@10 from text to image 30.0 % to 50"
+        )
 
     def test_a_model_that_does_not_know_english_either(self) -> None:
         found = collapse([language("en", 0.02), language("hi", 0.02)])
