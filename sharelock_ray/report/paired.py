@@ -110,10 +110,11 @@ def _rows(samples: pa.Table, measure: Measure) -> pa.Table:
         "language": measure.language,
         "direction": direction.replace(" ", "_") if recall else None,
     }
+    wanted = pc.scalar(True)
     for column, value in of.items():
         if column in samples.column_names:
-            is_null = pc.is_null(samples[column])
-            samples = samples.filter(is_null if value is None else pc.equal(samples[column], value))
+            wanted &= pc.field(column).is_null() if value is None else pc.field(column) == value
+    samples = samples.filter(wanted)
     by = ["example"] if "example" in samples.column_names else ["key", "caption_id"]
     return samples.sort_by([(name, "ascending") for name in by if name in samples.column_names])
 
