@@ -65,6 +65,9 @@ def rows(of: Affinity) -> list[tuple[str, str]]:
     reliability = f"reliability {errors.reliability_x:.3f} of language, {errors.reliability_y:.3f} of vision"
     found.append(("r without errors", f"{corrected}; {reliability}"))
     found.append(("critical |r|, and detectable with 80 % power", f"{of.critical:.3f}, {of.detectable:.3f}"))
+    by_line, by_mean = 100 * of.line.left_out, 100 * of.line.left_out_mean
+    text = f"{by_line:.1f} points by the line of the others, {by_mean:.1f} by their mean"
+    found.append(("error of predicting a model that is left out", text))
     for name, new in of.predictions.items():
         seen = new.visual
         interval = f"{seen.value:.1%}, 95 % interval {seen.low:.1%} to {seen.high:.1%}"
