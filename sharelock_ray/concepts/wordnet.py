@@ -107,8 +107,10 @@ class WordNet:
 
     def exceptions_of(self, part: PartOfSpeech) -> dict[str, tuple[str, ...]]:
         """Base forms of irregular forms, as in `noun.exc` (`verb.exc` and so on)."""
-        lines = (_words(line) for line in self._lines(f"{part}.exc"))
-        return {form: tuple(bases) for form, *bases in lines}
+        found: dict[str, tuple[str, ...]] = {}
+        for form, *bases in map(_words, self._lines(f"{part}.exc")):
+            found[form] = tuple(dict.fromkeys((*found.get(form, ()), *bases)))
+        return found
 
     def senses(self, name: str) -> tuple[str, ...]:
         """Wnids of the synsets that `name` may mean, the most frequent first; () if there are none.
