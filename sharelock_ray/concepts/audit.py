@@ -1,12 +1,13 @@
 """The audit of unseen concepts against seen ones: strictly unseen or not, and why."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, Protocol
 
 from sharelock_ray.concepts.concept import ENGLISH, Concept
 from sharelock_ray.concepts.evidence import Evidence
 from sharelock_ray.concepts.relations import Relations, Rules
+from sharelock_ray.concepts.residual import Residual, residual
 from sharelock_ray.concepts.wordnet import VERSION, WordNet
 from sharelock_ray.config import Config
 from sharelock_ray.documents import Document
@@ -44,6 +45,7 @@ class ConceptAudit(Document):
     seen: tuple[Concept, ...]
     unseen: tuple[AuditedConcept, ...]
     notes: tuple[str, ...] = ()
+    residual: Residual | None = None
 
     @property
     def strictly_unseen(self) -> tuple[Concept, ...]:
@@ -56,12 +58,21 @@ class ConceptAudit(Document):
 
 
 def audit(
-    seen: Sequence[Concept], unseen: Sequence[Concept], wordnet: WordNet, rules: Rules, others: Iterable[Finder] = ()
+    seen: Sequence[Concept],
+    unseen: Sequence[Concept],
+    wordnet: WordNet,
+    rules: Rules,
+    others: Iterable[Finder] = (),
+    accuracy: Mapping[str, float] | None = None,
 ) -> ConceptAudit:
     """Audits each unseen concept.
 
     Args:
         others: more sources of evidence than WordNet and names.
+        accuracy: of a model by unseen class, to estimate residual leakage.
+
+    Raises:
+        RequestError: as `residual`.
     """
     relations = Relations(seen, wordnet, rules)
     finders = (relations, *others)
@@ -72,12 +83,23 @@ def audit(
         name = None if nearest is None else str(nearest)
         return AuditedConcept(concept=concept, evidence=evidence, nearest=name, distance=distance)
 
+    found = tuple(map(audited, unseen))
     return ConceptAudit(
         rules=rules,
         wordnet=VERSION,
         seen=tuple(seen),
-        unseen=tuple(map(audited, unseen)),
+        unseen=found,
         notes=notes([*seen, *unseen], relations),
+        residual=None if accuracy is None else _residual(found, accuracy),
+    )
+
+
+def _residual(found: Sequence[AuditedConcept], accuracy: Mapping[str, float]) -> Residual:
+    return residual(
+        [(str(each.concept), each.concept.name, each.concept.words, each.concept.wnid or "") for each in found],
+        [each.distance for each in found],
+        [bool(each.evidence) for each in found],
+        accuracy,
     )
 
 
