@@ -166,9 +166,13 @@ class Relations:
         return Evidence(rule=reversed_, seen=str(concept), unseen=listed, detail=detail, distance=steps)
 
     def _names(self, concept: Concept) -> dict[tuple[str, str], None]:
-        """Languages and names for comparison, with the words that WordNet has for its meanings, without repetition."""
+        """Languages and names for comparison, with the words that WordNet has for a wnid, without repetition.
+
+        The words for all meanings of a name are left out: "cat" and "goose" are both "bozo" in one of theirs.
+        """
         names = [(language, name) for language, of in concept.all_names().items() for name in of]
-        names += [(ENGLISH, lemma) for wnid in self.senses(concept) for lemma in self.wordnet[wnid].lemmas]
+        if concept.wnid is not None:
+            names += [(ENGLISH, lemma) for lemma in self.wordnet[concept.wnid].lemmas]
         return dict.fromkeys((language, plain(name)) for language, name in names)
 
     def _above(self, wnid: str) -> dict[str, int]:
