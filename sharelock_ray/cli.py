@@ -91,7 +91,8 @@ WordNetFolder = Annotated[
 NamesTable = Annotated[
     str | None, typer.Option("--names", metavar="TABLE", help="Names in other languages: concept, language, name.")
 ]
-Language = Annotated[str, typer.Option(help="Language of the names in the lists.")]
+SeenLanguage = Annotated[str, typer.Option(help="Language of the names in the first list.")]
+UnseenLanguage = Annotated[str, typer.Option(help="Language of the names in the second list.")]
 ConceptsOutput = Annotated[str | None, typer.Option("--output", metavar="FILE", help="Write the result, as .json.")]
 
 
@@ -340,13 +341,14 @@ def split_concepts(
     siblings: Siblings = False,
     wordnet: WordNetFolder = None,
     names: NamesTable = None,
-    language: Language = "en",
+    seen_language: SeenLanguage = "en",
+    unseen_language: UnseenLanguage = "en",
     output: ConceptsOutput = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a split: seen and unseen concepts, no two of which are related."""
     rules = Rules(homographs=homographs, hypernyms=hypernyms, hyponyms=hyponyms, parts=parts, siblings=siblings)
-    inputs = concepts.Inputs(wordnet, names, language)
+    inputs = concepts.Inputs(wordnet, names, seen_language, unseen_language)
     made = concepts.make_split(seen, unseen, rules, inputs, fraction, seed, remove, output)
     rows = [[name, f"{len(of):,}"] for name, of in (("seen", made.seen), ("unseen", made.unseen))]
     rows += [[f"removed from the {remove} ones", f"{len(made.removed):,}"], ["hash", made.hash8]]
@@ -367,7 +369,8 @@ def audit_concepts(
     siblings: Siblings = False,
     wordnet: WordNetFolder = None,
     names: NamesTable = None,
-    language: Language = "en",
+    seen_language: SeenLanguage = "en",
+    unseen_language: UnseenLanguage = "en",
     accuracy: Annotated[
         str | None, typer.Option(metavar="FILE#PLACE", help="A model's accuracy by class, a JSON object.")
     ] = None,
@@ -376,7 +379,7 @@ def audit_concepts(
 ) -> None:
     """Tell whether a test is zero-shot after a training, and why: `sharelock concepts audit dog puppy`."""
     rules = Rules(homographs=homographs, hypernyms=hypernyms, hyponyms=hyponyms, parts=parts, siblings=siblings)
-    inputs = concepts.Inputs(wordnet, names, language)
+    inputs = concepts.Inputs(wordnet, names, seen_language, unseen_language)
     found = concepts.audit(seen, unseen, rules, inputs, accuracy, output)
     rows = [[rule, f"{count:,}"] for rule, count in found.by_rule().items()]
     rows += [["strictly unseen", f"{len(found.strictly_unseen):,}"], ["all unseen", f"{len(found.unseen):,}"]]

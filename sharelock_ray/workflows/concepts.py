@@ -22,15 +22,19 @@ class Inputs:
     Args:
         wordnet: folder of WordNet's database files; None is the system's, or Debian's package.
         names: a table of names in other languages.
-        language: of the names in the lists.
+        seen_language: of the names in the first list.
+        unseen_language: of those in the second.
     """
 
     wordnet: str | None = None
     names: str | None = None
-    language: str = ENGLISH
+    seen_language: str = ENGLISH
+    unseen_language: str = ENGLISH
 
-    def read(self, source: str, wordnet: WordNet) -> list[Concept]:
-        found = read_source(source, wordnet, self.language)
+    def read(self, source: str, side: Side, wordnet: WordNet) -> list[Concept]:
+        """Reads the concepts of a side, with their names in other languages."""
+        language = self.seen_language if side == "seen" else self.unseen_language
+        found = read_source(source, wordnet, language)
         return found if self.names is None else with_names(found, read_names(self.names))
 
 
@@ -53,11 +57,11 @@ def make_split(
         RequestError: a list, a table or WordNet cannot be read; or too few concepts are left.
     """
     wordnet = open_wordnet(inputs.wordnet)
-    concepts = inputs.read(seen, wordnet)
+    concepts = inputs.read(seen, "seen", wordnet)
     if unseen is None:
         made = split_list(concepts, fraction, seed, wordnet, rules, remove)
     else:
-        made = split_concepts(concepts, inputs.read(unseen, wordnet), wordnet, rules, remove)
+        made = split_concepts(concepts, inputs.read(unseen, "unseen", wordnet), wordnet, rules, remove)
     _write(made, output)
     return made
 
@@ -82,7 +86,7 @@ def audit(
     """
     wordnet = open_wordnet(inputs.wordnet)
     of_class = None if accuracy is None else _accuracy(accuracy)
-    sides = inputs.read(seen, wordnet), inputs.read(unseen, wordnet)
+    sides = inputs.read(seen, "seen", wordnet), inputs.read(unseen, "unseen", wordnet)
     found = audit_concepts(*sides, wordnet, rules, accuracy=of_class)
     _write(found, output)
     return found
