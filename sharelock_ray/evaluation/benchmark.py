@@ -58,7 +58,7 @@ Metric = Literal[
 # Fields that some tasks have only; a task except retrieval needs its first.
 _OF_CLASSES = ("templates", "classes", "folders", "mask", "labels", "image_labels", "lower", "class_count")
 _FIELDS: dict[Task, tuple[str, ...]] = {
-    "zero_shot_classification": _OF_CLASSES,
+    "zero_shot_classification": (*_OF_CLASSES, "train_images"),
     "multi_label_classification": _OF_CLASSES,
     "retrieval": ("translations",),
     "two_images_two_captions": ("choices",),
@@ -122,6 +122,8 @@ class Benchmark(Config):
     task: Task
     images: Annotated[tuple[SourceSpec, ...], Field(min_length=1)]
     """Layouts of the images, with paths that start with `folder://`; the first that is there is read."""
+    train_images: Annotated[tuple[SourceSpec, ...], Field(min_length=1)] | None = None
+    """Layouts of the training images, for tasks of frozen features; the first that is there is read."""
     images_of: str | None = None
     """Name of another benchmark with these images, which share its features. None: no other has them."""
     classes: NameList | None = None
@@ -165,6 +167,8 @@ class Benchmark(Config):
         for field in sorted({field for fields in _FIELDS.values() for field in fields}.difference(own)):
             if field in self.model_fields_set:
                 raise ValueError(f"the task {self.task} has no `{field}`")
+        if self.train_images and self.image_labels:
+            raise ValueError("`train_images` need one label per image: take them or `image_labels` away")
         return self
 
     def lists(self) -> tuple[object, ...]:
@@ -176,18 +180,26 @@ class Benchmark(Config):
         """Whether the class names are in the folder of the images."""
         return self.classes is None or (isinstance(self.classes, str) and self.classes.startswith(FOLDER))
 
-    def source(self, folder: str) -> Source:
-        """The images in `folder`.
+    def source(self, folder: str, training: bool = False) -> Source:
+        """The images in `folder`, or the training images.
 
         Raises:
             RequestError: none of the layouts is there.
         """
-        sources = [_in_folder(spec, folder) for spec in self.images]
+        sources = [_in_folder(spec, folder) for spec in (self.train_images or () if training else self.images)]
         found = next(filter(_is_there, sources), None)
         if found is None:
+            kind = "training images" if training else "images"
             places = " or ".join(place for source in sources for place in _places(source))
-            raise RequestError(f"there are no images of {self.title} in {folder}: they are expected at {places}")
+            raise RequestError(f"there are no {kind} of {self.title} in {folder}: they are expected at {places}")
         return found
+
+    def require_training(self) -> None:
+        """Raises RequestError if the benchmark cannot have tasks of frozen features."""
+        if self.train_images is None:
+            single = self.task == "zero_shot_classification" and self.image_labels is None
+            why = "names no `train_images`" if single else "is no classification with one label per image"
+            raise RequestError(f"{self.title} {why}, which `frozen` needs: take `frozen` away")
 
     def chosen(self, languages: Sequence[str] | Literal["all"]) -> tuple[str, ...]:
         """The languages to score; of () English, or the first.
@@ -308,10 +320,12 @@ class BenchmarkImages:
 
     benchmark: Benchmark
     folder: str
+    training: bool = False
+    """Whether these are the training images."""
 
     @cached_property
     def _found(self) -> Source:
-        return self.benchmark.source(self.folder)
+        return self.benchmark.source(self.folder, self.training)
 
     @property
     def provides(self) -> frozenset[Content]:

@@ -17,6 +17,8 @@ Ties = Literal["strict", "first_index"]
 `strict`: the query fails. `first_index`: the one with the lower index comes first, as in CLIP-Benchmark 1.6.2, so the
 order of the items decides.
 """
+FrozenTask = Literal["nearest_neighbours", "linear_probe"]
+"""Tasks of frozen vision features, which need neither a model nor texts."""
 
 
 class Example(Config):
@@ -79,6 +81,8 @@ class ProbeResult(ClassificationResult):
     """Weight of the penalty, which was chosen on held-out training images."""
     held_out_accuracy: float | None
     """Top-1 accuracy on them. None if the penalty was given."""
+    seed: int | None = None
+    """Decided which these were. None if the penalty was given, and in documents of version 6 and earlier."""
     iterations: int
 
 
@@ -168,14 +172,19 @@ class BenchmarkRequest(Config):
     """What a score on a benchmark was measured with. Equal requests have equal scores."""
 
     name: str
-    language: str
+    language: str | None = None
+    """None for a task of frozen features, as `model` and `texts`."""
+    frozen: FrozenTask | None = None
+    """The task, if it is one of frozen features."""
     ties: Ties
     recall_at: tuple[int, ...]
     """() for tasks other than retrieval."""
-    model: str
+    model: str | None = None
     """SHA-256 of `checkpoint.json`, or of an official checkpoint."""
     images: FeatureSetUse
-    texts: FeatureSetUse
+    training_images: FeatureSetUse | None = None
+    """Those of a task of frozen features."""
+    texts: FeatureSetUse | None = None
     preprocessing: dict[str, Any]
     """That of the images: size, resizing, crop and interpolation."""
     class_digest: str | None = None
@@ -184,6 +193,16 @@ class BenchmarkRequest(Config):
     truth_digest: str | None = None
     """SHA-256 of what is right: the classes of labels, the labels of images, or the examples. None in retrieval, where
     captions belong to the images that they name."""
+
+    @property
+    def part(self) -> str:
+        """The language, or the task of frozen features: a benchmark has one record of each."""
+        return self.frozen or self.language or ""
+
+    @property
+    def title(self) -> str:
+        """The benchmark, and the language of its texts."""
+        return f"{self.name} ({self.language})" if self.language else self.name
 
 
 class _Record(Config):
@@ -197,8 +216,8 @@ class _Record(Config):
     dataset: str | None = None
     """None in documents of versions 1 and 2."""
     split: str
-    model_step: int
-    """Training step of the checkpoint."""
+    model_step: int | None = None
+    """Training step of the checkpoint. None for frozen features."""
     notes: tuple[str, ...] = ()
     """Remarks that a reader of the numbers needs."""
     examples: tuple[Example, ...] = ()
@@ -283,7 +302,7 @@ EvaluationRecord = Annotated[
 
 
 def language_of(record: EvaluationRecord) -> str | None:
-    """The language of a record; None: that of the split itself."""
+    """The language of a record; None: that of the split itself, or no texts are compared."""
     return record.benchmark.language if record.benchmark else getattr(record, "language", None)
 
 
@@ -315,6 +334,8 @@ def scores(record: EvaluationRecord) -> list[Score]:
             ]
         case MultiLabelRecord(result=found):
             return [Score(measure="mean average precision", value=found.mean_average_precision, chance=found.chance)]
+        case NeighboursRecord(result=found) | ProbeRecord(result=found):
+            return [Score(measure=f"{record.title}, top-1", value=found.top_1, chance=found.chance)]
         case _:
             return [Score(measure="top-1", value=record.result.top_1, chance=record.result.chance)]
 

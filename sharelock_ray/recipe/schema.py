@@ -13,7 +13,7 @@ from sharelock_ray.engine.extraction_options import ExtractionOptions
 from sharelock_ray.engine.training_options import TrainingOptions
 from sharelock_ray.errors import RequestError
 from sharelock_ray.evaluation.benchmark import placed_name
-from sharelock_ray.evaluation.result import Ties
+from sharelock_ray.evaluation.result import FrozenTask, Ties
 from sharelock_ray.runs.folder import RunFolder
 from sharelock_ray.sources.content import read_lines
 from sharelock_ray.sources.spec import SourceSpec
@@ -79,6 +79,8 @@ class BenchmarkSpec(Config):
     languages: tuple[str, ...] | Literal["all"] = ()
     """Languages to score; () is English, or the benchmark's first language if it has no English."""
     ties: Ties = "strict"
+    frozen: tuple[FrozenTask, ...] = ()
+    """Classifications of its frozen vision features by those of its training images."""
 
 
 class EvaluationSpec(Config):

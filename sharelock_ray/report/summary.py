@@ -184,7 +184,7 @@ def interval_text(interval: Interval | None, objective: str) -> str:
 def _benchmark_rows(record: EvaluationRecord) -> list[tuple[str, str]]:
     """Of recalls, those at the smallest k: many languages have many rows. The page has all."""
     assert record.benchmark is not None, "a record of the run's own data"
-    name = f"{record.benchmark.name} ({record.benchmark.language})"
+    name = record.benchmark.title
     found = scores(record)
     if isinstance(record, RetrievalRecord):
         found = [score for score in found if score.measure.endswith(f"@{min(record.result.image_to_text)}")]

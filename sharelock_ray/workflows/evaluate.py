@@ -13,9 +13,10 @@ from sharelock_ray import storage
 from sharelock_ray.config import Config, content_hash
 from sharelock_ray.documents import Document, read_document
 from sharelock_ray.encoders.images import upright_image
+from sharelock_ray.encoders.resolved import ResolvedEncoder
 from sharelock_ray.encoders.spec import EncoderSpec
 from sharelock_ray.errors import RequestError, SharelockError
-from sharelock_ray.evaluation.result import EvaluationRecord, Example, all_notes, upgraded
+from sharelock_ray.evaluation.result import BenchmarkRequest, EvaluationRecord, Example, all_notes, upgraded
 from sharelock_ray.evaluation.signatures.evidence import DuplicatePair, Signature, TrainingDuplicates
 from sharelock_ray.evaluation.signatures.scores import of_records
 from sharelock_ray.features.featureset import FeatureSet, join
@@ -56,7 +57,7 @@ class EvaluationRequest(Config):
 class Evaluation(Document):
     """`evaluation.json`: the request, and a record for each task and data set."""
 
-    schema_version = 6
+    schema_version = 7
 
     request: EvaluationRequest
     records: tuple[EvaluationRecord, ...]
@@ -71,10 +72,10 @@ class Evaluation(Document):
         return (*self.signatures, *of_records(self.records))
 
     def with_record(self, record: EvaluationRecord) -> "Evaluation":
-        """A copy with the record of a benchmark, in place of an earlier one of the same benchmark and language."""
+        """A copy with the record of a benchmark, in place of an earlier one of the same benchmark and part of it."""
 
         def place(other: EvaluationRecord) -> object:
-            return other.benchmark and (other.benchmark.name, other.benchmark.language)
+            return other.benchmark and (other.benchmark.name, other.benchmark.part)
 
         others = tuple(other for other in self.records if place(other) != place(record))
         return self.model_copy(update={"records": (*others, record)})
@@ -145,14 +146,15 @@ def evaluate(recipe: Recipe, inputs: Inputs | None = None) -> Evaluation:
 
 
 def _of_split(recipe: Recipe, inputs: Inputs, model: ScoredModel, known: Evaluation | None) -> Evaluation:
-    """Scores the split, unless that is known; records of benchmarks are those of the same model in `known`."""
+    """Scores the split, unless that is known; records of benchmarks are those in `known` that are of this model, or of
+    the frozen features of its encoder."""
     path = storage.join(recipe.output, EVALUATION)
     split = "test" if "test" in recipe.splits else "train"
     of_model = known if known and known.request.model == model.digest else None
-    kept = [record for record in of_model.records if record.benchmark] if of_model else []
+    kept = _of_benchmarks(known, model, inputs.encoder(recipe.vision)) if known else ()
     if inputs.benchmarks and not all(is_complete(inputs.uri(split, spec)) for spec in _scored(recipe, split)):
         say(note := f"the {split} split is left out: it has no features")
-        return of_model or Evaluation(request=_request(recipe, model, []), records=(), notes=(note,))
+        return of_model or Evaluation(request=_request(recipe, model, []), records=kept, notes=(note,))
     sets = _sets(inputs, split)
     translations = open_texts(inputs, inputs.translations) if inputs.translations else None
     asked = _request(recipe, model, [*sets.values(), *([translations] if translations else [])])
@@ -197,6 +199,15 @@ def _of_split(recipe: Recipe, inputs: Inputs, model: ScoredModel, known: Evaluat
     for note in all_notes(found.records, found.notes):
         say(f"evaluate: {note}")
     return found
+
+
+def _of_benchmarks(known: Evaluation, model: ScoredModel, vision: ResolvedEncoder) -> tuple[EvaluationRecord, ...]:
+    """The known records of benchmarks that are of this model, or of the frozen features of its vision encoder."""
+
+    def holds(asked: BenchmarkRequest) -> bool:
+        return asked.images.path.endswith(f"/{vision.folder}") if asked.frozen else asked.model == model.digest
+
+    return tuple(record for record in known.records if record.benchmark and holds(record.benchmark))
 
 
 def open_texts(inputs: Inputs, texts: Split) -> FeatureSet:

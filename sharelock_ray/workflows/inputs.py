@@ -61,6 +61,7 @@ class BenchmarkInputs:
     Args:
         name: that of its records, and of its folder of feature sets.
         texts: the split of the images itself if its source has the captions.
+        training: the training images; None unless a task of frozen features is asked for.
     """
 
     name: str
@@ -68,6 +69,7 @@ class BenchmarkInputs:
     benchmark: Benchmark
     images: Split
     texts: dict[str, Split]
+    training: Split | None
 
 
 class Inputs:
@@ -148,7 +150,8 @@ class Inputs:
         """The benchmarks of the recipe.
 
         Raises:
-            RequestError: names, templates, captions or examples of one cannot be read, or two have the same name.
+            RequestError: names, templates, captions or examples of one cannot be read, two have the same name, or one
+                has no training images for a task that is asked for.
         """
         splits: dict[tuple[str, str], Split] = {}
 
@@ -173,7 +176,12 @@ class Inputs:
                 language: images if source is None else once(TEXTS, split, f"{name} {language} texts", source)
                 for language, split, source in texts_of(benchmark, languages, spec.folder)
             }
-            found[name] = BenchmarkInputs(name, spec, benchmark, images, texts)
+            training = None
+            if spec.frozen:
+                benchmark.require_training()
+                source = BenchmarkImages(benchmark, spec.folder, training=True)
+                training = once(dataset, "train", f"{dataset} train", source)
+            found[name] = BenchmarkInputs(name, spec, benchmark, images, texts, training)
         return list(found.values())
 
     @property
@@ -209,7 +217,7 @@ class Inputs:
 
 def _splits_of(benchmarks: Sequence[BenchmarkInputs]) -> list[Split]:
     """Each split of the benchmarks once."""
-    splits = [split for each in benchmarks for split in (each.images, *each.texts.values())]
+    splits = [split for each in benchmarks for split in (each.images, each.training, *each.texts.values()) if split]
     return list({(split.dataset, split.name): split for split in splits}.values())
 
 

@@ -113,9 +113,11 @@ class TestScores:
         multiple = multi_label(EYE, np.eye(3, dtype=bool), EYE, NAMES)
         records = {
             "shapes: nearest neighbours, top-1": NeighboursRecord(
-                **scope, result=neighbours(EYE, LABELS, EYE, LABELS, NAMES)
+                **scope, result=neighbours(EYE, LABELS, EYE, LABELS, NAMES)[0]
             ),
-            "shapes: linear probe, top-1": ProbeRecord(**scope, result=linear_probe(EYE, LABELS, EYE, LABELS, NAMES)),
+            "shapes: linear probe, top-1": ProbeRecord(
+                **scope, result=linear_probe(EYE, LABELS, EYE, LABELS, NAMES)[0]
+            ),
             "shapes: mean average precision": MultiLabelRecord(**scope, templates=("{}",), result=multiple),
         }
         for title, record in records.items():

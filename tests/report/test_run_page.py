@@ -183,8 +183,8 @@ def test_each_task_has_its_rows(summary: Summary) -> None:
     records = (
         CompositionalRecord(**scope, result=compositional(two, two)),
         CompositionalRecord(**scope, result=compositional(eye[:1].expand(5, 1, 3), eye.expand(5, 3, 3))),
-        NeighboursRecord(**scope, result=neighbours(eye, labels, eye, labels, CLASSES)),
-        ProbeRecord(**scope, result=linear_probe(eye, labels, eye, labels, CLASSES, [1e-3])),
+        NeighboursRecord(**scope, result=neighbours(eye, labels, eye, labels, CLASSES)[0]),
+        ProbeRecord(**scope, result=linear_probe(eye, labels, eye, labels, CLASSES, [1e-3])[0]),
         MultiLabelRecord(**scope, templates=("a {}",), result=multi_label(eye, np.eye(3, dtype=bool), eye, CLASSES)),
     )
     rows = replace(summary, records=records).rows()

@@ -21,6 +21,7 @@ from sharelock_ray.recipe.schema import DataSpec, Recipe
 from sharelock_ray.sources.webdataset import WebDatasetSource
 from sharelock_ray.workflows import extract
 from sharelock_ray.workflows.audit import audit
+from sharelock_ray.workflows.compare import compare
 from sharelock_ray.workflows.evaluate import Evaluation, evaluate
 from sharelock_ray.workflows.inputs import Split
 from sharelock_ray.workflows.report import report
@@ -137,8 +138,28 @@ def swaps(tmp_path: Path) -> dict[str, Any]:
     return {"folder": str(folder)}
 
 
+@pytest.fixture
+def learnt(tmp_path: Path) -> dict[str, Any]:
+    """The classes of two of three colours, with training images, and both tasks of frozen features."""
+    for part, count in (("val", 3), ("train", 6)):
+        with_images(tmp_path / "learnt" / part, count)
+    write(
+        tmp_path / "learnt.yaml",
+        title="Learnt",
+        task="zero_shot_classification",
+        images=[{"format": "class_folders", "path": "folder://val"}],
+        train_images=[{"urls": "folder://train/*.tar"}, {"format": "class_folders", "path": "folder://train"}],
+        classes=["navy", "lime", "crimson"],
+        folders=["blue", "green", "red"],
+        mask=["navy", "crimson"],
+        templates=["a {}"],
+        metrics={"top_1": 0.5},
+    )
+    return {"folder": str(tmp_path / "learnt"), "frozen": ["nearest_neighbours", "linear_probe"]}
+
+
 def of_benchmarks(evaluation: Evaluation) -> dict[tuple[str, str], Any]:
-    return {(r.benchmark.name, r.benchmark.language): r for r in evaluation.records if r.benchmark}
+    return {(r.benchmark.name, r.benchmark.part): r for r in evaluation.records if r.benchmark}
 
 
 def samples(recipe: Recipe, name: str) -> pa.Table:
@@ -205,6 +226,94 @@ class TestClassification:
         assert rows["blue/blue.jpg"]["rank"] == 0
         assert (several.task, several.result.images) == ("multi_label_classification", 2)
         assert len(samples(own, "all-en")["score"][0]) == 3
+
+
+class TestFrozen:
+    """Tasks of the frozen vision features, by training images."""
+
+    def test_each_is_a_record_with_samples_that_names_no_model(
+        self, recipe: Recipe, learnt: dict[str, Any], extracted: list[str]
+    ) -> None:
+        own = with_benchmarks(recipe, own_learnt=learnt)
+        found = of_benchmarks(evaluate(own))
+        assert extracted == ["learnt test vision", "learnt train vision", "learnt en texts language"]
+        assert list(found) == [("learnt", "en"), ("learnt", "nearest_neighbours"), ("learnt", "linear_probe")]
+        near, probe = found["learnt", "nearest_neighbours"], found["learnt", "linear_probe"]
+        assert (near.result.neighbours, near.result.temperature) == (12, 0.07)
+        assert (probe.result.seed, probe.result.penalty) == (0, pytest.approx(0.01))
+        for record in (near, probe):
+            asked, result = record.benchmark, record.result
+            # Images of other classes than those of the mask neither count nor vote.
+            assert (result.images, result.training_images, result.candidates, result.chance) == (6, 12, 2, 0.5)
+            assert result.per_class.keys() == {"navy", "crimson"}
+            assert (asked.model, asked.texts, asked.language, asked.template_digest) == (None,) * 4
+            assert asked.class_digest == digest(["navy", "crimson"])
+            assert asked.training_images.path.startswith("learnt/train/vision/tiny-resnet-")
+            assert (record.model_step, record.dataset, record.split) == (None, "learnt", "test")
+            rows = samples(own, f"learnt-{record.task}")
+            right = np.array(rows["rank"]) == 0
+            assert right.mean() == result.top_1.value == 1
+            assert rows["label"].to_pylist() == rows["predicted"].to_pylist() == [0, 0, 0, 1, 1, 1]
+            assert json.loads(rows.schema.metadata[b"benchmark"]) == asked.model_dump(mode="json")
+
+    def test_tars_are_read_too(self, recipe: Recipe, learnt: dict[str, Any], extracted: list[str]) -> None:
+        folder = Path(learnt["folder"]) / "train"
+        members = {f"{i}.jpg": support.jpeg(list(COLOURS.values())[i % 3], seed=i) for i in range(9)}
+        members["9.jpg"] = b"no image"
+        labels = {f"{i}.cls": str(i % 3).encode() for i in range(10)}
+        support.write_tar(folder / "0.tar", dict(sorted((members | labels).items())))
+        path = Path(recipe.output).parent / "learnt.yaml"
+        content = yaml.safe_load(path.read_text())
+        del content["mask"]
+        path.write_text(yaml.safe_dump(content))
+        found = of_benchmarks(evaluate(with_benchmarks(recipe, own_learnt=learnt)))["learnt", "linear_probe"]
+        assert (found.result.training_images, found.result.candidates, found.result.top_1.value) == (9, 3, 1)
+        assert found.notes == ("1 training images of learnt could not be read and do not count",)
+
+    def test_is_known_to_a_later_model_of_the_same_encoder_and_in_any_language(
+        self, recipe: Recipe, colours: dict[str, Any], tmp_path: Path, extracted: list[str]
+    ) -> None:
+        content = yaml.safe_load((tmp_path / "colours.yaml").read_text())
+        layout = {"format": "class_folders", "path": with_images(tmp_path / "elsewhere")}
+        (tmp_path / "colours.yaml").write_text(yaml.safe_dump(content | {"train_images": [layout]}))
+        asked = {**colours, "frozen": ["nearest_neighbours"]}
+        first = of_benchmarks(evaluate(with_benchmarks(recipe, own_colours=asked)))
+        support.trained_alone(recipe, tmp_path / "other", seed=1)
+        shutil.rmtree(Path(recipe.output) / "best")
+        shutil.copytree(tmp_path / "other" / "best", Path(recipe.output) / "best")
+        extracted.clear()
+        written = Path(recipe.output) / "evaluation" / "colours-nearest_neighbours.parquet"
+        before = written.stat().st_mtime_ns
+        again = of_benchmarks(evaluate(with_benchmarks(recipe, own_colours={**asked, "languages": ["de"]})))
+        place = ("colours", "nearest_neighbours")
+        assert again[place] == first[place]
+        assert ("colours", "en") not in again
+        assert written.stat().st_mtime_ns == before
+        assert extracted == ["colours de texts language"]
+
+    def test_of_another_vision_encoder_is_dropped_with_the_model(
+        self, recipe: Recipe, learnt: dict[str, Any], extracted: list[str]
+    ) -> None:
+        found = evaluate(with_benchmarks(recipe, own_learnt=learnt))
+        path = Path(recipe.output) / "evaluation.json"
+        encoder = Path(found.records[-1].benchmark.images.path).name
+        path.write_text(path.read_text().replace(encoder, "other-01234567").replace(found.request.model, "another"))
+        assert of_benchmarks(evaluate(with_benchmarks(recipe))) == {}
+
+    def test_are_shown(self, recipe: Recipe, learnt: dict[str, Any], extracted: list[str], said: io.StringIO) -> None:
+        own = with_benchmarks(recipe, own_learnt=learnt)
+        evaluate(own)
+        assert "evaluate learnt: linear probe, top-1 100.0% of 6 images" in said.getvalue().splitlines()
+        summary = report(own)
+        rows = dict(summary.rows())
+        assert rows["learnt linear probe, top-1"].startswith("100.0% (95 % interval")
+        assert "learnt k-nearest-neighbour classification, top-1" in rows
+        page = Path(summary.page).read_text()
+        assert "<td>learnt</td><td></td><td>linear probe, top-1</td>" in page
+        # They are of no language, so they are in no heat map.
+        assert summary.heat_maps == []
+        titles = {measure.title for measure in compare([recipe.output]).groups}
+        assert {"learnt: nearest neighbours, top-1", "learnt: linear probe, top-1"} <= titles
 
 
 class TestRetrieval:
@@ -380,6 +489,63 @@ class TestMistakes:
             evaluate(own)
         assert "\n" not in str(error.value)
         assert not (Path(recipe.output) / "features" / "swaps").exists()
+
+    def test_absent_training_images_are_one_line_before_anything_is_extracted(
+        self, recipe: Recipe, learnt: dict[str, Any], extracted: list[str]
+    ) -> None:
+        shutil.rmtree(Path(learnt["folder"]) / "train")
+        with pytest.raises(RequestError, match=r"no training images of Learnt in .* or .*/train/<class>/<im") as error:
+            evaluate(with_benchmarks(recipe, own_learnt=learnt))
+        assert "\n" not in str(error.value)
+        assert not (Path(recipe.output) / "features" / "learnt").exists()
+
+    def test_frozen_features_need_training_images_and_one_label_per_image(
+        self, recipe: Recipe, colours: dict[str, Any], swaps: dict[str, Any], extracted: list[str]
+    ) -> None:
+        for name, of, why in (
+            ("colours", colours, "Colours names no `train_images`"),
+            ("swaps", swaps, "Swaps is no classification with one label per image"),
+        ):
+            asked = with_benchmarks(recipe, **{f"own_{name}": {**of, "frozen": ["linear_probe"]}})
+            with pytest.raises(RequestError, match=f"{why}, which `frozen` needs: take `frozen` away"):
+                evaluate(asked)
+        assert extracted == []
+
+    def test_an_unknown_task_of_frozen_features_is_one_line(self, recipe: Recipe, learnt: dict[str, Any]) -> None:
+        with pytest.raises(RequestError, match=r"frozen.*nearest_neighbours.*\(it is 'knn'\)"):
+            with_benchmarks(recipe, own_learnt={**learnt, "frozen": ["knn"]})
+
+    def test_training_images_of_other_classes_are_refused(
+        self, recipe: Recipe, learnt: dict[str, Any], extracted: list[str]
+    ) -> None:
+        path = Path(recipe.output).parent / "learnt.yaml"
+        content = yaml.safe_load(path.read_text())
+        del content["folders"], content["mask"]
+        path.write_text(yaml.safe_dump(content))
+        train = Path(learnt["folder"]) / "train"
+        (train / "green").rename(train / "grey")
+        with pytest.raises(
+            RequestError, match=r"images of learnt are in other class folders than its images \(green\)"
+        ):
+            evaluate(with_benchmarks(recipe, own_learnt=learnt))
+
+    def test_other_training_images_than_those_of_the_features_are_refused(
+        self, recipe: Recipe, learnt: dict[str, Any], extracted: list[str]
+    ) -> None:
+        evaluate(with_benchmarks(recipe, own_learnt=learnt))
+        with_images(Path(learnt["folder"]) / "train", count=7)
+        with pytest.raises(RequestError, match=r"learnt/train/.* made from other inputs"):
+            evaluate(with_benchmarks(recipe, own_learnt={**learnt, "ties": "first_index"}))
+
+    def test_too_few_training_images_are_one_line(
+        self, recipe: Recipe, learnt: dict[str, Any], extracted: list[str]
+    ) -> None:
+        train = Path(learnt["folder"]) / "train"
+        shutil.rmtree(train / "blue")
+        for path in sorted((train / "red").iterdir())[1:]:
+            path.unlink()
+        with pytest.raises(RequestError, match="learnt has 1 training image of its classes: give at least 2"):
+            evaluate(with_benchmarks(recipe, own_learnt=learnt))
 
     def test_other_images_than_those_of_the_features_are_refused(
         self, recipe: Recipe, colours: dict[str, Any], extracted: list[str]

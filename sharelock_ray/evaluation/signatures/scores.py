@@ -31,7 +31,7 @@ def of_records(records: Sequence[EvaluationRecord]) -> list[MultilingualCollapse
     for record in records:
         if isinstance(record, RetrievalRecord):
             by_split.setdefault((record.dataset, record.split), {})[record.language or OWN] = record.result
-        elif isinstance(record, ZeroShotRecord) and record.benchmark:
+        elif isinstance(record, ZeroShotRecord) and record.benchmark and record.benchmark.language:
             found = record.result
             score = LanguageScore(images=found.images, value=found.top_1, chance=found.chance)
             top_1.setdefault(record.benchmark.name, {})[record.benchmark.language] = score

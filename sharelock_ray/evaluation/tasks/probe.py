@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
-from sharelock_ray.evaluation.accuracy import accuracies, label_ranks
-from sharelock_ray.evaluation.ranks import Ranks, blocks, units
+from sharelock_ray.evaluation.accuracy import Predictions, accuracies, label_ranks
+from sharelock_ray.evaluation.ranks import blocks, units
 from sharelock_ray.evaluation.result import ProbeResult, Ties
 from sharelock_ray.progress import Progress
 
@@ -53,7 +53,7 @@ def linear_probe(
     penalties: Sequence[float] = PENALTIES,
     ties: Ties = "strict",
     seed: int = 0,
-) -> ProbeResult:
+) -> tuple[ProbeResult, Predictions]:
     """Fits a probe to training images and scores it on `features`.
 
     Args:
@@ -65,21 +65,27 @@ def linear_probe(
         penalties: from strong to weak.
         seed: decides which training images are held out.
 
+    Returns:
+        The result, and what was predicted for each image.
+
     Raises:
         ValueError: there are no test images, or too few training images.
     """
     probe = fit_probe(training, training_labels, len(class_names), penalties, seed)
-    fields = accuracies(probe_ranks(probe, features, labels, ties), labels, class_names, len(class_names), ties)
-    return ProbeResult(
+    found = probe_ranks(probe, features, labels, ties)
+    fields = accuracies(found, labels, class_names, len(class_names), ties)
+    result = ProbeResult(
         **fields,
         training_images=len(training),
         penalty=probe.penalty,
         held_out_accuracy=probe.held_out_accuracy,
+        seed=None if probe.held_out_accuracy is None else seed,
         iterations=probe.iterations,
     )
+    return result, found
 
 
-def probe_ranks(probe: Probe, features: torch.Tensor, labels: np.ndarray, ties: Ties = "strict") -> Ranks:
+def probe_ranks(probe: Probe, features: torch.Tensor, labels: np.ndarray, ties: Ties = "strict") -> Predictions:
     """Ranks the class of each image by its logits.
 
     Raises:

@@ -49,12 +49,15 @@ def test_penalty_is_the_best_on_held_out_images() -> None:
 
 def test_is_scored_on_other_images() -> None:
     (training, known), (features, labels) = data(120, 0), data(100, 1)
-    found = linear_probe(training, known, features, labels, NAMES)
-    hits = fit_probe(training, known, 5).logits(features).argmax(1).numpy() == labels
-    assert found.top_1.value == hits.mean()
+    found, samples = linear_probe(training, known, features, labels, NAMES)
+    predicted = fit_probe(training, known, 5).logits(features).argmax(1).numpy()
+    assert samples.predicted.tolist() == predicted.tolist()
+    assert found.top_1.value == np.mean(samples.ahead == 0) == np.mean(predicted == labels)
     assert 0.5 < found.top_1.value < 1
     assert (found.images, found.training_images, found.candidates, found.tied) == (100, 120, 5, 0)
     assert found.held_out_accuracy is not None
+    assert found.seed == 0
+    assert linear_probe(training, known, features, labels, NAMES, [1.0])[0].seed is None
 
 
 def test_blocks_change_nothing_but_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
