@@ -76,7 +76,7 @@ class Scene2:
 
     @property
     def held_out(self) -> bool:
-        """Whether training never shows the two things together; the same for scenes with exchanged colours or places."""
+        """Whether training never shows the two things together; equal for scenes with exchanged colours or places."""
         return sum(sum(divmod(thing.label, 8)) for thing in (self.first, self.second)) % 4 == 0
 
     def turned(self) -> "Scene2":
@@ -175,7 +175,7 @@ def write_scenes(
         said: dict[tuple[str, str], dict[str, str]] = {}
         for name, stream, changes in (("swap", _SWAP, _SWAPS), ("replace", _REPLACE, _REPLACEMENTS)):
             images: list[tuple[str, bytes]] = []
-            lines = []
+            lines: list[str] = []
             for kind, change in changes.items():
                 for _ in range(choices):
                     rng = np.random.default_rng((seed, stream, len(lines)))

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from sharelock_ray.evaluation.result import (
     AnyLabelRecord,
+    Ceiling,
     ClassificationResult,
     CompositionalRecord,
     EvaluationRecord,
@@ -57,6 +58,15 @@ class Summary:
     def benchmarks(self) -> list[tuple[EvaluationRecord, Score]]:
         """Each score of each benchmark."""
         return [(record, score) for record in self.records if record.benchmark for score in scores(record)]
+
+    @property
+    def ceilings(self) -> list[tuple[EvaluationRecord, Ceiling]]:
+        """Of each compositional benchmark with attributes."""
+        return [
+            (record, record.result.ceiling)
+            for record in self.records
+            if isinstance(record, CompositionalRecord) and record.result.ceiling
+        ]
 
     @property
     def heat_maps(self) -> list[HeatMap]:
@@ -189,7 +199,9 @@ def _benchmark_rows(record: EvaluationRecord) -> list[tuple[str, str]]:
     if isinstance(record, RetrievalRecord):
         found = [score for score in found if score.measure.endswith(f"@{min(record.result.image_to_text)}")]
     images = f" of {record.result.images:,} images"
-    return [(f"{name} {score.measure}", _accuracy(score.value, score.chance) + images) for score in found]
+    limit = record.result.ceiling if isinstance(record, CompositionalRecord) else None
+    ceiling = [] if limit is None else [(f"{name} {limit.measure} score, ceiling", limit.total.statement)]
+    return [(f"{name} {score.measure}", _accuracy(score.value, score.chance) + images) for score in found] + ceiling
 
 
 def _record_rows(record: EvaluationRecord) -> list[tuple[str, str]]:

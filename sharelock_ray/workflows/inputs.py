@@ -9,6 +9,7 @@ from pathlib import PurePath
 
 from sharelock_ray import storage
 from sharelock_ray.config import content_hash
+from sharelock_ray.demo.scenes import write_scenes
 from sharelock_ray.demo.shapes import write_shapes
 from sharelock_ray.encoders.resolved import ResolvedEncoder, resolve
 from sharelock_ray.encoders.spec import EncoderSpec, Modality
@@ -235,7 +236,11 @@ def prepare(recipe: Recipe) -> None:
         say(f"data: rendering coloured shapes into {recipe.data_folder}")
     with timed(recipe, "data"):
         if recipe.data.shapes is not None:
-            write_shapes(recipe.data_folder, **recipe.data.shapes.model_dump())
+            shapes = recipe.data.shapes
+            if shapes.objects == 1:
+                write_shapes(recipe.data_folder, **shapes.model_dump(exclude={"objects", "choices"}))
+            else:
+                write_scenes(recipe.data_folder, **shapes.model_dump(exclude={"objects"}))
     recipe.class_names()
     write_recipe(recipe)
 
