@@ -11,7 +11,7 @@ say (see `evaluation.attributes`).
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -67,7 +67,7 @@ class Thing:
 
 
 @dataclass(frozen=True)
-class Scene2:
+class TwoThings:
     """What a scene shows: two things of different colours and shapes, and where the first is, seen from the second."""
 
     first: Thing
@@ -79,16 +79,16 @@ class Scene2:
         """Whether training never shows the two things together; equal for scenes with exchanged colours or places."""
         return sum(sum(divmod(thing.label, 8)) for thing in (self.first, self.second)) % 4 == 0
 
-    def turned(self) -> "Scene2":
+    def turned(self) -> "TwoThings":
         """The same scene, seen from the first thing."""
-        return Scene2(self.second, RELATIONS[self.relation], self.first)
+        return TwoThings(self.second, RELATIONS[self.relation], self.first)
 
-    def with_swapped_colours(self) -> "Scene2":
+    def with_swapped_colours(self) -> "TwoThings":
         first, second = self.first, self.second
-        return Scene2(replace(first, colour=second.colour), self.relation, replace(second, colour=first.colour))
+        return TwoThings(replace(first, colour=second.colour), self.relation, replace(second, colour=first.colour))
 
-    def with_swapped_places(self) -> "Scene2":
-        return Scene2(self.second, self.relation, self.first)
+    def with_swapped_places(self) -> "TwoThings":
+        return TwoThings(self.second, self.relation, self.first)
 
     def attributes(self) -> dict[str, str]:
         """The colour of each shape and its place: what tells scenes apart, whatever a caption names first."""
@@ -99,17 +99,17 @@ class Scene2:
         }
 
 
-def random_scene2(rng: np.random.Generator, held_out: bool) -> Scene2:
+def random_scene(rng: np.random.Generator, held_out: bool) -> TwoThings:
     """A random scene of things that training shows, also after exchanging colours."""
     while True:
         (a, b), (x, y) = (rng.choice(names, 2, replace=False).tolist() for names in (list(COLOURS), list(SHAPES)))
-        scene = Scene2(Thing(a, x), list(RELATIONS)[rng.integers(len(RELATIONS))], Thing(b, y))
+        scene = TwoThings(Thing(a, x), list(RELATIONS)[rng.integers(len(RELATIONS))], Thing(b, y))
         shown = (scene, scene.with_swapped_colours()) if held_out else (scene,)
         if scene.held_out == held_out and all(thing.label in TRAINING for s in shown for thing in (s.first, s.second)):
             return scene
 
 
-def draw(scene: Scene2, image_size: int, rng: np.random.Generator) -> bytes:
+def draw(scene: TwoThings, image_size: int, rng: np.random.Generator) -> bytes:
     """The JPEG file of a scene; sizes, background, and places within the halves are drawn from `rng`."""
     background = list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))]
 
@@ -127,7 +127,7 @@ def draw(scene: Scene2, image_size: int, rng: np.random.Generator) -> bytes:
     return encode_jpeg(render(first, image_size, drawn(scene.second, RELATIONS[scene.relation])))
 
 
-def say(scene: Scene2, template: str) -> str:
+def caption(scene: TwoThings, template: str) -> str:
     """The caption of a scene by a template."""
     first, second = (with_article(f"{thing.colour} {thing.shape}") for thing in (scene.first, scene.second))
     return template.format(first=first, relation=scene.relation, second=second)
@@ -172,63 +172,65 @@ def write_scenes(
             return
         write_split(folder, "train", train_images, shards, partial(_sample, seed, _TRAIN, image_size))
         write_split(folder, "test", 16 * test_images_per_class, 1, partial(_sample, seed, _TEST, image_size))
-        said: dict[tuple[str, str], dict[str, str]] = {}
+        images: dict[str, dict[str, str]] = {}
+        texts: dict[str, dict[str, str]] = {}
         for name, stream, changes in (("swap", _SWAP, _SWAPS), ("replace", _REPLACE, _REPLACEMENTS)):
-            images: list[tuple[str, bytes]] = []
+            members: list[tuple[str, bytes]] = []
             lines: list[str] = []
-            for kind, change in changes.items():
-                for _ in range(choices):
-                    rng = np.random.default_rng((seed, stream, len(lines)))
-                    scene = random_scene2(rng, held_out=True)
-                    template, turn = _TEMPLATES[rng.integers(len(_TEMPLATES))], rng.integers(2)
-                    scenes = [scene.turned() if turn else scene]
-                    scenes += change(scenes[0], rng)
-                    shown = scenes[:2] if name == "swap" else scenes[:1]
-                    keys = [f"{name}/{len(images) + place:09d}" for place in range(len(shown))]
-                    captions = [say(each, template) for each in scenes]
-                    said |= {("image", key): each.attributes() for key, each in zip(keys, shown, strict=True)}
-                    said |= {("text", text): each.attributes() for text, each in zip(captions, scenes, strict=True)}
-                    images += [
-                        (f"{key[len(name) + 1 :]}.jpg", draw(each, image_size, rng))
-                        for key, each in zip(keys, shown, strict=True)
-                    ]
-                    lines.append(json.dumps({"images": keys, "captions": captions, "kind": kind}))
-            storage.write_bytes(storage.join(folder, name, f"{name}.tar"), tar_of(images))
+            for kind, change in ((kind, change) for kind, change in changes.items() for _ in range(choices)):
+                rng = np.random.default_rng((seed, stream, len(lines)))
+                scenes, template = _choice(change, rng)
+                captions = [caption(scene, template) for scene in scenes]
+                texts |= {text: scene.attributes() for text, scene in zip(captions, scenes, strict=True)}
+                keys = []
+                for scene in scenes[: 2 if name == "swap" else 1]:
+                    member = f"{len(members):09d}"
+                    members.append((f"{member}.jpg", draw(scene, image_size, rng)))
+                    keys.append(f"{name}/{member}")
+                    images[keys[-1]] = scene.attributes()
+                lines.append(json.dumps({"images": keys, "captions": captions, "kind": kind}))
+            storage.write_bytes(storage.join(folder, name, f"{name}.tar"), tar_of(members))
             storage.write_bytes(storage.join(folder, f"{name}.jsonl"), ("\n".join(lines) + "\n").encode())
-        storage.write_bytes(storage.join(folder, "attributes.parquet"), _attributes(said))
+        storage.write_bytes(storage.join(folder, "attributes.parquet"), _attributes(images, texts))
 
 
 def _sample(seed: int, stream: int, image_size: int, index: int) -> dict[str, bytes]:
     """The members of sample `index`, by extension; deterministic in the arguments."""
     rng = np.random.default_rng((seed, stream, index))
-    scene = random_scene2(rng, held_out=stream == _TEST)
+    scene = random_scene(rng, held_out=stream == _TEST)
     templates = (*_TEMPLATES, _WITHOUT_RELATION)
     told = scene.turned() if rng.integers(2) else scene
-    caption = say(told, templates[rng.integers(len(templates))])
-    return {"jpg": draw(scene, image_size, rng), "txt": caption.encode()}
+    text = caption(told, templates[rng.integers(len(templates))])
+    return {"jpg": draw(scene, image_size, rng), "txt": text.encode()}
 
 
-def _other_colours(scene: Scene2, rng: np.random.Generator) -> list[Scene2]:
-    left = [name for name in COLOURS if name not in (scene.first.colour, scene.second.colour)]
-    return [
-        replace(scene, first=replace(scene.first, colour=name))
-        for name in rng.choice(left, WRONG, replace=False).tolist()
-    ]
+def _choice(change: "_Change", rng: np.random.Generator) -> tuple[list[TwoThings], str]:
+    """A held-out scene and those that differ from it in one respect, told from one side, and the template of all."""
+    scene = random_scene(rng, held_out=True)
+    told = scene.turned() if rng.integers(2) else scene
+    return [told, *change(told, rng)], _TEMPLATES[rng.integers(len(_TEMPLATES))]
 
 
-def _other_shapes(scene: Scene2, rng: np.random.Generator) -> list[Scene2]:
-    left = [name for name in SHAPES if name not in (scene.first.shape, scene.second.shape)]
-    return [
-        replace(scene, first=replace(scene.first, shape=name))
-        for name in rng.choice(left, WRONG, replace=False).tolist()
-    ]
+def _others(names: Iterable[str], rng: np.random.Generator, *used: str) -> list[str]:
+    """A few of the names that are not used."""
+    return rng.choice([name for name in names if name not in used], WRONG, replace=False).tolist()
 
 
-def _other_relations(scene: Scene2, rng: np.random.Generator) -> list[Scene2]:
+def _other_colours(scene: TwoThings, rng: np.random.Generator) -> list[TwoThings]:
+    colours = _others(COLOURS, rng, scene.first.colour, scene.second.colour)
+    return [replace(scene, first=replace(scene.first, colour=colour)) for colour in colours]
+
+
+def _other_shapes(scene: TwoThings, rng: np.random.Generator) -> list[TwoThings]:
+    shapes = _others(SHAPES, rng, scene.first.shape, scene.second.shape)
+    return [replace(scene, first=replace(scene.first, shape=shape)) for shape in shapes]
+
+
+def _other_relations(scene: TwoThings, rng: np.random.Generator) -> list[TwoThings]:
     return [replace(scene, relation=relation) for relation in RELATIONS if relation != scene.relation]
 
 
-_Change = Callable[[Scene2, np.random.Generator], list[Scene2]]
+_Change = Callable[[TwoThings, np.random.Generator], list[TwoThings]]
 _SWAPS: dict[str, _Change] = {
     "swap_attribute": lambda scene, rng: [scene.with_swapped_colours()],
     "swap_relation": lambda scene, rng: [scene.with_swapped_places()],
@@ -240,16 +242,16 @@ _REPLACEMENTS: dict[str, _Change] = {
 }
 
 
-def _attributes(said: dict[tuple[str, str], dict[str, str]]) -> bytes:
+def _attributes(images: Mapping[str, Mapping[str, str]], texts: Mapping[str, Mapping[str, str]]) -> bytes:
     """The Parquet file that `evaluation.attributes` reads."""
     rows = [
-        (name if kind == "image" else None, name if kind == "text" else None, attribute, value)
-        for (kind, name), attributes in said.items()
-        for attribute, value in attributes.items()
+        (*((name, None) if kind == "image" else (None, name)), attribute, value)
+        for kind, items in (("image", images), ("text", texts))
+        for name, item in items.items()
+        for attribute, value in item.items()
     ]
-    columns = zip(*rows, strict=True)
     names = ("image", "text", "attribute", "value")
-    table = pa.table({name: pa.array(column, pa.string()) for name, column in zip(names, columns, strict=True)})
+    columns = zip(names, zip(*rows, strict=True), strict=True)
     buffer = io.BytesIO()
-    pq.write_table(table, buffer)
+    pq.write_table(pa.table({name: pa.array(column, pa.string()) for name, column in columns}), buffer)
     return buffer.getvalue()
