@@ -91,6 +91,9 @@ class BenchmarkSpec(Config):
     ties: Ties = "strict"
     frozen: tuple[FrozenTask, ...] = ()
     """Classifications of its frozen vision features by those of its training images."""
+    attributes: Uri | None = None
+    """What images and captions of a compositional benchmark show and say (see `evaluation.attributes`), in place of
+    the benchmark's own table."""
 
 
 class EvaluationSpec(Config):

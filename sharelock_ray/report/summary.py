@@ -60,10 +60,10 @@ class Summary:
         return [(record, score) for record in self.records if record.benchmark for score in scores(record)]
 
     @property
-    def ceilings(self) -> list[tuple[EvaluationRecord, Ceiling]]:
-        """Of each compositional benchmark with attributes."""
+    def ceilings(self) -> list[tuple[str, Ceiling]]:
+        """That of each set of compositional choices whose attributes are known, with its name."""
         return [
-            (record, record.result.ceiling)
+            (record.benchmark.title if record.benchmark else record.dataset or record.title, record.result.ceiling)
             for record in self.records
             if isinstance(record, CompositionalRecord) and record.result.ceiling
         ]
@@ -93,6 +93,7 @@ class Summary:
             ]
         for record in self.records:
             lines += _record_rows(record)
+        lines += [(f"{name} {limit.measure} score, ceiling", limit.total.statement) for name, limit in self.ceilings]
         lines += [(f"failure: {found.title}", found.statement) for found in self.failures]
         if absent := ", ".join(dict.fromkeys(found.title for found in self.signatures if not found.present)):
             lines.append(("no sign of", absent))
@@ -199,9 +200,7 @@ def _benchmark_rows(record: EvaluationRecord) -> list[tuple[str, str]]:
     if isinstance(record, RetrievalRecord):
         found = [score for score in found if score.measure.endswith(f"@{min(record.result.image_to_text)}")]
     images = f" of {record.result.images:,} images"
-    limit = record.result.ceiling if isinstance(record, CompositionalRecord) else None
-    ceiling = [] if limit is None else [(f"{name} {limit.measure} score, ceiling", limit.total.statement)]
-    return [(f"{name} {score.measure}", _accuracy(score.value, score.chance) + images) for score in found] + ceiling
+    return [(f"{name} {score.measure}", _accuracy(score.value, score.chance) + images) for score in found]
 
 
 def _record_rows(record: EvaluationRecord) -> list[tuple[str, str]]:

@@ -166,6 +166,10 @@ class Inputs:
         folders: dict[str, str] = {}
         for place, spec in self.recipe.evaluation.benchmarks.items():
             benchmark, name = read_benchmark(place), PurePath(place).stem if "/" in place else place
+            if spec.attributes is not None:
+                if benchmark.choices is None:
+                    raise RequestError(f"{name} has no examples of compositional choice: take `attributes` away")
+                benchmark = benchmark.model_copy(update={"attributes": spec.attributes})
             if name in found or not re.fullmatch(DATASET, name):
                 raise RequestError(f"{place}: name the file otherwise: {name!r} is {_WRONG_NAME[name in found]}")
             dataset = benchmark.images_of or name

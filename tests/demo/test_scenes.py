@@ -1,5 +1,5 @@
-"""Scenes of two objects: captions say what is drawn, tests show pairs that training never shows, and a choice differs in
-the one respect that its kind names."""
+"""Scenes of two objects: captions say what is drawn, tests show pairs that training never shows, and a choice differs
+in the one respect that its kind names."""
 
 import json
 from pathlib import Path
