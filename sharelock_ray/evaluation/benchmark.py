@@ -16,6 +16,7 @@ from sharelock_ray import storage
 from sharelock_ray.alignment.prompts import TemplateError, checked_templates
 from sharelock_ray.config import Config, explain
 from sharelock_ray.errors import RequestError
+from sharelock_ray.evaluation.attributes import Attributes, read_attributes
 from sharelock_ray.evaluation.boxes import BoxImages
 from sharelock_ray.evaluation.choices import Choice, Choices, read_choices
 from sharelock_ray.evaluation.names import (
@@ -62,8 +63,8 @@ _FIELDS: dict[Task, tuple[str, ...]] = {
     "zero_shot_classification": (*_OF_CLASSES, "train_images"),
     "multi_label_classification": _OF_CLASSES,
     "retrieval": ("translations",),
-    "two_images_two_captions": ("choices",),
-    "one_image_many_captions": ("choices",),
+    "two_images_two_captions": ("choices", "attributes"),
+    "one_image_many_captions": ("choices", "attributes"),
 }
 
 
@@ -148,6 +149,9 @@ class Benchmark(Config):
     """Captions of retrieval in several languages: Parquet with the columns `key`, `language` and `caption`."""
     choices: Choices | None = None
     """The examples of a compositional benchmark."""
+    attributes: storage.Uri | None = None
+    """What its images and captions show and say, for the ceiling of frozen features: Parquet (see
+    `evaluation.attributes`)."""
     languages: Annotated[tuple[str, ...], Field(min_length=1)] = ("en",)
     """ISO 639 codes of the texts."""
     metrics: Annotated[dict[Metric, float | None], Field(min_length=1)]
@@ -280,6 +284,12 @@ class Benchmark(Config):
             raise RequestError(f"{self.title} has no examples: its task is {self.task}")
         placed = self.choices.model_copy(update={"file": in_folder(self.choices.file, folder, "examples")})
         return read_choices(placed, images=2 if self.task == "two_images_two_captions" else 1)
+
+    def attributes_in(self, folder: str) -> Attributes | None:
+        """What images and captions show and say; None if the benchmark does not tell. Raises as `read_attributes`."""
+        if self.attributes is None:
+            return None
+        return read_attributes(in_folder(self.attributes, folder, "attributes"))
 
     def _all_names(self, language: str, folder: str | None) -> list[Any]:
         """The names before the mask."""

@@ -17,7 +17,9 @@ import torch
 
 from sharelock_ray.errors import RequestError
 from sharelock_ray.evaluation.accuracy import accuracies
+from sharelock_ray.evaluation.attributes import Attributes
 from sharelock_ray.evaluation.benchmark import Benchmark, Classes, check_labels
+from sharelock_ray.evaluation.ceilings import ceiling_of
 from sharelock_ray.evaluation.choices import Choice
 from sharelock_ray.evaluation.names import digest, sharing_note
 from sharelock_ray.evaluation.ranks import Ranks, nearest, ranks
@@ -259,10 +261,16 @@ class ModelQuestion(Question):
     def _examples(self) -> list[Choice]:
         return self.benchmark.choices_in(self.folder)
 
+    @cached_property
+    def _attributes(self) -> Attributes | None:
+        return self.benchmark.attributes_in(self.folder)
+
     @property
     def _truth_digest(self) -> str | None:
         if self.benchmark.choices is not None:
-            return digest([[each.kind, each.images, each.captions] for each in self._examples])
+            examples: list[Any] = [[each.kind, each.images, each.captions] for each in self._examples]
+            known = self._attributes
+            return digest([examples, known.images, known.texts] if known else examples)
         if self._classes is None:
             return None
         if self.benchmark.image_labels is not None:
@@ -353,6 +361,13 @@ class ModelQuestion(Question):
             lost = f"{len(examples) - len(here):,} of {len(examples):,} examples of {self.name} lack an image"
             scope["notes"] = (*scope["notes"], lost)
         found = choices(image, text, self.ties)
+        by_probes: dict[str, pa.Array] = {}
+        if self._attributes is not None:
+            sets = (self.images, image_rows), (self.texts, text_rows)
+            said = [examples[place].captions for place in here]
+            limit, by_probes, note = ceiling_of(*sets, said, kinds, found, of_images, self._attributes, self.ties)
+            result = result.model_copy(update={"ceiling": limit})
+            scope["notes"] = (*scope["notes"], *([f"{self.name}: {note}"] if note else []))
         hits = {"text": found.text, "image": found.image, "group": found.group}
         table = {
             "example": pa.array(here, pa.int32()),
@@ -360,6 +375,7 @@ class ModelQuestion(Question):
             "kind": kinds,
             **{name: values for name, values in hits.items() if values is not None},
             "tied": found.tied,
+            **by_probes,
         }
         return CompositionalRecord(**scope, language=self.language, result=result), pa.table(table)
 

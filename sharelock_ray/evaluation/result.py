@@ -147,6 +147,87 @@ class CompositionalChance(Config):
     group: float | None
 
 
+Measure = Literal["text", "image", "group"]
+Side = Literal["image side", "text side", "projection"]
+
+
+class Loss(Config):
+    """Where choices get lost: those that a model makes, beside those that linear probes of its features allow.
+
+    Each score is the same share of samples.
+    """
+
+    samples: int
+    model: Estimate
+    image: Estimate
+    """By what probes find in the images, and what the texts are known to say."""
+    text: Estimate
+    """By what probes find in the texts, and what the images are known to show."""
+    both: Estimate
+    """By what probes find in images and texts (late fusion)."""
+    projection: Estimate
+    """`both` minus `model`, on the same samples."""
+
+    @property
+    def where(self) -> Side | None:
+        """Where most is lost. None if nothing is, or if the model gets more right than the probes, so that they do not
+        bound it."""
+        if self.projection.high < 0:
+            return None
+        lost: dict[Side, float] = {
+            "image side": 1 - self.image.value,
+            "text side": 1 - self.text.value,
+            "projection": self.projection.value if self.projection.low > 0 else 0.0,
+        }
+        most = max(lost, key=lost.__getitem__)
+        return most if lost[most] > 0 else None
+
+    @property
+    def statement(self) -> str:
+        """One sentence with the numbers."""
+        verdict = f"most is lost in the {self.where}" if self.where else "nothing is lost"
+        if self.projection.high < 0:
+            verdict = "linear probes find less than the model uses, so they do not tell where the rest is lost"
+        points, low, high = (
+            100 * value for value in (self.projection.value, self.projection.low, self.projection.high)
+        )
+        return (
+            f"{verdict}: probes of the images alone get {self.image.value:.1%}, of the texts alone "
+            f"{self.text.value:.1%}, of both {self.both.value:.1%}, and the model {self.model.value:.1%}, which is "
+            f"{abs(points):.1f} points {'less' if points >= 0 else 'more'} than both (95 % interval of the "
+            f"difference: {low:.1f} to {high:.1f})"
+        )
+
+
+class AttributeAccuracy(Config):
+    """Accuracy of the linear probes of an attribute, on held-out items that have it."""
+
+    values: int
+    image: Estimate | None
+    """None if no image has the attribute."""
+    text: Estimate | None
+
+
+class Ceiling(Config):
+    """Choices by the attributes that linear probes find in the frozen features (see `tasks.ceiling`)."""
+
+    measure: Measure
+    """The score: the strictest of those that the samples have."""
+    chance: float
+    samples: int
+    """Those that attributes tell apart."""
+    folds: int
+    seed: int
+    attributes: dict[str, AttributeAccuracy]
+    total: Loss
+    by_kind: dict[str, Loss]
+
+    @property
+    def losses(self) -> dict[str, Loss]:
+        """All samples together, then by kind of change."""
+        return {"all": self.total, **self.by_kind}
+
+
 class CompositionalResult(_Result):
     """Choices between few images and texts that differ in one respect."""
 
@@ -158,6 +239,8 @@ class CompositionalResult(_Result):
     """By kind of change; empty if samples have no kinds."""
     tied: int
     """Number of samples with an own item that is as near as a wrong one."""
+    ceiling: Ceiling | None = None
+    """None without attributes of images and texts, and in documents of version 7 and earlier."""
 
 
 class FeatureSetUse(Config):

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from sharelock_ray.evaluation.result import (
     AnyLabelRecord,
+    Ceiling,
     ClassificationResult,
     CompositionalRecord,
     EvaluationRecord,
@@ -62,6 +63,15 @@ class Summary:
         return [(record, score) for record in self.records if record.benchmark for score in scores(record)]
 
     @property
+    def ceilings(self) -> list[tuple[str, Ceiling]]:
+        """That of each set of compositional choices whose attributes are known, with its name."""
+        return [
+            (record.benchmark.title if record.benchmark else record.dataset or record.title, record.result.ceiling)
+            for record in self.records
+            if isinstance(record, CompositionalRecord) and record.result.ceiling
+        ]
+
+    @property
     def heat_maps(self) -> list[HeatMap]:
         """Scores by language, of each data set in several languages."""
         return heat_maps(self.records)
@@ -90,6 +100,7 @@ class Summary:
                 lines += _record_rows(record)
         for title, heat in crowded.items():
             lines += [(f"{title}: {measure}", text) for measure, text in heat.ranges]
+        lines += [(f"{name} {limit.measure} score, ceiling", limit.total.statement) for name, limit in self.ceilings]
         lines += [(f"failure: {found.title}", found.statement) for found in self.failures]
         if absent := ", ".join(dict.fromkeys(found.title for found in self.signatures if not found.present)):
             lines.append(("no sign of", absent))

@@ -9,6 +9,7 @@ from pathlib import PurePath
 
 from sharelock_ray import storage
 from sharelock_ray.config import content_hash
+from sharelock_ray.demo.scenes import write_scenes
 from sharelock_ray.demo.shapes import write_shapes
 from sharelock_ray.encoders.resolved import ResolvedEncoder, resolve
 from sharelock_ray.encoders.spec import EncoderSpec, Modality
@@ -165,6 +166,10 @@ class Inputs:
         folders: dict[str, str] = {}
         for place, spec in self.recipe.evaluation.benchmarks.items():
             benchmark, name = read_benchmark(place), PurePath(place).stem if "/" in place else place
+            if spec.attributes is not None:
+                if benchmark.choices is None:
+                    raise RequestError(f"{name} has no examples of compositional choice: take `attributes` away")
+                benchmark = benchmark.model_copy(update={"attributes": spec.attributes})
             if name in found or not re.fullmatch(DATASET, name):
                 raise RequestError(f"{place}: name the file otherwise: {name!r} is {_WRONG_NAME[name in found]}")
             dataset = benchmark.images_of or name
@@ -235,7 +240,11 @@ def prepare(recipe: Recipe) -> None:
         say(f"data: rendering coloured shapes into {recipe.data_folder}")
     with timed(recipe, "data"):
         if recipe.data.shapes is not None:
-            write_shapes(recipe.data_folder, **recipe.data.shapes.model_dump())
+            shapes = recipe.data.shapes
+            if shapes.objects == 1:
+                write_shapes(recipe.data_folder, **shapes.model_dump(exclude={"objects", "choices"}))
+            else:
+                write_scenes(recipe.data_folder, **shapes.model_dump(exclude={"objects"}))
     recipe.class_names()
     write_recipe(recipe)
 

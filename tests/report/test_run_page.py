@@ -12,8 +12,11 @@ import torch
 import support
 from pages import Page
 from sharelock_ray.evaluation.result import (
+    AttributeAccuracy,
+    Ceiling,
     CompositionalRecord,
     Example,
+    Loss,
     MultiLabelRecord,
     NeighboursRecord,
     ProbeRecord,
@@ -203,6 +206,31 @@ def test_each_task_has_its_rows(summary: Summary) -> None:
     start = shown.index(expected[0])
     assert shown[start : start + len(expected)] == expected
     assert "chance 16.7%" in dict(rows)["compositional choice: group score of 5 samples"]
+
+
+def test_says_where_compositional_choices_are_lost(summary: Summary) -> None:
+    half = Estimate(value=0.5, low=0.4, high=0.6)
+    loss = Loss(samples=80, model=half, image=half, text=half, both=half, projection=half)
+    limit = Ceiling(
+        measure="group",
+        chance=1 / 6,
+        samples=80,
+        folds=3,
+        seed=0,
+        attributes={HOSTILE: AttributeAccuracy(values=3, image=half, text=None)},
+        total=loss,
+        by_kind={HOSTILE: loss},
+    )
+    two = torch.eye(2).expand(5, 2, 2)
+    result = compositional(two, two).model_copy(update={"ceiling": limit})
+    record = CompositionalRecord(dataset="made up", split="test", model_step=100, result=result)
+    summary = replace(summary, records=(record,))
+    page = rendered(summary)
+    assert "Where choices are lost: made up" in page
+    assert page.count("50.0 (40.0 to 60.0)") == 2 * 5
+    assert page.count("most is lost in the") == 2
+    assert HOSTILE not in page
+    assert ("made up group score, ceiling", loss.statement) in summary.rows()
 
 
 def test_lists_classes_from_best_to_worst(summary: Summary) -> None:

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 import support
+from sharelock_ray.demo.scenes import write_scenes
 from sharelock_ray.errors import RequestError
 from sharelock_ray.evaluation.names import digest
 from sharelock_ray.recipe.load import parse_recipe, read_recipe
@@ -359,6 +360,41 @@ class TestCompositional:
         rows = samples(own, "swaps-en")
         assert rows["key"].to_pylist()[0] == ["red/0.jpg", "blue/0.jpg"]
         assert np.mean(rows["group"].to_pylist()) == record.result.total.group.value
+
+    def test_attributes_of_images_and_captions_give_a_ceiling(self, recipe: Recipe, extracted: list[str]) -> None:
+        folder = Path(recipe.output).parent / "scenes"
+        write_scenes(str(folder), seed=0, train_images=2, test_images_per_class=1, image_size=32, shards=1, choices=8)
+        names = ("scenes-swap", "scenes-replace")
+        found = of_benchmarks(evaluate(with_benchmarks(recipe, **{name: {"folder": str(folder)} for name in names})))
+        for name, measure in zip(names, ("group", "text"), strict=True):
+            record = found[name, "en"]
+            limit = record.result.ceiling
+            assert limit.measure == measure
+            assert limit.samples == limit.total.samples == record.result.total.samples
+            assert limit.total.model == getattr(record.result.total, measure)
+            assert {kind: loss.samples for kind, loss in limit.by_kind.items()} == dict.fromkeys(
+                record.result.by_kind, 8
+            )
+            rows = samples(recipe, f"{name}-en")
+            assert np.mean(rows["both_probes"].to_pylist()) == limit.total.both.value
+        before = found[names[0], "en"]
+        # Another table is another question; one without these images has no answer.
+        table = pq.read_table(folder / "attributes.parquet")
+        renamed = pa.array([key and f"other/{key}" for key in table["image"].to_pylist()], pa.string())
+        pq.write_table(table.set_column(0, "image", renamed), folder / "attributes.parquet")
+        after = of_benchmarks(evaluate(with_benchmarks(recipe, **{names[0]: {"folder": str(folder)}})))[names[0], "en"]
+        assert after.benchmark.truth_digest != before.benchmark.truth_digest
+        assert (after.result.ceiling, after.result.total) == (None, before.result.total)
+        assert "no example has attributes of its images and captions" in after.notes[0]
+        # The recipe may name a table of one's own.
+        own = {"folder": str(folder), "attributes": str(folder / "own.parquet")}
+        pq.write_table(table, own["attributes"])
+        again = of_benchmarks(evaluate(with_benchmarks(recipe, **{names[0]: own})))[names[0], "en"]
+        assert again.result == before.result
+
+    def test_attributes_of_another_task_are_one_line(self, recipe: Recipe, colours: dict[str, Any]) -> None:
+        with pytest.raises(RequestError, match="colours has no examples of compositional choice"):
+            evaluate(with_benchmarks(recipe, own_colours={**colours, "attributes": "a.parquet"}))
 
 
 class TestEvaluate:
