@@ -75,9 +75,10 @@ def test_nothing_is_lost_if_all_choices_are_right_or_the_model_beats_the_probes(
 
 
 def test_a_model_at_chance_does_not_beat_probes_that_systematically_fail() -> None:
-    some = Estimate(value=0.2, low=0.15, high=0.25)
-    less = Estimate(value=-0.1, low=-0.15, high=-0.05)
-    found = Loss(samples=90, chance=1 / 6, model=some, image=some, text=less, both=some, projection=less)
+    model, image, text, both, projection = (
+        Estimate(value=value, low=value - 0.05, high=value + 0.05) for value in (0.2, 0.6, 0.3, 0.1, -0.1)
+    )
+    found = Loss(samples=90, chance=1 / 6, model=model, image=image, text=text, both=both, projection=projection)
     assert found.where == "text side"
     assert found.model_copy(update={"chance": 0.1}).where is None
 
