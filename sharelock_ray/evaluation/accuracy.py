@@ -74,6 +74,13 @@ def label_ranks(scores: torch.Tensor, labels: np.ndarray, ties: Ties) -> Predict
     return Predictions(found.ahead, found.tied, predicted)
 
 
+def joined(parts: Sequence[Predictions]) -> Predictions:
+    """The predictions for consecutive images; for none if there are no parts."""
+    none = Predictions(np.empty(0, np.int64), np.empty(0, bool), np.empty(0, np.int64))
+    names = ("ahead", "tied", "predicted")
+    return Predictions(*(np.concatenate([getattr(part, name) for part in (none, *parts)]) for name in names))
+
+
 def distinct_names(class_names: Sequence[str], classes: np.ndarray) -> list[str]:
     """The names of `classes`, (K,); the label follows a name that several classes share."""
     shared = shared_names(class_names)

@@ -17,6 +17,7 @@ from sharelock_ray.alignment.prompts import TemplateError, checked_templates
 from sharelock_ray.config import Config, explain
 from sharelock_ray.errors import RequestError
 from sharelock_ray.evaluation.attributes import Attributes, read_attributes
+from sharelock_ray.evaluation.boxes import BoxImages
 from sharelock_ray.evaluation.choices import Choice, Choices, read_choices
 from sharelock_ray.evaluation.names import (
     FOLDER,
@@ -335,7 +336,10 @@ class BenchmarkImages:
 
     @cached_property
     def _found(self) -> Source:
-        return self.benchmark.source(self.folder, self.training)
+        found, choices = self.benchmark.source(self.folder, self.training), self.benchmark.choices
+        if choices is None or choices.box is None:
+            return found
+        return BoxImages(found, tuple(key for each in self.benchmark.choices_in(self.folder) for key in each.images))
 
     @property
     def provides(self) -> frozenset[Content]:

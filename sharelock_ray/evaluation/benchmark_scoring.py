@@ -39,6 +39,7 @@ from sharelock_ray.evaluation.result import (
     ZeroShotRecord,
     ZeroShotResult,
 )
+from sharelock_ray.evaluation.samples import classified, retrieved
 from sharelock_ray.evaluation.scoring import class_prototypes, require_all, translated_rows
 from sharelock_ray.evaluation.statistics import proportion
 from sharelock_ray.evaluation.tasks.compositional import choices, compositional
@@ -146,15 +147,7 @@ class Question(ABC):
         return known[classes >= 0], classes[classes >= 0]
 
     def _table(self, rows: np.ndarray, labels: pa.Array, predicted: np.ndarray, found: Ranks) -> pa.Table:
-        return pa.table(
-            {
-                "key": self.images.table["key"].take(rows),
-                "label": labels,
-                "predicted": pa.array(predicted, pa.int32()),
-                "rank": found.ahead,
-                "tied": found.tied,
-            }
-        )
+        return classified(self.images.table["key"].take(rows), labels, predicted, found)
 
     def _fields(self, scored: int, *notes: str | None) -> dict[str, Any]:
         """Fields of every record; `scored` is the number of images or examples."""
@@ -294,7 +287,7 @@ class ModelQuestion(Question):
             **accuracies(found, labels, self._names, candidates, self.ties),
         )
         record = ZeroShotRecord(**self._scope(gallery, len(rows)), templates=self._templates, result=result)
-        return record, self._table(rows, pa.array(labels, pa.int32()), nearest(image, prototypes), found)
+        return record, self._table(rows, pa.array(labels, pa.int32()), found.predicted, found)
 
     def _any_label(self, gallery: Gallery) -> tuple[EvaluationRecord, pa.Table]:
         rows, has_class, labels = self._several_labels()
@@ -334,22 +327,11 @@ class ModelQuestion(Question):
         by_image, by_text = ranks(image, gallery.heads.project(self.texts, captions), owner, self.ties)
         result = recalls(by_image, by_text, owner, self.recall_at, self.ties)
         record = RetrievalRecord(**self._scope(gallery, len(rows)), language=self.language, result=result)
-        directions = [
-            pa.table(
-                {
-                    "direction": pa.array([direction] * len(found.ahead), pa.string()),
-                    "key": self.images.table["key"].take(of_query),
-                    "caption_id": caption_id,
-                    "rank": found.ahead,
-                    "tied": found.tied,
-                }
-            )
-            for direction, of_query, caption_id, found in (
-                ("image_to_text", rows, pa.nulls(len(rows), pa.int32()), by_image),
-                ("text_to_image", of_images, self.texts.table["caption_id"].take(captions), by_text),
-            )
-        ]
-        return record, pa.concat_tables(directions)
+        keys, texts = (
+            self.images.table["key"].take(rows),
+            self.texts.table.select(["caption_id", "text"]).take(captions),
+        )
+        return record, retrieved(keys, owner, texts, by_image, by_text)
 
     def _compositional(self, gallery: Gallery) -> tuple[EvaluationRecord, pa.Table]:
         row_of = {key: row for row, key in enumerate(self.images.keys.tolist())}

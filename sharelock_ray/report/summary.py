@@ -16,17 +16,20 @@ from sharelock_ray.evaluation.result import (
     Score,
     ZeroShotRecord,
     all_notes,
+    language_of,
     scores,
 )
 from sharelock_ray.evaluation.signatures.evidence import Signature
 from sharelock_ray.evaluation.statistics import Estimate
 from sharelock_ray.features.manifest import Manifest
-from sharelock_ray.report.heat_map import HeatMap, heat_maps
+from sharelock_ray.report.heat_map import HeatMap, heat_maps, title_of
 from sharelock_ray.report.table import text_table
 from sharelock_ray.runs.folder import TrainingResult
 from sharelock_ray.study.trials import SHARES, Interval, Point
 
 _SHOWN_POINTS = 20
+_LISTED_LANGUAGES = 8
+"""Most languages of a data set that have a row each. The page has a heat map of all."""
 _PICTURES: Any = {"pairs": {"__all__": {"test_thumbnail", "training_thumbnail"}}}
 
 
@@ -91,8 +94,12 @@ class Summary:
                 ("training loss", f"{training.first_loss:.3f} to {training.last_loss:.3f} in {training.steps:,} steps"),
                 ("validation loss", f"{training.best_validation_loss:.3f}, the best, at step {training.best_step:,}"),
             ]
+        crowded = {heat.title: heat for heat in self.heat_maps if len(heat.rows) > _LISTED_LANGUAGES}
         for record in self.records:
-            lines += _record_rows(record)
+            if language_of(record) is None or title_of(record) not in crowded:
+                lines += _record_rows(record)
+        for title, heat in crowded.items():
+            lines += [(f"{title}: {measure}", text) for measure, text in heat.ranges]
         lines += [(f"{name} {limit.measure} score, ceiling", limit.total.statement) for name, limit in self.ceilings]
         lines += [(f"failure: {found.title}", found.statement) for found in self.failures]
         if absent := ", ".join(dict.fromkeys(found.title for found in self.signatures if not found.present)):

@@ -3,22 +3,17 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from sharelock_ray import storage
 from sharelock_ray.encoders.spec import EncoderSpec
 from sharelock_ray.evaluation.benchmark_scoring import FrozenQuestion, Gallery, ModelQuestion, Question
 from sharelock_ray.evaluation.result import EvaluationRecord, scores
+from sharelock_ray.evaluation.samples import samples_uri, write_samples
 from sharelock_ray.progress import say
 from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.workflows.evaluate import ScoredModel
 from sharelock_ray.workflows.extract import opened
 from sharelock_ray.workflows.inputs import Inputs, Split, refuse_other_inputs
 from sharelock_ray.workflows.timing import timed
-
-FOLDER = "evaluation"
-"""Folder of the samples, in that of the run."""
 
 
 def new_records(
@@ -74,17 +69,9 @@ def new_records(
                 yield _answered(recipe, question, gallery)
 
 
-def samples_uri(output: str, benchmark: str, part: str) -> str:
-    """The Parquet file of what a model did with each sample of a benchmark; `part` is that of the request."""
-    return storage.join(output, FOLDER, f"{benchmark}-{part}.parquet")
-
-
 def _answered(recipe: Recipe, question: Question, gallery: Gallery) -> EvaluationRecord:
     record, samples = question.answer(gallery)
-    samples = samples.replace_schema_metadata({"benchmark": question.request.model_dump_json()})
-    sink = pa.BufferOutputStream()
-    pq.write_table(samples, sink)
-    storage.write_bytes(_uri(recipe, question), sink.getvalue().to_pybytes())
+    write_samples(_uri(recipe, question), samples, {"benchmark": question.request.model_dump_json()})
     main = scores(record)[0]
     say(f"evaluate {question.request.title}: {main.measure} {main.value.value:.1%} of {record.result.images:,} images")
     for note in record.notes:

@@ -212,6 +212,14 @@ class TestImages:
         sent = pickle.loads(pickle.dumps(Listed(BenchmarkImages(mine, str(tmp_path), training=True))))
         assert [shard.name for shard in sent.shards()] == ["cat"]
 
+    def test_shipped_benchmarks_accept_class_folders_of_both_splits(self, tmp_path: Path) -> None:
+        for split in ("train", "test"):
+            with_images(tmp_path / split, "cat")
+        shipped = [read_benchmark(name) for name in ("cifar10", "pets", "dtd")]
+        for training, split in ((True, "train"), (False, "test")):
+            expected = ClassFolderSource(path=str(tmp_path / split))
+            assert all(each.source(str(tmp_path), training) == expected for each in shipped)
+
     def test_a_folder_with_characters_of_patterns_is_that_folder(self, tmp_path: Path) -> None:
         folder = tmp_path / "a[1]{b}*"
         folder.mkdir()

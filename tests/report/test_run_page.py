@@ -260,7 +260,7 @@ FAILURES: tuple[Signature, ...] = (
     ),
     MultilingualCollapse(
         present=True,
-        statement="1 of 1 languages are at chance.",
+        statement="1 of 1 languages are near chance.",
         dataset="d",
         measure="recall@10 from text to image",
         english=LanguageScore(images=500, value=HIGH, chance=0.02, at_chance=False),
@@ -324,6 +324,19 @@ class TestLanguages:
         assert text.count("100.0 ▲") == 4
         assert "image to text recall@1: 2 of 2 languages above chance" in text
 
+    @pytest.mark.parametrize(("count", "rows"), [(8, 8), (9, 2)])
+    def test_that_are_many_have_a_row_for_each_measure(self, summary: Summary, count: int, rows: int) -> None:
+        eye = torch.eye(40)
+        found = retrieval(eye, eye, np.arange(40), (1,))
+        records = tuple(
+            RetrievalRecord(dataset="made up", split="test", model_step=1, language=code, result=found)
+            for code in ("de", "fr", "ru", "ja", "hi", "ar", "it", "es", "nl")[:count]
+        )
+        shown = [name for name, _ in replace(summary, records=records).rows() if "recall@1" in name]
+        assert len(shown) == rows
+        if count == 9:
+            assert shown[0] == "made up test: image to text recall@1 in 9 languages"
+
     def test_that_are_one_or_none_have_no_heat_map(self, summary: Summary) -> None:
         assert "Languages:" not in Page(rendered(summary)).text
 
@@ -338,7 +351,7 @@ class TestFailures:
             assert found.title.capitalize() in page.text
             assert found.statement in page.text
             assert (f"failure: {found.title}", found.statement) in shown.rows()
-        for evidence in ("1.2 of 16", "-3.50", "90 % of queries", "0.75", "at chance", "cosine 0.9877", "test: b"):
+        for evidence in ("1.2 of 16", "-3.50", "90 % of queries", "0.75", "near chance", "cosine 0.9877", "test: b"):
             assert evidence in page.text
         pictures = [a for tag, a in page.tags if tag == "img" and a["alt"] in ("test image", "training image")]
         assert len(pictures) == 3

@@ -329,6 +329,7 @@ class TestRetrieval:
         assert english.chance_image_to_text[1] == pytest.approx((1 / 4 + 1 / 4 + 2 / 4) / 3)
         rows = samples(own, "captions-en").to_pylist()
         assert [row["direction"] for row in rows] == ["image_to_text"] * 3 + ["text_to_image"] * 4
+        assert [row["text"] for row in rows] == [None] * 3 + ["a blue", "a green", "a red", "the red"]
         hits = [row["rank"] == 0 for row in rows if row["direction"] == "text_to_image"]
         assert np.mean(hits) == english.text_to_image[1].value
 
@@ -462,6 +463,29 @@ class TestEvaluate:
         shutil.rmtree(Path(recipe.output) / "best")
         shutil.copytree(Path(recipe.output) / "other" / "best", Path(recipe.output) / "best")
         assert list(of_benchmarks(evaluate(own))) == [("colours", "en")]
+
+    def test_two_models_are_compared_in_pairs_on_every_benchmark_and_the_split(
+        self,
+        recipe: Recipe,
+        colours: dict[str, Any],
+        captions: dict[str, Any],
+        swaps: dict[str, Any],
+        tmp_path: Path,
+        extracted: list[str],
+    ) -> None:
+        own = with_benchmarks(recipe, own_colours=colours, own_captions=captions, own_swaps=swaps)
+        evaluate(own)
+        other = shutil.copytree(recipe.output, tmp_path / "other")
+        shutil.rmtree(other / "best")
+        shutil.move(support.trained_alone(own, tmp_path / "training", seed=1).best, other / "best")
+        evaluate(own.model_copy(update={"output": str(other)}))
+        found = compare([recipe.output, str(other)])
+        assert not [note for note in found.notes if "pairs" in note]
+        assert {each.measure.dataset for each in found.paired} == {"mine", "colours", "captions", "swaps"}
+        assert len(found.paired) == 2 + 1 + 2 + 3 == len(found.main)
+        for each in found.paired:
+            first, second = (score.value for score in found.main[each.measure])
+            assert each.difference.value == pytest.approx(second - first)
 
     def test_texts_that_benchmarks_share_are_embedded_once(
         self, recipe: Recipe, colours: dict[str, Any], tmp_path: Path, extracted: list[str]

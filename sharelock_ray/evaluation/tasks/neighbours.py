@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from sharelock_ray.evaluation.accuracy import Predictions, accuracies, label_ranks
+from sharelock_ray.evaluation.accuracy import Predictions, accuracies, joined, label_ranks
 from sharelock_ray.evaluation.ranks import blocks, units
 from sharelock_ray.evaluation.result import NeighboursResult, Ties
 from sharelock_ray.onednn import product
@@ -69,7 +69,7 @@ def neighbour_ranks(
     `torch.topk`. A class without a vote ranks behind all others, and is not tied.
     """
     known = torch.from_numpy(training_labels).to(features.device)
-    ahead, tied, predicted = [np.empty(0, np.int64)], [np.empty(0, bool)], [np.empty(0, np.int64)]
+    parts: list[Predictions] = []
     with Progress("evaluate", "similarities", len(training) * len(features)) as progress:
         for rows in blocks(len(features)):
             queries = units(features[rows])
@@ -89,7 +89,5 @@ def neighbour_ranks(
             own = torch.from_numpy(labels[rows])[:, None]
             unseen = (votes.gather(1, own.to(votes.device)) == 0)[:, 0].cpu().numpy()
             found = label_ranks(votes.cpu(), labels[rows], ties)
-            ahead.append(np.where(unseen, classes, found.ahead))
-            tied.append(found.tied & ~unseen)
-            predicted.append(found.predicted)
-    return Predictions(*map(np.concatenate, (ahead, tied, predicted)))
+            parts.append(Predictions(np.where(unseen, classes, found.ahead), found.tied & ~unseen, found.predicted))
+    return joined(parts)
