@@ -192,10 +192,11 @@ class Loss(Config):
         if self.beats_probes:
             verdict = "linear probes find less than the model uses, so they do not tell where the rest is lost"
         low, high = (100 * value for value in (self.projection.low, self.projection.high))
+        gap = f"{100 * self.projection.value:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}"
         return (
             f"{verdict}: the model gets {self.model.value:.1%} (chance {self.chance:.1%}), probes of the images alone "
-            f"{self.image.value:.1%}, of the texts alone {self.text.value:.1%}, of both {self.both.value:.1%} (both minus "
-            f"model: {100 * self.projection.value:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f})"
+            f"{self.image.value:.1%}, of the texts alone {self.text.value:.1%}, of both {self.both.value:.1%} "
+            f"(both minus model: {gap})"
         )
 
 
