@@ -158,6 +158,7 @@ class Loss(Config):
     """
 
     samples: int
+    chance: float
     model: Estimate
     image: Estimate
     """By what probes find in the images, and what the texts are known to say."""
@@ -169,33 +170,33 @@ class Loss(Config):
     """`both` minus `model`, on the same samples."""
 
     @property
+    def beats_probes(self) -> bool:
+        """Whether the model is above chance and gets more right than the probes, so that they do not bound it."""
+        return self.projection.high < 0 and self.model.low > self.chance
+
+    @property
     def where(self) -> Side | None:
-        """Where most is lost. None if nothing is, or if the model gets more right than the probes, so that they do not
-        bound it."""
-        if self.projection.high < 0:
-            return None
+        """Where most is lost. None if nothing is, or if the model beats the probes."""
         lost: dict[Side, float] = {
             "image side": 1 - self.image.value,
             "text side": 1 - self.text.value,
             "projection": self.projection.value if self.projection.low > 0 else 0.0,
         }
         most = max(lost, key=lost.__getitem__)
-        return most if lost[most] > 0 else None
+        return most if lost[most] > 0 and not self.beats_probes else None
 
     @property
     def statement(self) -> str:
         """One sentence with the numbers."""
         verdict = f"most is lost in the {self.where}" if self.where else "nothing is lost"
-        if self.projection.high < 0:
+        if self.beats_probes:
             verdict = "linear probes find less than the model uses, so they do not tell where the rest is lost"
-        points, low, high = (
-            100 * value for value in (self.projection.value, self.projection.low, self.projection.high)
-        )
+        low, high = (100 * value for value in (self.projection.low, self.projection.high))
+        gap = f"{100 * self.projection.value:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}"
         return (
-            f"{verdict}: probes of the images alone get {self.image.value:.1%}, of the texts alone "
-            f"{self.text.value:.1%}, of both {self.both.value:.1%}, and the model {self.model.value:.1%}, which is "
-            f"{abs(points):.1f} points {'less' if points >= 0 else 'more'} than both (95 % interval of the "
-            f"difference: {low:.1f} to {high:.1f})"
+            f"{verdict}: the model gets {self.model.value:.1%} (chance {self.chance:.1%}), probes of the images alone "
+            f"{self.image.value:.1%}, of the texts alone {self.text.value:.1%}, of both {self.both.value:.1%} "
+            f"(both minus model: {gap})"
         )
 
 
@@ -212,10 +213,7 @@ class Ceiling(Config):
     """Choices by the attributes that linear probes find in the frozen features (see `tasks.ceiling`)."""
 
     measure: Measure
-    """The score: the strictest of those that the samples have."""
-    chance: float
-    samples: int
-    """Those that attributes tell apart."""
+    """The score: the strictest of those that the samples have. Only samples that attributes tell apart count."""
     folds: int
     seed: int
     attributes: dict[str, AttributeAccuracy]

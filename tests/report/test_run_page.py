@@ -210,11 +210,9 @@ def test_each_task_has_its_rows(summary: Summary) -> None:
 
 def test_says_where_compositional_choices_are_lost(summary: Summary) -> None:
     half = Estimate(value=0.5, low=0.4, high=0.6)
-    loss = Loss(samples=80, model=half, image=half, text=half, both=half, projection=half)
+    loss = Loss(samples=80, chance=1 / 6, model=half, image=half, text=half, both=half, projection=half)
     limit = Ceiling(
         measure="group",
-        chance=1 / 6,
-        samples=80,
         folds=3,
         seed=0,
         attributes={HOSTILE: AttributeAccuracy(values=3, image=half, text=None)},

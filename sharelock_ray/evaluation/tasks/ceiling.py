@@ -122,6 +122,7 @@ def ceiling(found: Fusion, model: Choices, kinds: Sequence[str], of_images: np.n
         image, text, both = (each.strictest[1][some] for each in (found.image, found.text, found.both))
         return Loss(
             samples=len(some),
+            chance=getattr(chance(*found.sides), measure),
             model=proportion(hits[some], group),
             image=proportion(image, group),
             text=proportion(text, group),
@@ -132,8 +133,6 @@ def ceiling(found: Fusion, model: Choices, kinds: Sequence[str], of_images: np.n
     every, kind = np.flatnonzero(found.told_apart), np.array(kinds)
     return Ceiling(
         measure=measure,
-        chance=getattr(chance(*found.sides), measure),
-        samples=len(every),
         folds=FOLDS,
         seed=0,
         attributes=found.attributes,
@@ -162,7 +161,7 @@ def _log_probabilities(
 ) -> list[torch.Tensor]:
     """(N, K, V) log-probabilities of the values of each attribute, by probes of the items of other folds."""
     labels = np.stack([side.values[attribute] for attribute in values], 1)
-    of_item = np.empty(len(labels), np.int64)
+    of_item = np.full(len(labels), -1)
     of_item[side.of_sample] = fold[:, None]
     classes = [1 + count for count in values.values()]
     found = [torch.empty(len(labels), count, dtype=torch.float64) for count in classes]
