@@ -36,6 +36,7 @@ from sharelock_ray.workflows.demo import demo as run_demo
 from sharelock_ray.workflows.evaluate import evaluate as run_evaluate
 from sharelock_ray.workflows.extract import extract as run_extract
 from sharelock_ray.workflows.inputs import Inputs
+from sharelock_ray.workflows.language_score import language_score as run_language_score
 from sharelock_ray.workflows.plan import PROBE, PlanTotal, SplitPlan
 from sharelock_ray.workflows.plan import plan as run_plan
 from sharelock_ray.workflows.report import report as run_report
@@ -444,6 +445,38 @@ def report_concepts(
     """Write the page of a split or an audit beside it."""
     page = concepts.report(document)
     print(json.dumps({"page": page}) if as_json else printable(f"report: {page}"))
+
+
+@app.command("language-score")
+def score_language(
+    recipe: RecipeArgument,
+    text: Annotated[str, typer.Option(metavar="FILE", help="A UTF-8 text of at least 10 kB.")],
+    language: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A language encoder of the recipe. Repeatable.")
+    ] = None,
+    context: Annotated[int, typer.Option(min=2, help="Tokens per forward pass.")] = 512,
+    stride: Annotated[
+        int | None, typer.Option(min=1, help="Tokens that each window scores. Default: half the context.")
+    ] = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure bits per byte of the recipe's language models on a text; lower is better.
+
+    Masked models have a pseudo-likelihood, which does not compare with the likelihood of causal models.
+    """
+    found = run_language_score(_recipe(recipe, settings), text, language or (), context, stride)
+    rows = []
+    for each in sorted((stored.score for stored in found), key=lambda score: (score.kind, score.bits_per_byte.value)):
+        bits = each.bits_per_byte
+        kind = each.kind if each.lossless else f"{each.kind}, lossy tokenizer"
+        interval = f"{bits.low:.3f} to {bits.high:.3f}"
+        rows.append(
+            [each.model, kind, each.readout.replace("_", " "), f"{bits.value:.3f}", interval, f"{each.tokens:,}"]
+        )
+    header = ["encoder", "kind", "read by", "bits per byte", "95 % interval", "tokens"]
+    scores = [{"uri": each.uri, **each.score.model_dump(mode="json")} for each in found]
+    _show(text_table(header, rows), {"scores": scores}, as_json)
 
 
 @app.command()
