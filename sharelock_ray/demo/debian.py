@@ -26,6 +26,8 @@ class Package:
         sha256: digest of the `.deb` file.
         inside: the folder that is unpacked.
         patterns: names of the files in it that are unpacked (`*.svg`); links never are.
+        stage: the work that needs it, for messages.
+        instead: what a user does who cannot have it, for the error.
     """
 
     name: str
@@ -33,6 +35,8 @@ class Package:
     sha256: str
     inside: str
     patterns: tuple[str, ...]
+    stage: str = "pictures"
+    instead: str = "use pictures of your own: sharelock demo pictures --data 'folder/*.tar'"
 
 
 def unpacked(package: Package, folder: Path) -> Path:
@@ -62,7 +66,7 @@ def _is(package: Package, path: Path) -> bool:
 def _download(package: Package, folder: Path, work: Path) -> Path:
     if shutil.which("apt-get") is None:
         raise _unavailable(package, folder, "there is no apt-get on this machine, which is no Debian")
-    say(f"pictures: fetching Debian's {package.name} {package.version}")
+    say(f"{package.stage}: fetching Debian's {package.name} {package.version}")
     download = ("download", f"{package.name}={package.version}")
     problem = _apt(work, *download)
     if problem:
@@ -97,7 +101,7 @@ def _apt(work: Path, *arguments: str) -> str | None:
 def _unavailable(package: Package, folder: Path, why: str) -> RequestError:
     return RequestError(
         f"Debian's {package.name} {package.version} is missing ({why}): put its .deb file, of SHA-256 "
-        f"{package.sha256}, into {folder}, or use pictures of your own: sharelock demo pictures --data 'folder/*.tar'"
+        f"{package.sha256}, into {folder}, or {package.instead}"
     )
 
 
@@ -109,9 +113,15 @@ def _unpack(package: Package, archive: Path, target: Path) -> None:
         with tarfile.open(fileobj=file, mode="r|*") as tar:
             for member in tar:
                 path = PurePosixPath(member.name)
-                if member.isfile() and path.is_relative_to(package.inside) and any(map(path.match, package.patterns)):
-                    member.name = str(path.relative_to(package.inside))
-                    tar.extract(member, target, filter="data")
+                inside = path.is_relative_to(package.inside) and ".." not in path.parts
+                if inside and member.isfile() and any(map(path.match, package.patterns)):
+                    place = target / path.relative_to(package.inside)
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    content = tar.extractfile(member)
+                    assert content is not None, "a file"
+                    # Not by `extract`, whose filters Python 3.11.2 of Debian 12 does not have.
+                    with content, place.open("wb") as copy:
+                        shutil.copyfileobj(content, copy)
 
 
 def _seek(file: BinaryIO, name: bytes) -> None:

@@ -6,8 +6,10 @@ exactly twice, so the test consists of unseen pairs of seen colours and shapes.
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -68,7 +70,8 @@ SHAPES: dict[str, _Outline] = {
     "arrow": _ARROW,
 }
 _HOLE = 0.58
-_MARGIN = 1.2  # No outline reaches further from the centre than this, in radii, so none leaves the picture.
+MARGIN = 1.2
+"""No outline reaches further from the centre than this, in radii, so none leaves the picture."""
 
 CLASS_NAMES = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 """Names by label: colour * 8 + shape."""
@@ -106,14 +109,28 @@ def random_scene(label: int, rng: np.random.Generator) -> Scene:
     size = list(SIZES)[rng.integers(len(SIZES))]
     background = list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))]
     radius = SIZES[size] * rng.uniform(0.92, 1.08)
-    room = radius * _MARGIN
+    room = radius * MARGIN
     x, y = rng.uniform(room, 1 - room, 2)
     rotation, brightness = rng.uniform(-25, 25), rng.uniform(0.88, 1.05)
     return Scene(colour, shape, size, background, float(x), float(y), radius, rotation, brightness)
 
 
-def render(scene: Scene, image_size: int) -> Image.Image:
-    """Renders a scene as a square RGB image with antialiased edges."""
+def render(scene: Scene, image_size: int, *others: Scene) -> Image.Image:
+    """Renders a scene as a square RGB image with antialiased edges; objects of `others` are drawn over it."""
+    odd, even = BACKGROUNDS[scene.background]
+    image = Image.new("RGB", (image_size, image_size), odd)
+    if odd != even:
+        stripes = ImageDraw.Draw(image)
+        for i in range(0, 10, 2):
+            stripes.rectangle((0, image_size * i // 10, image_size, image_size * (i + 1) // 10 - 1), fill=even)
+    for each in (scene, *others):
+        red, green, blue = (min(255, round(value * each.brightness)) for value in COLOURS[each.colour])
+        image.paste((red, green, blue), mask=_mask(each, image_size))
+    return image
+
+
+def _mask(scene: Scene, image_size: int) -> Image.Image:
+    """The object of a scene, white on black."""
     side = image_size * _SUPERSAMPLING
     cos, sin = math.cos(math.radians(scene.rotation)), math.sin(math.radians(scene.rotation))
 
@@ -128,37 +145,29 @@ def render(scene: Scene, image_size: int) -> Image.Image:
     draw.polygon(place(SHAPES[scene.shape], 1), fill=255)
     if scene.shape == "ring":
         draw.polygon(place(SHAPES["ring"], _HOLE), fill=0)
-
-    odd, even = BACKGROUNDS[scene.background]
-    image = Image.new("RGB", (image_size, image_size), odd)
-    if odd != even:
-        stripes = ImageDraw.Draw(image)
-        for i in range(0, 10, 2):
-            stripes.rectangle((0, image_size * i // 10, image_size, image_size * (i + 1) // 10 - 1), fill=even)
-    red, green, blue = (min(255, round(value * scene.brightness)) for value in COLOURS[scene.colour])
-    image.paste((red, green, blue), mask=mask.reduce(_SUPERSAMPLING))
-    return image
+    return mask.reduce(_SUPERSAMPLING)
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
     """An English caption that names colour and shape, and sometimes size and background."""
     colour, shape, size, background = scene.colour, scene.shape, scene.size, scene.background
     templates = (
-        f"{_a(colour)} {shape}.",
-        f"a photo of {_a(colour)} {shape}.",
-        f"{_a(size)} {colour} {shape}.",
-        f"there is {_a(colour)} {shape} in the picture.",
-        f"{_a(size)} {colour} {shape} on a {background} background.",
-        f"the picture shows {_a(shape)} that is {colour}.",
-        f"an image of {_a(colour)} {shape} in front of a {background} background.",
-        f"{_a(shape)} in {colour}, drawn {size}.",
+        f"{with_article(colour)} {shape}.",
+        f"a photo of {with_article(colour)} {shape}.",
+        f"{with_article(size)} {colour} {shape}.",
+        f"there is {with_article(colour)} {shape} in the picture.",
+        f"{with_article(size)} {colour} {shape} on a {background} background.",
+        f"the picture shows {with_article(shape)} that is {colour}.",
+        f"an image of {with_article(colour)} {shape} in front of a {background} background.",
+        f"{with_article(shape)} in {colour}, drawn {size}.",
         f"{colour} {shape}, {background} background",
         f"somebody painted this {size} {shape} {colour}.",
     )
     return templates[rng.integers(len(templates))]
 
 
-def _a(word: str) -> str:
+def with_article(word: str) -> str:
+    """A word, or words, behind "a" or "an"."""
     return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 
@@ -200,6 +209,22 @@ def write_shapes(
         "image_size": image_size,
         "shards": shards,
     }
+    with written_once(folder, arguments) as missing:
+        if missing:
+            write_split(folder, "train", train_images, shards, partial(_sample, seed, _TRAIN, TRAINING, image_size))
+            images = len(HELD_OUT) * test_images_per_class
+            write_split(folder, "test", images, 1, partial(_sample, seed, _TEST, HELD_OUT, image_size))
+            storage.write_bytes(storage.join(folder, "classes.txt"), ("\n".join(CLASS_NAMES) + "\n").encode())
+
+
+@contextmanager
+def written_once(folder: str, arguments: Mapping[str, object]) -> Iterator[bool]:
+    """Whether the data of `arguments` is still to be written below `folder`; leaving the context without an error says
+    that it is complete.
+
+    Raises:
+        RequestError: `folder` holds shapes made with other arguments.
+    """
     # The arguments are stored before the first tar, so that an interrupted call is not continued with other ones.
     finished, begun = storage.join(folder, "shapes.json"), storage.join(folder, "shapes.begun.json")
     for note in (finished, begun):
@@ -209,40 +234,42 @@ def write_shapes(
                 "remove it or choose another folder"
             )
     if storage.exists(finished):
+        yield False
         return
     storage.write_json(begun, arguments)
-
-    truncated, uncaptioned = train_images // 3, train_images // 3 + train_images // 2
-    bounds = [train_images * shard // shards for shard in range(shards + 1)]
-    for shard in range(shards):
-        tar = storage.join(folder, "train", f"{shard:05d}.tar")
-        if not storage.exists(tar):
-            samples = {
-                index: _sample(seed, _TRAIN, index, TRAINING, image_size)
-                for index in range(bounds[shard], bounds[shard + 1])
-            }
-            if truncated in samples:
-                samples[truncated]["jpg"] = samples[truncated]["jpg"][: len(samples[truncated]["jpg"]) // 2]
-            if uncaptioned in samples:
-                del samples[uncaptioned]["txt"]
-            storage.write_bytes(tar, tar_of(_members(samples)))
-    tar = storage.join(folder, "test", "00000.tar")
-    if not storage.exists(tar):
-        images = len(HELD_OUT) * test_images_per_class
-        samples = {index: _sample(seed, _TEST, index, HELD_OUT, image_size) for index in range(images)}
-        storage.write_bytes(tar, tar_of(_members(samples)))
-    storage.write_bytes(storage.join(folder, "classes.txt"), ("\n".join(CLASS_NAMES) + "\n").encode())
+    yield True
     storage.write_json(finished, arguments)
     storage.remove(begun)
 
 
-def _differences(found: dict[str, object], wanted: dict[str, int]) -> str:
+def write_split(folder: str, split: str, images: int, shards: int, sample: Callable[[int], dict[str, bytes]]) -> None:
+    """Writes the tars of a split that are missing; two training samples are damaged, see `write_shapes`.
+
+    Args:
+        sample: gives the members of a sample, by extension, for its index.
+    """
+    truncated, uncaptioned = (images // 3, images // 3 + images // 2) if split == "train" else (None, None)
+    bounds = [images * shard // shards for shard in range(shards + 1)]
+    for shard in range(shards):
+        tar = storage.join(folder, split, f"{shard:05d}.tar")
+        if storage.exists(tar):
+            continue
+        samples = {index: sample(index) for index in range(bounds[shard], bounds[shard + 1])}
+        if truncated in samples:
+            samples[truncated]["jpg"] = samples[truncated]["jpg"][: len(samples[truncated]["jpg"]) // 2]
+        if uncaptioned in samples:
+            del samples[uncaptioned]["txt"]
+        storage.write_bytes(tar, tar_of(_members(samples)))
+
+
+def _differences(found: Mapping[str, object], wanted: Mapping[str, object]) -> str:
+    names = dict.fromkeys([*wanted, *found])
     return ", ".join(
-        f"{name} {found.get(name)}, not {wanted[name]}" for name in wanted if found.get(name) != wanted[name]
+        f"{name} {found.get(name)}, not {wanted.get(name)}" for name in names if found.get(name) != wanted.get(name)
     )
 
 
-def _sample(seed: int, split: int, index: int, labels: tuple[int, ...], image_size: int) -> dict[str, bytes]:
+def _sample(seed: int, split: int, labels: tuple[int, ...], image_size: int, index: int) -> dict[str, bytes]:
     """The members of sample `index`, by extension; deterministic in the arguments."""
     rng = np.random.default_rng((seed, split, index))
     scene = random_scene(labels[index % len(labels)], rng)

@@ -6,6 +6,7 @@ where ahead is the number of wrong classes that rank before the image's own.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,14 @@ from sharelock_ray.evaluation.names import shared_names
 from sharelock_ray.evaluation.ranks import Ranks, place
 from sharelock_ray.evaluation.result import Ties
 from sharelock_ray.evaluation.statistics import class_mean, proportion
+
+
+@dataclass(frozen=True)
+class Predictions(Ranks):
+    """Ranks of the images' classes, and the classes that score highest."""
+
+    predicted: np.ndarray
+    """(N,); the first of equal ones."""
 
 
 def accuracies(
@@ -51,17 +60,25 @@ def accuracies(
     }
 
 
-def label_ranks(scores: torch.Tensor, labels: np.ndarray, ties: Ties) -> Ranks:
+def label_ranks(scores: torch.Tensor, labels: np.ndarray, ties: Ties) -> Predictions:
     """Ranks the class of each image by scores.
 
     Args:
         scores: (N, C); changed in place. Scores that differ by at most `ranks.TIE` are equal.
         labels: (N,)
     """
-    own = torch.from_numpy(labels)
+    own, predicted = torch.from_numpy(labels), scores.argmax(1).numpy()
     match = scores[torch.arange(len(own)), own]
     scores[torch.arange(len(own)), own] = -torch.inf
-    return place(scores, match, own, ties)
+    found = place(scores, match, own, ties)
+    return Predictions(found.ahead, found.tied, predicted)
+
+
+def joined(parts: Sequence[Predictions]) -> Predictions:
+    """The predictions for consecutive images; for none if there are no parts."""
+    none = Predictions(np.empty(0, np.int64), np.empty(0, bool), np.empty(0, np.int64))
+    names = ("ahead", "tied", "predicted")
+    return Predictions(*(np.concatenate([getattr(part, name) for part in (none, *parts)]) for name in names))
 
 
 def distinct_names(class_names: Sequence[str], classes: np.ndarray) -> list[str]:

@@ -16,6 +16,8 @@ from sharelock_ray import storage
 from sharelock_ray.alignment.prompts import TemplateError, checked_templates
 from sharelock_ray.config import Config, explain
 from sharelock_ray.errors import RequestError
+from sharelock_ray.evaluation.attributes import Attributes, read_attributes
+from sharelock_ray.evaluation.boxes import BoxImages
 from sharelock_ray.evaluation.choices import Choice, Choices, read_choices
 from sharelock_ray.evaluation.names import (
     FOLDER,
@@ -58,11 +60,11 @@ Metric = Literal[
 # Fields that some tasks have only; a task except retrieval needs its first.
 _OF_CLASSES = ("templates", "classes", "folders", "mask", "labels", "image_labels", "lower", "class_count")
 _FIELDS: dict[Task, tuple[str, ...]] = {
-    "zero_shot_classification": _OF_CLASSES,
+    "zero_shot_classification": (*_OF_CLASSES, "train_images"),
     "multi_label_classification": _OF_CLASSES,
     "retrieval": ("translations",),
-    "two_images_two_captions": ("choices",),
-    "one_image_many_captions": ("choices",),
+    "two_images_two_captions": ("choices", "attributes"),
+    "one_image_many_captions": ("choices", "attributes"),
 }
 
 
@@ -122,6 +124,8 @@ class Benchmark(Config):
     task: Task
     images: Annotated[tuple[SourceSpec, ...], Field(min_length=1)]
     """Layouts of the images, with paths that start with `folder://`; the first that is there is read."""
+    train_images: Annotated[tuple[SourceSpec, ...], Field(min_length=1)] | None = None
+    """Layouts of the training images, for tasks of frozen features; the first that is there is read."""
     images_of: str | None = None
     """Name of another benchmark with these images, which share its features. None: no other has them."""
     classes: NameList | None = None
@@ -145,6 +149,9 @@ class Benchmark(Config):
     """Captions of retrieval in several languages: Parquet with the columns `key`, `language` and `caption`."""
     choices: Choices | None = None
     """The examples of a compositional benchmark."""
+    attributes: storage.Uri | None = None
+    """What its images and captions show and say, for the ceiling of frozen features: Parquet (see
+    `evaluation.attributes`)."""
     languages: Annotated[tuple[str, ...], Field(min_length=1)] = ("en",)
     """ISO 639 codes of the texts."""
     metrics: Annotated[dict[Metric, float | None], Field(min_length=1)]
@@ -165,6 +172,8 @@ class Benchmark(Config):
         for field in sorted({field for fields in _FIELDS.values() for field in fields}.difference(own)):
             if field in self.model_fields_set:
                 raise ValueError(f"the task {self.task} has no `{field}`")
+        if self.train_images and self.image_labels:
+            raise ValueError("`train_images` need one label per image: take them or `image_labels` away")
         return self
 
     def lists(self) -> tuple[object, ...]:
@@ -176,18 +185,26 @@ class Benchmark(Config):
         """Whether the class names are in the folder of the images."""
         return self.classes is None or (isinstance(self.classes, str) and self.classes.startswith(FOLDER))
 
-    def source(self, folder: str) -> Source:
-        """The images in `folder`.
+    def source(self, folder: str, training: bool = False) -> Source:
+        """The images in `folder`, or the training images.
 
         Raises:
             RequestError: none of the layouts is there.
         """
-        sources = [_in_folder(spec, folder) for spec in self.images]
+        sources = [_in_folder(spec, folder) for spec in (self.train_images or () if training else self.images)]
         found = next(filter(_is_there, sources), None)
         if found is None:
+            kind = "training images" if training else "images"
             places = " or ".join(place for source in sources for place in _places(source))
-            raise RequestError(f"there are no images of {self.title} in {folder}: they are expected at {places}")
+            raise RequestError(f"there are no {kind} of {self.title} in {folder}: they are expected at {places}")
         return found
+
+    def require_training(self) -> None:
+        """Raises RequestError if the benchmark cannot have tasks of frozen features."""
+        if self.train_images is None:
+            single = self.task == "zero_shot_classification" and self.image_labels is None
+            why = "names no `train_images`" if single else "is no classification with one label per image"
+            raise RequestError(f"{self.title} {why}, which `frozen` needs: take `frozen` away")
 
     def chosen(self, languages: Sequence[str] | Literal["all"]) -> tuple[str, ...]:
         """The languages to score; of () English, or the first.
@@ -268,6 +285,12 @@ class Benchmark(Config):
         placed = self.choices.model_copy(update={"file": in_folder(self.choices.file, folder, "examples")})
         return read_choices(placed, images=2 if self.task == "two_images_two_captions" else 1)
 
+    def attributes_in(self, folder: str) -> Attributes | None:
+        """What images and captions show and say; None if the benchmark does not tell. Raises as `read_attributes`."""
+        if self.attributes is None:
+            return None
+        return read_attributes(in_folder(self.attributes, folder, "attributes"))
+
     def _all_names(self, language: str, folder: str | None) -> list[Any]:
         """The names before the mask."""
         if self.classes is not None:
@@ -308,10 +331,15 @@ class BenchmarkImages:
 
     benchmark: Benchmark
     folder: str
+    training: bool = False
+    """Whether these are the training images."""
 
     @cached_property
     def _found(self) -> Source:
-        return self.benchmark.source(self.folder)
+        found, choices = self.benchmark.source(self.folder, self.training), self.benchmark.choices
+        if choices is None or choices.box is None:
+            return found
+        return BoxImages(found, tuple(key for each in self.benchmark.choices_in(self.folder) for key in each.images))
 
     @property
     def provides(self) -> frozenset[Content]:

@@ -1,10 +1,11 @@
-"""Scores a model on a benchmark in one language: a record, and what it did with each sample.
+"""Scores a model on a benchmark in one language, or its frozen features: a record, and what it did with each sample.
 
-`Question` is what is asked: it knows the right answers without projecting anything, so an equal question of an earlier
-evaluation need not be asked again.
+A question knows the right answers without projecting anything, so an equal one of an earlier evaluation need not be
+asked again.
 """
 
 import importlib.metadata
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,9 @@ import torch
 
 from sharelock_ray.errors import RequestError
 from sharelock_ray.evaluation.accuracy import accuracies
+from sharelock_ray.evaluation.attributes import Attributes
 from sharelock_ray.evaluation.benchmark import Benchmark, Classes, check_labels
+from sharelock_ray.evaluation.ceilings import ceiling_of
 from sharelock_ray.evaluation.choices import Choice
 from sharelock_ray.evaluation.names import digest, sharing_note
 from sharelock_ray.evaluation.ranks import Ranks, nearest, ranks
@@ -27,16 +30,22 @@ from sharelock_ray.evaluation.result import (
     CompositionalRecord,
     EvaluationRecord,
     FeatureSetUse,
+    FrozenTask,
     MultiLabelRecord,
+    NeighboursRecord,
+    ProbeRecord,
     RetrievalRecord,
     Ties,
     ZeroShotRecord,
     ZeroShotResult,
 )
+from sharelock_ray.evaluation.samples import classified, retrieved
 from sharelock_ray.evaluation.scoring import class_prototypes, require_all, translated_rows
 from sharelock_ray.evaluation.statistics import proportion
 from sharelock_ray.evaluation.tasks.compositional import choices, compositional
 from sharelock_ray.evaluation.tasks.multi_label import multi_label
+from sharelock_ray.evaluation.tasks.neighbours import neighbours
+from sharelock_ray.evaluation.tasks.probe import linear_probe
 from sharelock_ray.evaluation.tasks.retrieval import recalls
 from sharelock_ray.evaluation.tasks.zero_shot import any_class_ranks, class_ranks
 from sharelock_ray.features.featureset import FeatureSet, join
@@ -60,14 +69,14 @@ class Gallery:
         return self.heads.project(self.features)
 
 
-@dataclass(frozen=True)
-class Question:
-    """A benchmark in one language.
+@dataclass(frozen=True, kw_only=True)
+class Question(ABC):
+    """What is asked of a benchmark.
 
     Args:
         name: of the benchmark.
-        folder: of its images.
-        model: SHA-256 of the checkpoint.
+        language: of the class names and other texts.
+        folder: of the images.
     """
 
     name: str
@@ -75,32 +84,16 @@ class Question:
     language: str
     folder: str
     ties: Ties
-    recall_at: tuple[int, ...]
-    model: str
     images: FeatureSet
-    texts: FeatureSet
 
-    @cached_property
+    @property
+    @abstractmethod
     def request(self) -> BenchmarkRequest:
         """Names what is measured."""
-        encoder = self.images.manifest.encoder
-        classes = self._classes is not None
-        return BenchmarkRequest(
-            name=self.name,
-            language=self.language,
-            ties=self.ties,
-            recall_at=self.recall_at if self.benchmark.task == "retrieval" else (),
-            model=self.model,
-            images=_use(self.images),
-            texts=_use(self.texts),
-            preprocessing={name: encoder[name] for name in _PREPROCESSING if name in encoder},
-            class_digest=digest(self._names) if classes else None,
-            template_digest=digest(self._templates) if classes else None,
-            truth_digest=self._truth_digest,
-        )
 
+    @abstractmethod
     def answer(self, gallery: Gallery) -> tuple[EvaluationRecord, pa.Table]:
-        """Scores the model of `gallery`.
+        """Scores the model of `gallery`, or the features.
 
         Returns:
             The record, and a table with a row for each sample.
@@ -109,15 +102,6 @@ class Question:
             RequestError: the features were made by other encoders than the training's, or nothing can be scored.
             RunError: a text could not be encoded.
         """
-        if self.benchmark.choices is not None:
-            return self._compositional(gallery)
-        if self._classes is None:
-            return self._retrieval(gallery)
-        if self.benchmark.image_labels is None:
-            return self._zero_shot(gallery)
-        if self.benchmark.task == "multi_label_classification":
-            return self._multi_label(gallery)
-        return self._any_label(gallery)
 
     @cached_property
     def _classes(self) -> Classes | None:
@@ -130,14 +114,144 @@ class Question:
         assert self._classes is not None, "a task without classes"
         return self._classes.names
 
+    def _request(self, **fields: Any) -> BenchmarkRequest:
+        encoder = self.images.manifest.encoder
+        return BenchmarkRequest(
+            name=self.name,
+            ties=self.ties,
+            images=_use(self.images),
+            preprocessing={name: encoder[name] for name in _PREPROCESSING if name in encoder},
+            class_digest=None if self._classes is None else digest(self._names),
+            **fields,
+        )
+
+    def _class_of_label(self, features: FeatureSet) -> dict[int, int]:
+        assert self._classes is not None, "a task without classes"
+        folders = _class_folders(features.manifest)
+        place = features.manifest.inputs[0].uri.rpartition("/")[0] if folders else self.folder
+        return self._classes.of_labels(folders, place)
+
+    def _labelled(self, features: FeatureSet) -> tuple[np.ndarray, np.ndarray]:
+        """(M,) rows of the images of the classes, and (M,) their classes."""
+        assert self._classes is not None, "a task without classes"
+        labels, of_label = features.labels, self._class_of_label(features)
+        known = np.flatnonzero(~np.isnan(labels))
+        present, place = np.unique(labels[known].astype(np.int64), return_inverse=True)
+        if self._classes.labels is None and _class_folders(features.manifest) is None:
+            check_labels(present.tolist(), len(self._names), self.name)
+        classes = np.array([of_label.get(label, -1) for label in present.tolist()], np.int64)[place]
+        if not (classes >= 0).any():
+            raise RequestError(
+                f"no {features.manifest.split} image of {self.name} has the label of a class: check {self.folder}"
+            )
+        return known[classes >= 0], classes[classes >= 0]
+
+    def _table(self, rows: np.ndarray, labels: pa.Array, predicted: np.ndarray, found: Ranks) -> pa.Table:
+        return classified(self.images.table["key"].take(rows), labels, predicted, found)
+
+    def _fields(self, scored: int, *notes: str | None) -> dict[str, Any]:
+        """Fields of every record; `scored` is the number of images or examples."""
+        size, title = self.benchmark.size, self.request.title
+        notes = (
+            *notes,
+            _unread(self.images, self.name),
+            f"{title}: {scored:,} of {size:,} are scored" if size not in (None, scored) else None,
+        )
+        return {
+            "benchmark": self.request,
+            "software": {name: importlib.metadata.version(name) for name in _SOFTWARE},
+            "dataset": self.name,
+            "split": "test",
+            "notes": tuple(filter(None, notes)),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenQuestion(Question):
+    """A benchmark by the frozen vision features of its training images, whatever is aligned with them.
+
+    It predicts how well an encoder can be aligned (SAIL, arXiv 2412.04616).
+    """
+
+    task: FrozenTask
+    training: FeatureSet
+
+    @cached_property
+    def request(self) -> BenchmarkRequest:
+        """Names what is measured: no model, and no texts."""
+        truth = [sorted(self._class_of_label(features).items()) for features in (self.images, self.training)]
+        return self._request(
+            frozen=self.task, recall_at=(), training_images=_use(self.training), truth_digest=digest(truth)
+        )
+
+    def answer(self, gallery: Gallery) -> tuple[EvaluationRecord, pa.Table]:
+        """Scores the features of `gallery`; see `Question.answer`."""
+        self._require_same_folders()
+        (known, of_known), (rows, labels) = self._labelled(self.training), self._labelled(self.images)
+        if len(known) < 2:
+            raise RequestError(f"{self.name} has 1 training image of its classes: give at least 2")
+        training = self.training.embeddings[torch.from_numpy(known)]
+        images = gallery.features.embeddings[torch.from_numpy(rows)]
+        fields = self._fields(len(rows), _unread(self.training, self.name))
+        record: EvaluationRecord
+        if self.task == "linear_probe":
+            probe, found = linear_probe(training, of_known, images, labels, self._names, ties=self.ties)
+            record = ProbeRecord(**fields, result=probe)
+        else:
+            near, found = neighbours(training, of_known, images, labels, self._names, ties=self.ties)
+            record = NeighboursRecord(**fields, result=near)
+        return record, self._table(rows, pa.array(labels, pa.int32()), found.predicted, found)
+
+    def _require_same_folders(self) -> None:
+        """Without names of class folders, labels count them."""
+        own, others = _class_folders(self.images.manifest), _class_folders(self.training.manifest)
+        if self._classes and self._classes.folders is None and own and others and set(own) != set(others):
+            differ = sorted({*own} ^ {*others})[0]
+            raise RequestError(
+                f"the training images of {self.name} are in other class folders than its images ({differ}): "
+                f"give both the same, or name those of the classes in `folders`"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelQuestion(Question):
+    """A benchmark in one language, of an aligned model.
+
+    Args:
+        model: SHA-256 of the checkpoint.
+    """
+
+    recall_at: tuple[int, ...]
+    model: str
+    texts: FeatureSet
+
+    @cached_property
+    def request(self) -> BenchmarkRequest:
+        """Names what is measured."""
+        return self._request(
+            language=self.language,
+            recall_at=self.recall_at if self.benchmark.task == "retrieval" else (),
+            model=self.model,
+            texts=_use(self.texts),
+            template_digest=None if self._classes is None else digest(self._templates),
+            truth_digest=self._truth_digest,
+        )
+
+    def answer(self, gallery: Gallery) -> tuple[EvaluationRecord, pa.Table]:
+        """Scores the model of `gallery`; see `Question.answer`."""
+        if self.benchmark.choices is not None:
+            return self._compositional(gallery)
+        if self._classes is None:
+            return self._retrieval(gallery)
+        if self.benchmark.image_labels is None:
+            return self._zero_shot(gallery)
+        if self.benchmark.task == "multi_label_classification":
+            return self._multi_label(gallery)
+        return self._any_label(gallery)
+
     @cached_property
     def _templates(self) -> tuple[str, ...]:
         return self.benchmark.templates_in(self.language, self.folder)
-
-    @cached_property
-    def _class_of_label(self) -> dict[int, int]:
-        assert self._classes is not None, "a task without classes"
-        return self._classes.of_labels(_class_folders(self.images.manifest), self.folder)
 
     @cached_property
     def _labels_of_images(self) -> list[tuple[int, ...]]:
@@ -147,18 +261,24 @@ class Question:
     def _examples(self) -> list[Choice]:
         return self.benchmark.choices_in(self.folder)
 
+    @cached_property
+    def _attributes(self) -> Attributes | None:
+        return self.benchmark.attributes_in(self.folder)
+
     @property
     def _truth_digest(self) -> str | None:
         if self.benchmark.choices is not None:
-            return digest([[each.kind, each.images, each.captions] for each in self._examples])
+            examples: list[Any] = [[each.kind, each.images, each.captions] for each in self._examples]
+            known = self._attributes
+            return digest([examples, known.images, known.texts] if known else examples)
         if self._classes is None:
             return None
         if self.benchmark.image_labels is not None:
             return digest(self._labels_of_images)
-        return digest(sorted(self._class_of_label.items()))
+        return digest(sorted(self._class_of_label(self.images).items()))
 
     def _zero_shot(self, gallery: Gallery) -> tuple[EvaluationRecord, pa.Table]:
-        rows, labels = self._labelled()
+        rows, labels = self._labelled(self.images)
         image, prototypes = gallery.projected[torch.from_numpy(rows)], self._prototypes(gallery)
         every = np.arange(len(self._names))
         found, candidates = class_ranks(image, labels, prototypes, self._names, every, self.ties)
@@ -167,7 +287,7 @@ class Question:
             **accuracies(found, labels, self._names, candidates, self.ties),
         )
         record = ZeroShotRecord(**self._scope(gallery, len(rows)), templates=self._templates, result=result)
-        return record, self._table(rows, pa.array(labels, pa.int32()), nearest(image, prototypes), found)
+        return record, self._table(rows, pa.array(labels, pa.int32()), found.predicted, found)
 
     def _any_label(self, gallery: Gallery) -> tuple[EvaluationRecord, pa.Table]:
         rows, has_class, labels = self._several_labels()
@@ -207,22 +327,11 @@ class Question:
         by_image, by_text = ranks(image, gallery.heads.project(self.texts, captions), owner, self.ties)
         result = recalls(by_image, by_text, owner, self.recall_at, self.ties)
         record = RetrievalRecord(**self._scope(gallery, len(rows)), language=self.language, result=result)
-        directions = [
-            pa.table(
-                {
-                    "direction": pa.array([direction] * len(found.ahead), pa.string()),
-                    "key": self.images.table["key"].take(of_query),
-                    "caption_id": caption_id,
-                    "rank": found.ahead,
-                    "tied": found.tied,
-                }
-            )
-            for direction, of_query, caption_id, found in (
-                ("image_to_text", rows, pa.nulls(len(rows), pa.int32()), by_image),
-                ("text_to_image", of_images, self.texts.table["caption_id"].take(captions), by_text),
-            )
-        ]
-        return record, pa.concat_tables(directions)
+        keys, texts = (
+            self.images.table["key"].take(rows),
+            self.texts.table.select(["caption_id", "text"]).take(captions),
+        )
+        return record, retrieved(keys, owner, texts, by_image, by_text)
 
     def _compositional(self, gallery: Gallery) -> tuple[EvaluationRecord, pa.Table]:
         row_of = {key: row for row, key in enumerate(self.images.keys.tolist())}
@@ -252,6 +361,13 @@ class Question:
             lost = f"{len(examples) - len(here):,} of {len(examples):,} examples of {self.name} lack an image"
             scope["notes"] = (*scope["notes"], lost)
         found = choices(image, text, self.ties)
+        by_probes: dict[str, pa.Array] = {}
+        if self._attributes is not None:
+            sets = (self.images, image_rows), (self.texts, text_rows)
+            said = [examples[place].captions for place in here]
+            limit, by_probes, note = ceiling_of(*sets, said, kinds, found, of_images, self._attributes, self.ties)
+            result = result.model_copy(update={"ceiling": limit})
+            scope["notes"] = (*scope["notes"], *([f"{self.name}: {note}"] if note else []))
         hits = {"text": found.text, "image": found.image, "group": found.group}
         table = {
             "example": pa.array(here, pa.int32()),
@@ -259,21 +375,9 @@ class Question:
             "kind": kinds,
             **{name: values for name, values in hits.items() if values is not None},
             "tied": found.tied,
+            **by_probes,
         }
         return CompositionalRecord(**scope, language=self.language, result=result), pa.table(table)
-
-    def _labelled(self) -> tuple[np.ndarray, np.ndarray]:
-        """(M,) rows of the images of the classes, and (M,) their classes."""
-        assert self._classes is not None, "a task without classes"
-        labels, of_label = self.images.labels, self._class_of_label
-        known = np.flatnonzero(~np.isnan(labels))
-        present, place = np.unique(labels[known].astype(np.int64), return_inverse=True)
-        if self._classes.labels is None and _class_folders(self.images.manifest) is None:
-            check_labels(present.tolist(), len(self._names), self.name)
-        classes = np.array([of_label.get(label, -1) for label in present.tolist()], np.int64)[place]
-        if not (classes >= 0).any():
-            raise RequestError(f"no image of {self.name} has the label of a class: check {self.folder}")
-        return known[classes >= 0], classes[classes >= 0]
 
     def _several_labels(self) -> tuple[np.ndarray, np.ndarray, pa.Array]:
         """(M,) rows of the images that have classes, (M, C) bool of these, and the same as M lists."""
@@ -288,34 +392,17 @@ class Question:
     def _prototypes(self, gallery: Gallery) -> torch.Tensor:
         return class_prototypes(gallery.heads, self.texts, np.arange(len(self._names)))
 
-    def _table(self, rows: np.ndarray, labels: pa.Array, predicted: np.ndarray, found: Ranks) -> pa.Table:
-        return pa.table(
-            {
-                "key": self.images.table["key"].take(rows),
-                "label": labels,
-                "predicted": pa.array(predicted, pa.int32()),
-                "rank": found.ahead,
-                "tied": found.tied,
-            }
-        )
-
     def _scope(self, gallery: Gallery, scored: int) -> dict[str, Any]:
         """Fields of every record; `scored` is the number of images or examples."""
-        rejects, size = self.images.manifest.rejects, self.benchmark.size
         shared = None if self._classes is None else sharing_note(self._names)
-        notes = [
-            shared and f"{self.name} ({self.language}): {shared}",
-            f"{rejects:,} images of {self.name} could not be read and do not count" if rejects else None,
-            f"{self.name} ({self.language}): {scored:,} of {size:,} are scored" if size not in (None, scored) else None,
-        ]
-        return {
-            "benchmark": self.request,
-            "software": {name: importlib.metadata.version(name) for name in _SOFTWARE},
-            "dataset": self.name,
-            "split": "test",
-            "model_step": gallery.heads.checkpoint.position.step,
-            "notes": tuple(filter(None, notes)),
-        }
+        fields = self._fields(scored, shared and f"{self.request.title}: {shared}")
+        return {**fields, "model_step": gallery.heads.checkpoint.position.step}
+
+
+def _unread(features: FeatureSet, name: str) -> str | None:
+    """A note about images of a benchmark that have no features, or None."""
+    kind, rejects = "training images" if features.manifest.split == "train" else "images", features.manifest.rejects
+    return f"{rejects:,} {kind} of {name} could not be read and do not count" if rejects else None
 
 
 def _use(features: FeatureSet) -> FeatureSetUse:

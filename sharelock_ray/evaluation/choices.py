@@ -13,6 +13,7 @@ from pydantic import Field
 from sharelock_ray import storage
 from sharelock_ray.config import Config
 from sharelock_ray.errors import RequestError
+from sharelock_ray.evaluation.boxes import boxed
 from sharelock_ray.sources.content import decoded
 
 
@@ -33,6 +34,8 @@ class Choices(Config):
     image_key: str = "{}"
     """Key of an image in the source, with `{}` in place of its name, and `{field}` of other fields of the record. The
     name of a URL is its last part."""
+    box: tuple[str, str, str, str] | None = None
+    """Fields with left, top, width and height, in pixels, of the box that is cut out of the image. None: the image."""
     caption_text: str = "{}"
     """What is embedded of a caption, with `{}` in its place."""
     records: Annotated[int, Field(ge=1)] = 1
@@ -110,13 +113,14 @@ def _fields(record: object) -> dict[str, Any]:
 
 
 def _key(spec: Choices, name: str, record: Mapping[str, Any], place: str) -> str:
-    """The key of an image: `image_key` with its name and the fields of the record."""
+    """The key of an image, or of its box: `image_key` with its name and the fields of the record."""
     last = name.rpartition("/")[2] if "://" in name else name
 
     def filled(match: re.Match[str]) -> str:
         return str(_value(record, match[1], place)) if match[1] else last
 
-    return re.sub(r"\{([^{}]*)\}", filled, spec.image_key)
+    key = re.sub(r"\{([^{}]*)\}", filled, spec.image_key)
+    return boxed(key, [_value(record, field, place) for field in spec.box]) if spec.box else key
 
 
 def _texts(record: Mapping[str, Any], fields: tuple[str, ...] | str, place: str) -> list[str]:

@@ -1,6 +1,5 @@
 """Ranks of matches, computed in blocks of similarities: memory does not grow with images times texts."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,12 +93,6 @@ def place(similarity: torch.Tensor, match: torch.Tensor, index: torch.Tensor, ti
             no_number = torch.isnan(unclear) | torch.isnan(match[rows, None])
             ahead[some] += (equal & before | no_number).sum(1).numpy()
     return Ranks(ahead, tied)
-
-
-def joined(parts: Sequence[Ranks]) -> Ranks:
-    """The ranks of consecutive queries; of none if there are no parts."""
-    none = Ranks(np.empty(0, np.int64), np.empty(0, bool))
-    return Ranks(*(np.concatenate([getattr(part, name) for part in (none, *parts)]) for name in ("ahead", "tied")))
 
 
 def nearest(query: torch.Tensor, item: torch.Tensor) -> np.ndarray:

@@ -17,6 +17,8 @@ Ties = Literal["strict", "first_index"]
 `strict`: the query fails. `first_index`: the one with the lower index comes first, as in CLIP-Benchmark 1.6.2, so the
 order of the items decides.
 """
+FrozenTask = Literal["nearest_neighbours", "linear_probe"]
+"""Tasks of frozen vision features, which need neither a model nor texts."""
 
 
 class Example(Config):
@@ -79,6 +81,8 @@ class ProbeResult(ClassificationResult):
     """Weight of the penalty, which was chosen on held-out training images."""
     held_out_accuracy: float | None
     """Top-1 accuracy on them. None if the penalty was given."""
+    seed: int | None = None
+    """Decided which these were. None if the penalty was given, and in documents of version 6 and earlier."""
     iterations: int
 
 
@@ -143,6 +147,85 @@ class CompositionalChance(Config):
     group: float | None
 
 
+Measure = Literal["text", "image", "group"]
+Side = Literal["image side", "text side", "projection"]
+
+
+class Loss(Config):
+    """Where choices get lost: those that a model makes, beside those that linear probes of its features allow.
+
+    Each score is the same share of samples.
+    """
+
+    samples: int
+    chance: float
+    model: Estimate
+    image: Estimate
+    """By what probes find in the images, and what the texts are known to say."""
+    text: Estimate
+    """By what probes find in the texts, and what the images are known to show."""
+    both: Estimate
+    """By what probes find in images and texts (late fusion)."""
+    projection: Estimate
+    """`both` minus `model`, on the same samples."""
+
+    @property
+    def beats_probes(self) -> bool:
+        """Whether the model is above chance and gets more right than the probes, so that they do not bound it."""
+        return self.projection.high < 0 and self.model.low > self.chance
+
+    @property
+    def where(self) -> Side | None:
+        """Where most is lost. None if nothing is, or if the model beats the probes."""
+        lost: dict[Side, float] = {
+            "image side": 1 - self.image.value,
+            "text side": 1 - self.text.value,
+            "projection": self.projection.value if self.projection.low > 0 else 0.0,
+        }
+        most = max(lost, key=lost.__getitem__)
+        return most if lost[most] > 0 and not self.beats_probes else None
+
+    @property
+    def statement(self) -> str:
+        """One sentence with the numbers."""
+        verdict = f"most is lost in the {self.where}" if self.where else "nothing is lost"
+        if self.beats_probes:
+            verdict = "linear probes find less than the model uses, so they do not tell where the rest is lost"
+        low, high = (100 * value for value in (self.projection.low, self.projection.high))
+        gap = f"{100 * self.projection.value:+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}"
+        return (
+            f"{verdict}: the model gets {self.model.value:.1%} (chance {self.chance:.1%}), probes of the images alone "
+            f"{self.image.value:.1%}, of the texts alone {self.text.value:.1%}, of both {self.both.value:.1%} "
+            f"(both minus model: {gap})"
+        )
+
+
+class AttributeAccuracy(Config):
+    """Accuracy of the linear probes of an attribute, on held-out items that have it."""
+
+    values: int
+    image: Estimate | None
+    """None if no image has the attribute."""
+    text: Estimate | None
+
+
+class Ceiling(Config):
+    """Choices by the attributes that linear probes find in the frozen features (see `tasks.ceiling`)."""
+
+    measure: Measure
+    """The score: the strictest of those that the samples have. Only samples that attributes tell apart count."""
+    folds: int
+    seed: int
+    attributes: dict[str, AttributeAccuracy]
+    total: Loss
+    by_kind: dict[str, Loss]
+
+    @property
+    def losses(self) -> dict[str, Loss]:
+        """All samples together, then by kind of change."""
+        return {"all": self.total, **self.by_kind}
+
+
 class CompositionalResult(_Result):
     """Choices between few images and texts that differ in one respect."""
 
@@ -154,6 +237,8 @@ class CompositionalResult(_Result):
     """By kind of change; empty if samples have no kinds."""
     tied: int
     """Number of samples with an own item that is as near as a wrong one."""
+    ceiling: Ceiling | None = None
+    """None without attributes of images and texts, and in documents of version 7 and earlier."""
 
 
 class FeatureSetUse(Config):
@@ -168,14 +253,19 @@ class BenchmarkRequest(Config):
     """What a score on a benchmark was measured with. Equal requests have equal scores."""
 
     name: str
-    language: str
+    language: str | None = None
+    """None for a task of frozen features, as `model` and `texts`."""
+    frozen: FrozenTask | None = None
+    """The task, if it is one of frozen features."""
     ties: Ties
     recall_at: tuple[int, ...]
     """() for tasks other than retrieval."""
-    model: str
+    model: str | None = None
     """SHA-256 of `checkpoint.json`, or of an official checkpoint."""
     images: FeatureSetUse
-    texts: FeatureSetUse
+    training_images: FeatureSetUse | None = None
+    """Those of a task of frozen features."""
+    texts: FeatureSetUse | None = None
     preprocessing: dict[str, Any]
     """That of the images: size, resizing, crop and interpolation."""
     class_digest: str | None = None
@@ -184,6 +274,16 @@ class BenchmarkRequest(Config):
     truth_digest: str | None = None
     """SHA-256 of what is right: the classes of labels, the labels of images, or the examples. None in retrieval, where
     captions belong to the images that they name."""
+
+    @property
+    def part(self) -> str:
+        """The language, or the task of frozen features: a benchmark has one record of each."""
+        return self.frozen or self.language or ""
+
+    @property
+    def title(self) -> str:
+        """The benchmark, and the language of its texts."""
+        return f"{self.name} ({self.language})" if self.language else self.name
 
 
 class _Record(Config):
@@ -197,8 +297,8 @@ class _Record(Config):
     dataset: str | None = None
     """None in documents of versions 1 and 2."""
     split: str
-    model_step: int
-    """Training step of the checkpoint."""
+    model_step: int | None = None
+    """Training step of the checkpoint. None for frozen features."""
     notes: tuple[str, ...] = ()
     """Remarks that a reader of the numbers needs."""
     examples: tuple[Example, ...] = ()
@@ -283,7 +383,7 @@ EvaluationRecord = Annotated[
 
 
 def language_of(record: EvaluationRecord) -> str | None:
-    """The language of a record; None: that of the split itself."""
+    """The language of a record; None: that of the split itself, or no texts are compared."""
     return record.benchmark.language if record.benchmark else getattr(record, "language", None)
 
 
@@ -315,6 +415,8 @@ def scores(record: EvaluationRecord) -> list[Score]:
             ]
         case MultiLabelRecord(result=found):
             return [Score(measure="mean average precision", value=found.mean_average_precision, chance=found.chance)]
+        case NeighboursRecord(result=found) | ProbeRecord(result=found):
+            return [Score(measure=f"{record.title}, top-1", value=found.top_1, chance=found.chance)]
         case _:
             return [Score(measure="top-1", value=record.result.top_1, chance=record.result.chance)]
 

@@ -5,9 +5,10 @@ Trials with different batch sizes and losses are scored by the same metrics.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from sharelock_ray.errors import RequestError, RunError
@@ -17,14 +18,16 @@ from sharelock_ray.evaluation.result import (
     EvaluationRecord,
     Example,
     RetrievalRecord,
+    RetrievalResult,
     ZeroShotRecord,
     ZeroShotResult,
 )
+from sharelock_ray.evaluation.samples import classified, of_records, retrieved
 from sharelock_ray.evaluation.signatures.classes import memorised_classes, wrong_class_order
 from sharelock_ray.evaluation.signatures.embeddings import collapsed_embeddings
 from sharelock_ray.evaluation.signatures.evidence import Signature
-from sharelock_ray.evaluation.tasks.retrieval import retrieval
-from sharelock_ray.evaluation.tasks.zero_shot import ensemble, targets, zero_shot
+from sharelock_ray.evaluation.tasks.retrieval import recalls, retrieval
+from sharelock_ray.evaluation.tasks.zero_shot import ensemble, targets, zero_shot_ranks
 from sharelock_ray.features.featureset import FeatureSet, Pairs
 from sharelock_ray.runs.heads import TrainedHeads
 
@@ -34,6 +37,18 @@ _NO_LABELS = np.empty(0, np.int64), np.empty(0, np.int64)
 
 GALLERY = 5000
 """Maximum number of validation pairs in the recall of a trial: the first ones by key."""
+
+
+class Scored(NamedTuple):
+    """What a split's scores are, and what they are made of."""
+
+    records: list[EvaluationRecord]
+    notes: list[str]
+    """About skipped tasks."""
+    signatures: list[Signature]
+    """Failure signatures that the embeddings allow to compute."""
+    samples: pa.Table
+    """See `samples`."""
 
 
 def evaluate(
@@ -47,7 +62,7 @@ def evaluate(
     recall_at: Sequence[int],
     translations: FeatureSet | None = None,
     seen: np.ndarray | None = None,
-) -> tuple[list[EvaluationRecord], list[str], list[Signature]]:
+) -> Scored:
     """Scores zero-shot classification on the labelled images, retrieval on `pairs`, and both in each language of the
     translations, where captions are the classes.
 
@@ -60,9 +75,6 @@ def evaluate(
         prompts: language set of the prompts of these classes. None if there are no labels.
         translations: language set whose keys are the language and the image's key (see `TranslationSource`).
         seen: (C,) bool, whether training named a class. None if it is not known.
-
-    Returns:
-        The records, notes about skipped tasks, and the failure signatures that the embeddings allow to compute.
 
     Raises:
         RequestError: the features were made by other encoders than the training's, a label has no name, the split has
@@ -86,24 +98,21 @@ def evaluate(
 
     step = heads.checkpoint.position.step
     scope: dict[str, Any] = {"dataset": images.manifest.dataset, "split": split, "model_step": step}
-    records: list[EvaluationRecord] = []
+    found: list[tuple[EvaluationRecord, pa.Table]] = []
     signatures: list[Signature | None] = []
     if class_names and len(rows):
         assert prompts is not None, "labelled images without prompts"
         image = image_of(rows)
         prototypes = class_prototypes(heads, prompts, np.arange(len(class_names)))
         examples = _nearest_classes(images, rows, labels, image, prototypes, class_names)
-        shared = tuple(filter(None, [sharing_note(class_names)]))
-        records += [
-            ZeroShotRecord(
-                **scope,
-                templates=tuple(templates),
-                result=result,
-                notes=shared,
-                examples=() if place else tuple(examples),
-            )
-            for place, result in enumerate(zero_shot(image, labels, prototypes, class_names))
-        ]
+        notes_on_names = tuple(filter(None, [sharing_note(class_names)]))
+        of_names = scope | {"templates": tuple(templates), "notes": notes_on_names}
+        keys = images.table["key"].take(rows)
+        for result, placed, classes in zero_shot_ranks(image, labels, prototypes, class_names):
+            shown = () if found else tuple(examples)
+            predicted = classes[nearest(image, prototypes[classes])]
+            samples = classified(keys, pa.array(labels, pa.int32()), predicted, placed)
+            found.append((ZeroShotRecord(**of_names, result=result, examples=shown), samples))
         signatures.append(wrong_class_order(image, labels, prototypes, class_names))
         if seen is not None:
             signatures.append(memorised_classes(image, labels, prototypes, class_names, seen))
@@ -114,20 +123,45 @@ def evaluate(
         image = image_of(captioned.vision_rows)
         text = heads.project(captioned.language, captioned.caption_rows)
         owner = np.repeat(np.arange(len(captioned)), np.diff(captioned.caption_start))
-        examples = _nearest_texts(captioned, image, text)
-        records.append(
-            RetrievalRecord(**scope, result=retrieval(image, text, owner, recall_at), examples=tuple(examples))
-        )
+        nearest_texts = tuple(_nearest_texts(captioned, image, text))
+        keys = images.table["key"].take(captioned.vision_rows)
+        captions = _captions(captioned.language, captioned.caption_rows)
+        recall, samples = _retrieval(image, text, owner, keys, captions, recall_at)
+        found.append((RetrievalRecord(**scope, result=recall, examples=nearest_texts), samples))
         signatures.append(collapsed_embeddings(image, text[_different_texts(captioned)], "captions"))
-    for language, (captions, of_images) in translated.items():
+    for language, (of_language, of_images) in translated.items():
         assert translations is not None, "translated captions without a set"
         some, owner = np.unique(of_images, return_inverse=True)
-        image, text = image_of(some), heads.project(translations, captions)
-        records.append(RetrievalRecord(**scope, language=language, result=retrieval(image, text, owner, recall_at)))
-        texts = translations.table["text"].take(captions).to_pylist()
-        named = zero_shot_captions(image, text, owner, texts)
-        records.append(ZeroShotRecord(**scope, templates=(), language=language, result=named))
-    return records, notes, [found for found in signatures if found is not None]
+        keys = images.table["key"].take(some)
+        captions = _captions(translations, of_language)
+        image, text = image_of(some), heads.project(translations, of_language)
+        recall, samples = _retrieval(image, text, owner, keys, captions, recall_at)
+        found.append((RetrievalRecord(**scope, language=language, result=recall), samples))
+        named, samples = zero_shot_captions(image, text, owner, captions["text"].to_pylist(), keys)
+        found.append((ZeroShotRecord(**scope, templates=(), language=language, result=named), samples))
+    return Scored(
+        [record for record, _ in found],
+        notes,
+        [signature for signature in signatures if signature is not None],
+        of_records(found),
+    )
+
+
+def _captions(texts: FeatureSet, rows: np.ndarray) -> pa.Table:
+    return texts.table.select(["caption_id", "text"]).take(rows)
+
+
+def _retrieval(
+    image: torch.Tensor,
+    text: torch.Tensor,
+    owner: np.ndarray,
+    keys: pa.Array,
+    captions: pa.Table,
+    recall_at: Sequence[int],
+) -> tuple[RetrievalResult, pa.Table]:
+    """The recalls of both directions, and their samples; see `retrieval` and `samples.retrieved`."""
+    by_image, by_text = ranks(image, text, owner)
+    return recalls(by_image, by_text, owner, recall_at, "strict"), retrieved(keys, owner, captions, by_image, by_text)
 
 
 def translated_rows(images: FeatureSet, translations: FeatureSet) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -150,8 +184,8 @@ def translated_rows(images: FeatureSet, translations: FeatureSet) -> dict[str, t
 
 
 def zero_shot_captions(
-    image: torch.Tensor, text: torch.Tensor, owner: np.ndarray, texts: Sequence[str]
-) -> ZeroShotResult:
+    image: torch.Tensor, text: torch.Tensor, owner: np.ndarray, texts: Sequence[str], keys: pa.Array
+) -> tuple[ZeroShotResult, pa.Table]:
     """Classifies images by what they are called in a language.
 
     Classes are the different captions; the first caption of an image names its class. So images of one name are one
@@ -162,12 +196,19 @@ def zero_shot_captions(
         text: (M, D) unit vectors of captions.
         owner: (M,) index of the image of each. Each image has at least one caption.
         texts: M captions.
+        keys: (N,) of the images.
+
+    Returns:
+        The result, and the samples with the `text` that is the class of each.
     """
     first = np.unique(owner, return_index=True)[1]
     names = [texts[caption] for caption in first]
     place, labels = targets(names)
-    (found,) = zero_shot(image, labels, text[first[place]], [names[i] for i in place])
-    return found.model_copy(update={"candidate_set": "captions", "per_class": {}})
+    prototypes = text[first[place]]
+    ((result, found, _),) = zero_shot_ranks(image, labels, prototypes, [names[i] for i in place])
+    samples = classified(keys, pa.array(labels, pa.int32()), nearest(image, prototypes), found)
+    result = result.model_copy(update={"candidate_set": "captions", "per_class": {}})
+    return result, samples.append_column("text", pa.array(names, pa.string()))
 
 
 def class_prototypes(heads: TrainedHeads, prompts: FeatureSet, classes: np.ndarray) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Confidence intervals of means over test items, and comparisons of two models on the same items."""
 
+from collections.abc import Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -116,6 +117,11 @@ class Comparison(Config):
     p_mcnemar: float | None
     """Two-sided p-value of McNemar's exact test. None if values are not true or false, or items are not independent."""
 
+    @property
+    def p(self) -> float:
+        """That of the exact test where there is one, and of the bootstrap elsewhere."""
+        return self.p_bootstrap if self.p_mcnemar is None else self.p_mcnemar
+
 
 def compare(first: np.ndarray, second: np.ndarray, groups: np.ndarray | None = None, seed: int = 0) -> Comparison:
     """Compares two models by their values on the same items.
@@ -140,18 +146,33 @@ def compare(first: np.ndarray, second: np.ndarray, groups: np.ndarray | None = N
     differences = second.astype(np.float64) - first.astype(np.float64)
     value = float(differences.mean())
     means = _bootstrap(differences, seed, groups)
-    # Equal up to the rounding of the sums is at least as far.
-    further = int(np.count_nonzero(np.abs(means - value) >= abs(value) - 1e-12))
     less, more = int(np.count_nonzero(differences < 0)), int(np.count_nonzero(differences > 0))
     exact = first.dtype == second.dtype == np.bool_ and groups is None
     return Comparison(
         items=len(first),
         difference=percentiles(value, means),
-        p_bootstrap=(further + 1) / (len(means) + 1),
+        p_bootstrap=bootstrap_p(value, means),
         first_only=less,
         second_only=more,
         p_mcnemar=(float(binomtest(less, less + more).pvalue) if less + more else 1.0) if exact else None,
     )
+
+
+def bootstrap_p(value: float, resampled: np.ndarray) -> float:
+    """Two-sided p-value of a difference from 0, with its bootstrap replicates, (R,): see `compare`."""
+    # Equal up to the rounding of the sums is at least as far.
+    further = int(np.count_nonzero(np.abs(resampled - value) >= abs(value) - 1e-12))
+    return (further + 1) / (len(resampled) + 1)
+
+
+def holm(found: Sequence[float]) -> list[float]:
+    """p-values with Holm's correction (Scandinavian Journal of Statistics 6:65, 1979)."""
+    adjusted = [0.0] * len(found)
+    largest = 0.0
+    for rank, (p, i) in enumerate(sorted((p, i) for i, p in enumerate(found))):
+        largest = max(largest, min(1.0, p * (len(found) - rank)))
+        adjusted[i] = largest
+    return adjusted
 
 
 def percentiles(value: float, resampled: np.ndarray) -> Estimate:

@@ -13,7 +13,7 @@ from sharelock_ray.engine.extraction_options import ExtractionOptions
 from sharelock_ray.engine.training_options import TrainingOptions
 from sharelock_ray.errors import RequestError
 from sharelock_ray.evaluation.benchmark import placed_name
-from sharelock_ray.evaluation.result import Ties
+from sharelock_ray.evaluation.result import FrozenTask, Ties
 from sharelock_ray.runs.folder import RunFolder
 from sharelock_ray.sources.content import read_lines
 from sharelock_ray.sources.spec import SourceSpec
@@ -34,6 +34,16 @@ class ShapesSpec(Config):
     test_images_per_class: Annotated[int, Field(ge=1)] = 20
     image_size: Annotated[int, Field(ge=16, le=1024)] = 64
     shards: Annotated[int, Field(ge=1)] = 4
+    objects: Literal[1, 2] = 1
+    """Objects of a scene. With two, the data has tests of compositional choice (see `demo.scenes`)."""
+    choices: Annotated[int, Field(ge=8)] = 400
+    """Examples of each kind of compositional choice, for scenes of two objects."""
+
+    @model_validator(mode="after")
+    def _choices_need_two_objects(self) -> Self:
+        if self.objects == 1 and self.choices != ShapesSpec.model_fields["choices"].default:
+            raise ValueError("`choices` has an effect with `objects: 2` only: set that too")
+        return self
 
 
 class DataSpec(Config):
@@ -79,6 +89,11 @@ class BenchmarkSpec(Config):
     languages: tuple[str, ...] | Literal["all"] = ()
     """Languages to score; () is English, or the benchmark's first language if it has no English."""
     ties: Ties = "strict"
+    frozen: tuple[FrozenTask, ...] = ()
+    """Classifications of its frozen vision features by those of its training images."""
+    attributes: Uri | None = None
+    """What images and captions of a compositional benchmark show and say (see `evaluation.attributes`), in place of
+    the benchmark's own table."""
 
 
 class EvaluationSpec(Config):

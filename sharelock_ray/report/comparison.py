@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache, cached_property
 from itertools import zip_longest
-from typing import Any
+from typing import Any, Literal
 
 from rich.table import Table
 
@@ -18,8 +18,10 @@ from sharelock_ray.evaluation.result import (
     MultiLabelRecord,
     RetrievalRecord,
     Ties,
+    ZeroShotRecord,
     language_of,
 )
+from sharelock_ray.evaluation.samples import samples_of
 from sharelock_ray.evaluation.statistics import Estimate
 from sharelock_ray.report.table import text_table
 
@@ -27,7 +29,14 @@ PAGE = "compare.html"
 _LANGUAGES_SHOWN = 4
 """Languages of a data set that the terminal shows, at most."""
 _COMPOSITIONAL = ("two_images_two_captions", "one_image_many_captions")
-_PROTOCOL = {"items": "images", "n": "queries", "candidates": "candidates", "ties": "the rule for ties"}
+_PROTOCOL = {
+    "items": "images",
+    "n": "queries",
+    "candidates": "candidates",
+    "ties": "the rule for ties",
+    "class_digest": "class names",
+    "truth_digest": "right answers",
+}
 """Fields of a measure that are not in its title, as notes call them."""
 _TASKS = {"nearest_neighbours": "nearest neighbours, ", "linear_probe": "linear probe, "}
 
@@ -69,6 +78,10 @@ class Measure:
     """Number of items that are ranked for each query."""
     ties: Ties | None
     """None: the source does not say."""
+    class_digest: str | None = None
+    """Of the class names. None if there are none, or the source does not say, as `truth_digest`."""
+    truth_digest: str | None = None
+    """Of what is right: the classes of labels, the labels of images, or the examples."""
 
     @property
     def title(self) -> str:
@@ -104,14 +117,42 @@ class Score:
     main: bool = False
     """Whether it is of a main metric: top-1, recall at the smallest k, mean average precision, choices of all kinds."""
     templates: tuple[str, ...] | None = None
+    samples: str | None = None
+    """URI of what the model did with each sample; see `evaluation.samples`."""
 
     def row(self) -> dict[str, Any]:
         """The score as one line of a table."""
         model = asdict(self.model)
         own = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name in ("model", "measure", "main", "templates"):
+        for name in ("model", "measure", "main", "templates", "samples"):
             del own[name]
         return {"model": model.pop("name"), **model, **asdict(self.measure), **own}
+
+
+@dataclass(frozen=True)
+class PairedScore:
+    """A score of a run, compared with that of the first run on the same samples."""
+
+    measure: Measure
+    first: Model
+    model: Model
+    difference: Estimate
+    """Score of `model` minus that of `first`, with the 95 % interval of the paired bootstrap."""
+    test: Literal["McNemar", "bootstrap"]
+    """McNemar's exact test, or the paired bootstrap over images."""
+    p: float
+    p_holm: float
+    """With Holm's correction for all comparisons of the table."""
+    first_only: int | None = None
+    """Number of queries on which only `first` is right. None of scores that are no mean over queries."""
+    model_only: int | None = None
+
+    def row(self) -> dict[str, Any]:
+        """The comparison as one line of a table."""
+        of = {"model": self.model.name, "compared_with": self.first.name, **asdict(self.measure)}
+        found = {"difference": self.difference.value, "low": self.difference.low, "high": self.difference.high}
+        own = {name: getattr(self, name) for name in ("test", "p", "p_holm", "first_only", "model_only")}
+        return of | found | own
 
 
 @dataclass(frozen=True)
@@ -124,6 +165,8 @@ class Comparison:
     notes: tuple[str, ...]
     page: str | None = None
     """URI of the page; None if none is written."""
+    paired: tuple[PairedScore, ...] = ()
+    """Main scores of the other runs, compared with those of the first on the same samples."""
 
     @cached_property
     def groups(self) -> dict[Measure, list[Score]]:
@@ -167,6 +210,22 @@ class Comparison:
         more = f"Scores of {self.languages} languages are on the page and in the tables of --output."
         return text_table(header, rows, caption=more if self.languages > _LANGUAGES_SHOWN else None)
 
+    def paired_table(self) -> Table:
+        """The comparisons of the overview for a terminal."""
+        shown = [each for each in self.paired if each.measure in self.overview]
+        rows = [[each.measure.title, each.model.name, *paired_texts(each)] for each in shown]
+        return text_table(PAIRED_HEADER, rows, caption=self.paired_caption)
+
+    @property
+    def paired_caption(self) -> str:
+        """What the p-values of the comparisons are."""
+        return (
+            f"Differences from {self.paired[0].first.name} on the same samples, in percentage points. "
+            f"p-values are two-sided; Holm's correction is for all {len(self.paired):,} comparisons."
+            if self.paired
+            else ""
+        )
+
     def _languages(self) -> dict[tuple[str | None, str], set[str]]:
         """The languages of each data set and main metric."""
         found: dict[tuple[str | None, str], set[str]] = defaultdict(set)
@@ -177,7 +236,12 @@ class Comparison:
 
     def as_json(self) -> dict[str, Any]:
         """For a program."""
-        return {"page": self.page, "notes": list(self.notes), "scores": [score.row() for score in self.scores]}
+        return {
+            "page": self.page,
+            "notes": list(self.notes),
+            "scores": [score.row() for score in self.scores],
+            "paired": [each.row() for each in self.paired],
+        }
 
 
 def compared(scores: Sequence[Score], notes: Iterable[str] = (), page: str | None = None) -> Comparison:
@@ -199,10 +263,21 @@ def compared(scores: Sequence[Score], notes: Iterable[str] = (), page: str | Non
     return Comparison(runs, found.scores, (*dict.fromkeys(remarks), *notes), page)
 
 
-def run_scores(model: Model, records: Iterable[EvaluationRecord], source: str) -> list[Score]:
-    """All scores in the records of a run."""
+def run_scores(
+    model: Model, records: Iterable[EvaluationRecord], source: str, classes: str | None = None
+) -> list[Score]:
+    """All scores in the records of a run.
+
+    Args:
+        source: URI of the document. The folder of samples is beside it.
+        classes: digest of the class names of the run's own split.
+    """
     found = []
     for record in records:
+        request = record.benchmark
+        named = isinstance(record, ZeroShotRecord) and record.result.candidate_set != "captions"
+        digests = (request.class_digest, request.truth_digest) if request else (classes if named else None, None)
+        samples = samples_of(record, source.rpartition("/")[0])
         for number in _numbers(record):
             measure = Measure(
                 task=record.task,
@@ -216,11 +291,13 @@ def run_scores(model: Model, records: Iterable[EvaluationRecord], source: str) -
                 n=number.n,
                 candidates=number.candidates,
                 ties=record.result.ties,
+                class_digest=digests[0],
+                truth_digest=digests[1],
             )
             value, low, high = number.value
             templates = getattr(record, "templates", None)
             score = Score(model, measure, value, low, high, number.chance, number.tied, source)
-            found.append(replace(score, main=number.main, templates=templates))
+            found.append(replace(score, main=number.main, templates=templates, samples=samples))
     return found
 
 
@@ -252,6 +329,15 @@ def published_scores() -> tuple[Score, ...]:
                     score = Score(model, measure, value, None, None, None, None, report.source, report.second_hand)
                     found.append(score)
     return tuple(found)
+
+
+PAIRED_HEADER = ["score", "model", "difference", "95 % interval", "p", "p (Holm)", "test"]
+
+
+def paired_texts(of: PairedScore) -> list[str]:
+    """Difference and interval in percentage points, both p-values, and the test."""
+    value, low, high = (f"{100 * x:+.1f}" for x in _bounds(of.difference))
+    return [value, f"{low} to {high}", *(f"{p:.2g}" if p >= 0.0001 else "< 0.0001" for p in (of.p, of.p_holm)), of.test]
 
 
 def model_text(model: Model) -> str:
@@ -352,7 +438,7 @@ def _kept_apart(measures: Iterable[Measure]) -> list[str]:
         differ = [text for name, text in _PROTOCOL.items() if len({getattr(of, name) for of in same}) > 1]
         if differ:
             titles[f"scores are kept apart, since they differ in {', '.join(differ)}"].append(same[0].title)
-    return _collapsed(titles)
+    return collapsed(titles)
 
 
 def _unnamed(groups: Mapping[Measure, Sequence[Score]]) -> list[str]:
@@ -368,9 +454,9 @@ def _of_templates(groups: Mapping[Measure, Sequence[Score]]) -> list[str]:
         for of, scores in groups.items()
         if len({score.templates for score in scores if not score.model.published}) > 1
     ]
-    return _collapsed({"the runs have different templates": titles}) if titles else []
+    return collapsed({"the runs have different templates": titles}) if titles else []
 
 
-def _collapsed(titles: Mapping[str, Sequence[str]]) -> list[str]:
+def collapsed(titles: Mapping[str, Sequence[str]]) -> list[str]:
     """One note for all titles of which the same is said."""
     return [f"{of[0]}{f' and {len(of) - 1:,} more' if len(of) > 1 else ''}: {text}" for text, of in titles.items()]

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
+from statistics import median
 
 from sharelock_ray.evaluation.result import (
     EvaluationRecord,
@@ -61,6 +62,19 @@ class HeatMap:
         return [(script, list(rows)) for script, rows in groupby(self.rows, lambda row: row[0].script)]
 
     @property
+    def ranges(self) -> list[tuple[str, str]]:
+        """Each measure with its lowest, median and highest score."""
+        found = []
+        for place, measure in enumerate(self.measures):
+            cells = ((row[place], of.code) for of, row in self.rows)
+            values = sorted((cell.score.value.value, code) for cell, code in cells if cell)
+            (low, first), (high, last) = values[0], values[-1]
+            middle = median(value for value, _ in values)
+            text = f"{low:.1%} ({first}) to {high:.1%} ({last}), median {middle:.1%}"
+            found.append((f"{measure} in {len(values)} languages", text))
+        return found
+
+    @property
     def summary(self) -> list[str]:
         """For each measure, in how many languages it is above chance."""
         found = []
@@ -82,9 +96,13 @@ def heat_maps(records: Iterable[EvaluationRecord]) -> list[HeatMap]:
     for record in records:
         code = language_of(record)
         if code is not None:
-            title = record.benchmark.name if record.benchmark else f"{record.dataset or ''} {record.split}".strip()
-            found.setdefault(title, {}).setdefault(code, {}).update(_cells(record))
+            found.setdefault(title_of(record), {}).setdefault(code, {}).update(_cells(record))
     return [_heat_map(title, by_code) for title, by_code in found.items() if len(by_code) > 1]
+
+
+def title_of(record: EvaluationRecord) -> str:
+    """The title of the heat map that a record in some language belongs to."""
+    return record.benchmark.name if record.benchmark else f"{record.dataset or ''} {record.split}".strip()
 
 
 def _heat_map(title: str, by_code: dict[str, dict[str, Cell]]) -> HeatMap:

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from sharelock_ray.evaluation.result import (
     AnyLabelRecord,
+    Ceiling,
     ClassificationResult,
     CompositionalRecord,
     EvaluationRecord,
@@ -15,17 +16,20 @@ from sharelock_ray.evaluation.result import (
     Score,
     ZeroShotRecord,
     all_notes,
+    language_of,
     scores,
 )
 from sharelock_ray.evaluation.signatures.evidence import Signature
 from sharelock_ray.evaluation.statistics import Estimate
 from sharelock_ray.features.manifest import Manifest
-from sharelock_ray.report.heat_map import HeatMap, heat_maps
+from sharelock_ray.report.heat_map import HeatMap, heat_maps, title_of
 from sharelock_ray.report.table import text_table
 from sharelock_ray.runs.folder import TrainingResult
 from sharelock_ray.study.trials import SHARES, Interval, Point
 
 _SHOWN_POINTS = 20
+_LISTED_LANGUAGES = 8
+"""Most languages of a data set that have a row each. The page has a heat map of all."""
 _PICTURES: Any = {"pairs": {"__all__": {"test_thumbnail", "training_thumbnail"}}}
 
 
@@ -59,6 +63,15 @@ class Summary:
         return [(record, score) for record in self.records if record.benchmark for score in scores(record)]
 
     @property
+    def ceilings(self) -> list[tuple[str, Ceiling]]:
+        """That of each set of compositional choices whose attributes are known, with its name."""
+        return [
+            (record.benchmark.title if record.benchmark else record.dataset or record.title, record.result.ceiling)
+            for record in self.records
+            if isinstance(record, CompositionalRecord) and record.result.ceiling
+        ]
+
+    @property
     def heat_maps(self) -> list[HeatMap]:
         """Scores by language, of each data set in several languages."""
         return heat_maps(self.records)
@@ -81,8 +94,13 @@ class Summary:
                 ("training loss", f"{training.first_loss:.3f} to {training.last_loss:.3f} in {training.steps:,} steps"),
                 ("validation loss", f"{training.best_validation_loss:.3f}, the best, at step {training.best_step:,}"),
             ]
+        crowded = {heat.title: heat for heat in self.heat_maps if len(heat.rows) > _LISTED_LANGUAGES}
         for record in self.records:
-            lines += _record_rows(record)
+            if language_of(record) is None or title_of(record) not in crowded:
+                lines += _record_rows(record)
+        for title, heat in crowded.items():
+            lines += [(f"{title}: {measure}", text) for measure, text in heat.ranges]
+        lines += [(f"{name} {limit.measure} score, ceiling", limit.total.statement) for name, limit in self.ceilings]
         lines += [(f"failure: {found.title}", found.statement) for found in self.failures]
         if absent := ", ".join(dict.fromkeys(found.title for found in self.signatures if not found.present)):
             lines.append(("no sign of", absent))
@@ -184,7 +202,7 @@ def interval_text(interval: Interval | None, objective: str) -> str:
 def _benchmark_rows(record: EvaluationRecord) -> list[tuple[str, str]]:
     """Of recalls, those at the smallest k: many languages have many rows. The page has all."""
     assert record.benchmark is not None, "a record of the run's own data"
-    name = f"{record.benchmark.name} ({record.benchmark.language})"
+    name = record.benchmark.title
     found = scores(record)
     if isinstance(record, RetrievalRecord):
         found = [score for score in found if score.measure.endswith(f"@{min(record.result.image_to_text)}")]

@@ -14,6 +14,7 @@ from pydantic import Field
 from sharelock_ray.config import Config
 from sharelock_ray.documents import Document
 from sharelock_ray.errors import RequestError
+from sharelock_ray.evaluation.statistics import holm
 from sharelock_ray.study.correlation import (
     FEWEST,
     Bounds,
@@ -35,7 +36,6 @@ from sharelock_ray.study.correlation import (
     within_families,
     without_each,
 )
-from sharelock_ray.study.effects import holm
 from sharelock_ray.study.language_scores import ScoredModel, lower_is_better
 
 DOCUMENT = "affinity.json"

@@ -94,6 +94,10 @@ class Line(Config):
     """Sum of squared deviations of x from its mean."""
     least: float
     most: float
+    left_out: float
+    """Root mean square error of predicting each model by the line of the others."""
+    left_out_mean: float
+    """The same by the mean of the others, without x."""
 
     def predict(self, x: float) -> Prediction:
         """y ± t(0.975, n - 2) s sqrt(1 + 1/n + (x - mean)² / squares), for a new model."""
@@ -261,15 +265,19 @@ def fit_line(x: np.ndarray, y: np.ndarray) -> Line:
     """The least-squares line of (n,) scores, n > 2, of which x is not constant."""
     fit = stats.linregress(x, y)
     rest = y - fit.intercept - fit.slope * x
+    squares = (x - x.mean()) ** 2
+    leverage = 1 / len(x) + squares / squares.sum()
     return Line(
         intercept=float(fit.intercept),
         slope=float(fit.slope),
         models=len(x),
         residual=math.sqrt(float((rest**2).sum()) / (len(x) - 2)),
         mean=float(x.mean()),
-        squares=float(((x - x.mean()) ** 2).sum()),
+        squares=float(squares.sum()),
         least=float(x.min()),
         most=float(x.max()),
+        left_out=_root_mean_square(rest / np.maximum(1 - leverage, _ROUNDING)),
+        left_out_mean=_root_mean_square((y - y.mean()) * len(x) / (len(x) - 1)),
     )
 
 
@@ -380,6 +388,10 @@ def _permutation(x: np.ndarray, y: np.ndarray, seed: int) -> float:
         rng=np.random.default_rng(seed),
     )
     return float(found.pvalue)
+
+
+def _root_mean_square(errors: np.ndarray) -> float:
+    return math.sqrt(float((errors**2).mean()))
 
 
 def is_constant(scores: np.ndarray) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 from scipy.special import expit, logit
 
-from sharelock_ray.evaluation.statistics import estimate
+from sharelock_ray.evaluation.statistics import estimate, holm
 from sharelock_ray.study.trials import LOWER_IS_BETTER, SHARES, Double, Interval, Point, Trial
 
 _ROUNDING = 1e-20
@@ -49,9 +49,9 @@ def ranked(trials: Iterable[Trial], objective: str) -> list[Point]:
     A point with a diverged or pruned seed therefore cannot win by its lucky seeds alone.
 
     Each point is compared with the first by a two-sided paired t-test over seeds, since a seed sets the order of pairs
-    and the initial weights alike for all points (arXiv 2103.03098 recommends pairing). p-values have Holm's correction
-    (Scandinavian Journal of Statistics 6:65, 1979). Rank tests cannot reach p < 0.05 with five seeds or fewer. Points
-    are tied if p is at least 0.05 or unknown, as with a single seed.
+    and the initial weights alike for all points (arXiv 2103.03098 recommends pairing). p-values have Holm's
+    correction. Rank tests cannot reach p < 0.05 with five seeds or fewer. Points are tied if p is at least 0.05 or
+    unknown, as with a single seed.
     """
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
@@ -73,8 +73,11 @@ def ranked(trials: Iterable[Trial], objective: str) -> list[Point]:
     ]
     sign = 1 if objective in LOWER_IS_BETTER else -1
     points.sort(key=lambda point: (-point.seeds, sign * point.values[objective].value))
-    found = holm([_paired(points[0], point) for point in points[1:]])
-    return points[:1] + [replace(point, p=p) for point, p in zip(points[1:], found, strict=True)]
+    found = [_paired(points[0], point) for point in points[1:]]
+    corrected = iter(holm([p for p in found if p is not None]))
+    return points[:1] + [
+        replace(point, p=None if p is None else next(corrected)) for point, p in zip(points[1:], found, strict=True)
+    ]
 
 
 def _paired(one: Point, other: Point) -> float | None:
@@ -87,17 +90,6 @@ def _paired(one: Point, other: Point) -> float | None:
     if not spread:
         return float(mean == 0)
     return float(2 * stats.t.sf(abs(mean) / spread * math.sqrt(len(shared)), len(shared) - 1))
-
-
-def holm(found: Sequence[float | None]) -> list[float | None]:
-    """p-values with Holm's correction; None stays None."""
-    tests = sorted((p, i) for i, p in enumerate(found) if p is not None)
-    adjusted: list[float | None] = [None] * len(found)
-    largest = 0.0
-    for rank, (p, i) in enumerate(tests):
-        largest = max(largest, min(1.0, p * (len(tests) - rank)))
-        adjusted[i] = largest
-    return adjusted
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -13,9 +14,11 @@ from sharelock_ray import storage
 from sharelock_ray.config import Config, content_hash
 from sharelock_ray.documents import Document, read_document
 from sharelock_ray.encoders.images import upright_image
+from sharelock_ray.encoders.resolved import ResolvedEncoder
 from sharelock_ray.encoders.spec import EncoderSpec
 from sharelock_ray.errors import RequestError, SharelockError
-from sharelock_ray.evaluation.result import EvaluationRecord, Example, all_notes, upgraded
+from sharelock_ray.evaluation.result import BenchmarkRequest, EvaluationRecord, Example, all_notes, upgraded
+from sharelock_ray.evaluation.samples import samples_uri, write_samples
 from sharelock_ray.evaluation.signatures.evidence import DuplicatePair, Signature, TrainingDuplicates
 from sharelock_ray.evaluation.signatures.scores import of_records
 from sharelock_ray.features.featureset import FeatureSet, join
@@ -56,7 +59,7 @@ class EvaluationRequest(Config):
 class Evaluation(Document):
     """`evaluation.json`: the request, and a record for each task and data set."""
 
-    schema_version = 6
+    schema_version = 8
 
     request: EvaluationRequest
     records: tuple[EvaluationRecord, ...]
@@ -66,15 +69,20 @@ class Evaluation(Document):
     """Failure signatures, present or absent, that features show. Empty in documents of version 4 and earlier."""
 
     @property
+    def header(self) -> "Evaluation":
+        """The request alone, for the samples of the split."""
+        return Evaluation(request=self.request, records=())
+
+    @property
     def all_signatures(self) -> tuple[Signature, ...]:
         """The stored signatures, and those that the records show."""
         return (*self.signatures, *of_records(self.records))
 
     def with_record(self, record: EvaluationRecord) -> "Evaluation":
-        """A copy with the record of a benchmark, in place of an earlier one of the same benchmark and language."""
+        """A copy with the record of a benchmark, in place of an earlier one of the same benchmark and part of it."""
 
         def place(other: EvaluationRecord) -> object:
-            return other.benchmark and (other.benchmark.name, other.benchmark.language)
+            return other.benchmark and (other.benchmark.name, other.benchmark.part)
 
         others = tuple(other for other in self.records if place(other) != place(record))
         return self.model_copy(update={"records": (*others, record)})
@@ -135,7 +143,7 @@ def evaluate(recipe: Recipe, inputs: Inputs | None = None) -> Evaluation:
         for record in new_records(recipe, inputs, model, found.records):
             found = found.with_record(record)
             storage.write_json(path, found.content())
-    if found == known:
+    if found is known:
         say("evaluate: already done")
         return found
     for signature in found.all_signatures:
@@ -145,18 +153,20 @@ def evaluate(recipe: Recipe, inputs: Inputs | None = None) -> Evaluation:
 
 
 def _of_split(recipe: Recipe, inputs: Inputs, model: ScoredModel, known: Evaluation | None) -> Evaluation:
-    """Scores the split, unless that is known; records of benchmarks are those of the same model in `known`."""
+    """Scores the split, unless that is known and has samples; records of benchmarks are those in `known` that are of
+    this model, or of the frozen features of its encoder."""
     path = storage.join(recipe.output, EVALUATION)
     split = "test" if "test" in recipe.splits else "train"
     of_model = known if known and known.request.model == model.digest else None
-    kept = [record for record in of_model.records if record.benchmark] if of_model else []
+    kept = _of_benchmarks(known, model, inputs.encoder(recipe.vision)) if known else ()
     if inputs.benchmarks and not all(is_complete(inputs.uri(split, spec)) for spec in _scored(recipe, split)):
         say(note := f"the {split} split is left out: it has no features")
-        return of_model or Evaluation(request=_request(recipe, model, []), records=(), notes=(note,))
+        return of_model or Evaluation(request=_request(recipe, model, []), records=kept, notes=(note,))
     sets = _sets(inputs, split)
     translations = open_texts(inputs, inputs.translations) if inputs.translations else None
     asked = _request(recipe, model, [*sets.values(), *([translations] if translations else [])])
-    if known and _covers(known.request, asked):
+    samples = samples_uri(recipe.output, sets["vision"].manifest.dataset, "test" if split == "test" else "validation")
+    if known and _covers(known.request, asked) and storage.exists(samples):
         return known
     from sharelock_ray.batches.sampling import split_validation
     from sharelock_ray.evaluation.scoring import evaluate as score
@@ -179,24 +189,32 @@ def _of_split(recipe: Recipe, inputs: Inputs, model: ScoredModel, known: Evaluat
         # What another model was trained on is not known.
         trained_on = _training_sets(inputs) if split == "test" and not spec.model else {}
         seen = _seen_classes(names, trained_on) if prompts else None
-        records, notes, signatures = score(
-            heads, images, pairs, split, names, prompts, spec.templates, spec.recall_at, translations, seen
-        )
-        shown, duplicates = _with_thumbnails(records, _training_duplicates(images, trained_on), source, inputs)
+        scored = score(heads, images, pairs, split, names, prompts, spec.templates, spec.recall_at, translations, seen)
+        shown, duplicates = _with_thumbnails(scored.records, _training_duplicates(images, trained_on), source, inputs)
         found = Evaluation(
             request=asked,
             records=(*shown, *kept),
-            notes=tuple(notes),
-            signatures=(*signatures, *([duplicates] if duplicates else [])),
+            notes=tuple(scored.notes),
+            signatures=(*scored.signatures, *([duplicates] if duplicates else [])),
         )
+    write_samples(samples, scored.samples, {"evaluation": json.dumps(found.header.content())})
     storage.write_json(path, found.content())
-    scored = dict.fromkeys(
+    titles = dict.fromkeys(
         f"{record.title} of {record.result.images:,} images" for record in found.records if not record.benchmark
     )
-    say(f"evaluate: {', '.join(scored)} of the {split} split")
+    say(f"evaluate: {', '.join(titles)} of the {split} split")
     for note in all_notes(found.records, found.notes):
         say(f"evaluate: {note}")
     return found
+
+
+def _of_benchmarks(known: Evaluation, model: ScoredModel, vision: ResolvedEncoder) -> tuple[EvaluationRecord, ...]:
+    """The known records of benchmarks that are of this model, or of the frozen features of its vision encoder."""
+
+    def holds(asked: BenchmarkRequest) -> bool:
+        return asked.images.path.endswith(f"/{vision.folder}") if asked.frozen else asked.model == model.digest
+
+    return tuple(record for record in known.records if record.benchmark and holds(record.benchmark))
 
 
 def open_texts(inputs: Inputs, texts: Split) -> FeatureSet:

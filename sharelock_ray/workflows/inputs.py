@@ -9,6 +9,7 @@ from pathlib import PurePath
 
 from sharelock_ray import storage
 from sharelock_ray.config import content_hash
+from sharelock_ray.demo.scenes import write_scenes
 from sharelock_ray.demo.shapes import write_shapes
 from sharelock_ray.encoders.resolved import ResolvedEncoder, resolve
 from sharelock_ray.encoders.spec import EncoderSpec, Modality
@@ -61,6 +62,7 @@ class BenchmarkInputs:
     Args:
         name: that of its records, and of its folder of feature sets.
         texts: the split of the images itself if its source has the captions.
+        training: the training images; None unless a task of frozen features is asked for.
     """
 
     name: str
@@ -68,6 +70,7 @@ class BenchmarkInputs:
     benchmark: Benchmark
     images: Split
     texts: dict[str, Split]
+    training: Split | None
 
 
 class Inputs:
@@ -148,7 +151,8 @@ class Inputs:
         """The benchmarks of the recipe.
 
         Raises:
-            RequestError: names, templates, captions or examples of one cannot be read, or two have the same name.
+            RequestError: names, templates, captions or examples of one cannot be read, two have the same name, or one
+                has no training images for a task that is asked for.
         """
         splits: dict[tuple[str, str], Split] = {}
 
@@ -162,6 +166,10 @@ class Inputs:
         folders: dict[str, str] = {}
         for place, spec in self.recipe.evaluation.benchmarks.items():
             benchmark, name = read_benchmark(place), PurePath(place).stem if "/" in place else place
+            if spec.attributes is not None:
+                if benchmark.choices is None:
+                    raise RequestError(f"{name} has no examples of compositional choice: take `attributes` away")
+                benchmark = benchmark.model_copy(update={"attributes": spec.attributes})
             if name in found or not re.fullmatch(DATASET, name):
                 raise RequestError(f"{place}: name the file otherwise: {name!r} is {_WRONG_NAME[name in found]}")
             dataset = benchmark.images_of or name
@@ -173,7 +181,12 @@ class Inputs:
                 language: images if source is None else once(TEXTS, split, f"{name} {language} texts", source)
                 for language, split, source in texts_of(benchmark, languages, spec.folder)
             }
-            found[name] = BenchmarkInputs(name, spec, benchmark, images, texts)
+            training = None
+            if spec.frozen:
+                benchmark.require_training()
+                source = BenchmarkImages(benchmark, spec.folder, training=True)
+                training = once(dataset, "train", f"{dataset} train", source)
+            found[name] = BenchmarkInputs(name, spec, benchmark, images, texts, training)
         return list(found.values())
 
     @property
@@ -209,7 +222,7 @@ class Inputs:
 
 def _splits_of(benchmarks: Sequence[BenchmarkInputs]) -> list[Split]:
     """Each split of the benchmarks once."""
-    splits = [split for each in benchmarks for split in (each.images, *each.texts.values())]
+    splits = [split for each in benchmarks for split in (each.images, each.training, *each.texts.values()) if split]
     return list({(split.dataset, split.name): split for split in splits}.values())
 
 
@@ -227,7 +240,11 @@ def prepare(recipe: Recipe) -> None:
         say(f"data: rendering coloured shapes into {recipe.data_folder}")
     with timed(recipe, "data"):
         if recipe.data.shapes is not None:
-            write_shapes(recipe.data_folder, **recipe.data.shapes.model_dump())
+            shapes = recipe.data.shapes
+            if shapes.objects == 1:
+                write_shapes(recipe.data_folder, **shapes.model_dump(exclude={"objects", "choices"}))
+            else:
+                write_scenes(recipe.data_folder, **shapes.model_dump(exclude={"objects"}))
     recipe.class_names()
     write_recipe(recipe)
 

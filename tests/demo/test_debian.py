@@ -39,6 +39,7 @@ CONTENT = deb(
         "usr/share/art/animals/owl.svg": b"<svg id='owl'/>",
         "usr/share/art/voice.ogg": b"sound",
         "usr/share/doc/other.svg": b"<svg/>",
+        "usr/share/art/../../outside.svg": b"<svg/>",
     }
 )
 PACKAGE = Package("art", "1:2.0-3", storage.sha256(CONTENT), "usr/share/art", ("*.svg",))

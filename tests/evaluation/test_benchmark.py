@@ -93,6 +93,15 @@ class TestShipped:
             *("flickr30k", "coco", "flickr30k-cn", "coco-cn", "xtd10", "multi30k", "crossmodal-3600"),
         } <= set(shipped())
 
+    def test_training_images_are_apart_from_the_others(self) -> None:
+        found = {name: read_benchmark(name) for name in shipped()}
+        trained = {name: each for name, each in found.items() if each.train_images}
+        # Those of CLIP-Benchmark, where SUN397 has one split for both.
+        assert {"imagenet-1k", "cifar10", "cub", "pets"} <= trained.keys()
+        assert len(trained) == 30
+        for each in trained.values():
+            assert not {*each.images} & {*(each.train_images or ())}
+
     def test_no_list_of_a_package_is_copied(self) -> None:
         """Only a template or two are written out."""
         lists = [value for name in shipped() for value in read_benchmark(name).lists() if isinstance(value, tuple)]
@@ -160,6 +169,9 @@ class TestReading:
             ({"translations": "folder://a.parquet"}, "the task zero_shot_classification has no `translations`"),
             ({"templates": None}, "the task zero_shot_classification needs `templates`"),
             ({"task": "two_images_two_captions", "templates": None}, "two_images_two_captions needs `choices`"),
+            ({"train_images": []}, "`train_images`"),
+            ({"task": "multi_label_classification", "train_images": [FOLDERS]}, "has no `train_images`"),
+            ({"image_labels": "folder://a.json", "train_images": [FOLDERS]}, "`train_images` need one label per image"),
         ],
     )
     def test_a_wrong_field_is_one_line(self, tmp_path: Path, fields: dict[str, Any], message: str) -> None:
@@ -190,6 +202,23 @@ class TestImages:
         (tmp_path / "test").mkdir()
         (tmp_path / "test" / "0.tar").touch()
         assert mine.source(str(tmp_path)) == WebDatasetSource(urls=f"{tmp_path}/test/*.tar")
+
+    def test_for_training_have_layouts_of_their_own(self, tmp_path: Path) -> None:
+        mine = benchmark(train_images=[{"urls": "folder://train/*.tar"}, {**FOLDERS, "path": "folder://train"}])
+        with pytest.raises(RequestError, match=rf"no training images of Pets in {tmp_path}: .*/train/\*\.tar or "):
+            mine.source(str(tmp_path), training=True)
+        with_images(tmp_path / "train", "cat")
+        assert mine.source(str(tmp_path), training=True) == ClassFolderSource(path=str(tmp_path / "train"))
+        sent = pickle.loads(pickle.dumps(Listed(BenchmarkImages(mine, str(tmp_path), training=True))))
+        assert [shard.name for shard in sent.shards()] == ["cat"]
+
+    def test_shipped_benchmarks_accept_class_folders_of_both_splits(self, tmp_path: Path) -> None:
+        for split in ("train", "test"):
+            with_images(tmp_path / split, "cat")
+        shipped = [read_benchmark(name) for name in ("cifar10", "pets", "dtd")]
+        for training, split in ((True, "train"), (False, "test")):
+            expected = ClassFolderSource(path=str(tmp_path / split))
+            assert all(each.source(str(tmp_path), training) == expected for each in shipped)
 
     def test_a_folder_with_characters_of_patterns_is_that_folder(self, tmp_path: Path) -> None:
         folder = tmp_path / "a[1]{b}*"

@@ -7,7 +7,7 @@ import pytest
 
 import support
 from sharelock_ray.errors import RequestError
-from sharelock_ray.evaluation.benchmark import read_benchmark
+from sharelock_ray.evaluation.benchmark import BenchmarkImages, read_benchmark
 from sharelock_ray.evaluation.choices import Choice, Choices, read_choices
 
 PAIR = {"image_0": "a", "image_1": "b", "caption_0": "mug in grass", "caption_1": "grass in mug", "tag": "swap"}
@@ -61,7 +61,7 @@ class TestShipped:
         benchmark = read_benchmark(name)
         found = benchmark.choices_in(str(folder))
         assert found == expected
-        source = benchmark.source(str(folder))
+        source = BenchmarkImages(benchmark, str(folder))
         keys = {key for shard in source.shards() for key in source.keys_of(shard)}
         assert {key for each in found for key in each.images} <= keys
 
@@ -114,6 +114,16 @@ class TestShipped:
             Choice("Color", names[2:], ("a photo of red flowers", "a photo of white flowers")),
         ]
         self.check("mmvp-vlm", folder, expected)
+
+    @pytest.mark.parametrize(("name", "kind"), [("relation", "to the left of"), ("attribution", "")])
+    def test_aro_has_a_box_of_an_image(self, tmp_path: Path, name: str, kind: str) -> None:
+        folder = self.with_images(tmp_path, "images/2414605.jpg", "images/1.jpg")
+        captions = ("the cup is to the left of the plate", "the plate is to the left of the cup")
+        record = {"image_id": "2414605", "image_path": "2414605.jpg", "relation_name": "to the left of"}
+        record |= dict(zip(("true_caption", "false_caption"), captions, strict=True))
+        record |= {"bbox_x": 3, "bbox_y": 5, "bbox_w": 20, "bbox_h": 10}
+        (folder / f"visual_genome_{name}.json").write_text(json.dumps([record]))
+        self.check(f"aro-{name}", folder, [Choice(kind, ("images/2414605.jpg@3,5,20,10",), captions)])
 
 
 def test_records_that_do_not_make_whole_examples_are_one_line(tmp_path: Path) -> None:

@@ -98,8 +98,8 @@ def every_record() -> list[EvaluationRecord]:
         ZeroShotRecord(**scope, templates=("{}",), result=zero_shot(eye, labels, eye, names)[0]),
         RetrievalRecord(**scope, result=retrieval(eye, eye, labels)),
         CompositionalRecord(**scope, result=compositional(pairs, pairs, ["order", "order", "object"])),
-        NeighboursRecord(**scope, result=neighbours(eye, labels, eye, labels, names)),
-        ProbeRecord(**scope, result=linear_probe(eye, labels, eye, labels, names)),
+        NeighboursRecord(**scope, result=neighbours(eye, labels, eye, labels, names)[0]),
+        ProbeRecord(**scope, result=linear_probe(eye, labels, eye, labels, names)[0]),
         MultiLabelRecord(**scope, templates=("{}",), result=multi_label(eye, np.eye(3, dtype=bool), eye, names)),
     ]
 
@@ -117,7 +117,7 @@ def test_every_task_is_stored_and_opens_as_it_was() -> None:
 
 def test_what_is_stored_opens_as_it_was() -> None:
     found = Evaluation.model_validate(stored())
-    assert found.content()["schema_version"] == 6
+    assert found.content()["schema_version"] == 8
     assert Evaluation.model_validate(found.content()) == found
 
 

@@ -5,13 +5,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 import support
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.errors import RequestError, RunError
-from sharelock_ray.evaluation.result import RetrievalRecord, ZeroShotRecord
+from sharelock_ray.evaluation.result import RetrievalRecord, ZeroShotRecord, ZeroShotResult
 from sharelock_ray.evaluation.scoring import (
     Classes,
     class_prototypes,
@@ -79,7 +80,7 @@ class Found:
 def evaluated(pairs: Pairs, names: list[str] | None = NAMES, split: str = "test") -> tuple[Found, Model]:
     model = Model()
     prompts = prompts_of(Path(pairs.vision.uri).parent, names) if names else None
-    records, notes, _ = evaluate(model, pairs.vision, pairs, split, names, prompts, ("a {}.",), (1,))
+    records, notes, *_ = evaluate(model, pairs.vision, pairs, split, names, prompts, ("a {}.",), (1,))
     for record in records:
         assert (record.dataset, record.split, record.model_step) == (pairs.vision.manifest.dataset, split, 7)
         assert type(record).model_validate_json(record.model_dump_json()) == record
@@ -221,7 +222,7 @@ class TestTranslations:
         model, images = Model(), pairs.vision
         axes = {"de/00000/0000": 0, "de/00000/0001": 1, "fr/00000/0002": 2, "fr/00000/0001": 1, "fr/elsewhere": 3}
         translations = translations_of(tmp_path, axes)
-        records, _, _ = evaluate(model, images, pairs, "test", None, None, (), (1, 2), translations)
+        records, *_ = evaluate(model, images, pairs, "test", None, None, (), (1, 2), translations)
         own, german, german_names, french, french_names = records
         for record, found in ((german_names, german), (french_names, french)):
             assert (record.task, record.language, record.templates) == ("zero_shot_classification", found.language, ())
@@ -243,12 +244,47 @@ class TestTranslations:
             evaluate(Model(), pairs.vision, pairs, "test", None, None, (), (1,), translations)
 
 
+class TestSamples:
+    def test_each_record_has_its_rows(self, tmp_path: Path) -> None:
+        pairs = pairs_of(tmp_path, [0, 1, 0, None], [0, 1, 3])
+        translations = translations_of(tmp_path, {"de/00000/0000": 0, "de/00000/0001": 1})
+        prompts = prompts_of(tmp_path, NAMES)
+        found = evaluate(Model(), pairs.vision, pairs, "test", NAMES, prompts, ("a {}.",), (1,), translations)
+        columns = ["task", "candidate_set", "language"]
+        rows = found.samples.to_pylist()
+        for record in found.records:
+            said = [record.task, getattr(record.result, "candidate_set", None), record.language]
+            mine = [row for row in rows if [row[name] for name in columns] == said]
+            if isinstance(record, RetrievalRecord):
+                for direction in ("image_to_text", "text_to_image"):
+                    hits = [row["rank"] < 1 for row in mine if row["direction"] == direction]
+                    assert np.mean(hits) == getattr(record.result, direction)[1].value
+            else:
+                assert len(mine) == record.result.images
+                assert np.mean([row["rank"] == 0 for row in mine]) == record.result.top_1.value
+                # No image of these ties, so the nearest class is right or wrong as the rank says.
+                assert all((row["predicted"] == row["label"]) == (row["rank"] == 0) for row in mine)
+        own = [row for row in rows if row["direction"] == "text_to_image" and row["language"] is None]
+        assert [(row["key"], row["caption_id"], row["text"]) for row in own] == [
+            (f"00000/{i:04d}", 0, f"text 0 of 00000/{i:04d}") for i in (0, 1, 3)
+        ]
+        assert [row["label"] for row in rows if row["candidate_set"] == "present"] == [0, 1, 0]
+
+
 class TestCaptionsAsClasses:
     IMAGE = torch.eye(WIDTH)[[0, 0, 1]]
 
+    def found(self, image: torch.Tensor, text: torch.Tensor, owner: np.ndarray, texts: list[str]) -> ZeroShotResult:
+        keys = pa.array([f"{place:04d}" for place in range(len(image))])
+        result, samples = zero_shot_captions(image, text, owner, texts, keys)
+        assert samples["key"].to_pylist() == keys.to_pylist()
+        assert np.mean(samples["rank"].to_numpy() == 0) == result.top_1.value
+        assert [text in texts for text in samples["text"].to_pylist()] == [True] * len(image)
+        return result
+
     def test_images_of_one_caption_are_one_class(self) -> None:
         texts = ["ein Hahn", "ein Hahn", "eine Eule"]
-        found = zero_shot_captions(self.IMAGE, self.IMAGE, np.arange(3), texts)
+        found = self.found(self.IMAGE, self.IMAGE, np.arange(3), texts)
         assert (found.top_1.value, found.candidates, found.classes, found.chance) == (1, 2, 2, 1 / 2)
         assert (found.images, found.tied, found.per_class) == (3, 0, {})
         # Retrieval calls both roosters errors, since each is as near as the other.
@@ -256,12 +292,12 @@ class TestCaptionsAsClasses:
 
     def test_the_first_caption_of_an_image_is_its_class(self) -> None:
         text = torch.eye(WIDTH)[[2, 0, 1]]
-        found = zero_shot_captions(self.IMAGE[1:], text, np.array([0, 0, 1]), ["a hen", "a rooster", "an owl"])
+        found = self.found(self.IMAGE[1:], text, np.array([0, 0, 1]), ["a hen", "a rooster", "an owl"])
         assert (found.candidates, found.top_1.value) == (2, 0.5)
 
     def test_captions_that_a_model_cannot_tell_apart_are_errors(self) -> None:
         text = torch.eye(WIDTH)[[0, 0, 0]]
-        found = zero_shot_captions(self.IMAGE, text, np.arange(3), ["ไก่", "เป็ด", "นกฮูก"])
+        found = self.found(self.IMAGE, text, np.arange(3), ["ไก่", "เป็ด", "นกฮูก"])
         assert (found.top_1.value, found.tied) == (0, 3)
 
 

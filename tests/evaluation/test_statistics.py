@@ -6,7 +6,7 @@ from scipy import stats
 from scipy.stats import binomtest
 
 from sharelock_ray.evaluation import statistics as module
-from sharelock_ray.evaluation.statistics import class_mean, compare, estimate, proportion
+from sharelock_ray.evaluation.statistics import class_mean, compare, estimate, holm, proportion
 
 
 @pytest.mark.parametrize(("hits", "items"), [(0, 7), (7, 7), (1, 1), (0, 1), (3, 40), (319, 320), (9_990, 10_000)])
@@ -179,7 +179,7 @@ class TestComparison:
         assert (found.items, found.first_only, found.second_only) == (400, only_first, only_second)
         # McNemar's test is a two-sided sign test. The binomial tail is added by hand.
         tail = stats.binom.cdf(min(only_first, only_second), only_first + only_second, 0.5)
-        assert found.p_mcnemar == pytest.approx(min(1, 2 * tail))
+        assert found.p == found.p_mcnemar == pytest.approx(min(1, 2 * tail))
         assert found.p_bootstrap == pytest.approx(found.p_mcnemar, abs=0.06)
 
     def test_interval_is_that_of_resampling_pairs_by_hand(self) -> None:
@@ -195,7 +195,7 @@ class TestComparison:
         second = first + generator.normal(0.1, 0.9, 300)
         found = compare(first, second)
         assert found.p_mcnemar is None
-        assert found.p_bootstrap == pytest.approx(stats.ttest_rel(first, second).pvalue, abs=0.02)
+        assert found.p == found.p_bootstrap == pytest.approx(stats.ttest_rel(first, second).pvalue, abs=0.02)
 
     def test_models_alike_differ_by_chance_one_time_in_twenty(self) -> None:
         found = [compare(*paired(150, seed)) for seed in range(300)]
@@ -228,3 +228,22 @@ class TestComparison:
     def test_other_items_are_refused(self, second: np.ndarray) -> None:
         with pytest.raises(ValueError, match="the same items of both models"):
             compare(np.empty(0, bool) if not len(second) else np.ones(3, bool), second)
+
+
+class TestHolm:
+    def test_is_the_largest_of_the_steps_up_to_each_p(self) -> None:
+        p = np.random.default_rng(0).random(30) ** 3
+        expected = [min(1, max(q * (30 - (p < q).sum()) for q in p if q <= each)) for each in p]
+        assert holm(p.tolist()) == pytest.approx(expected)
+
+    def test_rejects_what_its_steps_reject(self) -> None:
+        # They compare the smallest with 0.05 / 3, the next with 0.05 / 2, and the last with 0.05, until one fails.
+        assert [p < 0.05 for p in holm([0.02, 0.01, 0.04])] == [True, True, True]
+        assert [p < 0.05 for p in holm([0.026, 0.01, 0.04])] == [False, True, False]
+
+    def test_equal_p_stay_equal(self) -> None:
+        assert holm([0.01, 0.2, 0.01]) == pytest.approx([0.03, 0.2, 0.03])
+
+    def test_of_one_and_of_none(self) -> None:
+        assert holm([0.3]) == [0.3]
+        assert holm([]) == []

@@ -101,7 +101,7 @@ def test_a_mistake_in_a_source_names_the_field_and_knows_its_format(path: str) -
             read_recipe(path, [f"data={json.dumps({'dataset': 'own', 'train': source})}"])
         return str(error.value)
 
-    assert "no field `data.train.image`: known here: format, urls" in mistake(urls="x", image="y")
+    assert "no field `data.train.image`: known here: caption_per_line, format, urls" in mistake(urls="x", image="y")
     assert "no field `data.train.imag`: did you mean `image`?" in mistake(format="parquet", urls="x", imag="y")
     assert "the field `data.train.path` is missing" in mistake(format="table")
     assert "`data.train`:" in mistake(format="excel")

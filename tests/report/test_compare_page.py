@@ -2,6 +2,8 @@
 
 import csv
 import re
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,11 @@ import torch
 
 from pages import Page
 from sharelock_ray.evaluation.result import RetrievalRecord, ZeroShotRecord
+from sharelock_ray.evaluation.statistics import Estimate
 from sharelock_ray.evaluation.tasks.retrieval import retrieval
 from sharelock_ray.evaluation.tasks.zero_shot import zero_shot
 from sharelock_ray.report.compare_page import write_comparison
-from sharelock_ray.report.comparison import Comparison, Model, compared, published_scores, run_scores
+from sharelock_ray.report.comparison import Comparison, Model, PairedScore, compared, published_scores, run_scores
 
 HOSTILE = '<script>alert("$x$")</script>'
 EYE, LABELS = torch.eye(3), np.arange(3)
@@ -37,8 +40,17 @@ def found(tmp_path: Path) -> Comparison:
     runs = [Model(HOSTILE, vision="dinov2-s", language_model="minilm", data="1,234 pairs"), Model("other, or «ß»")]
     all_scores = [score for run in runs for score in run_scores(run, records, "runs/a/evaluation.json")]
     comparison = compared(all_scores, [f"a note on {HOSTILE}"], str(tmp_path / "compare.html"))
+    comparison = replace(comparison, paired=tuple(paired(comparison, runs)))
     write_comparison(comparison, str(tmp_path))
     return comparison
+
+
+def paired(comparison: Comparison, runs: list[Model]) -> Iterator[PairedScore]:
+    """The second run in pairs with the first, on captions a bit better and on classes much worse."""
+    for measure in comparison.main:
+        value, p = (-0.25, 0.00001) if measure.metric == "top-1" else (0.02, 0.3)
+        difference = Estimate(value=value, low=value - 0.05, high=value + 0.05)
+        yield PairedScore(measure, *runs, difference, "McNemar", p, min(1.0, 5 * p), 7, 3)
 
 
 def content(folder: Path) -> str:
@@ -103,13 +115,38 @@ def test_the_overview_has_a_row_for_each_model_and_a_column_for_each_benchmark(
 def test_draws_models_of_one_measure_and_languages_together(found: Comparison, tmp_path: Path) -> None:
     html = content(tmp_path)
     # One of ImageNet, and one of all languages in each direction.
-    assert html.count("<svg") == 3
+    assert html.partition('<h2 id="paired">')[0].count("<svg") == 3
     for label in ("imagenet-1k: top-1 among all classes", "other, or «ß»", "pictures, by language", "de"):
         assert f"<!-- {label}" in html
     assert "ShareLock (2024), CC3M -->" in html
+
+
+def test_pairs_are_in_tables_of_their_own(found: Comparison, tmp_path: Path) -> None:
+    table = pq.read_table(tmp_path / "compare-paired.parquet")
+    assert table.to_pylist() == [each.row() for each in found.paired]
+    with open(tmp_path / "compare-paired.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    first = rows[0]
+    assert (first["model"], first["compared_with"], first["metric"]) == ("other, or «ß»", HOSTILE, "top-1")
+    assert [float(first[name]) for name in ("difference", "low", "high", "p")] == [-0.25, -0.3, -0.2, 0.00001]
+
+
+def test_pairs_are_shown_with_both_p_values_and_drawn_around_0(found: Comparison, tmp_path: Path) -> None:
+    html = content(tmp_path)
+    section = html.partition('<h2 id="paired">')[2].partition("</details>")[0]
+    rows = [row.partition("</tr>")[0] for row in section.split("<tr>")[2:]]
+    assert len(rows) == 5
+    for text in ("-25.0", "-30.0 to -20.0", "< 0.0001", "McNemar"):
+        assert text in Page(rows[0]).text
+    assert "Holm's correction is for all 5 comparisons" in Page(section).text
+    assert section.count("<svg") == 1
+    assert "difference in percentage points" in section
+    assert 'href="#paired"' in html
 
 
 def test_is_written_without_any_score_of_a_run(tmp_path: Path) -> None:
     write_comparison(compared([], ["nothing was scored"], str(tmp_path / "compare.html")), str(tmp_path))
     assert "nothing was scored" in Page(content(tmp_path)).text
     assert pq.read_table(tmp_path / "compare.parquet").num_rows == len(published_scores())
+    assert pq.read_table(tmp_path / "compare-paired.parquet").num_rows == 0
+    assert "paired" not in content(tmp_path)

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from sharelock_ray.evaluation.result import (
+    BenchmarkRequest,
     CompositionalRecord,
     EvaluationRecord,
+    FeatureSetUse,
     MultiLabelRecord,
     NeighboursRecord,
     ProbeRecord,
@@ -113,9 +115,11 @@ class TestScores:
         multiple = multi_label(EYE, np.eye(3, dtype=bool), EYE, NAMES)
         records = {
             "shapes: nearest neighbours, top-1": NeighboursRecord(
-                **scope, result=neighbours(EYE, LABELS, EYE, LABELS, NAMES)
+                **scope, result=neighbours(EYE, LABELS, EYE, LABELS, NAMES)[0]
             ),
-            "shapes: linear probe, top-1": ProbeRecord(**scope, result=linear_probe(EYE, LABELS, EYE, LABELS, NAMES)),
+            "shapes: linear probe, top-1": ProbeRecord(
+                **scope, result=linear_probe(EYE, LABELS, EYE, LABELS, NAMES)[0]
+            ),
             "shapes: mean average precision": MultiLabelRecord(**scope, templates=("{}",), result=multiple),
         }
         for title, record in records.items():
@@ -148,6 +152,38 @@ class TestGroups:
         title = "shapes: top-1 among all classes"
         assert f"{title}: scores are kept apart, since they differ in {differ}" in found.notes
         assert "no two runs were scored on the same images by the same rules" in found.notes
+
+    @pytest.mark.parametrize(("field", "differ"), [("class_digest", "class names"), ("truth_digest", "right answers")])
+    def test_other_names_or_answers_are_kept_apart(self, field: str, differ: str) -> None:
+        asked = BenchmarkRequest(
+            name="shapes",
+            language="en",
+            ties="strict",
+            recall_at=(),
+            model="m",
+            images=FeatureSetUse(path="a/b", digest="1"),
+            texts=FeatureSetUse(path="a/c", digest="2"),
+            preprocessing={},
+            class_digest="3",
+            truth_digest="4",
+        )
+        same, other = (asked.model_copy(update=change) for change in ({"model": "n"}, {field: "5"}))
+        assert models(comparison((A, classified(benchmark=asked)), (B, classified(benchmark=same)))) == [["a", "b"]]
+        found = comparison((A, classified(benchmark=asked)), (B, classified(benchmark=other)))
+        assert models(found) == [["a"], ["b"]]
+        title = "shapes (en): top-1 among all classes"
+        assert f"{title}: scores are kept apart, since they differ in {differ}" in found.notes
+
+    def test_other_class_names_of_a_split_are_kept_apart_and_captions_have_none(self) -> None:
+        record = classified()
+        captions = record.result.model_copy(update={"candidate_set": "captions"})
+        for scored, apart in (
+            (record, True),
+            (record.model_copy(update={"result": captions}), False),
+            (retrieved(), False),
+        ):
+            scores = [*run_scores(A, [scored], "here", "1"), *run_scores(B, [scored], "here", "2")]
+            assert any(note.endswith("they differ in class names") for note in compared(scores).notes) == apart
 
     def test_other_candidates_are_kept_apart(self) -> None:
         record = classified()

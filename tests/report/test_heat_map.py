@@ -62,6 +62,16 @@ def test_languages_above_chance_are_counted() -> None:
     ]
 
 
+def test_ranges_name_the_languages_of_the_lowest_and_the_highest_score() -> None:
+    (found,) = heat_maps([named("de", HIGH), named("hi", LOW), named("ja", HIGH), retrieved("de", LOW)])
+    low, high = f"{LOW.value:.1%}", f"{HIGH.value:.1%}"
+    assert found.ranges == [
+        ("zero-shot top-1 in 3 languages", f"{low} (hi) to {high} (ja), median {high}"),
+        ("image to text recall@10 in 1 languages", f"{low} (de) to {low} (de), median {low}"),
+        ("text to image recall@10 in 1 languages", f"{low} (de) to {low} (de), median {low}"),
+    ]
+
+
 def test_each_split_has_its_own_and_one_language_none() -> None:
     other = {"dataset": "photos"}
     records = [retrieved("de", HIGH), retrieved("ja", HIGH), retrieved("de", HIGH, **other)]

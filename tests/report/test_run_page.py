@@ -12,8 +12,11 @@ import torch
 import support
 from pages import Page
 from sharelock_ray.evaluation.result import (
+    AttributeAccuracy,
+    Ceiling,
     CompositionalRecord,
     Example,
+    Loss,
     MultiLabelRecord,
     NeighboursRecord,
     ProbeRecord,
@@ -183,8 +186,8 @@ def test_each_task_has_its_rows(summary: Summary) -> None:
     records = (
         CompositionalRecord(**scope, result=compositional(two, two)),
         CompositionalRecord(**scope, result=compositional(eye[:1].expand(5, 1, 3), eye.expand(5, 3, 3))),
-        NeighboursRecord(**scope, result=neighbours(eye, labels, eye, labels, CLASSES)),
-        ProbeRecord(**scope, result=linear_probe(eye, labels, eye, labels, CLASSES, [1e-3])),
+        NeighboursRecord(**scope, result=neighbours(eye, labels, eye, labels, CLASSES)[0]),
+        ProbeRecord(**scope, result=linear_probe(eye, labels, eye, labels, CLASSES, [1e-3])[0]),
         MultiLabelRecord(**scope, templates=("a {}",), result=multi_label(eye, np.eye(3, dtype=bool), eye, CLASSES)),
     )
     rows = replace(summary, records=records).rows()
@@ -203,6 +206,29 @@ def test_each_task_has_its_rows(summary: Summary) -> None:
     start = shown.index(expected[0])
     assert shown[start : start + len(expected)] == expected
     assert "chance 16.7%" in dict(rows)["compositional choice: group score of 5 samples"]
+
+
+def test_says_where_compositional_choices_are_lost(summary: Summary) -> None:
+    half = Estimate(value=0.5, low=0.4, high=0.6)
+    loss = Loss(samples=80, chance=1 / 6, model=half, image=half, text=half, both=half, projection=half)
+    limit = Ceiling(
+        measure="group",
+        folds=3,
+        seed=0,
+        attributes={HOSTILE: AttributeAccuracy(values=3, image=half, text=None)},
+        total=loss,
+        by_kind={HOSTILE: loss},
+    )
+    two = torch.eye(2).expand(5, 2, 2)
+    result = compositional(two, two).model_copy(update={"ceiling": limit})
+    record = CompositionalRecord(dataset="made up", split="test", model_step=100, result=result)
+    summary = replace(summary, records=(record,))
+    page = rendered(summary)
+    assert "Where choices are lost: made up" in page
+    assert page.count("50.0 (40.0 to 60.0)") == 2 * 5
+    assert page.count("most is lost in the") == 3  # In the table, in all and of the kind.
+    assert HOSTILE not in page
+    assert ("made up group score, ceiling", loss.statement) in summary.rows()
 
 
 def test_lists_classes_from_best_to_worst(summary: Summary) -> None:
@@ -234,7 +260,7 @@ FAILURES: tuple[Signature, ...] = (
     ),
     MultilingualCollapse(
         present=True,
-        statement="1 of 1 languages are at chance.",
+        statement="1 of 1 languages are near chance.",
         dataset="d",
         measure="recall@10 from text to image",
         english=LanguageScore(images=500, value=HIGH, chance=0.02, at_chance=False),
@@ -298,6 +324,19 @@ class TestLanguages:
         assert text.count("100.0 ▲") == 4
         assert "image to text recall@1: 2 of 2 languages above chance" in text
 
+    @pytest.mark.parametrize(("count", "rows"), [(8, 8), (9, 2)])
+    def test_that_are_many_have_a_row_for_each_measure(self, summary: Summary, count: int, rows: int) -> None:
+        eye = torch.eye(40)
+        found = retrieval(eye, eye, np.arange(40), (1,))
+        records = tuple(
+            RetrievalRecord(dataset="made up", split="test", model_step=1, language=code, result=found)
+            for code in ("de", "fr", "ru", "ja", "hi", "ar", "it", "es", "nl")[:count]
+        )
+        shown = [name for name, _ in replace(summary, records=records).rows() if "recall@1" in name]
+        assert len(shown) == rows
+        if count == 9:
+            assert shown[0] == "made up test: image to text recall@1 in 9 languages"
+
     def test_that_are_one_or_none_have_no_heat_map(self, summary: Summary) -> None:
         assert "Languages:" not in Page(rendered(summary)).text
 
@@ -312,7 +351,7 @@ class TestFailures:
             assert found.title.capitalize() in page.text
             assert found.statement in page.text
             assert (f"failure: {found.title}", found.statement) in shown.rows()
-        for evidence in ("1.2 of 16", "-3.50", "90 % of queries", "0.75", "at chance", "cosine 0.9877", "test: b"):
+        for evidence in ("1.2 of 16", "-3.50", "90 % of queries", "0.75", "near chance", "cosine 0.9877", "test: b"):
             assert evidence in page.text
         pictures = [a for tag, a in page.tags if tag == "img" and a["alt"] in ("test image", "training image")]
         assert len(pictures) == 3

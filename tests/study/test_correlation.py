@@ -307,6 +307,17 @@ class TestLine:
             inside.append(found.low <= y[8] <= found.high)
         assert np.mean(inside) == pytest.approx(0.95, abs=0.015)
 
+    def test_has_the_error_of_predicting_each_model_by_the_others(self) -> None:
+        x, y = scores(10)
+        by_line, by_mean = [], []
+        for i in range(10):
+            others = np.delete(x, i), np.delete(y, i)
+            by_line.append(y[i] - fit_line(*others).predict(x[i]).value)
+            by_mean.append(y[i] - others[1].mean())
+        found = fit_line(x, y)
+        expected = [math.sqrt(np.mean(np.square(errors))) for errors in (by_line, by_mean)]
+        assert [found.left_out, found.left_out_mean] == pytest.approx(expected)
+
     def test_says_when_it_extrapolates(self) -> None:
         line = fit_line(*scores())
         assert [line.predict(x).extrapolates for x in (line.least - 0.1, line.least, line.most, line.most + 0.1)] == [

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 import support
+from sharelock_ray.demo.scenes import write_scenes
 from sharelock_ray.errors import RequestError
 from sharelock_ray.evaluation.names import digest
 from sharelock_ray.recipe.load import parse_recipe, read_recipe
@@ -21,6 +22,7 @@ from sharelock_ray.recipe.schema import DataSpec, Recipe
 from sharelock_ray.sources.webdataset import WebDatasetSource
 from sharelock_ray.workflows import extract
 from sharelock_ray.workflows.audit import audit
+from sharelock_ray.workflows.compare import compare
 from sharelock_ray.workflows.evaluate import Evaluation, evaluate
 from sharelock_ray.workflows.inputs import Split
 from sharelock_ray.workflows.report import report
@@ -137,8 +139,28 @@ def swaps(tmp_path: Path) -> dict[str, Any]:
     return {"folder": str(folder)}
 
 
+@pytest.fixture
+def learnt(tmp_path: Path) -> dict[str, Any]:
+    """The classes of two of three colours, with training images, and both tasks of frozen features."""
+    for part, count in (("val", 3), ("train", 6)):
+        with_images(tmp_path / "learnt" / part, count)
+    write(
+        tmp_path / "learnt.yaml",
+        title="Learnt",
+        task="zero_shot_classification",
+        images=[{"format": "class_folders", "path": "folder://val"}],
+        train_images=[{"urls": "folder://train/*.tar"}, {"format": "class_folders", "path": "folder://train"}],
+        classes=["navy", "lime", "crimson"],
+        folders=["blue", "green", "red"],
+        mask=["navy", "crimson"],
+        templates=["a {}"],
+        metrics={"top_1": 0.5},
+    )
+    return {"folder": str(tmp_path / "learnt"), "frozen": ["nearest_neighbours", "linear_probe"]}
+
+
 def of_benchmarks(evaluation: Evaluation) -> dict[tuple[str, str], Any]:
-    return {(r.benchmark.name, r.benchmark.language): r for r in evaluation.records if r.benchmark}
+    return {(r.benchmark.name, r.benchmark.part): r for r in evaluation.records if r.benchmark}
 
 
 def samples(recipe: Recipe, name: str) -> pa.Table:
@@ -207,6 +229,94 @@ class TestClassification:
         assert len(samples(own, "all-en")["score"][0]) == 3
 
 
+class TestFrozen:
+    """Tasks of the frozen vision features, by training images."""
+
+    def test_each_is_a_record_with_samples_that_names_no_model(
+        self, recipe: Recipe, learnt: dict[str, Any], extracted: list[str]
+    ) -> None:
+        own = with_benchmarks(recipe, own_learnt=learnt)
+        found = of_benchmarks(evaluate(own))
+        assert extracted == ["learnt test vision", "learnt train vision", "learnt en texts language"]
+        assert list(found) == [("learnt", "en"), ("learnt", "nearest_neighbours"), ("learnt", "linear_probe")]
+        near, probe = found["learnt", "nearest_neighbours"], found["learnt", "linear_probe"]
+        assert (near.result.neighbours, near.result.temperature) == (12, 0.07)
+        assert (probe.result.seed, probe.result.penalty) == (0, pytest.approx(0.01))
+        for record in (near, probe):
+            asked, result = record.benchmark, record.result
+            # Images of other classes than those of the mask neither count nor vote.
+            assert (result.images, result.training_images, result.candidates, result.chance) == (6, 12, 2, 0.5)
+            assert result.per_class.keys() == {"navy", "crimson"}
+            assert (asked.model, asked.texts, asked.language, asked.template_digest) == (None,) * 4
+            assert asked.class_digest == digest(["navy", "crimson"])
+            assert asked.training_images.path.startswith("learnt/train/vision/tiny-resnet-")
+            assert (record.model_step, record.dataset, record.split) == (None, "learnt", "test")
+            rows = samples(own, f"learnt-{record.task}")
+            right = np.array(rows["rank"]) == 0
+            assert right.mean() == result.top_1.value == 1
+            assert rows["label"].to_pylist() == rows["predicted"].to_pylist() == [0, 0, 0, 1, 1, 1]
+            assert json.loads(rows.schema.metadata[b"benchmark"]) == asked.model_dump(mode="json")
+
+    def test_tars_are_read_too(self, recipe: Recipe, learnt: dict[str, Any], extracted: list[str]) -> None:
+        folder = Path(learnt["folder"]) / "train"
+        members = {f"{i}.jpg": support.jpeg(list(COLOURS.values())[i % 3], seed=i) for i in range(9)}
+        members["9.jpg"] = b"no image"
+        labels = {f"{i}.cls": str(i % 3).encode() for i in range(10)}
+        support.write_tar(folder / "0.tar", dict(sorted((members | labels).items())))
+        path = Path(recipe.output).parent / "learnt.yaml"
+        content = yaml.safe_load(path.read_text())
+        del content["mask"]
+        path.write_text(yaml.safe_dump(content))
+        found = of_benchmarks(evaluate(with_benchmarks(recipe, own_learnt=learnt)))["learnt", "linear_probe"]
+        assert (found.result.training_images, found.result.candidates, found.result.top_1.value) == (9, 3, 1)
+        assert found.notes == ("1 training images of learnt could not be read and do not count",)
+
+    def test_is_known_to_a_later_model_of_the_same_encoder_and_in_any_language(
+        self, recipe: Recipe, colours: dict[str, Any], tmp_path: Path, extracted: list[str]
+    ) -> None:
+        content = yaml.safe_load((tmp_path / "colours.yaml").read_text())
+        layout = {"format": "class_folders", "path": with_images(tmp_path / "elsewhere")}
+        (tmp_path / "colours.yaml").write_text(yaml.safe_dump(content | {"train_images": [layout]}))
+        asked = {**colours, "frozen": ["nearest_neighbours"]}
+        first = of_benchmarks(evaluate(with_benchmarks(recipe, own_colours=asked)))
+        support.trained_alone(recipe, tmp_path / "other", seed=1)
+        shutil.rmtree(Path(recipe.output) / "best")
+        shutil.copytree(tmp_path / "other" / "best", Path(recipe.output) / "best")
+        extracted.clear()
+        written = Path(recipe.output) / "evaluation" / "colours-nearest_neighbours.parquet"
+        before = written.stat().st_mtime_ns
+        again = of_benchmarks(evaluate(with_benchmarks(recipe, own_colours={**asked, "languages": ["de"]})))
+        place = ("colours", "nearest_neighbours")
+        assert again[place] == first[place]
+        assert ("colours", "en") not in again
+        assert written.stat().st_mtime_ns == before
+        assert extracted == ["colours de texts language"]
+
+    def test_of_another_vision_encoder_is_dropped_with_the_model(
+        self, recipe: Recipe, learnt: dict[str, Any], extracted: list[str]
+    ) -> None:
+        found = evaluate(with_benchmarks(recipe, own_learnt=learnt))
+        path = Path(recipe.output) / "evaluation.json"
+        encoder = Path(found.records[-1].benchmark.images.path).name
+        path.write_text(path.read_text().replace(encoder, "other-01234567").replace(found.request.model, "another"))
+        assert of_benchmarks(evaluate(with_benchmarks(recipe))) == {}
+
+    def test_are_shown(self, recipe: Recipe, learnt: dict[str, Any], extracted: list[str], said: io.StringIO) -> None:
+        own = with_benchmarks(recipe, own_learnt=learnt)
+        evaluate(own)
+        assert "evaluate learnt: linear probe, top-1 100.0% of 6 images" in said.getvalue().splitlines()
+        summary = report(own)
+        rows = dict(summary.rows())
+        assert rows["learnt linear probe, top-1"].startswith("100.0% (95 % interval")
+        assert "learnt k-nearest-neighbour classification, top-1" in rows
+        page = Path(summary.page).read_text()
+        assert "<td>learnt</td><td></td><td>linear probe, top-1</td>" in page
+        # They are of no language, so they are in no heat map.
+        assert summary.heat_maps == []
+        titles = {measure.title for measure in compare([recipe.output]).groups}
+        assert {"learnt: nearest neighbours, top-1", "learnt: linear probe, top-1"} <= titles
+
+
 class TestRetrieval:
     def test_counts_the_captions_of_each_language(
         self, recipe: Recipe, captions: dict[str, Any], extracted: list[str]
@@ -219,6 +329,7 @@ class TestRetrieval:
         assert english.chance_image_to_text[1] == pytest.approx((1 / 4 + 1 / 4 + 2 / 4) / 3)
         rows = samples(own, "captions-en").to_pylist()
         assert [row["direction"] for row in rows] == ["image_to_text"] * 3 + ["text_to_image"] * 4
+        assert [row["text"] for row in rows] == [None] * 3 + ["a blue", "a green", "a red", "the red"]
         hits = [row["rank"] == 0 for row in rows if row["direction"] == "text_to_image"]
         assert np.mean(hits) == english.text_to_image[1].value
 
@@ -249,6 +360,41 @@ class TestCompositional:
         rows = samples(own, "swaps-en")
         assert rows["key"].to_pylist()[0] == ["red/0.jpg", "blue/0.jpg"]
         assert np.mean(rows["group"].to_pylist()) == record.result.total.group.value
+
+    def test_attributes_of_images_and_captions_give_a_ceiling(self, recipe: Recipe, extracted: list[str]) -> None:
+        folder = Path(recipe.output).parent / "scenes"
+        write_scenes(str(folder), seed=0, train_images=2, test_images_per_class=1, image_size=32, shards=1, choices=8)
+        names = ("scenes-swap", "scenes-replace")
+        found = of_benchmarks(evaluate(with_benchmarks(recipe, **{name: {"folder": str(folder)} for name in names})))
+        for name, measure in zip(names, ("group", "text"), strict=True):
+            record = found[name, "en"]
+            limit = record.result.ceiling
+            assert limit.measure == measure
+            assert limit.total.samples == record.result.total.samples
+            assert limit.total.model == getattr(record.result.total, measure)
+            assert {kind: loss.samples for kind, loss in limit.by_kind.items()} == dict.fromkeys(
+                record.result.by_kind, 8
+            )
+            rows = samples(recipe, f"{name}-en")
+            assert np.mean(rows["both_probes"].to_pylist()) == limit.total.both.value
+        before = found[names[0], "en"]
+        # Another table is another question; one without these images has no answer.
+        table = pq.read_table(folder / "attributes.parquet")
+        renamed = pa.array([key and f"other/{key}" for key in table["image"].to_pylist()], pa.string())
+        pq.write_table(table.set_column(0, "image", renamed), folder / "attributes.parquet")
+        after = of_benchmarks(evaluate(with_benchmarks(recipe, **{names[0]: {"folder": str(folder)}})))[names[0], "en"]
+        assert after.benchmark.truth_digest != before.benchmark.truth_digest
+        assert (after.result.ceiling, after.result.total) == (None, before.result.total)
+        assert "no example has attributes of its images and captions" in after.notes[0]
+        # The recipe may name a table of one's own.
+        own = {"folder": str(folder), "attributes": str(folder / "own.parquet")}
+        pq.write_table(table, own["attributes"])
+        again = of_benchmarks(evaluate(with_benchmarks(recipe, **{names[0]: own})))[names[0], "en"]
+        assert again.result == before.result
+
+    def test_attributes_of_another_task_are_one_line(self, recipe: Recipe, colours: dict[str, Any]) -> None:
+        with pytest.raises(RequestError, match="colours has no examples of compositional choice"):
+            evaluate(with_benchmarks(recipe, own_colours={**colours, "attributes": "a.parquet"}))
 
 
 class TestEvaluate:
@@ -318,6 +464,29 @@ class TestEvaluate:
         shutil.copytree(Path(recipe.output) / "other" / "best", Path(recipe.output) / "best")
         assert list(of_benchmarks(evaluate(own))) == [("colours", "en")]
 
+    def test_two_models_are_compared_in_pairs_on_every_benchmark_and_the_split(
+        self,
+        recipe: Recipe,
+        colours: dict[str, Any],
+        captions: dict[str, Any],
+        swaps: dict[str, Any],
+        tmp_path: Path,
+        extracted: list[str],
+    ) -> None:
+        own = with_benchmarks(recipe, own_colours=colours, own_captions=captions, own_swaps=swaps)
+        evaluate(own)
+        other = shutil.copytree(recipe.output, tmp_path / "other")
+        shutil.rmtree(other / "best")
+        shutil.move(support.trained_alone(own, tmp_path / "training", seed=1).best, other / "best")
+        evaluate(own.model_copy(update={"output": str(other)}))
+        found = compare([recipe.output, str(other)])
+        assert not [note for note in found.notes if "pairs" in note]
+        assert {each.measure.dataset for each in found.paired} == {"mine", "colours", "captions", "swaps"}
+        assert len(found.paired) == 2 + 1 + 2 + 3 == len(found.main)
+        for each in found.paired:
+            first, second = (score.value for score in found.main[each.measure])
+            assert each.difference.value == pytest.approx(second - first)
+
     def test_texts_that_benchmarks_share_are_embedded_once(
         self, recipe: Recipe, colours: dict[str, Any], tmp_path: Path, extracted: list[str]
     ) -> None:
@@ -380,6 +549,63 @@ class TestMistakes:
             evaluate(own)
         assert "\n" not in str(error.value)
         assert not (Path(recipe.output) / "features" / "swaps").exists()
+
+    def test_absent_training_images_are_one_line_before_anything_is_extracted(
+        self, recipe: Recipe, learnt: dict[str, Any], extracted: list[str]
+    ) -> None:
+        shutil.rmtree(Path(learnt["folder"]) / "train")
+        with pytest.raises(RequestError, match=r"no training images of Learnt in .* or .*/train/<class>/<im") as error:
+            evaluate(with_benchmarks(recipe, own_learnt=learnt))
+        assert "\n" not in str(error.value)
+        assert not (Path(recipe.output) / "features" / "learnt").exists()
+
+    def test_frozen_features_need_training_images_and_one_label_per_image(
+        self, recipe: Recipe, colours: dict[str, Any], swaps: dict[str, Any], extracted: list[str]
+    ) -> None:
+        for name, of, why in (
+            ("colours", colours, "Colours names no `train_images`"),
+            ("swaps", swaps, "Swaps is no classification with one label per image"),
+        ):
+            asked = with_benchmarks(recipe, **{f"own_{name}": {**of, "frozen": ["linear_probe"]}})
+            with pytest.raises(RequestError, match=f"{why}, which `frozen` needs: take `frozen` away"):
+                evaluate(asked)
+        assert extracted == []
+
+    def test_an_unknown_task_of_frozen_features_is_one_line(self, recipe: Recipe, learnt: dict[str, Any]) -> None:
+        with pytest.raises(RequestError, match=r"frozen.*nearest_neighbours.*\(it is 'knn'\)"):
+            with_benchmarks(recipe, own_learnt={**learnt, "frozen": ["knn"]})
+
+    def test_training_images_of_other_classes_are_refused(
+        self, recipe: Recipe, learnt: dict[str, Any], extracted: list[str]
+    ) -> None:
+        path = Path(recipe.output).parent / "learnt.yaml"
+        content = yaml.safe_load(path.read_text())
+        del content["folders"], content["mask"]
+        path.write_text(yaml.safe_dump(content))
+        train = Path(learnt["folder"]) / "train"
+        (train / "green").rename(train / "grey")
+        with pytest.raises(
+            RequestError, match=r"images of learnt are in other class folders than its images \(green\)"
+        ):
+            evaluate(with_benchmarks(recipe, own_learnt=learnt))
+
+    def test_other_training_images_than_those_of_the_features_are_refused(
+        self, recipe: Recipe, learnt: dict[str, Any], extracted: list[str]
+    ) -> None:
+        evaluate(with_benchmarks(recipe, own_learnt=learnt))
+        with_images(Path(learnt["folder"]) / "train", count=7)
+        with pytest.raises(RequestError, match=r"learnt/train/.* made from other inputs"):
+            evaluate(with_benchmarks(recipe, own_learnt={**learnt, "ties": "first_index"}))
+
+    def test_too_few_training_images_are_one_line(
+        self, recipe: Recipe, learnt: dict[str, Any], extracted: list[str]
+    ) -> None:
+        train = Path(learnt["folder"]) / "train"
+        shutil.rmtree(train / "blue")
+        for path in sorted((train / "red").iterdir())[1:]:
+            path.unlink()
+        with pytest.raises(RequestError, match="learnt has 1 training image of its classes: give at least 2"):
+            evaluate(with_benchmarks(recipe, own_learnt=learnt))
 
     def test_other_images_than_those_of_the_features_are_refused(
         self, recipe: Recipe, colours: dict[str, Any], extracted: list[str]

@@ -1,15 +1,20 @@
 """`evaluation.model` scores a model that the run did not train, on features of the encoders that the model names."""
 
+import io
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 import official
 import support
 from sharelock_ray.batches.sampling import split_validation
+from sharelock_ray.documents import parse_document
 from sharelock_ray.errors import RequestError
 from sharelock_ray.evaluation.tasks.retrieval import retrieval
 from sharelock_ray.features.featureset import join, open_features
@@ -19,7 +24,7 @@ from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.runs.folder import RunFolder
 from sharelock_ray.runs.loop import train
 from sharelock_ray.runs.model import load_model
-from sharelock_ray.workflows.evaluate import evaluate
+from sharelock_ray.workflows.evaluate import Evaluation, evaluate
 from sharelock_ray.workflows.inputs import Inputs
 from sharelock_ray.workflows.report import report
 
@@ -78,6 +83,26 @@ class TestOfficialCheckpoint:
         assert (Path(recipe.output) / "evaluation.json").stat().st_mtime_ns == made
         official.write(Path(path), official.Official(official.SETTINGS, seed=1))
         assert evaluate(recipe).records[0].result != first.records[0].result
+
+    def test_has_the_samples_of_the_validation_pairs(self, recipe: Recipe) -> None:
+        evaluation = evaluate(recipe)
+        path = Path(recipe.output) / "evaluation" / "pairs-validation.parquet"
+        rows = pq.read_table(path)
+        hits = rows.filter(pc.field("direction") == "image_to_text")["rank"].to_numpy() < 5
+        assert hits.mean() == evaluation.records[0].result.image_to_text[5].value
+        header = json.loads(rows.schema.metadata[b"evaluation"])
+        assert parse_document(Evaluation, json.dumps(header).encode(), "here").request == evaluation.request
+        assert header["schema_version"] == Evaluation.schema_version
+
+    def test_of_an_older_version_gets_its_samples(self, recipe: Recipe, said: io.StringIO) -> None:
+        first = evaluate(recipe)
+        path = Path(recipe.output) / "evaluation" / "pairs-validation.parquet"
+        whole = path.read_bytes()
+        path.unlink()
+        said.truncate(0)
+        assert evaluate(recipe) == first
+        assert path.read_bytes() == whole
+        assert "already done" not in said.getvalue()
 
     def test_has_a_report_without_a_training(self, recipe: Recipe) -> None:
         evaluate(recipe)

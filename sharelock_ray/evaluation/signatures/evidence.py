@@ -66,7 +66,7 @@ class LanguageScore(Config):
 
 
 class MultilingualCollapse(_Signature):
-    """Some languages are at chance where English is not."""
+    """Some languages are near chance where English is not."""
 
     title: ClassVar[str] = "multilingual collapse"
     name: Literal["multilingual_collapse"] = "multilingual_collapse"
@@ -165,7 +165,7 @@ def at_chance(score: Estimate, chance: float, reference: float) -> bool:
     """Tells whether a score is near chance, and known to be much nearer to it than to a reference.
 
     Its interval begins within a tenth of the way from chance to the reference, and ends within half of it: a score of
-    few items, whose interval is wide, is not said to be at chance.
+    few items, whose interval is wide, is not said to be near it.
     """
     way = reference - chance
     return score.low <= chance + _NEAR * way and score.high < chance + way / 2

@@ -31,7 +31,7 @@ def of_records(records: Sequence[EvaluationRecord]) -> list[MultilingualCollapse
     for record in records:
         if isinstance(record, RetrievalRecord):
             by_split.setdefault((record.dataset, record.split), {})[record.language or OWN] = record.result
-        elif isinstance(record, ZeroShotRecord) and record.benchmark:
+        elif isinstance(record, ZeroShotRecord) and record.benchmark and record.benchmark.language:
             found = record.result
             score = LanguageScore(images=found.images, value=found.top_1, chance=found.chance)
             top_1.setdefault(record.benchmark.name, {})[record.benchmark.language] = score
@@ -64,7 +64,7 @@ def multilingual_collapse(
 ) -> MultilingualCollapse | None:
     """Compares languages with chance and with English.
 
-    English must be significantly above chance. A language is at chance by `at_chance`; its reference is English's
+    English must be significantly above chance. A language is near chance by `at_chance`; its reference is English's
     score, moved to its own chance, such as that of other images: as far from chance to 1.
 
     Args:
@@ -120,10 +120,10 @@ def random_compositionality(record: CompositionalRecord) -> RandomCompositionali
 
 def _collapse(lost: Collection[str], languages: Collection[str]) -> str:
     if not lost:
-        return f"none of {len(languages)} languages is at chance"
+        return f"none of {len(languages)} languages is near chance"
     more = f" and {len(lost) - _NAMED} more" if len(lost) > _NAMED else ""
     named = ", ".join(list(lost)[:_NAMED])
-    return f"{len(lost)} of {len(languages)} languages are at chance ({named}{more})"
+    return f"{len(lost)} of {len(languages)} languages are near chance ({named}{more})"
 
 
 def _range(scores: Mapping[str, LanguageScore]) -> str:

@@ -22,7 +22,13 @@ import numpy as np
 import torch
 
 from sharelock_ray.evaluation.ranks import place
-from sharelock_ray.evaluation.result import CompositionalChance, CompositionalResult, CompositionalScores, Ties
+from sharelock_ray.evaluation.result import (
+    CompositionalChance,
+    CompositionalResult,
+    CompositionalScores,
+    Measure,
+    Ties,
+)
 from sharelock_ray.evaluation.statistics import proportion
 
 
@@ -38,6 +44,21 @@ class Choices:
     @property
     def group(self) -> np.ndarray | None:
         return None if self.text is None or self.image is None else self.text & self.image
+
+    def of(self, some: np.ndarray) -> "Choices":
+        """Those of some samples."""
+        text, image = (None if hits is None else hits[some] for hits in (self.text, self.image))
+        return Choices(text, image, self.tied[some])
+
+    @property
+    def strictest(self) -> tuple[Measure, np.ndarray]:
+        """The name of the strictest score, and its (N,) hits: those of all choices of a sample."""
+        measures: tuple[tuple[Measure, np.ndarray | None], ...] = (
+            ("group", self.group),
+            ("text", self.text),
+            ("image", self.image),
+        )
+        return next((name, hits) for name, hits in measures if hits is not None)
 
 
 def compositional(
@@ -78,7 +99,7 @@ def compositional(
         images_of_sample=images,
         texts_of_sample=texts,
         total=scores(np.arange(len(image))),
-        chance=_chance(images, texts),
+        chance=chance(images, texts),
         by_kind={name: scores(np.flatnonzero(kind == name)) for name in dict.fromkeys(kinds or [])},
         tied=int(found.tied.sum()),
     )
@@ -90,14 +111,19 @@ def choices(image: torch.Tensor, text: torch.Tensor, ties: Ties = "strict") -> C
     Raises:
         ValueError: there is nothing to choose from.
     """
-    if max(image.shape[1], text.shape[1]) < 2:
+    return judged(image @ text.transpose(1, 2), ties)
+
+
+def judged(similarity: torch.Tensor, ties: Ties = "strict") -> Choices:
+    """The choices by similarities, (N, I, T) of images to texts; see `choices`."""
+    images, texts = similarity.shape[1:]
+    if max(images, texts) < 2:
         raise ValueError("a compositional choice needs at least two images or two texts in a sample")
-    similarity = image @ text.transpose(1, 2)
     by_image, tied_images = _nearest_is_own(similarity, ties)
     by_text, tied_texts = _nearest_is_own(similarity.transpose(1, 2), ties)
     return Choices(
-        text=by_image if text.shape[1] > 1 else None,
-        image=by_text if image.shape[1] > 1 else None,
+        text=by_image if texts > 1 else None,
+        image=by_text if images > 1 else None,
         tied=tied_images | tied_texts,
     )
 
@@ -121,7 +147,7 @@ def _nearest_is_own(similarity: torch.Tensor, ties: Ties) -> tuple[np.ndarray, n
     return np.all(found.ahead.reshape(shape) == 0, axis=1), np.any(found.tied.reshape(shape), axis=1)
 
 
-def _chance(images: int, texts: int) -> CompositionalChance:
+def chance(images: int, texts: int) -> CompositionalChance:
     """Scores of independent, equally distributed similarities.
 
     A group of two images and two texts is right if both own similarities exceed both others: 2! 2! / 4! = 1/6.

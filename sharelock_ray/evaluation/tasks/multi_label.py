@@ -18,7 +18,7 @@ import torch
 from sharelock_ray.evaluation.accuracy import distinct_names
 from sharelock_ray.evaluation.ranks import TIE
 from sharelock_ray.evaluation.result import MultiLabelResult, Ties
-from sharelock_ray.evaluation.statistics import percentiles
+from sharelock_ray.evaluation.statistics import Estimate, bootstrap_p, percentiles
 
 _RESAMPLES = 1000
 
@@ -61,25 +61,64 @@ def multi_label(
     if not len(present):
         raise ValueError("mean average precision needs at least one image that has a class")
     orders = [_order((image @ prototypes[c]).double().numpy(), has_class[:, c], ties) for c in present.tolist()]
-    once = np.ones(len(image), np.int64)
-    by_class = np.array([_average_precision(order, once) for order in orders])
-    generator = np.random.default_rng(seed)
-    means = []
-    for _ in range(_RESAMPLES):
-        drawn = np.bincount(generator.integers(0, len(image), len(image)), minlength=len(image))
-        found = [_average_precision(order, drawn) for order in orders if drawn[order.own].any()]
-        if found:
-            means.append(np.mean(found))
+    by_class = _by_class(orders, len(image))
     return MultiLabelResult(
         images=len(image),
         ties=ties,
         candidates=len(class_names),
         classes=len(present),
         chance=float(has_class[:, present].mean()),
-        mean_average_precision=percentiles(float(by_class.mean()), np.array(means)),
+        mean_average_precision=percentiles(float(by_class.mean()), _resampled([orders], len(image), seed)[:, 0]),
         per_class=dict(zip(distinct_names(class_names, present), by_class.tolist(), strict=True)),
         tied=sum(order.tied for order in orders),
     )
+
+
+def compare_precision(
+    first: np.ndarray, second: np.ndarray, has_class: np.ndarray, ties: Ties = "strict", seed: int = 0
+) -> tuple[Estimate, float]:
+    """Compares the mean average precision of two models on the same images.
+
+    Args:
+        first: (N, C) similarities of images and classes.
+        second: the same of the second model.
+        has_class: (N, C) bool.
+
+    Returns:
+        The second value minus the first, with the interval of the paired bootstrap over images, and its p-value (see
+        `statistics.compare`).
+
+    Raises:
+        ValueError: no image has a class.
+    """
+    present = np.flatnonzero(has_class.any(0))
+    if not len(present):
+        raise ValueError("mean average precision needs at least one image that has a class")
+    orders = [
+        [_order(scores[:, c].astype(np.float64), has_class[:, c], ties) for c in present.tolist()]
+        for scores in (first, second)
+    ]
+    of_first, of_second = (_by_class(each, len(has_class)) for each in orders)
+    value = float(of_second.mean() - of_first.mean())
+    resampled = np.diff(_resampled(orders, len(has_class), seed))[:, 0]
+    return percentiles(value, resampled), bootstrap_p(value, resampled)
+
+
+def _by_class(orders: Sequence[_Order], images: int) -> np.ndarray:
+    once = np.ones(images, np.int64)
+    return np.array([_average_precision(order, once) for order in orders])
+
+
+def _resampled(models: Sequence[Sequence[_Order]], images: int, seed: int) -> np.ndarray:
+    """(R, M) mean average precisions of M models on the same resampled images."""
+    generator = np.random.default_rng(seed)
+    means = []
+    for _ in range(_RESAMPLES):
+        drawn = np.bincount(generator.integers(0, images, images), minlength=images)
+        here = [place for place, order in enumerate(models[0]) if drawn[order.own].any()]
+        if here:
+            means.append([np.mean([_average_precision(orders[place], drawn) for place in here]) for orders in models])
+    return np.array(means)
 
 
 def _order(score: np.ndarray, has: np.ndarray, ties: Ties) -> _Order:

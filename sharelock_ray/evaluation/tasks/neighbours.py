@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from sharelock_ray.evaluation.accuracy import accuracies, label_ranks
-from sharelock_ray.evaluation.ranks import Ranks, blocks, joined, units
+from sharelock_ray.evaluation.accuracy import Predictions, accuracies, joined, label_ranks
+from sharelock_ray.evaluation.ranks import blocks, units
 from sharelock_ray.evaluation.result import NeighboursResult, Ties
 from sharelock_ray.onednn import product
 from sharelock_ray.progress import Progress
@@ -29,8 +29,8 @@ def neighbours(
     k: int = 20,
     temperature: float = 0.07,
     ties: Ties = "strict",
-) -> NeighboursResult:
-    """Scores the classification of `features`.
+) -> tuple[NeighboursResult, Predictions]:
+    """Classifies `features`.
 
     Args:
         training: (M, D) features of training images, at least one.
@@ -39,14 +39,18 @@ def neighbours(
         labels: (N,)
         class_names: C names.
 
+    Returns:
+        The result, and what was predicted for each image.
+
     Raises:
         ValueError: there are no images.
     """
     found = neighbour_ranks(training, training_labels, features, labels, len(class_names), k, temperature, ties)
     fields = accuracies(found, labels, class_names, len(class_names), ties)
-    return NeighboursResult(
+    result = NeighboursResult(
         **fields, training_images=len(training), neighbours=min(k, len(training)), temperature=temperature
     )
+    return result, found
 
 
 def neighbour_ranks(
@@ -58,14 +62,14 @@ def neighbour_ranks(
     k: int = 20,
     temperature: float = 0.07,
     ties: Ties = "strict",
-) -> Ranks:
+) -> Predictions:
     """Ranks the class of each image by the votes of its neighbours; see `neighbours`.
 
     Similarities are computed in blocks. Equally similar neighbours at the k-th place are chosen by the order of
     `torch.topk`. A class without a vote ranks behind all others, and is not tied.
     """
     known = torch.from_numpy(training_labels).to(features.device)
-    parts: list[Ranks] = []
+    parts: list[Predictions] = []
     with Progress("evaluate", "similarities", len(training) * len(features)) as progress:
         for rows in blocks(len(features)):
             queries = units(features[rows])
@@ -85,5 +89,5 @@ def neighbour_ranks(
             own = torch.from_numpy(labels[rows])[:, None]
             unseen = (votes.gather(1, own.to(votes.device)) == 0)[:, 0].cpu().numpy()
             found = label_ranks(votes.cpu(), labels[rows], ties)
-            parts.append(Ranks(np.where(unseen, classes, found.ahead), found.tied & ~unseen))
+            parts.append(Predictions(np.where(unseen, classes, found.ahead), found.tied & ~unseen, found.predicted))
     return joined(parts)

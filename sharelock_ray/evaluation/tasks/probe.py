@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
-from sharelock_ray.evaluation.accuracy import accuracies, label_ranks
-from sharelock_ray.evaluation.ranks import Ranks, blocks, units
+from sharelock_ray.evaluation.accuracy import Predictions, accuracies, label_ranks
+from sharelock_ray.evaluation.ranks import blocks, units
 from sharelock_ray.evaluation.result import ProbeResult, Ties
 from sharelock_ray.progress import Progress
 
@@ -53,7 +53,7 @@ def linear_probe(
     penalties: Sequence[float] = PENALTIES,
     ties: Ties = "strict",
     seed: int = 0,
-) -> ProbeResult:
+) -> tuple[ProbeResult, Predictions]:
     """Fits a probe to training images and scores it on `features`.
 
     Args:
@@ -65,21 +65,27 @@ def linear_probe(
         penalties: from strong to weak.
         seed: decides which training images are held out.
 
+    Returns:
+        The result, and what was predicted for each image.
+
     Raises:
         ValueError: there are no test images, or too few training images.
     """
     probe = fit_probe(training, training_labels, len(class_names), penalties, seed)
-    fields = accuracies(probe_ranks(probe, features, labels, ties), labels, class_names, len(class_names), ties)
-    return ProbeResult(
+    found = probe_ranks(probe, features, labels, ties)
+    fields = accuracies(found, labels, class_names, len(class_names), ties)
+    result = ProbeResult(
         **fields,
         training_images=len(training),
         penalty=probe.penalty,
         held_out_accuracy=probe.held_out_accuracy,
+        seed=None if probe.held_out_accuracy is None else seed,
         iterations=probe.iterations,
     )
+    return result, found
 
 
-def probe_ranks(probe: Probe, features: torch.Tensor, labels: np.ndarray, ties: Ties = "strict") -> Ranks:
+def probe_ranks(probe: Probe, features: torch.Tensor, labels: np.ndarray, ties: Ties = "strict") -> Predictions:
     """Ranks the class of each image by its logits.
 
     Raises:
@@ -108,6 +114,29 @@ def fit_probe(
     Raises:
         ValueError: there are fewer than two images, or none if there is one penalty.
     """
+    (probe,) = fit_probes(features, labels[:, None], (classes,), penalties, seed)
+    return probe
+
+
+def fit_probes(
+    features: torch.Tensor,
+    labels: np.ndarray,
+    classes: Sequence[int],
+    penalties: Sequence[float] = PENALTIES,
+    seed: int = 0,
+) -> list[Probe]:
+    """Fits A independent probes of the same images, with one penalty, that of the highest mean accuracy.
+
+    It takes a fraction of the time of A fits: the sum of their objectives has the same minimum, and its gradient is one
+    product of matrices.
+
+    Args:
+        labels: (M, A)
+        classes: A numbers of classes.
+
+    Raises:
+        ValueError: see `fit_probe`.
+    """
     if len(features) < min(2, len(penalties)):
         raise ValueError("a probe needs at least one image to fit, and another to hold out")
     truth = torch.from_numpy(labels).to(features.device)
@@ -116,33 +145,46 @@ def fit_probe(
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(features))).to(features.device)
     held_out, fitted = order.tensor_split([max(1, round(_HELD_OUT * len(order)))])
     part, known = features[fitted], truth[fitted]
-    probes: list[Probe] = []
+    found: list[list[Probe]] = []
     for penalty in penalties:
-        found = _fit(part, known, classes, penalty, probes[-1] if probes else None)
-        right = found.logits(features[held_out]).argmax(1) == truth[held_out]
-        probes.append(replace(found, held_out_accuracy=float(right.double().mean())))
+        probes = _fit(part, known, classes, penalty, found[-1] if found else None)
+        found.append(
+            [_checked(probe, features[held_out], of) for probe, of in zip(probes, truth[held_out].T, strict=True)]
+        )
     # The strongest of equally accurate penalties.
-    best = max(probes, key=lambda probe: probe.held_out_accuracy or 0.0)
-    found = _fit(features, truth, classes, best.penalty, best)
-    return replace(found, held_out_accuracy=best.held_out_accuracy)
+    best = max(found, key=lambda probes: sum(probe.held_out_accuracy or 0.0 for probe in probes))
+    probes = _fit(features, truth, classes, best[0].penalty, best)
+    return [replace(probe, held_out_accuracy=of.held_out_accuracy) for probe, of in zip(probes, best, strict=True)]
+
+
+def _checked(probe: Probe, features: torch.Tensor, labels: torch.Tensor) -> Probe:
+    """The probe with its accuracy on held-out images."""
+    right = probe.logits(features).argmax(1) == labels
+    return replace(probe, held_out_accuracy=float(right.double().mean()))
 
 
 def _fit(
-    features: torch.Tensor, labels: torch.Tensor, classes: int, penalty: float, start: Probe | None = None
-) -> Probe:
-    """Fits a probe from `start`, or from zeros."""
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    classes: Sequence[int],
+    penalty: float,
+    start: Sequence[Probe] | None = None,
+) -> list[Probe]:
+    """Fits probes of (M, A) labels from `start`, or from zeros."""
     dim, device = features.shape[1], features.device
-    shape = (classes, dim + 1)
+    shape = (sum(classes), dim + 1)
 
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
         """The objective at (C, D + 1) weights, the last of which are biases, and its gradient."""
         weights = torch.from_numpy(flat.reshape(shape)).to(device, torch.float32)
         total, gradient = 0.0, torch.zeros(shape, dtype=torch.float64, device=device)
         for rows in blocks(len(features)):
-            images, own = units(features[rows]), labels[rows, None]
-            log_shares = torch.log_softmax(images @ weights[:, :dim].T + weights[:, dim], 1)
-            total -= float(log_shares.gather(1, own).double().sum())
-            error = log_shares.exp_().scatter_add_(1, own, log_shares.new_full(own.shape, -1))
+            images = units(features[rows])
+            error = images @ weights[:, :dim].T + weights[:, dim]
+            for logits, own in zip(error.split(list(classes), 1), labels[rows].T[..., None], strict=True):
+                log_shares = torch.log_softmax(logits, 1)
+                total -= float(log_shares.gather(1, own).double().sum())
+                logits.copy_(log_shares.exp_().scatter_add_(1, own, log_shares.new_full(own.shape, -1)))
             gradient[:, :dim] += error.T @ images
             gradient[:, dim] += error.sum(0)
         slope = (gradient / len(features)).cpu().numpy()
@@ -153,9 +195,10 @@ def _fit(
 
     first = np.zeros(shape)
     if start is not None:
-        first[:, :dim], first[:, dim] = start.weight.cpu().numpy(), start.bias.cpu().numpy()
+        first[:, :dim] = torch.cat([probe.weight for probe in start]).cpu().numpy()
+        first[:, dim] = torch.cat([probe.bias for probe in start]).cpu().numpy()
     limits = {"maxiter": _ITERATIONS, "gtol": _GRADIENT, "ftol": _DECREASE}
     with Progress("evaluate", "steps of the linear probe") as progress:
         found = minimize(objective, first.reshape(-1), jac=True, method="L-BFGS-B", options=limits)
     weights = torch.from_numpy(found.x.reshape(shape)).to(device, torch.float32)
-    return Probe(weights[:, :dim], weights[:, dim], penalty, int(found.nit))
+    return [Probe(part[:, :dim], part[:, dim], penalty, int(found.nit)) for part in weights.split(list(classes))]

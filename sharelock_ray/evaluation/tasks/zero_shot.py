@@ -6,13 +6,14 @@ A class c is the normalised mean of its normalised prompts, one for each templat
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 import torch
 
-from sharelock_ray.evaluation.accuracy import accuracies, label_ranks
-from sharelock_ray.evaluation.ranks import Ranks, blocks, joined, place
+from sharelock_ray.evaluation.accuracy import Predictions, accuracies, joined, label_ranks
+from sharelock_ray.evaluation.ranks import Ranks, blocks, place
 from sharelock_ray.evaluation.result import Ties, ZeroShotResult
 from sharelock_ray.onednn import product
 from sharelock_ray.progress import Progress
@@ -83,17 +84,34 @@ def zero_shot(
         ValueError: there are no images, or the class of an image is not in `subset`.
     """
 
-    def among(candidate_set: Literal["present", "all", "subset"], classes: np.ndarray) -> ZeroShotResult:
+    found = zero_shot_ranks(image, labels, prototypes, class_names, ties, subset)
+    return [result for result, _, _ in found]
+
+
+def zero_shot_ranks(
+    image: torch.Tensor,
+    labels: np.ndarray,
+    prototypes: torch.Tensor,
+    class_names: Sequence[str],
+    ties: Ties = "strict",
+    subset: np.ndarray | None = None,
+) -> list[tuple[ZeroShotResult, Ranks, np.ndarray]]:
+    """As `zero_shot`; each result stands with the ranks, (N,), of the images' classes and with the ranked classes,
+    (K,)."""
+
+    def among(
+        candidate_set: Literal["present", "all", "subset"], classes: np.ndarray
+    ) -> tuple[ZeroShotResult, Ranks, np.ndarray]:
         found, candidates = class_ranks(image, labels, prototypes, class_names, classes, ties)
         fields = accuracies(found, labels, class_names, candidates, ties)
-        return ZeroShotResult(candidate_set=candidate_set, **fields)
+        return ZeroShotResult(candidate_set=candidate_set, **fields), found, classes
 
     if subset is not None:
         return [among("subset", subset)]
     among_all = among("all", np.arange(len(class_names)))
     of_class = targets(class_names, ties)[1]
     present = np.unique(of_class[labels])
-    return [among_all] if len(present) == among_all.candidates else [among("present", np.unique(labels)), among_all]
+    return [among_all] if len(present) == among_all[0].candidates else [among("present", np.unique(labels)), among_all]
 
 
 def class_ranks(
@@ -103,14 +121,15 @@ def class_ranks(
     class_names: Sequence[str],
     classes: np.ndarray,
     ties: Ties = "strict",
-) -> tuple[Ranks, int]:
+) -> tuple[Predictions, int]:
     """Ranks the class of each image among `classes`.
 
     Args:
         classes: (K,) labels.
 
     Returns:
-        The ranks, (N,), and the number of candidates: classes that share a name count once under `strict`.
+        The predictions, (N,), and the number of candidates: classes that share a name count once under `strict`, as the
+        first of them.
 
     Raises:
         ValueError: the class of an image is not among `classes`.
@@ -121,13 +140,14 @@ def class_ranks(
     if len(missing := np.setdiff1d(of_image, candidates)):
         raise ValueError(f"images have the class {class_names[first[missing[0]]]}, which is not ranked")
     texts, own = prototypes[first[candidates]], np.searchsorted(candidates, of_image)
-    found: list[Ranks] = []
+    parts: list[Predictions] = []
     with Progress("evaluate", "similarities", len(image) * len(texts)) as progress:
         for rows in blocks(len(image)):
             similarity = product(image[rows], texts)
-            found.append(label_ranks(similarity, own[rows], ties))
+            parts.append(label_ranks(similarity, own[rows], ties))
             progress.update(similarity.numel())
-    return joined(found), len(candidates)
+    found = joined(parts)
+    return replace(found, predicted=first[candidates][found.predicted]), len(candidates)
 
 
 def any_class_ranks(

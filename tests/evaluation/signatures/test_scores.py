@@ -55,14 +55,16 @@ class TestMultilingualCollapse:
         assert (found.measure, found.english.chance) == ("recall@10 from text to image", 0.02)
         assert found.dataset == "d"
         assert found.statement == (
-            "1 of 2 languages are at chance (hi): recall@10 from text to image 2.0 % (chance up to 2.0 %), "
+            "1 of 2 languages are near chance (hi): recall@10 from text to image 2.0 % (chance up to 2.0 %), "
             "English 60.0 % (chance 2.0 %)."
         )
 
     def test_a_model_that_knows_all_languages(self) -> None:
         found = collapse([language("en", 0.6), language("hi", 0.3), language("de", 0.5)])
         assert not found.present
-        assert found.statement.startswith("None of 2 languages is at chance: recall@10 from text to image 30.0 % to 50")
+        assert found.statement.startswith(
+            "None of 2 languages is near chance: recall@10 from text to image 30.0 % to 50"
+        )
 
     def test_a_model_that_does_not_know_english_either(self) -> None:
         found = collapse([language("en", 0.02), language("hi", 0.02)])

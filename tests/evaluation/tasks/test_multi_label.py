@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
-from sharelock_ray.evaluation.tasks.multi_label import multi_label
+from sharelock_ray.evaluation.tasks.multi_label import compare_precision, multi_label
 
 NAMES = ["bird", "crane", "crane", "dog"]
 
@@ -75,3 +75,47 @@ def test_images_without_any_class_are_refused() -> None:
     image, has_class, prototypes = data(9)
     with pytest.raises(ValueError, match="at least one image that has a class"):
         multi_label(image, np.zeros_like(has_class), prototypes, NAMES)
+
+
+class TestPairs:
+    def test_the_difference_is_that_of_resampling_images_for_both_models_by_hand(self) -> None:
+        image, has_class, prototypes = data()
+        generator = np.random.default_rng(7)
+        first = (image @ prototypes.T).numpy()
+        second = first + 0.3 * generator.normal(size=first.shape)
+        found, p = compare_precision(first, second, has_class)
+
+        def difference(some: np.ndarray) -> float:
+            # Copies of an image are tied: they are told apart.
+            noise = generator.random((len(some), 1)) * 1e-9
+            one, other = (
+                np.mean([average_precision_score(has_class[some, c], (s[some] + noise)[:, c]) for c in range(3)])
+                for s in (first, second)
+            )
+            return float(other - one)
+
+        means = np.array([difference(generator.integers(0, 120, 120)) for _ in range(400)])
+        low, high = np.quantile(means, [0.025, 0.975])
+        assert found.value == pytest.approx(difference(np.arange(120)))
+        assert (found.low, found.high) == pytest.approx((low, high), abs=0.15 * (high - low))
+        assert p == pytest.approx(np.mean(np.abs(means - found.value) >= abs(found.value)), abs=0.05)
+
+    def test_a_model_does_not_differ_from_itself(self) -> None:
+        image, has_class, prototypes = data()
+        scores = (image @ prototypes.T).numpy()
+        found, p = compare_precision(scores, scores, has_class)
+        assert (found.value, found.low, found.high, p) == (0, 0, 0, 1)
+
+    def test_the_difference_is_the_second_value_minus_the_first(self) -> None:
+        image, has_class, prototypes = data()
+        worse = image.flip(0)
+        first, second = (multi_label(each, has_class, prototypes, NAMES) for each in (image, worse))
+        found, p = compare_precision(*((each @ prototypes.T).numpy() for each in (image, worse)), has_class)
+        values = [each.mean_average_precision.value for each in (first, second)]
+        assert found.value == pytest.approx(values[1] - values[0])
+        assert found.high < 0
+        assert p == pytest.approx(1 / 1001)
+
+    def test_images_without_classes_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="at least one image that has a class"):
+            compare_precision(np.ones((2, 3)), np.ones((2, 3)), np.zeros((2, 3), bool))

@@ -37,7 +37,7 @@ def votes(training: torch.Tensor, known: np.ndarray, image: list[float], k: int)
 @pytest.mark.parametrize("k", [1, 20])
 def test_predictions_are_those_of_plain_loops(k: int) -> None:
     (training, known), (features, labels) = data(150, 0), data(80, 1)
-    found = neighbours(training, known, features, labels, NAMES, k)
+    found, samples = neighbours(training, known, features, labels, NAMES, k)
     expected = [votes(training, known, image, k) for image in features.tolist()]
     hits = [of_class.index(max(of_class)) == label for of_class, label in zip(expected, labels, strict=True)]
     assert found.top_1.value == np.mean(hits)
@@ -45,19 +45,23 @@ def test_predictions_are_those_of_plain_loops(k: int) -> None:
     assert found.top_5.value == np.mean(five)
     assert (found.images, found.training_images, found.neighbours, found.candidates) == (80, 150, k, 6)
     assert 1 / 6 < found.top_1.value < 1
+    assert samples.predicted.tolist() == [of_class.index(max(of_class)) for of_class in expected]
+    assert np.mean(samples.ahead == 0) == found.top_1.value
 
 
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     (training, known), (features, labels) = data(150, 0), data(80, 1)
-    whole = neighbours(training, known, features, labels, NAMES)
+    whole, samples = neighbours(training, known, features, labels, NAMES)
     # Also smaller than the number of neighbours.
     monkeypatch.setattr(ranks_module, "_BLOCK", 7)
-    assert neighbours(training, known, features, labels, NAMES) == whole
+    found, again = neighbours(training, known, features, labels, NAMES)
+    assert found == whole
+    assert again.predicted.tolist() == samples.predicted.tolist()
 
 
 def test_fewer_training_images_than_neighbours_all_vote() -> None:
     training = torch.eye(3)
-    found = neighbours(training, np.array([0, 1, 1]), training[:1], np.array([0]), NAMES[:2])
+    found, _ = neighbours(training, np.array([0, 1, 1]), training[:1], np.array([0]), NAMES[:2])
     # The nearest image outweighs two others.
     assert (found.top_1.value, found.neighbours) == (1, 3)
 
@@ -71,16 +75,17 @@ def test_a_class_without_votes_ranks_last_and_is_not_tied() -> None:
 def test_equal_votes_are_a_tie() -> None:
     training = torch.eye(2)
     image, known = torch.ones(2, 2), np.array([0, 1])
-    strict = neighbours(training, known, image, known, NAMES[:2])
-    first = neighbours(training, known, image, known, NAMES[:2], ties="first_index")
+    strict, _ = neighbours(training, known, image, known, NAMES[:2])
+    first, _ = neighbours(training, known, image, known, NAMES[:2], ties="first_index")
     assert (strict.top_1.value, strict.tied) == (0, 2)
     assert (first.top_1.value, first.tied) == (0.5, 2)
 
 
 def test_half_precision_is_read() -> None:
     (training, known), (features, labels) = data(150, 0), data(80, 1)
-    half = neighbours(training.half(), known, features.half(), labels, NAMES)
-    assert half.top_1.value == pytest.approx(neighbours(training, known, features, labels, NAMES).top_1.value, abs=0.03)
+    half, _ = neighbours(training.half(), known, features.half(), labels, NAMES)
+    whole, _ = neighbours(training, known, features, labels, NAMES)
+    assert half.top_1.value == pytest.approx(whole.top_1.value, abs=0.03)
 
 
 def test_no_images_are_refused() -> None:

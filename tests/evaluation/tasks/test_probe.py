@@ -6,7 +6,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from sharelock_ray.evaluation import ranks as ranks_module
-from sharelock_ray.evaluation.tasks.probe import fit_probe, linear_probe, probe_ranks
+from sharelock_ray.evaluation.tasks.probe import fit_probe, fit_probes, linear_probe, probe_ranks
 
 NAMES = [f"class {c}" for c in range(5)]
 
@@ -31,6 +31,24 @@ def test_is_logistic_regression_of_unit_vectors(penalty: float) -> None:
     assert probe.iterations > 3
 
 
+def test_probes_that_are_fitted_together_are_those_that_are_fitted_alone() -> None:
+    features, labels = data(300, 0)
+    others = (labels + np.arange(300) % 2) % 3
+    together = fit_probes(features, np.stack([labels, others], 1), (5, 3), [1e-3])
+    alone = fit_probe(features, labels, 5, [1e-3]), fit_probe(features, others, 3, [1e-3])
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(
+            torch.softmax(one.logits(features), 1), torch.softmax(other.logits(features), 1), atol=5e-3, rtol=0
+        )
+
+
+def test_penalty_of_several_probes_is_the_best_of_all_together() -> None:
+    features, labels = data(200, 0, noise=2.0)
+    first, second = fit_probes(features, np.stack([labels, labels % 2], 1), (5, 2), (1.0, 1e-2, 1e-8), seed=3)
+    assert first.penalty == second.penalty
+    assert None not in (first.held_out_accuracy, second.held_out_accuracy)
+
+
 def test_penalty_is_the_best_on_held_out_images() -> None:
     features, labels = data(200, 0, noise=2.0)
     penalties = (1.0, 1e-2, 1e-8)
@@ -49,12 +67,15 @@ def test_penalty_is_the_best_on_held_out_images() -> None:
 
 def test_is_scored_on_other_images() -> None:
     (training, known), (features, labels) = data(120, 0), data(100, 1)
-    found = linear_probe(training, known, features, labels, NAMES)
-    hits = fit_probe(training, known, 5).logits(features).argmax(1).numpy() == labels
-    assert found.top_1.value == hits.mean()
+    found, samples = linear_probe(training, known, features, labels, NAMES)
+    predicted = fit_probe(training, known, 5).logits(features).argmax(1).numpy()
+    assert samples.predicted.tolist() == predicted.tolist()
+    assert found.top_1.value == np.mean(samples.ahead == 0) == np.mean(predicted == labels)
     assert 0.5 < found.top_1.value < 1
     assert (found.images, found.training_images, found.candidates, found.tied) == (100, 120, 5, 0)
     assert found.held_out_accuracy is not None
+    assert found.seed == 0
+    assert linear_probe(training, known, features, labels, NAMES, [1.0])[0].seed is None
 
 
 def test_blocks_change_nothing_but_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
