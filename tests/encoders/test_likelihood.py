@@ -273,7 +273,7 @@ class TestPlaces:
         assert found.lossless
 
     def test_one_of_words_does(self, decoder_of_words: LanguageSpec) -> None:
-        assert not LikelihoodModel(decoder_of_words).bits("a red  circle\n of unicorns", 64).lossless
+        assert not LikelihoodModel(decoder_of_words).bits("a red  circle\n of unicorns", 64, 32).lossless
 
     @pytest.fixture
     def decoder_of_words(self, tmp_path: Path, models: Path) -> LanguageSpec:
