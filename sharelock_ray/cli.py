@@ -10,13 +10,15 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
 
 from sharelock_ray import storage
 from sharelock_ray.bench import command as bench_command
+from sharelock_ray.concepts.audit import answer
+from sharelock_ray.concepts.relations import Rules
 from sharelock_ray.errors import RequestError, SharelockError
 from sharelock_ray.evaluation.benchmark import read_benchmark
 from sharelock_ray.progress import clock, printable
@@ -25,7 +27,7 @@ from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.report.summary import StudySummary, Summary
 from sharelock_ray.report.table import print_table, text_table
 from sharelock_ray.sources.content import read_lines
-from sharelock_ray.workflows import benchmarks, rejects
+from sharelock_ray.workflows import benchmarks, concepts, rejects
 from sharelock_ray.workflows.affinity import affinity as run_affinity
 from sharelock_ray.workflows.audit import audit as run_audit
 from sharelock_ray.workflows.compare import compare as run_compare
@@ -58,6 +60,8 @@ rejects_app = typer.Typer(help="List, export or retry inputs that could not be e
 app.add_typer(rejects_app, name="rejects")
 benchmarks_app = typer.Typer(invoke_without_command=True)
 app.add_typer(benchmarks_app, name="benchmarks")
+concepts_app = typer.Typer(help="Separate seen and unseen concepts, or audit given ones.", no_args_is_help=True)
+app.add_typer(concepts_app, name="concepts")
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.")]
 Settings = Annotated[
@@ -68,6 +72,29 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JS
 Address = Annotated[
     str | None, typer.Option("--address", metavar="RAY", help="Address of a Ray cluster. Default: a local Ray.")
 ]
+ConceptList = Annotated[
+    str, typer.Argument(help="Names or wnids, separated by commas, or a list: a file, timm://… or standard://….")
+]
+Homographs = Annotated[
+    Literal["string", "sense"], typer.Option(help="Whether equal names are one concept, or their meanings count.")
+]
+Hypernyms = Annotated[
+    int | None, typer.Option(min=0, metavar="STEPS", help="More general unseen concepts. Default: any; 0 is off.")
+]
+Hyponyms = Annotated[
+    int | None, typer.Option(min=0, metavar="STEPS", help="Unseen kinds of a seen concept. Default: any; 0 is off.")
+]
+Parts = Annotated[bool, typer.Option(help="Parts, members and substances, both ways.")]
+Siblings = Annotated[bool, typer.Option(help="Kinds of the same direct hypernym.")]
+WordNetFolder = Annotated[
+    str | None, typer.Option("--wordnet", metavar="FOLDER", help="WordNet 3.0. Default: the system's, or Debian's.")
+]
+NamesTable = Annotated[
+    str | None, typer.Option("--names", metavar="TABLE", help="Names in other languages: concept, language, name.")
+]
+SeenLanguage = Annotated[str, typer.Option(help="Language of the names in the first list.")]
+UnseenLanguage = Annotated[str, typer.Option(help="Language of the names in the second list.")]
+ConceptsOutput = Annotated[str | None, typer.Option("--output", metavar="FILE", help="Write the result, as .json.")]
 
 
 @app.command()
@@ -252,8 +279,7 @@ def compare(
     if not as_json:
         if found.paired:
             print_table(found.paired_table())
-        for note in found.notes:
-            print(printable(f"note: {note}"))
+        _show_notes(found.notes)
         if found.page is not None:
             print(printable(f"report: {found.page}"))
 
@@ -341,6 +367,83 @@ def show_benchmark(
     ]
     if rows:
         print_table(text_table(header, rows))
+
+
+@concepts_app.command("split")
+def split_concepts(
+    seen: ConceptList,
+    unseen: Annotated[str | None, typer.Argument(help="Another such list. Default: a fraction of the first.")] = None,
+    fraction: Annotated[float, typer.Option(min=0, max=1, help="Fraction of one list to draw as unseen.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Seed of that draw.")] = 0,
+    remove: Annotated[Literal["seen", "unseen"], typer.Option(help="The side that loses related concepts.")] = "unseen",
+    homographs: Homographs = "string",
+    hypernyms: Hypernyms = None,
+    hyponyms: Hyponyms = None,
+    parts: Parts = True,
+    siblings: Siblings = False,
+    wordnet: WordNetFolder = None,
+    names: NamesTable = None,
+    seen_language: SeenLanguage = "en",
+    unseen_language: UnseenLanguage = "en",
+    output: ConceptsOutput = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a split: seen and unseen concepts, no two of which are related."""
+    rules = Rules(homographs=homographs, hypernyms=hypernyms, hyponyms=hyponyms, parts=parts, siblings=siblings)
+    inputs = concepts.Inputs(wordnet, names, seen_language, unseen_language)
+    made = concepts.make_split(seen, unseen, rules, inputs, fraction, seed, remove, output)
+    rows = [[name, f"{len(of):,}"] for name, of in (("seen", made.seen), ("unseen", made.unseen))]
+    rows += [[f"removed from the {remove} ones", f"{len(made.removed):,}"], ["hash", made.hash8]]
+    _show(text_table(["split", ""], rows), {"hash": made.hash8, **made.content()}, as_json)
+    if not as_json:
+        _tell([f"{each.concept}: {found.detail} ({found.rule})" for each in made.removed for found in each.evidence])
+        _show_notes(made.notes)
+
+
+@concepts_app.command("audit")
+def audit_concepts(
+    seen: ConceptList,
+    unseen: ConceptList,
+    homographs: Homographs = "string",
+    hypernyms: Hypernyms = None,
+    hyponyms: Hyponyms = None,
+    parts: Parts = True,
+    siblings: Siblings = False,
+    wordnet: WordNetFolder = None,
+    names: NamesTable = None,
+    seen_language: SeenLanguage = "en",
+    unseen_language: UnseenLanguage = "en",
+    accuracy: Annotated[
+        str | None, typer.Option(metavar="FILE#PLACE", help="A model's accuracy by class, a JSON object.")
+    ] = None,
+    output: ConceptsOutput = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell whether a test is zero-shot after a training, and why: `sharelock concepts audit dog puppy`."""
+    rules = Rules(homographs=homographs, hypernyms=hypernyms, hyponyms=hyponyms, parts=parts, siblings=siblings)
+    inputs = concepts.Inputs(wordnet, names, seen_language, unseen_language)
+    found = concepts.audit(seen, unseen, rules, inputs, accuracy, output)
+    rows = [[rule, f"{count:,}"] for rule, count in found.by_rule().items()]
+    rows += [["strictly unseen", f"{len(found.strictly_unseen):,}"], ["all unseen", f"{len(found.unseen):,}"]]
+    result = {"strictly_unseen": len(found.strictly_unseen), "by_rule": found.by_rule(), **found.content()}
+    _show(text_table(["unseen concepts", ""], rows), result, as_json)
+    if not as_json:
+        trained = str(found.seen[0]) if len(found.seen) == 1 else f"{len(found.seen):,} concepts"
+        _tell([" ".join(answer(trained, each)) for each in found.unseen])
+        if found.residual is not None and found.residual.per_step is not None:
+            at = found.residual.per_step
+            print(f"accuracy per step to the nearest seen concept: {at.value:+.1%} [{at.low:+.1%}, {at.high:+.1%}]")
+        _show_notes(found.notes)
+
+
+@concepts_app.command("report")
+def report_concepts(
+    document: Annotated[str, typer.Argument(metavar="FILE", help="A split or an audit that --output wrote.")],
+    as_json: AsJson = False,
+) -> None:
+    """Write the page of a split or an audit beside it."""
+    page = concepts.report(document)
+    print(json.dumps({"page": page}) if as_json else printable(f"report: {page}"))
 
 
 @app.command()
@@ -482,6 +585,18 @@ def _image_bytes(path: str) -> bytes:
 def _amounts(of: SplitPlan | PlanTotal) -> list[str]:
     cost = "" if of.cost is None else f"{of.cost:,.2f}"
     return [clock(of.hours * 3600), f"{of.gpu_hours:,.2f}", f"{of.bytes / 2**20:,.1f}", cost]
+
+
+def _tell(lines: Sequence[str]) -> None:
+    for line in lines[:_PROBLEMS_SHOWN]:
+        print(printable(line))
+    if len(lines) > _PROBLEMS_SHOWN:
+        print(f"{_PROBLEMS_SHOWN} of {len(lines):,}: --output writes all, and `sharelock concepts report` a page")
+
+
+def _show_notes(notes: Sequence[str]) -> None:
+    for note in notes:
+        print(printable(f"note: {note}"))
 
 
 def _languages(codes: Sequence[str]) -> str:

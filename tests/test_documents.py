@@ -2,7 +2,8 @@
 
 `documents/v1` is what revision b9cce62 stored, in folders that were below `/example`: a finished run of a tiny recipe
 (`run`), a training that was killed at step 15 of 20 (`half`) and the same one undisturbed (`whole`), an extraction of
-which one of two parts is sealed (`staged`), and a study of four trials (`study`). Never change these files.
+which one of two parts is sealed (`staged`), and a study of four trials (`study`); and what the revision that first
+stored them said of concepts (`concepts`). Never change these files.
 
 `documents/fields.json` pins what each document says by now. Whoever changes that raises the document's
 `schema_version`, gives new fields a default, and writes the file anew: `python tests/test_documents.py`.
@@ -21,6 +22,8 @@ import pytest
 import torch
 
 from sharelock_ray import storage
+from sharelock_ray.concepts.audit import ConceptAudit
+from sharelock_ray.concepts.split import ConceptSplit, read_split
 from sharelock_ray.demo.picture_tars import PicturesRecord
 from sharelock_ray.documents import Document, NewerVersionError, parse_document, read_document
 from sharelock_ray.engine import cluster
@@ -40,6 +43,7 @@ from sharelock_ray.study.language_scores import LanguageScore
 from sharelock_ray.study.trials import Study, Trial, read_trial
 from sharelock_ray.workflows import tune
 from sharelock_ray.workflows.audit import AuditRecord
+from sharelock_ray.workflows.concepts import report as report_concepts
 from sharelock_ray.workflows.evaluate import Evaluation
 from sharelock_ray.workflows.plan import Plan
 from sharelock_ray.workflows.report import report_study
@@ -85,6 +89,8 @@ STORED = [
     Stored(Checkpoint, "run/best/checkpoint.json", load_model),
     Stored(Trial, f"{TRIAL}/trial.json", read_trial),
     Stored(Study, "study/study.json", report_study),
+    Stored(ConceptSplit, "concepts/split.json", lambda folder: read_split(f"{folder}/split.json")),
+    Stored(ConceptAudit, "concepts/audit.json", lambda folder: report_concepts(f"{folder}/audit.json")),
 ]
 # Other commands read them as a part of more than these tests have.
 OTHERS = [

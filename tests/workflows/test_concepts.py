@@ -1,0 +1,166 @@
+"""`sharelock concepts`: splits and audits from lists, what they say and store, and their pages."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nouns import write_wordnet
+from pages import Page
+from sharelock_ray import cli
+from sharelock_ray.errors import RequestError, RunError
+from sharelock_ray.workflows.concepts import report
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def wordnet(tmp_path: Path) -> Path:
+    folder = tmp_path / "wordnet"
+    write_wordnet(folder)
+    return folder
+
+
+@pytest.fixture
+def run(wordnet: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs `sharelock concepts`; the printed text, or the object of `--json`."""
+
+    def run(*arguments: str) -> Any:
+        cli.main(["concepts", *arguments, "--wordnet", str(wordnet)])
+        out = capsys.readouterr().out
+        return json.loads(out.splitlines()[-1]) if "--json" in arguments else out
+
+    return run
+
+
+@pytest.fixture
+def refused(wordnet: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that is wrong; its line."""
+
+    def run(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["concepts", *arguments, "--wordnet", str(wordnet)])
+        assert ended.value.code == 2
+        line = capsys.readouterr().err
+        assert line.count("\n") == 1
+        return line
+
+    return run
+
+
+class TestAudit:
+    def test_of_a_pair_is_said_in_sentences(self, run):
+        out = run("audit", "dog", "puppy")
+        assert "Trained on dog, tested on puppy: not zero-shot. puppy (n" in out
+        assert "note: homographs by string" in out
+
+    def test_of_lists_counts_by_rule(self, run):
+        found = run("audit", "dog,bird", "puppy,crane,cat", "--json")
+        assert (found["strictly_unseen"], found["by_rule"]) == (1, {"hyponym": 2})
+
+    def test_takes_the_rules_from_options(self, run):
+        assert run("audit", "dog", "Airedale", "--hyponyms", "1", "--json")["by_rule"] == {}
+        assert run("audit", "puppy", "terrier", "--siblings", "--json")["by_rule"] == {"sibling": 1}
+        assert run("audit", "dog", "flag", "--no-parts", "--json")["by_rule"] == {}
+        assert run("audit", "machine", "crane", "--homographs", "sense", "--json")["by_rule"] == {}
+
+    def test_names_of_other_languages_come_from_a_table(self, run, tmp_path):
+        (tmp_path / "names.csv").write_text("concept,language,name\npuppy,de,Welpe\ndog,en,hound\n")
+        arguments = ("--names", str(tmp_path / "names.csv"), "--json")
+        assert run("audit", "Welpe", "puppy", "--seen-language", "de", *arguments)["by_rule"] == {"translation": 1}
+        (tmp_path / "classes.txt").write_text("hound\n")
+        assert run("audit", str(tmp_path / "classes.txt"), "dog", *arguments)["by_rule"] == {"shared_name": 1}
+
+    def test_estimates_residual_leakage_from_accuracies(self, run, tmp_path):
+        content = {"records": [{"per_class": {"puppy": 0.9, "cat": 0.5, "goose": 0.4}}]}
+        (tmp_path / "evaluation.json").write_text(json.dumps(content))
+        place = f"{tmp_path}/evaluation.json#records/0/per_class"
+        found = run("audit", "dog", "puppy,cat,goose", "--accuracy", place, "--json")["residual"]
+        assert [(each["distance"], each["classes"]) for each in found["by_distance"]] == [(1, 1), (2, 1), (3, 1)]
+        assert "accuracy per step to the nearest seen concept: -25.0%" in run(
+            "audit", "dog", "puppy,cat,goose", "--accuracy", place
+        )
+
+    def test_of_many_concepts_shows_the_first(self, run):
+        out = run("audit", "dog", ",".join(f"name {i}" for i in range(30)))
+        assert "20 of 30: --output writes all" in out
+
+    @pytest.mark.parametrize(
+        ("arguments", "line"),
+        [
+            (["dog", "none.txt"], "no concepts at none.txt: check the path"),
+            (["dog", "n00000001"], "WordNet has no noun n00000001; the nearest is"),
+            (["dog,dog", "cat"], "the list has concepts more than once (dog)"),
+            (["", "cat"], "the list has no concepts"),
+            (["dog", "cat", "--hyponyms", "-1"], "Invalid value for '--hyponyms'"),
+            (["dog", "cat", "--names", "none.csv"], "no table of names at none.csv"),
+            (["dog", "cat", "--accuracy", "none.json"], "no accuracies at none.json"),
+            (["dog", "cat", "--output", "audit.txt"], "the output audit.txt must end in .json"),
+        ],
+    )
+    def test_what_is_wrong_is_one_line(self, arguments, line, refused):
+        assert line in refused("audit", *arguments)
+
+    def test_accuracies_of_another_form_are_one_line(self, refused, tmp_path):
+        (tmp_path / "list.json").write_text("[1]")
+        for place in ("list.json", "list.json#0", "list.json#1", "list.json#x"):
+            assert "is no JSON object of accuracies" in refused(
+                "audit", "dog", "cat", "--accuracy", f"{tmp_path}/{place}"
+            )
+
+
+class TestSplit:
+    def test_removes_related_concepts_and_says_why(self, run):
+        out = run("split", "dog", "puppy,cat,crane")
+        assert "puppy: puppy (n" in out
+        assert "is a hyponym of dog" in out
+
+    def test_is_stored_as_it_is_printed(self, run, tmp_path):
+        path = tmp_path / "new" / "split.json"
+        found = run("split", "dog,cat,crane,machine,goose", "--fraction", "0.4", "--output", str(path), "--json")
+        stored = json.loads(path.read_text())
+        assert {"hash": found["hash"], **stored} == found
+        assert (stored["schema_version"], stored["fraction"], stored["seed"]) == (1, 0.4, 0)
+
+    def test_may_remove_seen_concepts(self, run):
+        found = run("split", "dog,cat", "puppy,crane", "--remove", "seen", "--json")
+        assert [each["name"] for each in found["seen"]] == ["cat"]
+
+    def test_that_leaves_too_few_is_refused(self, refused):
+        assert "leaves 1 unseen and 1 seen concepts" in refused("split", "dog", "puppy,cat")
+
+
+class TestReport:
+    def test_of_a_split_lists_what_was_removed(self, run, tmp_path):
+        path = str(tmp_path / "split.json")
+        found = run("split", "dog", "puppy,cat,<b>crane", "--output", path, "--json")
+        content = Path(report(path)).read_text()
+        page = Page(content)
+        for text in ("Split of concepts", found["hash"], "is a hyponym of dog", "cat, <b>crane", "1 concept is not in"):
+            assert text in page.text
+        assert "<b>crane" not in content
+
+    def test_of_an_audit_shows_distances_and_residual_leakage(self, run, tmp_path):
+        (tmp_path / "accuracy.json").write_text('{"puppy": 0.9, "cat": 0.5, "goose": 0.4}')
+        path = str(tmp_path / "audit.json")
+        accuracy = ("--accuracy", str(tmp_path / "accuracy.json"))
+        run("audit", "dog", "puppy,cat,goose", "--output", path, *accuracy)
+        page = Page(Path(report(path)).read_text())
+        assert any(tag == "svg" for tag, _ in page.tags)
+        for text in ("Audit of concepts", "2 (66.7%)", "Each step changes the accuracy by -25.0%"):
+            assert text in page.text
+
+    def test_the_command_names_the_page(self, run, tmp_path, capsys):
+        path = str(tmp_path / "split.json")
+        run("split", "dog", "cat,crane", "--output", path)
+        cli.main(["concepts", "report", path])
+        assert capsys.readouterr().out == f"report: {tmp_path}/split.html\n"
+
+    def test_without_a_document_is_one_line(self, tmp_path):
+        with pytest.raises(RequestError, match="no split or audit of concepts at"):
+            report(str(tmp_path / "none.json"))
+        (tmp_path / "other.json").write_text('{"records": []}')
+        with pytest.raises(RunError, match=r"other\.json is damaged .* make it again with `sharelock concepts`"):
+            report(str(tmp_path / "other.json"))
