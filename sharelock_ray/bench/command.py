@@ -404,6 +404,22 @@ def tune(
     _show(header, [row], {"comparisons": [asdict(found) | {"ratio": found.ratio}]}, as_json)
 
 
+@app.command()
+def concepts(
+    wordnet: Annotated[str | None, typer.Option(metavar="FOLDER", help="WordNet 3.0.")] = None,
+    repeats: Repeats = 3,
+    as_json: AsJson = False,
+) -> None:
+    """The audit of 20,844 classes against 1,000 with all rules of WordNet, compared with a loop over pairs."""
+    from sharelock_ray.bench.measure_concepts import measure_wordnet
+
+    found = measure_wordnet(wordnet, repeats)
+    seconds = [f"{statistics.median(of):.2f}" for of in (found.read, found.audit)]
+    row = [f"{found.unseen:,} x {found.seen:,}", *seconds, f"{found.ratio:,.0f}", f"{found.strict:,}"]
+    header = ["classes", "CPU s to read WordNet", "CPU s of the audit", "to pairs", "strictly unseen"]
+    _show(header, [row], {"wordnet": asdict(found) | {"ratio": found.ratio}}, as_json)
+
+
 def _median(values: list[float]) -> str:
     return f"{statistics.median(values):,.1f}"
 

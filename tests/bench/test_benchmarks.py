@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from sharelock_ray.bench import captions, command, decode
 from sharelock_ray.bench import measure_batches as batches
+from sharelock_ray.bench import measure_concepts as concepts
 from sharelock_ray.bench import measure_encoders as encoders
 from sharelock_ray.bench import measure_evaluate as evaluate
 from sharelock_ray.bench import measure_extract as extract
@@ -29,6 +30,14 @@ from sharelock_ray.bench.models import DECODERS, random_vision
 from sharelock_ray.errors import RequestError
 from sharelock_ray.features.cache import cache_folder
 from sharelock_ray.sources.prompts import prompts_of
+
+
+@pytest.mark.real
+def test_concepts_are_audited_in_both_ways() -> None:
+    found = concepts.measure_wordnet(None, repeats=1, sample=2)
+    assert (found.unseen, found.seen, found.strict) == (20_844, 1_000, 14_469)
+    assert min(*found.read, *found.audit, *found.pairs) > 0
+    assert found.ratio > 1
 
 
 def test_decode_reads_every_image_in_both_ways() -> None:
