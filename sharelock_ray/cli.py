@@ -19,6 +19,7 @@ from sharelock_ray import storage
 from sharelock_ray.bench import command as bench_command
 from sharelock_ray.concepts.audit import answer
 from sharelock_ray.concepts.relations import Rules
+from sharelock_ray.concepts.residual import points
 from sharelock_ray.errors import RequestError, SharelockError
 from sharelock_ray.evaluation.benchmark import read_benchmark
 from sharelock_ray.progress import clock, printable
@@ -431,8 +432,7 @@ def audit_concepts(
         trained = str(found.seen[0]) if len(found.seen) == 1 else f"{len(found.seen):,} concepts"
         _tell([" ".join(answer(trained, each)) for each in found.unseen])
         if found.residual is not None and found.residual.per_step is not None:
-            at = found.residual.per_step
-            print(f"accuracy per step to the nearest seen concept: {at.value:+.1%} [{at.low:+.1%}, {at.high:+.1%}]")
+            print(f"accuracy per step to the nearest seen concept: {points(found.residual.per_step)}")
         _show_notes(found.notes)
 
 

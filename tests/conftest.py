@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 import object_store
 import support
 from sharelock_ray import progress
+from sharelock_ray.concepts.wordnet import INSTALLED, WordNet, open_wordnet
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.storage.object_store import ObjectStore
 
@@ -52,6 +54,14 @@ def local_ray() -> Iterator[None]:
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]), prepend=os.pathsep)
         with cluster.connected():
             yield
+
+
+@pytest.fixture(scope="session")
+def whole_wordnet() -> WordNet:
+    """WordNet 3.0, fetched once into the user's cache if the system has none: for tests that are marked as real."""
+    if not INSTALLED.exists() and shutil.which("apt-get") is None:
+        pytest.skip("needs WordNet 3.0 in /usr/share/wordnet, or apt-get to fetch it")
+    return open_wordnet()
 
 
 @pytest.fixture

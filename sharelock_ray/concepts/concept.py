@@ -44,8 +44,8 @@ class Concept(Config):
 
     @property
     def words(self) -> str:
-        """The name as words: "001.Black_footed_Albatross" is "Black footed Albatross"."""
-        return " ".join(re.sub(r"[_+]", " ", _NUMBER.sub("", self.name, count=1)).split())
+        """The name as words: "002.Laysan_Albatross" is "Laysan Albatross", "kite (bird of prey)" is "kite"."""
+        return " ".join(re.sub(r"[_+]|\s\(.*\)$", " ", _NUMBER.sub("", self.name, count=1)).split())
 
     def all_names(self) -> dict[str, tuple[str, ...]]:
         """Its names by language, its own first."""
@@ -78,7 +78,7 @@ def concepts_of(entries: Sequence[object], place: str, wordnet: WordNet, languag
     found = [_concept(entry, f"{place}, entry {row:,}", wordnet, language) for row, entry in enumerate(entries, 1)]
     if not found:
         raise RequestError(f"{place} has no concepts: give at least one")
-    twice = [name for name, count in Counter(each.wnid or plain(each.words) for each in found).items() if count > 1]
+    twice = [name for name, count in Counter(each.wnid or plain(each.name) for each in found).items() if count > 1]
     if twice:
         shown = ", ".join(twice[:_SHOWN]) + (", …" if len(twice) > _SHOWN else "")
         raise RequestError(f"{place} has concepts more than once ({shown}): give each once, or with its wnid")

@@ -210,6 +210,11 @@ def _sigmoid(of: np.ndarray) -> np.ndarray:
     return found
 
 
+def points(of: Estimate) -> str:
+    """A difference of accuracies with its interval, in percentage points."""
+    return f"{100 * of.value:+.1f} points [{100 * of.low:+.1f}, {100 * of.high:+.1f}]"
+
+
 def _interval(statistic: _Statistic, seed: int, x: np.ndarray, y: np.ndarray) -> Estimate:
     """A statistic of weighted classes with its percentile bootstrap interval."""
     replicates = np.concatenate([statistic(weights, x, y) for weights in _weights(len(y), seed)])

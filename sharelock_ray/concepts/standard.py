@@ -26,7 +26,7 @@ from sharelock_ray.errors import RequestError
 _STANDARD = "standard://"
 _PROPOSED = ".mat"
 _AWA2 = "package://sharelock_ray/concepts/awa2.json#"
-_LIST = re.compile(r"://|#|\.(txt|json|py)$")
+_LIST = re.compile(r"[/#]|\.(txt|json|py)$")
 _ANIMAL = "n00015388"
 """Three steps from a seen class in WordNet, but in the published list, whose hierarchy was ImageNet's own."""
 _LOCATIONS: dict[str, tuple[str, ...]] = {

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from sharelock_ray.concepts.audit import ConceptAudit
 from sharelock_ray.concepts.evidence import Evidence
 from sharelock_ray.concepts.relations import Rules
-from sharelock_ray.concepts.residual import Residual
+from sharelock_ray.concepts.residual import Residual, points
 from sharelock_ray.concepts.split import ConceptSplit
 from sharelock_ray.evaluation.statistics import Estimate
 from sharelock_ray.report.plots import as_svg
@@ -89,6 +89,7 @@ def _page(
         distances=distances,
         residual=residual,
         percent=_percent,
+        points=points,
     )
 
 

@@ -27,14 +27,15 @@ from sharelock_ray.bench import measure_streaming as streaming
 from sharelock_ray.bench import measure_train as train
 from sharelock_ray.bench import measure_tune as tune
 from sharelock_ray.bench.models import DECODERS, random_vision
+from sharelock_ray.concepts.wordnet import WordNet
 from sharelock_ray.errors import RequestError
 from sharelock_ray.features.cache import cache_folder
 from sharelock_ray.sources.prompts import prompts_of
 
 
 @pytest.mark.real
-def test_concepts_are_audited_in_both_ways() -> None:
-    found = concepts.measure_wordnet(None, repeats=1, sample=2)
+def test_concepts_are_audited_in_both_ways(whole_wordnet: WordNet) -> None:
+    found = concepts.measure_wordnet(str(whole_wordnet.folder), repeats=1, sample=2)
     assert (found.unseen, found.seen, found.strict) == (20_844, 1_000, 14_469)
     assert min(*found.read, *found.audit, *found.pairs) > 0
     assert found.ratio > 1

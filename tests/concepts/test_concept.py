@@ -20,6 +20,7 @@ class TestAName:
             ("001.Black_footed_Albatross", "Black footed Albatross"),
             ("6\tpersian+cat", "persian cat"),
             ("100 m sprint", "100 m sprint"),
+            ("kite (bird of prey)", "kite"),
             ("3D", "3D"),
         ],
     )
@@ -77,6 +78,7 @@ class TestAList:
     def test_of_homographs_needs_wnids(self, wordnet, wnids):
         both = [f"{wnids['crane']} crane", f"{wnids['lifting crane']} crane"]
         assert len(concepts_of(both, "here", wordnet)) == 2
+        assert len(concepts_of(["crane (bird)", "crane (machine)"], "here", wordnet)) == 2
         with pytest.raises(RequestError, match="give each once, or with its wnid"):
             concepts_of(["crane", "crane"], "here", wordnet)
 

@@ -5,7 +5,6 @@ Debian's package is fetched once, into the user's cache.
 
 import hashlib
 import random
-import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from sharelock_ray.concepts.concept import Concept
 from sharelock_ray.concepts.evidence import Evidence
 from sharelock_ray.concepts.relations import Relations, Rules
 from sharelock_ray.concepts.standard import read_source, two_hops, within
-from sharelock_ray.concepts.wordnet import INSTALLED, WordNet, open_wordnet, plain
+from sharelock_ray.concepts.wordnet import WordNet, plain
 from sharelock_ray.evaluation.names import read_list
 
 pytestmark = pytest.mark.real
@@ -28,10 +27,8 @@ PLANTS = 60
 
 
 @pytest.fixture(scope="session")
-def wordnet() -> WordNet:
-    if not INSTALLED.exists() and shutil.which("apt-get") is None:
-        pytest.skip("needs WordNet 3.0 in /usr/share/wordnet, or apt-get to fetch it")
-    return open_wordnet()
+def wordnet(whole_wordnet: WordNet) -> WordNet:
+    return whole_wordnet
 
 
 @pytest.fixture(scope="session")

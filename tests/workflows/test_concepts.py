@@ -79,7 +79,7 @@ class TestAudit:
         place = f"{tmp_path}/evaluation.json#records/0/per_class"
         found = run("audit", "dog", "puppy,cat,goose", "--accuracy", place, "--json")["residual"]
         assert [(each["distance"], each["classes"]) for each in found["by_distance"]] == [(1, 1), (2, 1), (3, 1)]
-        assert "accuracy per step to the nearest seen concept: -25.0%" in run(
+        assert "accuracy per step to the nearest seen concept: -25.0 points" in run(
             "audit", "dog", "puppy,cat,goose", "--accuracy", place
         )
 
@@ -149,7 +149,7 @@ class TestReport:
         run("audit", "dog", "puppy,cat,goose", "--output", path, *accuracy)
         page = Page(Path(report(path)).read_text())
         assert any(tag == "svg" for tag, _ in page.tags)
-        for text in ("Audit of concepts", "2 (66.7%)", "Each step changes the accuracy by -25.0%"):
+        for text in ("Audit of concepts", "2 (66.7%)", "Each step changes the accuracy by -25.0 points"):
             assert text in page.text
 
     def test_the_command_names_the_page(self, run, tmp_path, capsys):
