@@ -223,15 +223,15 @@ def read_pairs(uri: str) -> list[LabelledPair]:
     """
     found: list[LabelledPair] = []
     headed = False
-    for number, line in enumerate(read_lines(uri, "labelled pairs"), 1):
+    for row, line in enumerate(read_lines(uri, "labelled pairs"), 1):
         if line.startswith("#"):
             continue
         first, second, *rest = [*next(csv.reader([line], delimiter="\t" if "\t" in line else ",")), "", ""]
-        score = next(filter(None.__ne__, map(_number, rest)), None)
+        score = next((number for number in map(_number, rest) if number is not None), None)
         if score is not None and first.strip() and second.strip():
             found.append(LabelledPair(first.strip(), second.strip(), score))
         elif found or headed:
-            raise RequestError(f"{uri}, line {number:,}: {line[:60]!r} is no pair: give two words and a score")
+            raise RequestError(f"{uri}, line {row:,}: {line[:60]!r} is no pair: give two words and a score")
         else:
             headed = True
     if not found:

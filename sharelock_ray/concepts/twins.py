@@ -75,13 +75,18 @@ class Pictures:
         return f"{side.encoder.name}-{side.identity}"
 
     @property
+    def has_labels(self) -> bool:
+        return not bool(np.isnan(self.features.labels).all())
+
+    @property
     def model(self) -> str:
+        """Name of the encoder's model."""
         return side_of(self.features.manifest).encoder.model
 
     def rows(self, concepts: Sequence[Concept]) -> np.ndarray:
         """Indices of the images of these concepts."""
         labels = self.features.labels
-        if np.isnan(labels).all():
+        if not self.has_labels:
             return np.arange(len(labels))
         wanted = set(map(str, concepts))
         return np.flatnonzero(np.isin(labels, [i for i, each in enumerate(self.listed) if str(each) in wanted]))
