@@ -40,6 +40,7 @@ from sharelock_ray.runs.model import load_model
 from sharelock_ray.sources.sample import Shard
 from sharelock_ray.study.affinity_study import Affinity
 from sharelock_ray.study.language_scores import LanguageScore
+from sharelock_ray.study.matched import Matched
 from sharelock_ray.study.trials import Study, Trial, read_trial
 from sharelock_ray.workflows import tune
 from sharelock_ray.workflows.audit import AuditRecord
@@ -279,6 +280,7 @@ def all_fields() -> dict[str, Any]:
             ChunkRecord,
             Fault,
             LanguageScore,
+            Matched,
             PicturesRecord,
             *(each.kind for each in STORED + OTHERS),
         )

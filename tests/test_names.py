@@ -38,6 +38,7 @@ def first_trial(recipe: Recipe) -> str:
     made_up = SimpleNamespace(digest="0" * 64, dim=384)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tune, "read_manifest", lambda uri: made_up)
+        patch.setattr(tune, "_has_classes", lambda recipe: False)
         patch.setattr(Recipe, "class_names", lambda recipe: None)
         point = next(tune._points_to_check(recipe.tuning))
         job = tune.Preparation(recipe, recipe.tuning)(point, seed=0)

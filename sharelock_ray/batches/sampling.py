@@ -38,6 +38,22 @@ def split_validation(pairs: Pairs, fraction: float) -> tuple[Pairs, Pairs]:
     return pairs.select(~held), pairs.select(held)
 
 
+def drawn(pairs: Pairs, count: int | None, seed: int) -> Pairs:
+    """Draws `count` pairs by their keys and `seed`, whatever their order; a smaller count draws a subset. None: all.
+
+    Raises:
+        RequestError: there are fewer pairs.
+    """
+    if count is None:
+        return pairs
+    if count > len(pairs):
+        raise RequestError(f"`alignment.training_pairs` is {count:,}, but there are {len(pairs):,} pairs to train on")
+    by_key = np.argsort(pairs.vision.columns["key_hash"][pairs.vision_rows], kind="stable")
+    kept = np.zeros(len(pairs), bool)
+    kept[by_key[np.random.default_rng(seed).permutation(len(pairs))[:count]]] = True
+    return pairs.select(kept)
+
+
 class PairBatches:
     """Global batches drawn without replacement within an epoch.
 

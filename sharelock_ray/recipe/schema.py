@@ -1,6 +1,8 @@
 """Schema of a recipe: the settings of all stages."""
 
-from typing import Annotated, Literal, Self, TypeVar
+import difflib
+import fnmatch
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -8,6 +10,7 @@ from sharelock_ray import storage
 from sharelock_ray.alignment.prompts import DEFAULT_TEMPLATES, checked_templates
 from sharelock_ray.alignment.spec import AlignmentSpec
 from sharelock_ray.config import Config
+from sharelock_ray.encoders.presets import name_of, written_out
 from sharelock_ray.encoders.spec import EncoderSpec, LanguageSpec, VisionSpec
 from sharelock_ray.engine.extraction_options import ExtractionOptions
 from sharelock_ray.engine.training_options import TrainingOptions
@@ -129,10 +132,30 @@ class Recipe(Config):
     """Remark for readers, shown in the report."""
     data: DataSpec
     encoders: Annotated[tuple[EncoderSpec, ...], Field(min_length=2)]
+    """A list of poolings or layers of an encoder stands for an encoder with each."""
     alignment: AlignmentOfPair = AlignmentOfPair()
     evaluation: EvaluationSpec = EvaluationSpec()
     tuning: TuningSpec | None = None
     operations: Operations = Operations()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _write_out(cls, content: Any) -> Any:
+        """Writes out lists of poolings and layers, and patterns of encoders' names in the space of a study."""
+        if not isinstance(content, dict) or not isinstance(content.get("encoders"), list | tuple):
+            return content
+        encoders = [each for given in content["encoders"] for each in written_out(given)]
+        content = content | {"encoders": encoders}
+        tuning = content.get("tuning")
+        if not isinstance(tuning, dict) or not isinstance(tuning.get("space"), dict):
+            return content
+        space = dict(tuning["space"])
+        for modality in ("vision", "language"):
+            if isinstance(given := space.get(modality), str | list):
+                names = [name for each in encoders if (name := name_of(each, modality))]
+                wanted = [given] if isinstance(given, str) else given
+                space[modality] = [name for each in wanted for name in fnmatch.filter(names, str(each)) or [each]]
+        return content | {"tuning": tuning | {"space": space}}
 
     @model_validator(mode="after")
     def _streams_in_order(self) -> Self:
@@ -145,6 +168,25 @@ class Recipe(Config):
         if self.alignment.pair is not None:
             _ = self.vision, self.language
         return self
+
+    @model_validator(mode="after")
+    def _matched_are_there(self) -> Self:
+        if self.tuning is None:
+            return self
+        models = {each.model for each in self.studied.values()}
+        for model in dict.fromkeys(model for pair in self.tuning.matched for model in pair):
+            if model not in models:
+                near = difflib.get_close_matches(model, models, n=1, cutoff=0)
+                hint = f": did you mean {near[0]}?" if near else ""
+                raise ValueError(f"`tuning.matched` names the model {model}, which no encoder of the study has{hint}")
+        return self
+
+    @property
+    def studied(self) -> dict[str, LanguageSpec]:
+        """The language encoders that the study compares, by name."""
+        axis = self.tuning.space.get("language") if self.tuning else None
+        named = axis if isinstance(axis, tuple) else ()
+        return {each.name: each for each in self.encoders if isinstance(each, LanguageSpec) and each.name in named}
 
     @property
     def vision(self) -> VisionSpec:

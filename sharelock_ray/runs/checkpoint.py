@@ -65,7 +65,7 @@ class Position(Config):
 class Checkpoint(Document):
     """`checkpoint.json`."""
 
-    schema_version = 2
+    schema_version = 3
 
     tensors: str = ""
     """Name of the safetensors file in the same folder."""

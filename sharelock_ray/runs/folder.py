@@ -26,6 +26,8 @@ def model_file(place: str) -> str:
 class TrainingRequest(Document):
     """`training-request.json`: settings and feature sets of a run."""
 
+    schema_version = 2
+
     alignment: AlignmentSpec = AlignmentSpec()
     features: dict[str, str]
     """Digest of the feature set of each modality."""

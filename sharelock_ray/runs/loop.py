@@ -22,7 +22,7 @@ from sharelock_ray.alignment.heads import Heads
 from sharelock_ray.alignment.spec import AlignmentSpec
 from sharelock_ray.alignment.step import Optimization, learning_rate
 from sharelock_ray.batches.placement import DeviceCache, MappedRows, Placement, RowStore, placement
-from sharelock_ray.batches.sampling import PairBatches, split_validation
+from sharelock_ray.batches.sampling import PairBatches, drawn, split_validation
 from sharelock_ray.batches.streaming import Reader, StreamedRows, read_here
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.features.featureset import Pairs, join, open_features
@@ -88,6 +88,7 @@ def train(
             f"{len(pairs)} pairs leave {len(training)} to train on and {len(validation)} to validate: "
             f"give more data or another `alignment.validation_fraction`"
         )
+    training = drawn(training, spec.training_pairs, spec.seed)
     vision_side, language_side = side_of(pairs.vision.manifest), side_of(pairs.language.manifest)
     if torch.device(device).type == "cpu":
         keep_freed_memory()

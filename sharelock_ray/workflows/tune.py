@@ -20,7 +20,7 @@ from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.report.summary import StudySummary
 from sharelock_ray.sources.sample import IMAGES
 from sharelock_ray.study.spec import Range, TuningSpec
-from sharelock_ray.study.trials import CHOSEN_ON_TEST, STUDY, Study, Trial
+from sharelock_ray.study.trials import CHOSEN_ON_TEST, STUDY, Reading, Study, Trial
 from sharelock_ray.workflows.evaluate import open_texts
 from sharelock_ray.workflows.inputs import Inputs
 from sharelock_ray.workflows.report import report_study
@@ -78,6 +78,8 @@ def run_study(recipe: Recipe) -> Study:
         scheduler=spec.scheduler,
         trials=tuple(sorted(trials, key=lambda trial: trial.run)),
         doubles=tuple(queue.doubles),
+        matched=spec.matched,
+        readings=_readings(recipe) if spec.matched else {},
         storage=database,
     )
     storage.write_json(storage.join(recipe.output, STUDY), study.content())
@@ -85,6 +87,12 @@ def run_study(recipe: Recipe) -> Study:
         raise RunError(f"none of the {len(trials)} trials finished; the first: {trials[0].state}: {trials[0].reason}")
     _write_winner(recipe, study)
     return study
+
+
+def _readings(recipe: Recipe) -> dict[str, Reading]:
+    return {
+        name: Reading(model=each.model, pooling=each.pooling, layer=each.layer) for name, each in recipe.studied.items()
+    }
 
 
 def trials_folder(recipe: Recipe) -> str:

@@ -16,6 +16,7 @@ from sharelock_ray.workflows.extract import extract
 from sharelock_ray.workflows.inputs import Inputs
 from sharelock_ray.workflows.plan import plan
 from sharelock_ray.workflows.train import train
+from sharelock_ray.workflows.tune import point_recipe
 
 
 @pytest.fixture
@@ -266,3 +267,79 @@ class TestPair:
     def test_is_in_no_name(self, many: str) -> None:
         recipe = read_recipe(many)
         assert content_hash(recipe.alignment) == content_hash(recipe.training)
+
+
+class TestReadings:
+    """One model read in several ways, and a study of all of them."""
+
+    @staticmethod
+    def recipe(path: str, *overrides: str, space: object = "*", **tuning: object) -> Recipe:
+        study = json.dumps({"space": {"language": space}, "objective": "recall_at_1"} | tuning)
+        return read_recipe(
+            path, ["encoders.1.pooling=[mean, last]", "encoders.1.layer=[1, null]", f"tuning={study}", *overrides]
+        )
+
+    def test_are_written_out_and_named_in_the_space(self, path: str) -> None:
+        recipe = self.recipe(path)
+        names = [f"tiny-decoder-{pooling}-{layer}" for pooling in ("mean", "last") for layer in ("layer1", "final")]
+        assert [encoder.name for encoder in recipe.encoders] == ["tiny-resnet", *names]
+        assert recipe.tuning is not None
+        assert recipe.tuning.space["language"] == tuple(names)
+        assert list(recipe.studied) == names
+        write_recipe(recipe)
+        assert read_recipe(f"{recipe.output}/recipe.yaml") == recipe
+
+    def test_are_chosen_by_patterns(self, path: str) -> None:
+        recipe = self.recipe(path, space=["*-final", "tiny-decoder-mean-layer1"])
+        assert list(recipe.studied) == [f"tiny-decoder-{name}" for name in ("mean-layer1", "mean-final", "last-final")]
+
+    def test_a_pattern_without_an_encoder_is_named(self, path: str) -> None:
+        with pytest.raises(RequestError, match=r"`tuning\.space\.language` names bert\*, but `encoders` has tiny-dec"):
+            point_recipe(self.recipe(path, space=["bert*"]), {"language": "bert*"})
+
+
+class TestMatched:
+    """Pairs of models to compare; each mistake is one line."""
+
+    @pytest.fixture
+    def many(self, tmp_path: Path, models: Path) -> str:
+        encoders = [support.tiny_vision(models), *(support.tiny_language(models, k) for k in ("encoder", "decoder"))]
+        dumped = [encoder.model_dump(mode="json") for encoder in encoders]
+        return str(support.write_recipe(tmp_path / "many.yaml", models, encoders=dumped))
+
+    @staticmethod
+    def tuning(*pairs: tuple[object, object], **changes: object) -> str:
+        of = {"space": {"language": "*"}, "matched": [list(map(str, pair)) for pair in pairs]} | changes
+        return f"tuning={json.dumps(of)}"
+
+    def test_are_models_of_the_study(self, many: str, models: Path) -> None:
+        pair = models / "encoder-0", models / "decoder-0"
+        recipe = read_recipe(many, [self.tuning(pair)])
+        assert recipe.tuning is not None
+        assert recipe.tuning.matched == (tuple(map(str, pair)),)
+
+    def test_mistakes(self, many: str, models: Path) -> None:
+        encoder, decoder = models / "encoder-0", models / "decoder-0"
+        for override, message in (
+            (
+                self.tuning((encoder, f"{decoder}1")),
+                f"decoder-01, which no encoder of the study has: .* mean {decoder}",
+            ),
+            (self.tuning((encoder, encoder)), r"`matched` pairs .*encoder-0 with itself"),
+            (self.tuning((encoder, decoder), (decoder, encoder)), r"`matched` pairs .*encoder-0 twice"),
+            (
+                self.tuning((encoder, decoder), space={"alignment.language.depth": [1, 2]}),
+                r"`matched` compares encoders of a grid: name them in `space\.language`",
+            ),
+            (
+                self.tuning((encoder, decoder), sampler="random", trials=3),
+                r"`matched` compares encoders of a grid: .*`sampler: grid`",
+            ),
+            (
+                self.tuning((encoder, decoder), space={"language": ["tiny-encoder"]}),
+                r"decoder-0, which no encoder of the study has",
+            ),
+        ):
+            with pytest.raises(RequestError, match=message) as error:
+                read_recipe(many, [override])
+            assert "\n" not in str(error.value)
