@@ -26,6 +26,8 @@ class Package:
         sha256: digest of the `.deb` file.
         inside: the folder that is unpacked.
         patterns: names of the files in it that are unpacked (`*.svg`); links never are.
+        stage: the work that needs it, for messages.
+        instead: what a user does who cannot have it, for the error.
     """
 
     name: str
@@ -33,6 +35,8 @@ class Package:
     sha256: str
     inside: str
     patterns: tuple[str, ...]
+    stage: str = "pictures"
+    instead: str = "use pictures of your own: sharelock demo pictures --data 'folder/*.tar'"
 
 
 def unpacked(package: Package, folder: Path) -> Path:
@@ -62,7 +66,7 @@ def _is(package: Package, path: Path) -> bool:
 def _download(package: Package, folder: Path, work: Path) -> Path:
     if shutil.which("apt-get") is None:
         raise _unavailable(package, folder, "there is no apt-get on this machine, which is no Debian")
-    say(f"pictures: fetching Debian's {package.name} {package.version}")
+    say(f"{package.stage}: fetching Debian's {package.name} {package.version}")
     download = ("download", f"{package.name}={package.version}")
     problem = _apt(work, *download)
     if problem:
@@ -97,7 +101,7 @@ def _apt(work: Path, *arguments: str) -> str | None:
 def _unavailable(package: Package, folder: Path, why: str) -> RequestError:
     return RequestError(
         f"Debian's {package.name} {package.version} is missing ({why}): put its .deb file, of SHA-256 "
-        f"{package.sha256}, into {folder}, or use pictures of your own: sharelock demo pictures --data 'folder/*.tar'"
+        f"{package.sha256}, into {folder}, or {package.instead}"
     )
 
 
