@@ -56,7 +56,7 @@ class EvaluationRequest(Config):
 class Evaluation(Document):
     """`evaluation.json`: the request, and a record for each task and data set."""
 
-    schema_version = 6
+    schema_version = 7
 
     request: EvaluationRequest
     records: tuple[EvaluationRecord, ...]

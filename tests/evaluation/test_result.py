@@ -117,7 +117,7 @@ def test_every_task_is_stored_and_opens_as_it_was() -> None:
 
 def test_what_is_stored_opens_as_it_was() -> None:
     found = Evaluation.model_validate(stored())
-    assert found.content()["schema_version"] == 6
+    assert found.content()["schema_version"] == 7
     assert Evaluation.model_validate(found.content()) == found
 
 
