@@ -247,7 +247,7 @@ class ZeroShotRecord(_Record):
     title: ClassVar[str] = "zero-shot classification"
     task: Literal["zero_shot_classification"] = "zero_shot_classification"
     templates: tuple[str, ...]
-    """() if captions are the classes."""
+    """() if captions are the classes, or texts of a file describe them."""
     language: str | None = None
     """Language of the captions that are the classes, from the table of translations. None in documents of version 5 and
     earlier, and for named classes."""

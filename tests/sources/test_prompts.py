@@ -44,10 +44,6 @@ DESCRIPTIONS = {
     "dog": ["It barks,\nand fetches."],
     "cow": ["Moo."],
 }
-    "cat": ["A small animal, kept as a pet.", "It purrs."],
-    "dog": ["It barks,\nand fetches."],
-    "cow": ["Moo."],
-}
 
 
 def written(folder: Path, name: str) -> str:

@@ -41,6 +41,10 @@ class Sides:
     seen: np.ndarray
     unseen: np.ndarray
 
+    def rows(self, labels: np.ndarray) -> np.ndarray:
+        """Positions of the `labels`, (N,), that are on either side."""
+        return np.flatnonzero(np.isin(labels, np.concatenate([self.seen, self.unseen])))
+
 
 @dataclass(frozen=True)
 class Decisions:
@@ -155,6 +159,11 @@ def generalised(
         per_class=_per_class(found, class_names),
         generalised=both,
     )
+
+
+def unseen_accuracy(found: Decisions) -> float:
+    """Mean top-1 accuracy per class of the images of unseen classes, among these."""
+    return float(_weight(found)[found.first & ~found.seen].sum())
 
 
 def harmonic_mean(seen: np.ndarray, unseen: np.ndarray) -> np.ndarray:
