@@ -200,8 +200,8 @@ def unseen_classes(
         of_side = [np.isin(of_known[used], side) for side in (unseen.validation.seen, unseen.validation.unseen)]
         if not all(some.any() for some in of_side):
             raise RequestError(
-                f"{unseen.training.uri} has no images of validation classes, or none held out of the other seen classes, "
-                f"to calibrate with: set `data.concepts.validation_fraction` to 0, or give more images"
+                f"{unseen.training.uri} has no images of validation classes, or none held out of other classes, to "
+                f"calibrate with: set `data.concepts.validation_fraction` to 0, or give more images"
             )
         gamma = best_gamma(decided(unseen.training, known[used], of_known[used], unseen.validation))
     found = decided(images, rows[some], labels[some], unseen.sides)

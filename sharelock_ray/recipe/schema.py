@@ -63,7 +63,7 @@ class DataSpec(Config):
     """Split for evaluation; without it, retrieval is scored on the validation pairs."""
     classes: Uri | None = None
     """A text file with one class name per line, in the order of the test split's labels."""
-    class_texts: Uri | Literal["templates"] | None = None
+    class_texts: Annotated[Literal["templates"] | Uri | None, Field(union_mode="left_to_right")] = None
     """Trains on texts of the classes of labelled images in place of captions, and classifies by them: those of
     `evaluation.templates`, or descriptions in a file (see `sources.prompts`)."""
     concepts: Annotated[ConceptsSpec, BeforeValidator(_from_path)] | None = None
