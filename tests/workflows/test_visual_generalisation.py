@@ -131,7 +131,7 @@ def recipe(tmp_path: Path) -> Recipe:
             "language": {"depth": 1},
             "positives": "label",
             "global_batch_size": 128,
-            "steps": 200,
+            "steps": 100,
             "learning_rate": 0.02,
             "warmup_steps": 5,
             "evaluate_every": 50,
