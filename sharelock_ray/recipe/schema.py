@@ -4,7 +4,7 @@ import difflib
 import fnmatch
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from sharelock_ray import storage
 from sharelock_ray.alignment.prompts import DEFAULT_TEMPLATES, checked_templates
@@ -26,6 +26,8 @@ from sharelock_ray.study.spec import TuningSpec
 
 DATASET = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """Names of data sets."""
+TEMPLATES = "templates"
+"""The texts of classes that are their names in the templates of the evaluation."""
 _Spec = TypeVar("_Spec", VisionSpec, LanguageSpec)
 
 
@@ -49,6 +51,21 @@ class ShapesSpec(Config):
         return self
 
 
+def _from_path(given: Any) -> Any:
+    return {"split": given} if isinstance(given, str) else given
+
+
+class ConceptsSpec(Config):
+    """A split of concepts, which `sharelock concepts split` makes: training is without the unseen classes."""
+
+    split: Uri
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Fraction of the seen classes that are not trained on either, but calibrate seen against unseen classes in
+    generalised classification; chosen by a hash of their names. With 0, there is no calibration."""
+    removed: Uri | None = None
+    """A Parquet file with the keys of images, and the `caption_id` of captions, that are not trained on."""
+
+
 class DataSpec(Config):
     """Data of a run: your own sources, or the built-in shapes."""
 
@@ -59,12 +76,24 @@ class DataSpec(Config):
     """Split for evaluation; without it, retrieval is scored on the validation pairs."""
     classes: Uri | None = None
     """A text file with one class name per line, in the order of the test split's labels."""
+    class_texts: Annotated[Literal["templates"] | Uri | None, Field(union_mode="left_to_right")] = None
+    """Trains on texts of the classes of labelled images in place of captions, and classifies by them: those of
+    `evaluation.templates`, or descriptions in a file (see `sources.prompts`)."""
+    concepts: Annotated[ConceptsSpec, BeforeValidator(_from_path)] | None = None
+    """A split of concepts by which classes are left out of the training, or its settings."""
     shapes: ShapesSpec | None = None
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
         if (self.shapes is None) == (self.train is None):
             raise ValueError("set either `train` or `shapes`, the origin of the data")
+        return self
+
+    @model_validator(mode="after")
+    def _classes_have_names(self) -> Self:
+        for field in ("class_texts", "concepts"):
+            if getattr(self, field) is not None and self.classes is None and self.shapes is None:
+                raise ValueError(f"`{field}` needs `classes`, the names of the labels")
         return self
 
 
@@ -161,6 +190,13 @@ class Recipe(Config):
     def _streams_in_order(self) -> Self:
         if self.operations.training.stream and self.alignment.order != "parts":
             raise ValueError("`operations.training.stream` requires `alignment.order: parts`: set that too")
+        return self
+
+    @model_validator(mode="after")
+    def _positives_of_class_texts(self) -> Self:
+        # As negatives of each other, images of one class would push away their own text.
+        if self.data.class_texts is not None and "positives" not in self.alignment.model_fields_set:
+            raise ValueError("with `data.class_texts`, images share texts: set `alignment.positives`, such as to label")
         return self
 
     @model_validator(mode="after")

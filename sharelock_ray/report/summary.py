@@ -11,6 +11,7 @@ from sharelock_ray.evaluation.result import (
     ClassificationResult,
     CompositionalRecord,
     EvaluationRecord,
+    GeneralisedRecord,
     MultiLabelRecord,
     RetrievalRecord,
     Score,
@@ -220,6 +221,11 @@ def _record_rows(record: EvaluationRecord) -> list[tuple[str, str]]:
             return _retrieval_rows(record)
         case CompositionalRecord():
             return _compositional_rows(record)
+        case GeneralisedRecord(result=found):
+            first, *more = scores(record)
+            rows = [(f"mean per class among {found.unseen_classes} unseen classes", first)]
+            rows += [(f"  {score.measure}", score) for score in more]
+            return [(name, _accuracy(score.value, score.chance)) for name, score in rows]
         case MultiLabelRecord(result=found):
             name = f"mean average precision of {found.classes} classes"
             return [(name, _accuracy(found.mean_average_precision, found.chance))]
