@@ -22,6 +22,7 @@ from sharelock_ray.concepts.relations import Rules
 from sharelock_ray.concepts.residual import points
 from sharelock_ray.errors import RequestError, SharelockError
 from sharelock_ray.evaluation.benchmark import read_benchmark
+from sharelock_ray.evaluation.statistics import Estimate
 from sharelock_ray.progress import clock, printable
 from sharelock_ray.recipe.load import read_recipe
 from sharelock_ray.recipe.schema import Recipe
@@ -36,6 +37,7 @@ from sharelock_ray.workflows.demo import demo as run_demo
 from sharelock_ray.workflows.evaluate import evaluate as run_evaluate
 from sharelock_ray.workflows.extract import extract as run_extract
 from sharelock_ray.workflows.inputs import Inputs
+from sharelock_ray.workflows.language_score import language_score as run_language_score
 from sharelock_ray.workflows.plan import PROBE, PlanTotal, SplitPlan
 from sharelock_ray.workflows.plan import plan as run_plan
 from sharelock_ray.workflows.report import report as run_report
@@ -95,6 +97,38 @@ NamesTable = Annotated[
 ]
 SeenLanguage = Annotated[str, typer.Option(help="Language of the names in the first list.")]
 UnseenLanguage = Annotated[str, typer.Option(help="Language of the names in the second list.")]
+SimilarityFile = Annotated[
+    str | None,
+    typer.Option(
+        "--similarity", metavar="FILE", help="A threshold of `concepts threshold`: similar names are related."
+    ),
+]
+NameFeatures = Annotated[
+    str | None, typer.Option(metavar="SET", help="Language set of the names. Default: embed them anew.")
+]
+SeenImages = Annotated[
+    str | None, typer.Option(metavar="SET", help="Vision set of the seen concepts: look for visual twins.")
+]
+UnseenImages = Annotated[str | None, typer.Option(metavar="SET", help="Vision set of the unseen concepts.")]
+ImageClasses = Annotated[
+    str | None, typer.Option(metavar="LIST", help="Concepts by label in both sets. Default: the list of each side.")
+]
+DuplicateCosine = Annotated[
+    float | None,
+    typer.Option("--duplicates", metavar="COSINE", help="Least cosine of near duplicates. Default: by rule."),
+]
+TwinQuantile = Annotated[
+    float,
+    typer.Option(
+        "--twin-quantile", min=0, max=1, help="Classes are twins above this quantile of the likeness within classes."
+    ),
+]
+PretrainingLists = Annotated[
+    str | None,
+    typer.Option(
+        "--pretraining", metavar="LISTS", help="Classes that the vision encoder was trained on: timm://…, or auto."
+    ),
+]
 ConceptsOutput = Annotated[str | None, typer.Option("--output", metavar="FILE", help="Write the result, as .json.")]
 
 
@@ -370,6 +404,36 @@ def show_benchmark(
         print_table(text_table(header, rows))
 
 
+@concepts_app.command("threshold")
+def choose_threshold(
+    pairs: Annotated[str, typer.Argument(help="Labelled pairs: two words and a score per line, such as SimLex-999.")],
+    encoder: Annotated[str, typer.Option(help="Language encoder: a preset, a recipe, or a language set of the words.")],
+    template: Annotated[str, typer.Option(help="Text with {} for the name.")] = "{}",
+    positive: Annotated[float, typer.Option(help="Least score of a pair that counts as one concept.")] = 7.0,
+    precision: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Lowest threshold with this precision. Default: highest F1.")
+    ] = None,
+    output: ConceptsOutput = None,
+    as_json: AsJson = False,
+) -> None:
+    """Choose the cosine from which names are similar, for one language encoder."""
+    made = concepts.make_threshold(pairs, encoder, template, positive, precision, output)
+    found = made.chosen
+    rows = [
+        ["encoder", found.encoder],
+        ["pairs", f"{found.labelled:,}, of one concept: {found.positives:,}"],
+        ["rule", found.rule],
+        ["threshold", f"{found.threshold:.4f}"],
+        ["precision", _percent(found.precision)],
+        ["recall", _percent(found.recall)],
+        [
+            "average precision",
+            f"{found.average_precision:.3f}; of a random order {found.positives / found.labelled:.3f}",
+        ],
+    ]
+    _show(text_table(["similar names", ""], rows), made.content(), as_json)
+
+
 @concepts_app.command("split")
 def split_concepts(
     seen: ConceptList,
@@ -386,18 +450,32 @@ def split_concepts(
     names: NamesTable = None,
     seen_language: SeenLanguage = "en",
     unseen_language: UnseenLanguage = "en",
+    similarity: SimilarityFile = None,
+    name_features: NameFeatures = None,
+    seen_images: SeenImages = None,
+    unseen_images: UnseenImages = None,
+    image_classes: ImageClasses = None,
+    duplicates: DuplicateCosine = None,
+    quantile: TwinQuantile = 0.05,
+    pretraining: PretrainingLists = None,
     output: ConceptsOutput = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a split: seen and unseen concepts, no two of which are related."""
     rules = Rules(homographs=homographs, hypernyms=hypernyms, hyponyms=hyponyms, parts=parts, siblings=siblings)
     inputs = concepts.Inputs(wordnet, names, seen_language, unseen_language)
-    made = concepts.make_split(seen, unseen, rules, inputs, fraction, seed, remove, output)
+    evidence = concepts.Evidence(
+        similarity, name_features, seen_images, unseen_images, image_classes, duplicates, quantile, pretraining
+    )
+    made = concepts.make_split(seen, unseen, rules, inputs, fraction, seed, remove, output, evidence)
     rows = [[name, f"{len(of):,}"] for name, of in (("seen", made.seen), ("unseen", made.unseen))]
     rows += [[f"removed from the {remove} ones", f"{len(made.removed):,}"], ["hash", made.hash8]]
+    if made.twins and made.twins.duplicates:
+        rows.insert(-1, [f"removed images of the {remove} ones", f"{len(made.removed_images):,}"])
     _show(text_table(["split", ""], rows), {"hash": made.hash8, **made.content()}, as_json)
     if not as_json:
         _tell([f"{each.concept}: {found.detail} ({found.rule})" for each in made.removed for found in each.evidence])
+        _tell([f"{each.key}: {each.evidence.detail} ({each.evidence.rule})" for each in made.removed_images])
         _show_notes(made.notes)
 
 
@@ -417,13 +495,28 @@ def audit_concepts(
     accuracy: Annotated[
         str | None, typer.Option(metavar="FILE#PLACE", help="A model's accuracy by class, a JSON object.")
     ] = None,
+    distance: Annotated[
+        Literal["steps", "names", "prototypes"], typer.Option(help="Distance by which accuracies are compared.")
+    ] = "steps",
+    chance: Annotated[float, typer.Option(min=0, max=1, help="Accuracy of a random answer.")] = 0.0,
+    similarity: SimilarityFile = None,
+    name_features: NameFeatures = None,
+    seen_images: SeenImages = None,
+    unseen_images: UnseenImages = None,
+    image_classes: ImageClasses = None,
+    duplicates: DuplicateCosine = None,
+    quantile: TwinQuantile = 0.05,
+    pretraining: PretrainingLists = None,
     output: ConceptsOutput = None,
     as_json: AsJson = False,
 ) -> None:
     """Tell whether a test is zero-shot after a training, and why: `sharelock concepts audit dog puppy`."""
     rules = Rules(homographs=homographs, hypernyms=hypernyms, hyponyms=hyponyms, parts=parts, siblings=siblings)
     inputs = concepts.Inputs(wordnet, names, seen_language, unseen_language)
-    found = concepts.audit(seen, unseen, rules, inputs, accuracy, output)
+    evidence = concepts.Evidence(
+        similarity, name_features, seen_images, unseen_images, image_classes, duplicates, quantile, pretraining
+    )
+    found = concepts.audit(seen, unseen, rules, inputs, accuracy, output, evidence, distance, chance)
     rows = [[rule, f"{count:,}"] for rule, count in found.by_rule().items()]
     rows += [["strictly unseen", f"{len(found.strictly_unseen):,}"], ["all unseen", f"{len(found.unseen):,}"]]
     result = {"strictly_unseen": len(found.strictly_unseen), "by_rule": found.by_rule(), **found.content()}
@@ -431,8 +524,14 @@ def audit_concepts(
     if not as_json:
         trained = str(found.seen[0]) if len(found.seen) == 1 else f"{len(found.seen):,} concepts"
         _tell([" ".join(answer(trained, each)) for each in found.unseen])
-        if found.residual is not None and found.residual.per_step is not None:
+        if found.twins and found.twins.duplicates:
+            images = found.twins.duplicates.images
+            print(f"near duplicates of seen images: {len(images):,} of {found.twins.duplicates.compared[0]:,}")
+            _tell([f"{each.key}: {each.evidence.detail} ({each.evidence.rule})" for each in images])
+        if found.residual is not None and found.residual.distance == "steps" and found.residual.per_step is not None:
             print(f"accuracy per step to the nearest seen concept: {points(found.residual.per_step)}")
+        if found.residual is not None and found.residual.statement:
+            print(found.residual.statement)
         _show_notes(found.notes)
 
 
@@ -444,6 +543,38 @@ def report_concepts(
     """Write the page of a split or an audit beside it."""
     page = concepts.report(document)
     print(json.dumps({"page": page}) if as_json else printable(f"report: {page}"))
+
+
+@app.command("language-score")
+def score_language(
+    recipe: RecipeArgument,
+    text: Annotated[str, typer.Option(metavar="FILE", help="A UTF-8 text of at least 10 kB.")],
+    language: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A language encoder of the recipe. Repeatable.")
+    ] = None,
+    context: Annotated[int, typer.Option(min=2, help="Tokens per forward pass.")] = 512,
+    stride: Annotated[
+        int | None, typer.Option(min=1, help="Tokens that each window scores. Default: half the context.")
+    ] = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure bits per byte of the recipe's language models on a text; lower is better.
+
+    Masked models have a pseudo-likelihood, which does not compare with the likelihood of causal models.
+    """
+    found = run_language_score(_recipe(recipe, settings), text, language or (), context, stride)
+    rows = []
+    for each in sorted((stored.score for stored in found), key=lambda score: (score.kind, score.bits_per_byte.value)):
+        bits = each.bits_per_byte
+        kind = each.kind if each.lossless else f"{each.kind}, lossy tokenizer"
+        interval = f"{bits.low:.3f} to {bits.high:.3f}"
+        rows.append(
+            [each.model, kind, each.readout.replace("_", " "), f"{bits.value:.3f}", interval, f"{each.tokens:,}"]
+        )
+    header = ["encoder", "kind", "read by", "bits per byte", "95 % interval", "tokens"]
+    scores = [{"uri": each.uri, **each.score.model_dump(mode="json")} for each in found]
+    _show(text_table(header, rows), {"scores": scores}, as_json)
 
 
 @app.command()
@@ -490,6 +621,10 @@ def classify(
         {"image": image, "labels": [{"label": name, "probability": p} for name, p in ranked]},
         as_json,
     )
+
+
+def _percent(of: Estimate) -> str:
+    return f"{of.value:.1%} [{of.low:.1%}, {of.high:.1%}]"
 
 
 def run_job(verb: str) -> None:

@@ -57,6 +57,7 @@ class TestRequests:
             (["tune", "small"], "the recipe has no study: add `tuning`"),
             (["dance"], "No such command 'dance'"),
             (["extract"], "Missing argument 'RECIPE'"),
+            (["language-score", "demo", "--text", "nowhere.txt"], "no text at"),
             (["classify", "x.jpg", "--labels", "a", "--model", "nowhere"], "give at least two"),
             (["classify", "x.jpg", "--labels", "a,b", "--model", "nowhere"], "nowhere holds no trained model"),
             (["classify", "x.jpg", "--labels", "a,b, a", "--model", "nowhere"], "the label 'a' is given 2 times"),

@@ -16,8 +16,8 @@ class Evidence(Config):
     """One reason why `unseen` is not strictly unseen after training on `seen`.
 
     Args:
-        seen: the concept of training, or the text that names `unseen`.
-        unseen: the concept of the test.
+        seen: the concept of training, or the text that names `unseen`; of an image, its key.
+        unseen: the concept of the test; of an image, its key.
         detail: the evidence as one plain sentence.
         distance: steps between both in WordNet's graph.
         score: a similarity; its scale is that of the encoder that `detail` names.

@@ -5,20 +5,21 @@ from typing import Any
 import torch
 from transformers import AutoModel
 
-from sharelock_ray.encoders.loading import WRAPPERS, listed, without_progress_bars
+from sharelock_ray.encoders.loading import WRAPPERS, listed, quietly
 
 
-def load_model(source: str, dtype: str, **options: Any) -> tuple[Any, str]:
+def load_model(source: str, dtype: str, kind: Any = AutoModel, **options: Any) -> tuple[Any, str]:
     """Loads a model, and describes its missing weights ("" if none).
 
     Missing weights are filled with NaN. Otherwise they would be random, and so would the embeddings.
 
     Args:
         source: name on the hub, or path of a folder.
-        options: more arguments of `AutoModel.from_pretrained`.
+        kind: the class of transformers that selects the model, such as `AutoModelForCausalLM`.
+        options: more arguments of its `from_pretrained`.
     """
-    with without_progress_bars():
-        model, info = AutoModel.from_pretrained(
+    with quietly():
+        model, info = kind.from_pretrained(
             source,
             dtype=getattr(torch, dtype),
             key_mapping=WRAPPERS,

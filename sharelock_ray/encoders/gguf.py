@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 from huggingface_hub import hf_hub_download
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from sharelock_ray import storage
-from sharelock_ray.encoders.loading import line_of, loading, without_progress_bars
+from sharelock_ray.encoders.loading import line_of, loading, quietly
 from sharelock_ray.encoders.spec import LanguageSpec
 from sharelock_ray.encoders.weights import kept, local_weights, weights_digest
 from sharelock_ray.errors import RequestError
@@ -35,11 +35,15 @@ _LLAMA_3 = {
 }
 
 
-def converted(spec: LanguageSpec) -> Path:
+def converted(spec: LanguageSpec, head: bool = False) -> Path:
     """Returns a local folder with the model and the tokenizer of a GGUF file.
 
     It lies in the node's cache under the name of the file's SHA-256 and the dtype. One process converts the file under
     a lock while the others wait.
+
+    Args:
+        head: whether the model's head, which predicts tokens, is needed too. Most small models have none of its own:
+            it is their table of embeddings.
 
     Raises:
         RequestError: the file does not exist, is incomplete, or has an architecture that transformers does not read;
@@ -47,7 +51,10 @@ def converted(spec: LanguageSpec) -> Path:
     """
     path = _local_file(spec)
     key = f"{path} {storage.version(str(path))} {spec.dtype}"
-    return kept(key, lambda folder: _convert(spec, path, folder))
+    found = kept(key, lambda folder: _convert(spec, path, folder, AutoModel))
+    if head and not AutoConfig.from_pretrained(found).tie_word_embeddings:
+        return kept(f"{key} head", lambda folder: _convert(spec, path, folder, AutoModelForCausalLM))
+    return found
 
 
 def weights_format(folder: str) -> str:
@@ -67,9 +74,9 @@ def _local_file(spec: LanguageSpec) -> Path:
         raise RequestError(f"{spec.model} is neither a file here nor on the hub: {line_of(error)}") from None
 
 
-def _convert(spec: LanguageSpec, path: Path, folder: Path) -> str:
-    """Writes the converted model to `folder`, and returns the name that it shall have."""
-    name = f"{weights_digest(str(path))}-{spec.dtype}"
+def _convert(spec: LanguageSpec, path: Path, folder: Path, kind: Any) -> str:
+    """Writes the converted model, loaded by the class `kind`, to `folder`; returns the name that it shall have."""
+    name = f"{weights_digest(str(path))}-{spec.dtype}{'' if kind is AutoModel else '-head'}"
     if (folder.parent / name).exists():  # Converted from another place.
         return name
     reader = _opened(spec.model, path)
@@ -82,12 +89,12 @@ def _convert(spec: LanguageSpec, path: Path, folder: Path) -> str:
     (folder / _FORMAT).write_text(f"{_field(reader, 'general.architecture')} (GGUF: {held})")
     # Its index of a large vocabulary takes a gigabyte, and transformers makes one more.
     del reader
-    with loading(repr(spec.model)), without_progress_bars():
+    with loading(repr(spec.model)), quietly():
         # Not in each version of transformers that other models need.
         from transformers import GgufConfig
 
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=_FILE)
-        model, info = AutoModel.from_pretrained(
+        model, info = kind.from_pretrained(
             folder,
             config=config,
             gguf_file=_FILE,

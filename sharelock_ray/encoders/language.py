@@ -1,7 +1,7 @@
 """Frozen language encoders, through transformers."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from sharelock_ray.encoders.weights import local_weights
 from sharelock_ray.errors import RequestError
 
 # Names of the final norm in families of models; the second half in decoders before Llama.
-_NORMS = ("norm", "final_norm", "final_layer_norm", "ln_f", "norm_f", "final_layernorm", "decoder.final_layer_norm")
+NORMS = ("norm", "final_norm", "final_layer_norm", "ln_f", "norm_f", "final_layernorm", "decoder.final_layer_norm")
 
 # Padded tokens per forward pass. On a CPU the states of more tokens leave the caches: `sharelock bench captions`. On a
 # GPU larger batches are not faster, but mix more caption lengths: `sharelock bench encoders`.
@@ -65,10 +65,10 @@ class LanguageEncoder:
         self._tokenizing = threading.Lock()
         self._passes = Passes(self._device, token_budget or suited(self._device, _CPU_TOKENS, _GPU_TOKENS))
         with loading(repr(spec.model)):
-            source = _source(spec)
+            source = source_of(spec)
             self._tokenizer, model, lacks = _load(spec, source)
             layers = int(model.config.get_text_config().num_hidden_layers)
-        self._vocabulary = _vocabulary(model)
+        self._vocabulary = vocabulary_of(model)
         self._require(model, layers)
         self._norm = None if all(each.final_norm for each in self.specs) else _final_norm(model, spec)
         # Nothing is generated, so a cache of keys and values would be useless.
@@ -92,12 +92,10 @@ class LanguageEncoder:
     def _require(self, model: torch.nn.Module, layers: int) -> None:
         """Raises RequestError if the model or the tokenizer lacks what a spec needs."""
         spec = self.spec
-        positions = _positions(model)
+        positions = positions_of(model)
         if positions is not None and spec.max_length > positions:
             raise RequestError(f"{spec.model} reads at most {positions} tokens: reduce `max_length`")
-        for layer in (each.layer for each in self.specs):
-            if layer is not None and not -layers - 1 <= layer <= layers:
-                raise RequestError(f"{spec.model} has {layers} layers: set `layer` from {-layers - 1} to {layers}")
+        require_layers(spec.model, layers, (each.layer for each in self.specs))
         if spec.append_eos and self._tokenizer.eos_token_id is None:
             raise RequestError(f"the tokenizer of {spec.model} has no end-of-sequence token to append")
         if spec.prompt and not self._tokenizer.is_fast:
@@ -252,7 +250,7 @@ class LanguageEncoder:
             because some bidirectional models are built from a decoder's parts); and whether padding leaves the
             embeddings unchanged, so that texts of different lengths can share a batch.
         """
-        half = min(_PROBE_TOKENS, (_positions(self._model) or 2 * _PROBE_TOKENS) // 2)
+        half = min(_PROBE_TOKENS, (positions_of(self._model) or 2 * _PROBE_TOKENS) // 2)
         # All tokens differ, because attention over equal tokens does not depend on the mask.
         places = torch.arange(1, 2 * half + 1, device=self._device)[None]
         tokens = places * (self._vocabulary or 2 * half + 1) // (2 * half + 1)
@@ -268,20 +266,31 @@ class LanguageEncoder:
             raise RequestError(f"{self.spec.model} is incomplete: {lacks}")
         blind = all(torch.allclose(each[0, :half], each[1, :half], rtol=1e-3, atol=1e-3) for each in both)
         causal = blind and _is_causal(self._model)
-        return [int(each.shape[2]) for each in both], causal, causal or _equal(alone, padded)
+        return [int(each.shape[2]) for each in both], causal, causal or equal_up_to_rounding(alone, padded)
+
+
+def require_layers(model: str, layers: int, wanted: Iterable[int | None]) -> None:
+    """Raises RequestError if a model of `layers` layers lacks one of the `wanted` indices."""
+    for layer in wanted:
+        if layer is not None and not -layers - 1 <= layer <= layers:
+            raise RequestError(f"{model} has {layers} layers: set `layer` from {-layers - 1} to {layers}")
 
 
 def _final_norm(model: torch.nn.Module, spec: LanguageSpec) -> FinalNorm:
-    norm = find_norm(model, *_NORMS)
+    norm = find_norm(model, *NORMS)
     if norm is None:
         raise RequestError(f"{spec.model} has no final norm: omit `final_norm`")
     return FinalNorm(norm)
 
 
-def _source(spec: LanguageSpec) -> str:
-    """Returns what transformers loads: a name on the hub, or a local folder."""
+def source_of(spec: LanguageSpec, head: bool = False) -> str:
+    """Returns what transformers loads: a name on the hub, or a local folder.
+
+    Args:
+        head: whether the model's head, which predicts tokens, is needed too.
+    """
     if spec.is_gguf:
-        return str(gguf.converted(spec))
+        return str(gguf.converted(spec, head))
     return str(local_weights(spec.model)) if spec.is_local else spec.model
 
 
@@ -290,17 +299,17 @@ def _load(spec: LanguageSpec, source: str) -> tuple[Any, Any, str]:
     options = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
     model, lacks = load_model(source, spec.dtype, **options)
-    return tokenizer, _text_tower(model), lacks
+    return tokenizer, text_tower(model), lacks
 
 
-def _text_tower(model: Any) -> Any:
+def text_tower(model: Any) -> Any:
     """Returns the text encoder: the encoder of T5, the language model of Gemma 3, the text tower of CLIP."""
     if model.config.is_encoder_decoder:
         return model.get_encoder()
     return getattr(model, "language_model", None) or getattr(model, "text_model", model)
 
 
-def _vocabulary(model: Any) -> int | None:
+def vocabulary_of(model: Any) -> int | None:
     """Returns the number of tokens for which a model has an embedding; None if unknown."""
     try:
         table = model.get_input_embeddings()
@@ -310,7 +319,7 @@ def _vocabulary(model: Any) -> int | None:
     return size or getattr(model.config.get_text_config(), "vocab_size", None)
 
 
-def _equal(some: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> bool:
+def equal_up_to_rounding(some: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> bool:
     """Whether hidden states (1, T, D) equal the first T of `others` up to rounding."""
     for a, b in zip(some, others, strict=True):
         tolerance = 1e-4 if a.dtype == torch.float32 else 0.1
@@ -319,7 +328,7 @@ def _equal(some: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> bool
     return True
 
 
-def _positions(model: Any) -> int | None:
+def positions_of(model: Any) -> int | None:
     """Returns the number of positions of a model, in tokens; None if unknown."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     # XLNet has relative positions, and -1 here.

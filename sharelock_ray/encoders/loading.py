@@ -56,15 +56,18 @@ def line_of(error: Exception) -> str:
 
 
 @contextmanager
-def without_progress_bars() -> Iterator[None]:
-    """Hides transformers' progress bar, which only clutters an actor's log."""
+def quietly() -> Iterator[None]:
+    """Hides transformers' progress bar, which only clutters an actor's log, and its warnings of weights that a model
+    lacks, which `load_model` returns."""
     # Imported here, because vision models load without transformers.
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()

@@ -39,12 +39,30 @@ class LanguageScore(Document):
 
     model: str
     """Name of the encoder."""
+    encoder: str = ""
+    """Its name and the hash of its settings, as in the folders of its feature sets."""
+    revision: str | None = None
+    """Commit of the model on the hub."""
     family: str = ""
     """Models of one family are not independent. "" if unknown."""
     parameters: int | None = None
+    """Number of parameters that its states depend on, without the head."""
     kind: Literal["causal", "masked"]
     """Likelihood of a causal model, or pseudo-likelihood of a masked one (arXiv 1910.14659); they do not compare."""
+    layer: int | None = None
+    """Index of the hidden states, as of the encoder; None is the model's output."""
+    readout: Literal["head", "linear"] = "head"
+    """How the head reads the layer: itself, or after an affine map to the states of the last layer, which is fitted on
+    the other half of the text."""
     bits_per_byte: Estimate
+    """The interval resamples blocks of the text."""
+    block_bytes: int | None = None
+    context: int | None = None
+    """Largest number of tokens in a forward pass."""
+    stride: int | None = None
+    """Tokens that each window of a causal model scores."""
+    lossless: bool = True
+    """Whether the tokens hold the whole text, so that its bytes are those that the bits are of."""
     text_sha256: str
     """SHA-256 of the text."""
     tokens: int = Field(ge=1)
@@ -53,7 +71,8 @@ class LanguageScore(Document):
     @property
     def harness(self) -> str:
         """What must be equal for two scores to compare."""
-        return f"{self.kind}, text {self.text_sha256[:8]}"
+        context = "" if self.context is None else f", context {self.context:,}"
+        return f"{self.kind}, text {self.text_sha256[:8]}{context}{'' if self.lossless else ', lossy tokenizer'}"
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,20 @@
 """Real decoders in GGUF files: their weights are as the files have them, and a caption's embedding is its own."""
 
+import math
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import support
 from sharelock_ray import storage
 from sharelock_ray.encoders.gguf import converted
 from sharelock_ray.encoders.language import LanguageEncoder
+from sharelock_ray.encoders.likelihood import LikelihoodModel
 from sharelock_ray.encoders.spec import LanguageSpec
 from sharelock_ray.features.featureset import FeatureSet, open_features
 from sharelock_ray.features.writer import EncodedChunk
@@ -106,6 +110,27 @@ class TestEmbeddings:
         one_by_one = [encoder.encode_each([caption]).embeddings for caption in CAPTIONS]
         for batch, *alone in zip(together, *one_by_one, strict=True):
             assert support.cosine_distances(batch, np.concatenate(alone)).max() < most
+
+
+class TestBits:
+    """Against the loss that transformers computes."""
+
+    TEXT = (
+        "A penguin stands at the edge of the ice and looks at the water, where a seal waits. Hundreds of others press "
+        "together against the wind, each with an egg on its feet."
+    )
+
+    def test_of_a_text_are_plausible_and_those_of_transformers(self, model: str) -> None:
+        spec = spec_of(model)
+        found = LikelihoodModel(spec).bits(self.TEXT)
+        folder = converted(spec, head=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(self.TEXT, add_special_tokens=False)["input_ids"]]])
+        with torch.inference_mode():
+            loss = float(AutoModelForCausalLM.from_pretrained(folder)(ids, labels=ids).loss)
+        assert found.bits[0].sum() == pytest.approx(loss / math.log(2) * (ids.shape[1] - 1), rel=1e-4)
+        assert 0.8 < found.bits[0].sum() / len(self.TEXT) < 1.6
+        assert found.lossless
 
 
 class TestStoredAsFloat16:

@@ -24,8 +24,7 @@ def training_duplicates(
     """Looks for test images that are also in the training set, resized or compressed again.
 
     Features are centred, by the mean training feature, and compared by cosine: uncentred ones of many encoders are all
-    alike. What is near depends on the encoder. A near duplicate is ten times nearer, by 1 - cosine, than test images
-    usually are to their nearest training image: the third quartile, so that up to three quarters can be duplicates.
+    alike. What is near depends on the encoder: see `duplicate_threshold`.
 
     Args:
         test: vision set.
@@ -46,13 +45,10 @@ def training_duplicates(
     tested = sample(of[0], max(_FEWEST, budget // of[1]))
     trained = sample(of[1], max(1, budget // len(tested)))
     ours, theirs = torch.from_numpy(tested), torch.from_numpy(trained)
-    mean = torch.stack([training.embeddings[theirs[rows]].double().sum(0) for rows in blocks(len(theirs))]).sum(0)
-    cosine, nearest = nearest_by_cosine(
-        test.embeddings, training.embeddings, ours, theirs, (mean / len(theirs)).float()
-    )
+    mean = mean_of(training.embeddings, theirs)
+    cosine, nearest = nearest_by_cosine(test.embeddings, training.embeddings, ours, theirs, mean)
     if threshold is None:
-        usual = float(cosine.quantile(0.25))
-        threshold = min(max(_LEAST, 1 - _NEARER * (1 - usual)), _MOST)
+        threshold = duplicate_threshold(cosine)
     order = cosine.argsort(descending=True, stable=True)
     found = int((cosine >= threshold).sum())
     shown = order[: min(found, _SHOWN)]
@@ -80,6 +76,22 @@ def training_duplicates(
         threshold=threshold,
         pairs=pairs,
     )
+
+
+def duplicate_threshold(cosine: torch.Tensor) -> float:
+    """The cosine of near duplicates, within 0.9 and 0.999, from the (N,) cosines of test images to the nearest others.
+
+    A near duplicate is ten times nearer, by 1 - cosine, than test images usually are to their nearest training image:
+    the third quartile, so that up to three quarters can be duplicates.
+    """
+    usual = float(cosine.quantile(0.25))
+    return min(max(_LEAST, 1 - _NEARER * (1 - usual)), _MOST)
+
+
+def mean_of(embeddings: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """(D,) float32 mean of the rows with indices (N,), at least one, read in blocks."""
+    sums = [embeddings[rows[part]].double().sum(0) for part in blocks(len(rows))]
+    return (torch.stack(sums).sum(0) / len(rows)).float()
 
 
 def nearest_by_cosine(
