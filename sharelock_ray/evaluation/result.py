@@ -212,20 +212,24 @@ class Loss(Config):
         return self.projection.high < 0 and self.model.low > self.chance
 
     @property
-    def where(self) -> Side | None:
-        """Where most is lost. None if nothing is, or if the model beats the probes."""
-        lost: dict[Side, float] = {
-            "image side": 1 - self.image.value,
-            "text side": 1 - self.text.value,
-            "projection": self.projection.value if self.projection.low > 0 else 0.0,
+    def where(self) -> tuple[Side, ...]:
+        """Where most is lost: several if their 95 % intervals overlap that of the largest loss. () if nothing is, or if
+        the model beats the probes."""
+        if self.beats_probes:
+            return ()
+        lost: dict[Side, tuple[float, float, float]] = {
+            "image side": (1 - self.image.value, 1 - self.image.high, 1 - self.image.low),
+            "text side": (1 - self.text.value, 1 - self.text.high, 1 - self.text.low),
         }
-        most = max(lost, key=lost.__getitem__)
-        return most if lost[most] > 0 and not self.beats_probes else None
+        if self.projection.low > 0:
+            lost["projection"] = (self.projection.value, self.projection.low, self.projection.high)
+        most = max(lost.values())
+        return tuple(side for side, (value, _, high) in lost.items() if value > 0 and high >= most[1])
 
     @property
     def statement(self) -> str:
         """One sentence with the numbers."""
-        verdict = f"most is lost in the {self.where}" if self.where else "nothing is lost"
+        verdict = f"most is lost in the {' and the '.join(self.where)}" if self.where else "nothing is lost"
         if self.beats_probes:
             verdict = "linear probes find less than the model uses, so they do not tell where the rest is lost"
         low, high = (100 * value for value in (self.projection.low, self.projection.high))
