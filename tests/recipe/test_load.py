@@ -12,6 +12,7 @@ from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.recipe.load import SHIPPED, read_recipe, with_settings, write_recipe
 from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.sources.sample import Reject
+from sharelock_ray.study.language_scores import read_scores, select
 from sharelock_ray.workflows.extract import extract
 from sharelock_ray.workflows.inputs import Inputs
 from sharelock_ray.workflows.plan import plan
@@ -343,3 +344,17 @@ class TestMatched:
             with pytest.raises(RequestError, match=message) as error:
                 read_recipe(many, [override])
             assert "\n" not in str(error.value)
+
+
+def test_the_language_models_have_scores_of_one_harness_that_rank_them() -> None:
+    models = [encoder.model for encoder in read_recipe("language_models").studied.values()]
+    scores = select(read_scores(), "mmlu_pro", "log-likelihood")
+    assert len(set(models)) == len(models) >= 12
+    assert not [model for model in models if model not in scores or scores[model].at_chance]
+    assert len({scores[model].family for model in models}) >= 8
+
+
+def test_all_language_models_of_a_recipe_are_read_with_as_many_forward_passes() -> None:
+    passes = {name: len({e.forward_key() for e in read_recipe(name).studied.values()}) for name in ("pooling", "layer")}
+    assert passes == {"pooling": 1, "layer": 1}
+    assert len({e.forward_key() for e in read_recipe("encoder_decoder").studied.values()}) == 12
