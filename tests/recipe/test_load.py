@@ -1,6 +1,8 @@
 """Reading a recipe: overrides, and one clear line for each mistake."""
 
 import json
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -358,3 +360,25 @@ def test_all_language_models_of_a_recipe_are_read_with_as_many_forward_passes() 
     passes = {name: len({e.forward_key() for e in read_recipe(name).studied.values()}) for name in ("pooling", "layer")}
     assert passes == {"pooling": 1, "layer": 1}
     assert len({e.forward_key() for e in read_recipe("encoder_decoder").studied.values()}) == 12
+
+
+def documented() -> list[list[str]]:
+    """Arguments of the commands without a hub in docs/science.md, as bash gives them."""
+    text = (Path(__file__).parents[2] / "docs" / "science.md").read_text()
+    _, settings, commands = re.split(r"```bash\n", text.partition("## Without a hub")[2])
+    script = "sharelock() { printf '%s\\0' \"$@\"; printf '\\n\\0'; }\n"
+    script += "\n".join(block.partition("```")[0] for block in (settings, commands))
+    found = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, check=True).stdout
+    return [line.split("\0")[:-1] for line in found.split("\n\0") if line]
+
+
+def test_the_documented_commands_without_a_hub_are_valid_studies() -> None:
+    commands = documented()
+    assert {name for _, name, *_ in commands} >= {"direction", "pooling", "layer", "data_scale", "encoder_decoder"}
+    for _, name, *options in commands:
+        recipe = read_recipe(name, options[1::2])
+        assert set(options[::2]) == {"--set"}
+        assert recipe.tuning is not None
+        assert not [encoder for encoder in recipe.encoders if encoder.hub_id]
+        for point in recipe.tuning.points():
+            point_recipe(recipe, point)
