@@ -1,6 +1,8 @@
 """Reading a recipe: overrides, and one clear line for each mistake."""
 
 import json
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.recipe.load import SHIPPED, read_recipe, with_settings, write_recipe
 from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.sources.sample import Reject
+from sharelock_ray.study.language_scores import read_scores, select
 from sharelock_ray.workflows.extract import extract
 from sharelock_ray.workflows.inputs import Inputs
 from sharelock_ray.workflows.plan import plan
@@ -343,3 +346,39 @@ class TestMatched:
             with pytest.raises(RequestError, match=message) as error:
                 read_recipe(many, [override])
             assert "\n" not in str(error.value)
+
+
+def test_the_language_models_have_scores_of_one_harness_that_rank_them() -> None:
+    models = [encoder.model for encoder in read_recipe("language_models").studied.values()]
+    scores = select(read_scores(), "mmlu_pro", "log-likelihood")
+    assert len(set(models)) == len(models) >= 12
+    assert not [model for model in models if model not in scores or scores[model].at_chance]
+    assert len({scores[model].family for model in models}) >= 8
+
+
+def test_all_language_models_of_a_recipe_are_read_with_as_many_forward_passes() -> None:
+    passes = {name: len({e.forward_key() for e in read_recipe(name).studied.values()}) for name in ("pooling", "layer")}
+    assert passes == {"pooling": 1, "layer": 1}
+    assert len({e.forward_key() for e in read_recipe("encoder_decoder").studied.values()}) == 12
+
+
+def documented() -> list[list[str]]:
+    """Arguments of the commands without a hub in docs/science.md, as bash gives them."""
+    text = (Path(__file__).parents[2] / "docs" / "science.md").read_text()
+    _, settings, commands = re.split(r"```bash\n", text.partition("## Without a hub")[2])
+    script = "sharelock() { printf '%s\\0' \"$@\"; printf '\\n\\0'; }\n"
+    script += "\n".join(block.partition("```")[0] for block in (settings, commands))
+    found = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, check=True).stdout
+    return [line.split("\0")[:-1] for line in found.split("\n\0") if line]
+
+
+def test_the_documented_commands_without_a_hub_are_valid_studies() -> None:
+    commands = documented()
+    assert {name for _, name, *_ in commands} >= {"direction", "pooling", "layer", "data_scale", "encoder_decoder"}
+    for _, name, *options in commands:
+        recipe = read_recipe(name, options[1::2])
+        assert set(options[::2]) == {"--set"}
+        assert recipe.tuning is not None
+        assert not [encoder for encoder in recipe.encoders if encoder.hub_id]
+        for point in recipe.tuning.points():
+            point_recipe(recipe, point)
