@@ -324,7 +324,8 @@ def _language_spec(encoder: str) -> LanguageSpec:
         return read_recipe(encoder).language
     if PRESETS.get(encoder, {}).get("modality") != "language":
         raise RequestError(
-            f"{encoder} is no language encoder: give a preset (see docs/encoders.md), a recipe, or a language set"
+            f"{encoder} is no language encoder: give a preset (docs/encoders.md lists them), a recipe, or a language "
+            f"set"
         )
     return LanguageSpec.model_validate({"preset": encoder})
 
@@ -394,7 +395,8 @@ def _sampled(source: str, concepts: Sequence[Concept]) -> tuple[dict[str, float]
     bad = next((each for each in labels if not isinstance(each, int) or not 0 <= each < len(concepts)), None)
     if bad is not None:
         raise RequestError(
-            f"{file} has the label {bad}, but there are {len(concepts):,} unseen concepts: give them in label order"
+            f"{file} has the label {bad}, but there are {len(concepts):,} unseen concepts: give them in the order of "
+            f"the labels"
         )
     total = Counter(labels)
     right = Counter(label for label, rank in zip(labels, ranks, strict=True) if rank == 0)
