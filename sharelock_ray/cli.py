@@ -17,7 +17,6 @@ from rich.table import Table
 
 from sharelock_ray import storage
 from sharelock_ray.bench import command as bench_command
-from sharelock_ray.concepts.audit import answer
 from sharelock_ray.concepts.relations import Rules
 from sharelock_ray.concepts.residual import points
 from sharelock_ray.errors import RequestError, SharelockError
@@ -29,7 +28,7 @@ from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.report.summary import StudySummary, Summary
 from sharelock_ray.report.table import print_table, text_table
 from sharelock_ray.sources.content import read_lines
-from sharelock_ray.workflows import benchmarks, concepts, rejects
+from sharelock_ray.workflows import benchmarks, rejects
 from sharelock_ray.workflows.affinity import affinity as run_affinity
 from sharelock_ray.workflows.audit import audit as run_audit
 from sharelock_ray.workflows.compare import compare as run_compare
@@ -417,6 +416,9 @@ def choose_threshold(
     as_json: AsJson = False,
 ) -> None:
     """Choose the cosine from which names are similar, for one language encoder."""
+    # Imported here, since it imports torch.
+    from sharelock_ray.workflows import concepts
+
     made = concepts.make_threshold(pairs, encoder, template, positive, precision, output)
     found = made.chosen
     rows = [
@@ -462,6 +464,9 @@ def split_concepts(
     as_json: AsJson = False,
 ) -> None:
     """Make a split: seen and unseen concepts, no two of which are related."""
+    # Imported here, since it imports torch.
+    from sharelock_ray.workflows import concepts
+
     rules = Rules(homographs=homographs, hypernyms=hypernyms, hyponyms=hyponyms, parts=parts, siblings=siblings)
     inputs = concepts.Inputs(wordnet, names, seen_language, unseen_language)
     evidence = concepts.Evidence(
@@ -511,6 +516,10 @@ def audit_concepts(
     as_json: AsJson = False,
 ) -> None:
     """Tell whether a test is zero-shot after a training, and why: `sharelock concepts audit dog puppy`."""
+    # Imported here, since they import torch.
+    from sharelock_ray.concepts.audit import answer
+    from sharelock_ray.workflows import concepts
+
     rules = Rules(homographs=homographs, hypernyms=hypernyms, hyponyms=hyponyms, parts=parts, siblings=siblings)
     inputs = concepts.Inputs(wordnet, names, seen_language, unseen_language)
     evidence = concepts.Evidence(
@@ -541,6 +550,9 @@ def report_concepts(
     as_json: AsJson = False,
 ) -> None:
     """Write the page of a split or an audit beside it."""
+    # Imported here, since it imports torch.
+    from sharelock_ray.workflows import concepts
+
     page = concepts.report(document)
     print(json.dumps({"page": page}) if as_json else printable(f"report: {page}"))
 
