@@ -84,16 +84,14 @@ class SurfaceIndex:
         # Most texts end here.
         if self._words.plain.issuperset(words):
             return []
-        of_words = [self._words[word] for word in words]
-        found = list(chain.from_iterable(of_words))
+        found = list(chain.from_iterable(map(self._words.__getitem__, words)))
         hits = list(_walk(self._names, found))
         if not hits:
             return []
-        known = list(_walk(self._known, found))
-        if len(found) == len(words):
-            return _Text(found, range(len(words))).mentions(hits, known, language)
-        places = [place for place, of in enumerate(of_words) for _ in of]
-        return _Text(found, places).mentions(hits, known, language)
+        places: Sequence[int] = range(len(words))
+        if len(found) != len(words):
+            places = [place for place, word in enumerate(words) for _ in self._words[word]]
+        return _Text(found, places).mentions(hits, list(_walk(self._known, found)), language)
 
     def find(self, texts: Iterable[str | None], language: str | None = None) -> pa.Table:
         """The concepts that texts name.
@@ -102,11 +100,13 @@ class SurfaceIndex:
             a table of all mentions in the order of the texts: `row` of the text, and `concept`, `rule`, `matched` and
             `word` as in `Mention`.
         """
-        columns: tuple[list[Any], ...] = tuple([] for _ in SCHEMA)
+        rows: list[int] = []
+        found: list[Mention] = []
         for row, text in enumerate(_strings(texts)):
-            for mention in self.mentions(text, language) if text else ():
-                for column, value in zip(columns, (row, *mention), strict=True):
-                    column.append(value)
+            if text and (mentions := self.mentions(text, language)):
+                rows += [row] * len(mentions)
+                found += mentions
+        columns = [rows, *([each[at] for each in found] for at in range(len(Mention._fields)))]
         return pa.table([pa.array(of, field.type) for of, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
 
     def mask(self, texts: Iterable[str | None], language: str | None = None) -> np.ndarray:
@@ -161,20 +161,20 @@ class _Text:
                 continue
             around = [of for of in known if of[0] <= start and end <= of[1] and end - start < of[1] - of[0]]
             if all(name.key in keys for _, _, keys in around):
-                first = min((of[0] for of in around if of[1] == end), default=start)
+                first = min([start, *(of[0] for of in around if of[1] == end)]) if around else start
                 found[name.key] = self._english(name, first, end, "spaced" if first < start else name.rule)
         return list(found.values())
 
     def _english(self, name: _Name, start: int, end: int, rule: Rule) -> Mention:
-        within = HYPHEN in self.tokens[start:end]
-        before, after = self._at(start - 1) == HYPHEN, self._at(end) == HYPHEN
-        if self._at(end) == APOSTROPHE and self._at(end + 1) == "s":
+        next_token = self._at(end)
+        before, after = self._at(start - 1) == HYPHEN, next_token == HYPHEN
+        if next_token == APOSTROPHE and self._at(end + 1) == "s":
             rule, end = "possessive", end + 2
-        elif self._at(end) == APOSTROPHE and self.tokens[end - 1].endswith("s") and not self._apart(end):
+        elif next_token == APOSTROPHE and self.tokens[end - 1].endswith("s") and not self._apart(end):
             rule, end = "possessive", end + 1
         elif before or after:
             rule, start, end = "hyphenated", start - 2 * before, end + 2 * after
-        elif within != name.hyphened and end - start > 1:
+        elif end - start > 1 and (within := HYPHEN in self.tokens[start:end]) != name.hyphened:
             rule = "hyphenated" if within else "spaced"
         return Mention(name.key, rule, self._between(start, end), self.words[start])
 
@@ -225,6 +225,8 @@ def _insert(tree: _Tree, words: Words, entry: object) -> None:
 def _walk(tree: _Tree, tokens: Sequence[str]) -> Iterator[_Span]:
     """All that a tree has of the tokens; hyphens are passed over."""
     for last, node in enumerate(map(tree.get, tokens)):
+        if node is None:
+            continue
         at = last
         while node is not None:
             if _ENTRIES in node:
