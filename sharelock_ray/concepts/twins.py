@@ -33,9 +33,11 @@ QUANTILE = 0.05
 DIGITS = 4
 """Decimals of stored cosines, which are then the same on any machine."""
 AUTO = "auto"
-_LOW, _FURTHER, _MOST = (0.05, 0.25), 6, 0.999
-_SHRINKAGE, _SAMPLED = 0.1, 20_000
+_LOW, _FURTHER, _MOST = (0.05, 0.25), 3.5, 0.999
+"""Quantiles of the usual cosine, and how many times their difference near duplicates are above it."""
+_SHRINKAGE, _SAMPLED = 1.0, 20_000
 """Of the mean variance; and images of a set from which directions are estimated."""
+_QUERIES = 2000
 # What the end of a timm model's name says about its pretraining: with these labels, or on these images without labels.
 _PRETRAINING = {
     r"in1k|\.dino$|\.mae$": "timm://imagenet-1k",
@@ -169,9 +171,7 @@ def duplicate_images(
         rows: (N,) indices of the images that are asked about.
         other_rows: (M,) indices of those of the other side.
         side: which side `pictures` is.
-        threshold: least cosine; None: q + 6 (q - p), where p and q are the 5 % and 25 % quantiles of the cosines of
-            the images to the nearest others. Low quantiles are those of images without a twin, and three quarters may
-            have one.
+        threshold: least cosine; None: by the rule of `_usual`.
 
     Raises:
         RequestError: the sets are of different encoders, or one side has no images.
@@ -186,8 +186,7 @@ def duplicate_images(
     cosine, place = nearest_by_cosine(embeddings, other, ours, theirs, mean, axes)
     given = threshold is not None
     if threshold is None:
-        low, quarter = cosine.quantile(torch.tensor(_LOW)).tolist()
-        threshold = min(quarter + _FURTHER * (quarter - low), _MOST)
+        threshold = _usual(other, theirs, mean, axes)
     at = round(threshold, DIGITS)
     values = cosine.double().numpy().round(DIGITS)
     names = {"seen": "training", "unseen": "test"}
@@ -203,9 +202,7 @@ def duplicate_images(
         images.append(TwinImage(key=pictures.features.table["key"][row].as_py(), evidence=found))
     return Duplicates(
         encoder=pictures.encoder,
-        rule="given"
-        if given
-        else f"the 25 % quantile of the nearest, and {_FURTHER} times as much more as from the 5 % quantile to it",
+        rule="given" if given else "above the usual cosine of different images of the other side",
         threshold=at,
         compared=(len(rows), len(other_rows)),
         images=tuple(images),
@@ -334,6 +331,22 @@ def pretraining_of(source: str, model: str) -> list[str]:
             f"timm://imagenet-1k, or leave --pretraining out"
         )
     return found
+
+
+def _usual(embeddings: torch.Tensor, rows: torch.Tensor, mean: torch.Tensor, axes: torch.Tensor) -> float:
+    """The threshold by rule: q + 3.5 (q - p), where p and q are quantiles of 5 % and 25 %.
+
+    They are of the cosines of one half of the images, (N,) `rows`, to the nearest of the other half. Low quantiles are
+    those of images without a duplicate among their own, and do not depend on how many the other side has of them.
+    """
+    first, second = rows[::2], rows[1::2]
+    if not len(second):
+        return _MOST
+    first = first[torch.from_numpy(sample(len(first), _QUERIES))]
+    low, quarter = (
+        nearest_by_cosine(embeddings, embeddings, first, second, mean, axes)[0].quantile(torch.tensor(_LOW)).tolist()
+    )
+    return float(min(quarter + _FURTHER * (quarter - low), _MOST))
 
 
 def _white(sets: Sequence[tuple[torch.Tensor, np.ndarray]]) -> tuple[torch.Tensor, torch.Tensor]:
