@@ -17,10 +17,9 @@ import numpy as np
 import torch
 
 from sharelock_ray.concepts.concept import Concept, read_concepts
-from sharelock_ray.concepts.evidence import Evidence
+from sharelock_ray.concepts.evidence import Duplicates, Evidence, Prototypes, TwinImage
 from sharelock_ray.concepts.relations import Relations, Rules, Side
 from sharelock_ray.concepts.wordnet import WordNet
-from sharelock_ray.config import Config
 from sharelock_ray.errors import RequestError
 from sharelock_ray.evaluation.ranks import blocks, units
 from sharelock_ray.evaluation.signatures.duplicates import mean_of, nearest_by_cosine
@@ -101,60 +100,6 @@ class Pictures:
         label = self.features.labels[row]
         key = self.features.table["key"][int(row)].as_py()
         return key if np.isnan(label) else f"{key} ({self.listed[int(label)]})"
-
-
-class TwinImage(Config):
-    """An image with a near duplicate on the other side."""
-
-    key: str
-    evidence: Evidence
-
-
-class Duplicates(Config):
-    """Images of one side with near duplicates on the other.
-
-    Args:
-        threshold: least cosine of near duplicates, with `rule`.
-        compared: numbers of images of the side that loses them, and of the other one.
-        images: the near duplicates of the former.
-    """
-
-    encoder: str
-    rule: str
-    threshold: float
-    compared: tuple[int, int]
-    images: tuple[TwinImage, ...]
-
-
-class Prototypes(Config):
-    """How much alike classes must look to be twins.
-
-    Args:
-        quantile: the threshold is this quantile of the similarity of the two halves of a class.
-        classes: number of classes with at least two images; the others, `left_out`, are not compared.
-        within: median similarity of the two halves of a class.
-        pairs: number of pairs of classes, one of each side, that are twins.
-    """
-
-    encoder: str
-    quantile: float
-    threshold: float
-    classes: int
-    left_out: int
-    within: float
-    pairs: int
-
-
-class Twins(Config):
-    """What images say about a split or an audit; None where it was not asked.
-
-    Args:
-        pretraining: the lists of classes that the vision encoder was trained on.
-    """
-
-    duplicates: Duplicates | None = None
-    prototypes: Prototypes | None = None
-    pretraining: tuple[str, ...] = ()
 
 
 def duplicate_images(

@@ -10,15 +10,14 @@ from sharelock_ray import storage
 from sharelock_ray.concepts.audit import ConceptAudit, Finder
 from sharelock_ray.concepts.audit import audit as audit_concepts
 from sharelock_ray.concepts.concept import ENGLISH, Concept, read_names, with_names
+from sharelock_ray.concepts.evidence import NAME, Threshold, Twins
 from sharelock_ray.concepts.relations import Rules, Side
 from sharelock_ray.concepts.residual import Distance
 from sharelock_ray.concepts.similarity import (
-    NAME,
     POSITIVE,
     Names,
     NameSimilarity,
     SimilarityThreshold,
-    Threshold,
     choose_threshold,
     names_of_encoder,
     names_of_features,
@@ -33,7 +32,6 @@ from sharelock_ray.concepts.twins import (
     Pictures,
     Pretraining,
     PrototypeSimilarity,
-    Twins,
     duplicate_images,
     pretraining_of,
 )
