@@ -300,7 +300,7 @@ class TestMatched:
     def test_says_which_is_better_and_shows_what_was_chosen(self, tmp_path: Path) -> None:
         summary = write_study(self.of(tmp_path, last=0.0), str(tmp_path))
         assert "each with its chosen reading: +10.1% (+9.9% to +10.3%) over the seeds of one pair" in summary.verdict
-        assert "The sign is the same under every fixed pooling." in summary.verdict
+        assert "The sign is the same under each fixed pooling: mean, last." in summary.verdict
         page = Page(Path(summary.page).read_text())
         for text in ("Encoder against decoder", "Chosen readings", "bert-mean", "zero-shot accuracy"):
             assert text in page.text
