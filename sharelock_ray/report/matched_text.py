@@ -22,10 +22,12 @@ def verdict(matched: Matched) -> str:
         text += " One seed has no interval, so this may be chance."
     elif of.low <= 0 <= of.high:
         text += " The interval includes 0: no difference is shown."
-    if matched.contrary:
-        return f"{text} The sign is another under a fixed pooling: {', '.join(matched.contrary)}."
-    fixed = ", ".join(each.pooling for each in matched.overall if each.pooling is not None)
-    return f"{text} The sign is the same under each fixed pooling: {fixed}." if fixed else text
+    encoders, decoders = map(", ".join, matched.leads)
+    if encoders and decoders:
+        text += f" A fixed pooling would decide: with {encoders}, encoders lead, and with {decoders}, decoders."
+    elif encoders or decoders:
+        text += f" With a fixed pooling ({encoders or decoders}), {'encoders' if encoders else 'decoders'} lead."
+    return text
 
 
 def rows(matched: Matched) -> list[tuple[str, ...]]:
