@@ -11,12 +11,18 @@ from pydantic import Field
 
 from sharelock_ray.concepts.concept import ENGLISH, Concept
 from sharelock_ray.concepts.evidence import Evidence, Rule, WordNetRule
-from sharelock_ray.concepts.wordnet import WordNet, plain
+from sharelock_ray.concepts.wordnet import Synset, WordNet, plain
 from sharelock_ray.config import Config
 
 Depth = Annotated[int, Field(ge=0)]
 Side = Literal["seen", "unseen"]
-_REVERSED: dict[Rule, Rule] = {"hyponym": "hypernym", "hypernym": "hyponym", "part": "whole", "whole": "part"}
+_REVERSED: dict[WordNetRule, WordNetRule] = {
+    "hyponym": "hypernym",
+    "hypernym": "hyponym",
+    "part": "whole",
+    "whole": "part",
+    "sibling": "sibling",
+}
 
 
 class Rules(Config):
@@ -96,7 +102,7 @@ class Relations:
         for rule, most in self._most.items():
             near, wnid = min(((near, wnid) for wnid in senses for near in self._near(rule, wnid)), default=(None, ""))
             if near is not None and (most is None or near.steps <= most):
-                found.append(self._evidence(rule, concept, near.place, self._detail(rule, wnid, near), near.steps))
+                found.append(self._related(rule, concept, wnid, near))
         return found
 
     def nearest(self, concept: Concept) -> tuple[Concept, int] | None:
@@ -126,17 +132,22 @@ class Relations:
             found = [by[wnid]] if wnid in by else []
         return (near for near in found if near.wnid != wnid)
 
-    def _detail(self, rule: WordNetRule, wnid: str, near: _Near) -> str:
-        own, other = self.wordnet[wnid], self.wordnet[near.wnid]
-        steps = f"{near.steps} step{'s' if near.steps > 1 else ''}"
+    def _related(self, rule: WordNetRule, concept: Concept, wnid: str, near: _Near) -> Evidence:
+        unseen, seen = self.wordnet[wnid], self.wordnet[near.wnid]
+        if self.side == "unseen":
+            rule, unseen, seen = _REVERSED[rule], seen, unseen
+        return self._evidence(rule, concept, near.place, self._detail(rule, unseen, seen, near.steps), near.steps)
+
+    def _detail(self, rule: WordNetRule, unseen: Synset, seen: Synset, count: int) -> str:
+        steps = f"{count} step{'s' if count > 1 else ''}"
         if rule == "hyponym":
-            return f"{own} is a hyponym of {other}, {steps} below it"
+            return f"{unseen} is a hyponym of {seen}, {steps} below it"
         if rule == "hypernym":
-            return f"{own} is a hypernym of {other}, {steps} above it"
+            return f"{unseen} is a hypernym of {seen}, {steps} above it"
         if rule == "sibling":
-            parent = next(each for each in own.hypernyms if each in other.hypernyms)
-            return f"{own} and {other} are both kinds of {self.wordnet[parent]}"
-        part, whole = (own, other) if rule == "part" else (other, own)
+            parent = next(each for each in unseen.hypernyms if each in seen.hypernyms)
+            return f"{unseen} and {seen} are both kinds of {self.wordnet[parent]}"
+        part, whole = (unseen, seen) if rule == "part" else (seen, unseen)
         return f"{part} is a part, member or substance of {whole}"
 
     def _by_name(self, concept: Concept, senses: Sequence[str]) -> list[Evidence]:
@@ -159,11 +170,9 @@ class Relations:
         return list(found.values())
 
     def _evidence(self, rule: Rule, concept: Concept, place: int, detail: str, steps: int | None = None) -> Evidence:
-        listed = str(self.listed[place])
-        if self.side == "seen":
-            return Evidence(rule=rule, seen=listed, unseen=str(concept), detail=detail, distance=steps)
-        reversed_ = _REVERSED.get(rule, rule)
-        return Evidence(rule=reversed_, seen=str(concept), unseen=listed, detail=detail, distance=steps)
+        listed, other = str(self.listed[place]), str(concept)
+        seen, unseen = (listed, other) if self.side == "seen" else (other, listed)
+        return Evidence(rule=rule, seen=seen, unseen=unseen, detail=detail, distance=steps)
 
     def _names(self, concept: Concept) -> dict[tuple[str, str], None]:
         """Languages and names for comparison, with the words that WordNet has for a wnid, without repetition.

@@ -119,10 +119,11 @@ class TestOtherLanguages:
 
 
 class TestFromTheOtherSide:
-    def test_the_rule_says_what_the_unseen_concept_is(self, wordnet):
+    def test_the_rule_says_what_the_unseen_concept_is(self, wordnet, wnids):
         relations = Relations([Concept(name="dog")], wordnet, Rules(), "unseen")
         (found,) = relations.evidence(Concept(name="puppy"))
         assert (found.rule, found.seen, found.unseen) == ("hypernym", "puppy", "dog")
+        assert found.detail == f"dog ({wnids['dog']}) is a hypernym of puppy ({wnids['puppy']}), 1 step above it"
 
     def test_depths_are_those_of_the_unseen_concept(self, wordnet):
         rules = Rules(hyponyms=0)
