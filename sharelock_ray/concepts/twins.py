@@ -32,7 +32,7 @@ QUANTILE = 0.05
 DIGITS = 4
 """Decimals of stored cosines, which are then the same on any machine."""
 AUTO = "auto"
-_LOW, _FURTHER, _MOST = (0.05, 0.25), 3.5, 0.999
+_LOW, _FURTHER, _MOST = (0.05, 0.25), 4, 0.999
 """Quantiles of the usual cosine, and how many times their difference near duplicates are above it."""
 _SHRINKAGE, _SAMPLED = 1.0, 20_000
 """Of the mean variance; and images of a set from which directions are estimated."""
@@ -279,7 +279,7 @@ def pretraining_of(source: str, model: str) -> list[str]:
 
 
 def _usual(embeddings: torch.Tensor, rows: torch.Tensor, mean: torch.Tensor, axes: torch.Tensor) -> float:
-    """The threshold by rule: q + 3.5 (q - p), where p and q are quantiles of 5 % and 25 %.
+    """The threshold by rule: q + 4 (q - p), where p and q are quantiles of 5 % and 25 %.
 
     They are of the cosines of one half of the images, (N,) `rows`, to the nearest of the other half. Low quantiles are
     those of images without a duplicate among their own, and do not depend on how many the other side has of them.
