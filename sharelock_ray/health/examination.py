@@ -1,5 +1,6 @@
 """All checks of one machine."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -40,7 +41,7 @@ class Findings:
 
 def examine(order: Order) -> Findings:
     """Makes all checks of this machine; those that take time run at once."""
-    checks = [
+    checks: list[tuple[str, Callable[[], Check]]] = [
         ("GPUs", partial(gpus, order.gpus)),
         ("memory", memory),
         ("shared memory", partial(shared_memory, order.object_store)),
@@ -55,11 +56,8 @@ def examine(order: Order) -> Findings:
     # On a node that does not see the output, the other checks of it would be of the node's own disk.
     if order.folder and all(check.state == "ok" for check in seen):
         checks += [
-            (name, partial(check, order.folder))
-            for name, check in (
-                ("store", stores.store_access),
-                ("store speed", stores.store_speed),
-                ("store clock", stores.store_clock),
-            )
+            ("store", partial(stores.store_access, order.folder)),
+            ("store speed", partial(stores.store_speed, order.folder)),
+            ("store clock", partial(stores.store_clock, order.folder)),
         ]
     return Findings((*seen, *run(checks)), versions())
