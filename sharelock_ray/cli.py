@@ -33,6 +33,7 @@ from sharelock_ray.workflows.affinity import affinity as run_affinity
 from sharelock_ray.workflows.audit import audit as run_audit
 from sharelock_ray.workflows.compare import compare as run_compare
 from sharelock_ray.workflows.demo import demo as run_demo
+from sharelock_ray.workflows.doctor import doctor as run_doctor
 from sharelock_ray.workflows.evaluate import evaluate as run_evaluate
 from sharelock_ray.workflows.extract import extract as run_extract
 from sharelock_ray.workflows.inputs import Inputs
@@ -215,6 +216,33 @@ def plan(
     rows.append(["all", "", *_amounts(found.total), ""])
     header = ["split", "samples", "time", "GPU-hours", "MiB stored", "cost", "cores to feed the GPUs"]
     _show(text_table(header, rows), found.model_dump(mode="json"), as_json)
+
+
+@app.command()
+def doctor(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="Also check its output, weights and waiting times.")
+    ] = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+    address: Annotated[
+        str | None, typer.Option("--address", metavar="RAY", help="Address of a Ray cluster. Default: this machine.")
+    ] = None,
+) -> None:
+    """Check this machine, or every node of a cluster, and say what to do. Exit code 1 if a check fails."""
+    if recipe is None and settings:
+        raise RequestError("--set changes a recipe: give the RECIPE too")
+    found = run_doctor(None if recipe is None else _recipe(recipe, settings), address)
+    rows = [
+        ["" if i else node.node, check.name, check.state, check.found, check.remedy]
+        for node in found.nodes
+        for i, check in enumerate(node.checks)
+    ]
+    _show(text_table(["node", "check", "state", "found", "what to do"], rows), asdict(found), as_json)
+    if not as_json:
+        for each in found.not_checked:
+            print(printable(f"not checked: {each}"))
+    found.require()
 
 
 @rejects_app.command("list")
