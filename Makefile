@@ -58,8 +58,14 @@ lint: .venv/.installed
 # Pins every dependency by hash, without naming an index.
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --no-annotate
+# For nodes (cluster/Dockerfile): the versions of requirements.lock without test tools. torch on Linux links to most of
+# CUDA, even on a CPU; the second file leaves out what it loads only for a GPU.
+RUNTIME = $(COMPILE) pyproject.toml --extra aws --extra benchmarks --extra gguf --extra open_clip -c requirements.lock
+GPU_ONLY = triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cuda-cccl nvidia-cusolver nvidia-nvjitlink nvidia-nvtx
 lock:
 	$(COMPILE) pyproject.toml --extra dev --extra build -o requirements.lock
+	$(RUNTIME) -o requirements-runtime.txt
+	$(RUNTIME) $(GPU_ONLY:%=--no-emit-package %) -o requirements-cpu.txt
 	$(COMPILE) requirements-pictures.in --no-deps -o requirements-pictures.txt
 	$(COMPILE) requirements-real.in --no-deps -o requirements-real.txt
 
