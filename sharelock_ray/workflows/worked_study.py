@@ -27,8 +27,8 @@ from sharelock_ray.workflows.language_score import language_score
 from sharelock_ray.workflows.tune import tune
 
 RECIPE = "study"
-_GLOSSES = 100
-"""One gloss of so many is read: 64 kB."""
+_GLOSSES = 200
+"""One gloss of so many is read: 32 kB."""
 _SEEN = "recall at 1"
 _DIRECTION = """{
   to_vision: {},
