@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from sharelock_ray.concepts.compared import AUTO, DIGITS, QUANTILE, Duplicates, Prototypes, TwinImage
 from sharelock_ray.concepts.concept import Concept, read_concepts
 from sharelock_ray.concepts.evidence import Evidence
 from sharelock_ray.concepts.relations import Relations, Rules, Side
 from sharelock_ray.concepts.wordnet import WordNet
-from sharelock_ray.config import Config
 from sharelock_ray.errors import RequestError
 from sharelock_ray.evaluation.ranks import blocks, units
 from sharelock_ray.evaluation.signatures.duplicates import mean_of, nearest_by_cosine
@@ -28,11 +28,6 @@ from sharelock_ray.evaluation.signatures.evidence import sample
 from sharelock_ray.features.featureset import FeatureSet
 from sharelock_ray.runs.checkpoint import side_of
 
-QUANTILE = 0.05
-"""Share of classes that are less like themselves than twins are like each other."""
-DIGITS = 4
-"""Decimals of stored cosines, which are then the same on any machine."""
-AUTO = "auto"
 _LOW, _FURTHER, _MOST = (0.05, 0.25), 4, 0.999
 """Quantiles of the usual cosine, and how many times their difference near duplicates are above it."""
 _SHRINKAGE, _SAMPLED = 1.0, 20_000
@@ -101,60 +96,6 @@ class Pictures:
         label = self.features.labels[row]
         key = self.features.table["key"][int(row)].as_py()
         return key if np.isnan(label) else f"{key} ({self.listed[int(label)]})"
-
-
-class TwinImage(Config):
-    """An image with a near duplicate on the other side."""
-
-    key: str
-    evidence: Evidence
-
-
-class Duplicates(Config):
-    """Images of one side with near duplicates on the other.
-
-    Args:
-        threshold: least cosine of near duplicates, with `rule`.
-        compared: numbers of images of the side that loses them, and of the other one.
-        images: the near duplicates of the former.
-    """
-
-    encoder: str
-    rule: str
-    threshold: float
-    compared: tuple[int, int]
-    images: tuple[TwinImage, ...]
-
-
-class Prototypes(Config):
-    """How much alike classes must look to be twins.
-
-    Args:
-        quantile: the threshold is this quantile of the similarity of the two halves of a class.
-        classes: number of classes with at least two images; the others, `left_out`, are not compared.
-        within: median similarity of the two halves of a class.
-        pairs: number of pairs of classes, one of each side, that are twins.
-    """
-
-    encoder: str
-    quantile: float
-    threshold: float
-    classes: int
-    left_out: int
-    within: float
-    pairs: int
-
-
-class Twins(Config):
-    """What images say about a split or an audit; None where it was not asked.
-
-    Args:
-        pretraining: the lists of classes that the vision encoder was trained on.
-    """
-
-    duplicates: Duplicates | None = None
-    prototypes: Prototypes | None = None
-    pretraining: tuple[str, ...] = ()
 
 
 def duplicate_images(
