@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar, Protocol
 
+from sharelock_ray.concepts.compared import Threshold, Twins
 from sharelock_ray.concepts.concept import ENGLISH, Concept
-from sharelock_ray.concepts.evidence import Evidence, Threshold, Twins
+from sharelock_ray.concepts.evidence import Evidence
 from sharelock_ray.concepts.relations import Relations, Rules
 from sharelock_ray.concepts.residual import Distance, Residual, residual
 from sharelock_ray.concepts.wordnet import VERSION, WordNet

@@ -6,8 +6,9 @@ from typing import ClassVar
 
 from sharelock_ray import storage
 from sharelock_ray.concepts.audit import Finder, notes
+from sharelock_ray.concepts.compared import Threshold, TwinImage, Twins
 from sharelock_ray.concepts.concept import Concept
-from sharelock_ray.concepts.evidence import Evidence, Threshold, TwinImage, Twins
+from sharelock_ray.concepts.evidence import Evidence
 from sharelock_ray.concepts.relations import Relations, Rules, Side
 from sharelock_ray.concepts.wordnet import VERSION, WordNet
 from sharelock_ray.config import Config, content_hash

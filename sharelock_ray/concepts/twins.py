@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from sharelock_ray.concepts.compared import AUTO, DIGITS, QUANTILE, Duplicates, Prototypes, TwinImage
 from sharelock_ray.concepts.concept import Concept, read_concepts
-from sharelock_ray.concepts.evidence import Duplicates, Evidence, Prototypes, TwinImage
+from sharelock_ray.concepts.evidence import Evidence
 from sharelock_ray.concepts.relations import Relations, Rules, Side
 from sharelock_ray.concepts.wordnet import WordNet
 from sharelock_ray.errors import RequestError
@@ -27,11 +28,6 @@ from sharelock_ray.evaluation.signatures.evidence import sample
 from sharelock_ray.features.featureset import FeatureSet
 from sharelock_ray.runs.checkpoint import side_of
 
-QUANTILE = 0.05
-"""Share of classes that are less like themselves than twins are like each other."""
-DIGITS = 4
-"""Decimals of stored cosines, which are then the same on any machine."""
-AUTO = "auto"
 _LOW, _FURTHER, _MOST = (0.05, 0.25), 4, 0.999
 """Quantiles of the usual cosine, and how many times their difference near duplicates are above it."""
 _SHRINKAGE, _SAMPLED = 1.0, 20_000

@@ -7,10 +7,10 @@ from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
 from sharelock_ray.concepts.audit import ConceptAudit
-from sharelock_ray.concepts.evidence import Evidence, Threshold, Twins
+from sharelock_ray.concepts.compared import SimilarityThreshold, Threshold, Twins
+from sharelock_ray.concepts.evidence import Evidence
 from sharelock_ray.concepts.relations import Rules
 from sharelock_ray.concepts.residual import Residual, points
-from sharelock_ray.concepts.similarity import SimilarityThreshold
 from sharelock_ray.concepts.split import ConceptSplit
 from sharelock_ray.evaluation.statistics import Estimate
 from sharelock_ray.report.plots import as_svg

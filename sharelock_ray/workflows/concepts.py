@@ -3,38 +3,29 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
 
 from sharelock_ray import storage
 from sharelock_ray.concepts.audit import ConceptAudit, Finder
 from sharelock_ray.concepts.audit import audit as audit_concepts
-from sharelock_ray.concepts.concept import ENGLISH, Concept, read_names, with_names
-from sharelock_ray.concepts.evidence import NAME, Threshold, Twins
-from sharelock_ray.concepts.relations import Rules, Side
-from sharelock_ray.concepts.residual import Distance
-from sharelock_ray.concepts.similarity import (
+from sharelock_ray.concepts.compared import (
+    AUTO,
+    NAME,
     POSITIVE,
-    Names,
-    NameSimilarity,
+    QUANTILE,
     SimilarityThreshold,
-    choose_threshold,
-    names_of_encoder,
-    names_of_features,
+    Threshold,
+    Twins,
     read_threshold,
 )
+from sharelock_ray.concepts.concept import ENGLISH, Concept, read_names, with_names
+from sharelock_ray.concepts.relations import Rules, Side
+from sharelock_ray.concepts.residual import Distance
 from sharelock_ray.concepts.split import ConceptSplit, draw
 from sharelock_ray.concepts.split import split as split_concepts
 from sharelock_ray.concepts.standard import read_source
-from sharelock_ray.concepts.twins import (
-    AUTO,
-    QUANTILE,
-    Pictures,
-    Pretraining,
-    PrototypeSimilarity,
-    duplicate_images,
-    pretraining_of,
-)
 from sharelock_ray.concepts.wordnet import WordNet, open_wordnet
 from sharelock_ray.documents import Document, read_document
 from sharelock_ray.encoders.presets import PRESETS
@@ -44,6 +35,10 @@ from sharelock_ray.evaluation.samples import read_samples
 from sharelock_ray.features.featureset import open_features
 from sharelock_ray.features.manifest import is_complete
 from sharelock_ray.recipe.load import read_recipe
+
+if TYPE_CHECKING:
+    from sharelock_ray.concepts.similarity import Names, NameSimilarity
+    from sharelock_ray.concepts.twins import Pictures, PrototypeSimilarity
 
 
 @dataclass(frozen=True)
@@ -99,9 +94,9 @@ class _Evidence:
     """The sources of evidence about the concepts of one side, against the other."""
 
     finders: list[Finder] = field(default_factory=list)
-    names: NameSimilarity | None = None
-    prototypes: PrototypeSimilarity | None = None
-    pictures: dict[Side, Pictures] = field(default_factory=dict)
+    names: "NameSimilarity | None" = None
+    prototypes: "PrototypeSimilarity | None" = None
+    pictures: "dict[Side, Pictures]" = field(default_factory=dict)
     pretraining: tuple[str, ...] = ()
 
     @property
@@ -112,6 +107,8 @@ class _Evidence:
         """What the images of the concepts of both sides say; near duplicates are those of the side that is asked."""
         duplicates = None
         if self.pictures:
+            from sharelock_ray.concepts.twins import duplicate_images
+
             kept: Side = "seen" if asked == "unseen" else "unseen"
             rows = {side: self.pictures[side].rows(sides[side]) for side in sides}
             duplicates = duplicate_images(
@@ -141,6 +138,9 @@ def make_threshold(
     Raises:
         RequestError: there is no such encoder, or as `choose_threshold`.
     """
+    # Other commands start faster without torch.
+    from sharelock_ray.concepts.similarity import choose_threshold, names_of_encoder, names_of_features
+
     if is_complete(encoder):
         features = open_features(encoder)
         names, spec = names_of_features(features), dict(features.manifest.encoder)
@@ -270,6 +270,12 @@ def _evidence(
         asked: the side about whose concepts evidence is asked.
     """
     found = _Evidence()
+    if given == Evidence():
+        return found
+    # Other commands start faster without torch.
+    from sharelock_ray.concepts.similarity import NameSimilarity
+    from sharelock_ray.concepts.twins import Pictures, Pretraining, PrototypeSimilarity, pretraining_of
+
     kept: Side = "seen" if asked == "unseen" else "unseen"
     if given.similarity is not None:
         threshold = read_threshold(given.similarity)
@@ -308,7 +314,9 @@ def _evidence(
     return found
 
 
-def _names(threshold: SimilarityThreshold, features: str | None, place: str) -> Names:
+def _names(threshold: SimilarityThreshold, features: str | None, place: str) -> "Names":
+    from sharelock_ray.concepts.similarity import names_of_encoder, names_of_features
+
     if features is not None:
         return names_of_features(open_features(features))
     spec = LanguageSpec.model_validate(threshold.spec)
