@@ -12,6 +12,7 @@ A phrase that WordNet does not have names what its words name ("red barn dog").
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 
 from sharelock_ray.concepts.concept import ENGLISH, Concept
 from sharelock_ray.concepts.evidence import Evidence, Rule
@@ -19,6 +20,7 @@ from sharelock_ray.concepts.forms import Lexicon, Words, heads, name_words
 from sharelock_ray.concepts.relations import Relations, Rules
 from sharelock_ray.concepts.surface import Mention, SurfaceIndex
 from sharelock_ray.concepts.wordnet import WordNet, plain
+from sharelock_ray.concepts.words import HYPHEN, tokens
 
 _ORGANISM = "organism"
 _NEAR = 2
@@ -52,7 +54,7 @@ class NamesWithin:
     def _within(self, key: str, here: "_Named", there: "_Named") -> Iterator[tuple[str, Rule, str]]:
         for language, of in here.names[key].items():
             for name in of:
-                for mention in there.index.mentions(name, language):
+                for mention in there.index.mentions(name.replace("-", " "), language):
                     if rule := self._rule(name, language, mention, here.senses[key], there):
                         yield mention.concept, rule, f'"{name}" names {mention.concept}: "{mention.matched}"'
 
@@ -60,14 +62,14 @@ class NamesWithin:
         words, matched = name_words(name, language), name_words(mention.matched, language)
         if plain(name) in map(plain, there.names[mention.concept].get(language, ())):
             return None
-        if matched == words:
+        if matched == words and mention.rule != "spaced":
             both_known = senses and there.senses[mention.concept]
             return None if self.by_sense and both_known and mention.rule == "form" else mention.rule
         # Other languages have the noun first ("pesce rosso").
         is_last = language == ENGLISH and any(words[: at + 1][-len(matched) :] == matched for at in heads(words))
         if not is_last:
             return None
-        return "spaced" if mention.rule == "form" else mention.rule
+        return "hyphenated" if tokens(name)[-2:-1] == [HYPHEN] else "spaced"
 
 
 class _Named:
@@ -100,10 +102,13 @@ def wordnet_lexicon(
         senses: wnids by key. A concept without any is named by every phrase that holds its name.
         by_sense: a form, too, names only its most frequent meaning: "glasses" are spectacles, not two of a glass.
     """
-    keys: dict[Words, list[str]] = {}
+    inflections = Lexicon(wordnet.exceptions).inflections
+    # By form, the keys of the concepts that it may name.
+    keys: dict[Words, dict[str, None]] = {}
     for key, of in names.items():
         for name in of:
-            keys.setdefault(name_words(name), []).append(key)
+            for form in inflections(name_words(name)):
+                keys.setdefault(form, {})[key] = None
     lemmas: dict[Words, list[str]] = {}
     for synset in wordnet.synsets.values():
         for lemma in synset.lemmas:
@@ -117,11 +122,10 @@ def wordnet_lexicon(
                 if not senses[key] or meaning.names(meanings, senses[key], is_head, closed=len(phrase) == 1):
                     known[phrase].add(key)
     if by_sense:
-        inflections = Lexicon(wordnet.exceptions).inflections
-        for words, owners in keys.items():
-            for form in inflections(words):
-                if most := wordnet.senses(" ".join(form))[:1]:
-                    named = (key for key in owners if not senses[key] or most[0] in senses[key])
+        for form, owners in keys.items():
+            if most := wordnet.senses(" ".join(form))[:1]:
+                named = {key for key in owners if not senses[key] or most[0] in senses[key]}
+                if len(named) < len(owners):
                     known.setdefault(form, set()).update(named)
     return Lexicon(
         wordnet.exceptions,
@@ -134,7 +138,7 @@ class _Meaning:
     def __init__(self, wordnet: WordNet, by_sense: bool) -> None:
         self.wordnet, self.by_sense = wordnet, by_sense
         self._organisms = wordnet.senses(_ORGANISM)[:1]
-        self._above: dict[str, dict[str, int]] = {}
+        self.above = cache(wordnet.above)
 
     def names(self, compound: Sequence[str], part: Sequence[str], is_head: bool, closed: bool) -> bool:
         """Whether a compound names a concept whose name is a part of it, by the wnids that both may mean."""
@@ -150,18 +154,6 @@ class _Meaning:
 
     def near(self, wnid: str) -> list[str]:
         return [above for above, steps in self.above(wnid).items() if steps <= _NEAR]
-
-    def above(self, wnid: str) -> dict[str, int]:
-        """The synset itself and all above it, with the fewest steps to each."""
-        if wnid not in self._above:
-            found, queue = {wnid: 0}, [wnid]
-            for each in queue:
-                for parent in self.wordnet[each].hypernyms:
-                    if parent not in found:
-                        found[parent] = found[each] + 1
-                        queue.append(parent)
-            self._above[wnid] = found
-        return self._above[wnid]
 
 
 def _parts(lemma: Words) -> Iterator[tuple[Words, bool]]:

@@ -84,16 +84,14 @@ class SurfaceIndex:
         # Most texts end here.
         if self._words.plain.issuperset(words):
             return []
-        of_words = [self._words[word] for word in words]
-        found = list(chain.from_iterable(of_words))
+        found = list(chain.from_iterable(map(self._words.__getitem__, words)))
         hits = list(_walk(self._names, found))
         if not hits:
             return []
-        known = list(_walk(self._known, found))
-        if len(found) == len(words):
-            return _Text(found, range(len(words))).mentions(hits, known, language)
-        places = [place for place, of in enumerate(of_words) for _ in of]
-        return _Text(found, places).mentions(hits, known, language)
+        places: Sequence[int] = range(len(words))
+        if len(found) != len(words):
+            places = [place for place, word in enumerate(words) for _ in self._words[word]]
+        return _Text(found, places).mentions(hits, list(_walk(self._known, found)), language)
 
     def find(self, texts: Iterable[str | None], language: str | None = None) -> pa.Table:
         """The concepts that texts name.
@@ -102,11 +100,13 @@ class SurfaceIndex:
             a table of all mentions in the order of the texts: `row` of the text, and `concept`, `rule`, `matched` and
             `word` as in `Mention`.
         """
-        columns: tuple[list[Any], ...] = tuple([] for _ in SCHEMA)
+        rows: list[int] = []
+        found: list[Mention] = []
         for row, text in enumerate(_strings(texts)):
-            for mention in self.mentions(text, language) if text else ():
-                for column, value in zip(columns, (row, *mention), strict=True):
-                    column.append(value)
+            if text and (mentions := self.mentions(text, language)):
+                rows += [row] * len(mentions)
+                found += mentions
+        columns = [rows, *([each[at] for each in found] for at in range(len(Mention._fields)))]
         return pa.table([pa.array(of, field.type) for of, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
 
     def mask(self, texts: Iterable[str | None], language: str | None = None) -> np.ndarray:
@@ -225,6 +225,8 @@ def _insert(tree: _Tree, words: Words, entry: object) -> None:
 def _walk(tree: _Tree, tokens: Sequence[str]) -> Iterator[_Span]:
     """All that a tree has of the tokens; hyphens are passed over."""
     for last, node in enumerate(map(tree.get, tokens)):
+        if node is None:
+            continue
         at = last
         while node is not None:
             if _ENTRIES in node:

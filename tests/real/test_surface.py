@@ -5,7 +5,6 @@
 """
 
 import random
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 
 import pytest
@@ -17,7 +16,7 @@ from sharelock_ray.concepts.evidence import Evidence
 from sharelock_ray.concepts.forms import Lexicon, written_names
 from sharelock_ray.concepts.relations import Relations, Rules
 from sharelock_ray.concepts.surface import SurfaceIndex
-from sharelock_ray.concepts.wordnet import INSTALLED, WordNet, open_wordnet
+from sharelock_ray.concepts.wordnet import WordNet
 from sharelock_ray.evaluation.names import read_list
 
 PLANTS = 60
@@ -26,10 +25,8 @@ SENSE = Rules(homographs="sense")
 
 
 @pytest.fixture(scope="session")
-def wordnet() -> WordNet:
-    if not INSTALLED.exists() and shutil.which("apt-get") is None:
-        pytest.skip("needs WordNet 3.0 in /usr/share/wordnet, or apt-get to fetch it")
-    return open_wordnet()
+def wordnet(whole_wordnet: WordNet) -> WordNet:
+    return whole_wordnet
 
 
 @pytest.fixture(scope="session")
