@@ -89,6 +89,7 @@ Hyponyms = Annotated[
 ]
 Parts = Annotated[bool, typer.Option(help="Parts, members and substances, both ways.")]
 Siblings = Annotated[bool, typer.Option(help="Kinds of the same direct hypernym.")]
+Surface = Annotated[bool, typer.Option(help='Names that end with a name of the other side: "red eft" and "eft".')]
 WordNetFolder = Annotated[
     str | None, typer.Option("--wordnet", metavar="FOLDER", help="WordNet 3.0. Default: the system's, or Debian's.")
 ]
@@ -446,6 +447,7 @@ def split_concepts(
     hyponyms: Hyponyms = None,
     parts: Parts = True,
     siblings: Siblings = False,
+    surface: Surface = True,
     wordnet: WordNetFolder = None,
     names: NamesTable = None,
     seen_language: SeenLanguage = "en",
@@ -462,7 +464,14 @@ def split_concepts(
     as_json: AsJson = False,
 ) -> None:
     """Make a split: seen and unseen concepts, no two of which are related."""
-    rules = Rules(homographs=homographs, hypernyms=hypernyms, hyponyms=hyponyms, parts=parts, siblings=siblings)
+    rules = Rules(
+        homographs=homographs,
+        hypernyms=hypernyms,
+        hyponyms=hyponyms,
+        parts=parts,
+        siblings=siblings,
+        surface=surface,
+    )
     inputs = concepts.Inputs(wordnet, names, seen_language, unseen_language)
     evidence = concepts.Evidence(
         similarity, name_features, seen_images, unseen_images, image_classes, duplicates, quantile, pretraining
@@ -488,6 +497,7 @@ def audit_concepts(
     hyponyms: Hyponyms = None,
     parts: Parts = True,
     siblings: Siblings = False,
+    surface: Surface = True,
     wordnet: WordNetFolder = None,
     names: NamesTable = None,
     seen_language: SeenLanguage = "en",
@@ -511,7 +521,14 @@ def audit_concepts(
     as_json: AsJson = False,
 ) -> None:
     """Tell whether a test is zero-shot after a training, and why: `sharelock concepts audit dog puppy`."""
-    rules = Rules(homographs=homographs, hypernyms=hypernyms, hyponyms=hyponyms, parts=parts, siblings=siblings)
+    rules = Rules(
+        homographs=homographs,
+        hypernyms=hypernyms,
+        hyponyms=hyponyms,
+        parts=parts,
+        siblings=siblings,
+        surface=surface,
+    )
     inputs = concepts.Inputs(wordnet, names, seen_language, unseen_language)
     evidence = concepts.Evidence(
         similarity, name_features, seen_images, unseen_images, image_classes, duplicates, quantile, pretraining

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar, Protocol
 
+from sharelock_ray.concepts.compounds import NamesWithin
 from sharelock_ray.concepts.concept import ENGLISH, Concept
 from sharelock_ray.concepts.evidence import Evidence
 from sharelock_ray.concepts.relations import Relations, Rules
@@ -40,7 +41,7 @@ class AuditedConcept(Config):
 class ConceptAudit(Document):
     """Which unseen concepts are strictly unseen after training on the seen ones, with evidence for the others."""
 
-    schema_version: ClassVar[int] = 2
+    schema_version: ClassVar[int] = 3
 
     rules: Rules
     wordnet: str
@@ -88,7 +89,8 @@ def audit(
         RequestError: as `residual`.
     """
     relations = Relations(seen, wordnet, rules)
-    finders = (relations, *others)
+    surface = [NamesWithin(seen, unseen, wordnet, rules)] if rules.surface else []
+    finders = (relations, *surface, *others)
 
     def audited(concept: Concept) -> AuditedConcept:
         evidence = tuple(found for finder in finders for found in finder.evidence(concept))

@@ -36,6 +36,8 @@ class Rules(Config):
         hyponyms: steps down from a seen concept to an unseen one that is a kind of it; None is any, 0 is off.
         parts: direct parts, members and substances, both ways.
         siblings: kinds of the same direct hypernym.
+        surface: the name of one ends the name of the other ("red eft" and "eft"), see `compounds`; False in documents
+            of before version 3.
     """
 
     homographs: Literal["string", "sense"] = "string"
@@ -43,6 +45,7 @@ class Rules(Config):
     hyponyms: Depth | None = None
     parts: bool = True
     siblings: bool = False
+    surface: bool = False
 
 
 class _Near(NamedTuple):

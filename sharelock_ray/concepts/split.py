@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from sharelock_ray import storage
 from sharelock_ray.concepts.audit import Finder, notes
+from sharelock_ray.concepts.compounds import NamesWithin
 from sharelock_ray.concepts.concept import Concept
 from sharelock_ray.concepts.evidence import Evidence
 from sharelock_ray.concepts.relations import Relations, Rules, Side
@@ -38,7 +39,7 @@ class ConceptSplit(Document):
         twins: what images say. `removed_images` are those to leave out of the side that loses concepts.
     """
 
-    schema_version: ClassVar[int] = 2
+    schema_version: ClassVar[int] = 3
 
     rules: Rules
     wordnet: str
@@ -86,7 +87,8 @@ def split(
             raise RequestError(f"there are no {side} concepts: give at least one")
     kept = _OTHER[remove]
     relations = Relations(sides[kept], wordnet, rules, kept)
-    finders = (relations, *others)
+    surface = [NamesWithin(seen, unseen, wordnet, rules, remove)] if rules.surface else []
+    finders = (relations, *surface, *others)
     left, removed = [], []
     for concept in sides[remove]:
         if evidence := tuple(found for finder in finders for found in finder.evidence(concept)):

@@ -122,6 +122,7 @@ def _rules(rules: Rules, wordnet: str) -> dict[str, str]:
         "hyponyms": depth(rules.hyponyms),
         "parts": "on" if rules.parts else "off",
         "siblings": "on" if rules.siblings else "off",
+        "surface forms": "on" if rules.surface else "off",
     }
 
 
