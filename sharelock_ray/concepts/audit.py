@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar, Protocol
 
+from sharelock_ray.concepts.captions import Captions
 from sharelock_ray.concepts.compounds import NamesWithin
 from sharelock_ray.concepts.concept import ENGLISH, Concept
 from sharelock_ray.concepts.evidence import Evidence
@@ -52,6 +53,8 @@ class ConceptAudit(Document):
     similarity: Threshold | None = None
     """None if names were not compared, and in documents of version 1, as `twins`."""
     twins: Twins | None = None
+    captions: Captions | None = None
+    """Of training; None without a corpus, and in documents before version 3."""
 
     @property
     def strictly_unseen(self) -> tuple[Concept, ...]:
@@ -89,7 +92,7 @@ def audit(
         RequestError: as `residual`.
     """
     relations = Relations(seen, wordnet, rules)
-    surface = [NamesWithin(seen, unseen, wordnet, rules)] if rules.surface else []
+    surface = [NamesWithin(seen, unseen, wordnet, rules)] if rules.surface and seen and unseen else []
     finders = (relations, *surface, *others)
 
     def audited(concept: Concept) -> AuditedConcept:
