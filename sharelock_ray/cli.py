@@ -562,9 +562,9 @@ def audit_concepts(
     corpus = _corpus(captions, address)
     if unseen is None and corpus is None:
         raise RequestError("an audit needs what was trained on and what is tested: add a second list, or --captions")
-    sides = (seen, unseen) if unseen is not None else (None, seen)
+    trained_on, tested = (None, seen) if unseen is None else (seen, unseen)
     with _cluster(address):
-        found = concepts.audit(*sides, rules, inputs, accuracy, output, evidence, distance, chance, corpus)
+        found = concepts.audit(trained_on, tested, rules, inputs, accuracy, output, evidence, distance, chance, corpus)
     rows = [[rule, f"{count:,}"] for rule, count in found.by_rule().items()]
     rows += [["strictly unseen", f"{len(found.strictly_unseen):,}"], ["all unseen", f"{len(found.unseen):,}"]]
     result = {"strictly_unseen": len(found.strictly_unseen), "by_rule": found.by_rule(), **found.content()}

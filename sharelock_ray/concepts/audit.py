@@ -92,7 +92,7 @@ def audit(
         RequestError: as `residual`.
     """
     relations = Relations(seen, wordnet, rules)
-    surface = [NamesWithin(seen, unseen, wordnet, rules)] if rules.surface and seen and unseen else []
+    surface: list[Finder] = [NamesWithin(seen, unseen, wordnet, rules)] if rules.surface and seen and unseen else []
     finders = (relations, *surface, *others)
 
     def audited(concept: Concept) -> AuditedConcept:

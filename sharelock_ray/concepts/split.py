@@ -93,7 +93,9 @@ def split(
             raise RequestError(f"there are no {side} concepts: give at least one")
     kept = _OTHER[remove]
     relations = Relations(sides[kept], wordnet, rules, kept)
-    surface = [NamesWithin(seen, unseen, wordnet, rules, remove)] if rules.surface and seen and unseen else []
+    surface: list[Finder] = (
+        [NamesWithin(seen, unseen, wordnet, rules, remove)] if rules.surface and seen and unseen else []
+    )
     finders = (relations, *surface, *others)
     left, removed = [], []
     for concept in sides[remove]:

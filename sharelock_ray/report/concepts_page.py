@@ -7,6 +7,7 @@ from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
 from sharelock_ray.concepts.audit import ConceptAudit
+from sharelock_ray.concepts.captions import Captions
 from sharelock_ray.concepts.evidence import Evidence
 from sharelock_ray.concepts.relations import Rules
 from sharelock_ray.concepts.residual import Residual, points
@@ -43,6 +44,7 @@ def split_page(split: ConceptSplit) -> str:
         {"Unseen": [str(each) for each in split.unseen], "Seen": [str(each) for each in split.seen]},
         similarity=split.similarity,
         twins=split.twins,
+        captions=split.captions,
     )
 
 
@@ -68,6 +70,7 @@ def audit_page(audit: ConceptAudit) -> str:
         audit.residual,
         audit.similarity,
         audit.twins,
+        audit.captions,
     )
 
 
@@ -88,6 +91,7 @@ def _page(
     residual: Residual | None = None,
     similarity: Threshold | None = None,
     twins: Twins | None = None,
+    captions: Captions | None = None,
 ) -> str:
     environment = Environment(loader=PackageLoader("sharelock_ray.report", "."), autoescape=True)
     return environment.get_template("concepts.html").render(
@@ -104,6 +108,7 @@ def _page(
         similarity=similarity,
         curve=_curve(similarity) if similarity else "",
         twins=twins,
+        captions=captions,
         images=[(each.key, each.evidence) for each in twins.duplicates.images] if twins and twins.duplicates else [],
         shown=_SHOWN,
         percent=_percent,
