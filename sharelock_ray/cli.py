@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import os
 import re
 import sys
 from collections import Counter
@@ -10,13 +11,14 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
 
 from sharelock_ray import storage
 from sharelock_ray.bench import command as bench_command
+from sharelock_ray.concepts.captions import Captions, NamedConcept
 from sharelock_ray.concepts.relations import Rules
 from sharelock_ray.concepts.residual import points
 from sharelock_ray.errors import RequestError, SharelockError
@@ -45,6 +47,9 @@ from sharelock_ray.workflows.report import report_study
 from sharelock_ray.workflows.status import status as run_status
 from sharelock_ray.workflows.train import train as run_train
 from sharelock_ray.workflows.tune import tune as run_tune
+
+if TYPE_CHECKING:
+    from sharelock_ray.workflows.concepts import CaptionCorpus
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as in shells."""
@@ -89,6 +94,7 @@ Hyponyms = Annotated[
 ]
 Parts = Annotated[bool, typer.Option(help="Parts, members and substances, both ways.")]
 Siblings = Annotated[bool, typer.Option(help="Kinds of the same direct hypernym.")]
+Surface = Annotated[bool, typer.Option(help='Names that end with a name of the other side: "red eft" and "eft".')]
 WordNetFolder = Annotated[
     str | None, typer.Option("--wordnet", metavar="FOLDER", help="WordNet 3.0. Default: the system's, or Debian's.")
 ]
@@ -128,6 +134,16 @@ PretrainingLists = Annotated[
     typer.Option(
         "--pretraining", metavar="LISTS", help="Classes that the vision encoder was trained on: timm://…, or auto."
     ),
+]
+CaptionsPlace = Annotated[
+    str | None,
+    typer.Option(
+        "--captions", metavar="PLACE", help="Captions of the training: a language set, or a file or pattern of them."
+    ),
+]
+SearchAddress = Annotated[
+    str | None,
+    typer.Option("--address", metavar="RAY", help="Ray cluster that searches captions. Default: this process does."),
 ]
 ConceptsOutput = Annotated[str | None, typer.Option("--output", metavar="FILE", help="Write the result, as .json.")]
 
@@ -476,6 +492,7 @@ def split_concepts(
     hyponyms: Hyponyms = None,
     parts: Parts = True,
     siblings: Siblings = False,
+    surface: Surface = True,
     wordnet: WordNetFolder = None,
     names: NamesTable = None,
     seen_language: SeenLanguage = "en",
@@ -488,6 +505,8 @@ def split_concepts(
     duplicates: DuplicateCosine = None,
     quantile: TwinQuantile = 0.05,
     pretraining: PretrainingLists = None,
+    captions: CaptionsPlace = None,
+    address: SearchAddress = None,
     output: ConceptsOutput = None,
     as_json: AsJson = False,
 ) -> None:
@@ -495,32 +514,50 @@ def split_concepts(
     # Imported here, since it imports torch.
     from sharelock_ray.workflows import concepts
 
-    rules = Rules(homographs=homographs, hypernyms=hypernyms, hyponyms=hyponyms, parts=parts, siblings=siblings)
+    rules = Rules(
+        homographs=homographs,
+        hypernyms=hypernyms,
+        hyponyms=hyponyms,
+        parts=parts,
+        siblings=siblings,
+        surface=surface,
+    )
     inputs = concepts.Inputs(wordnet, names, seen_language, unseen_language)
     evidence = concepts.Evidence(
         similarity, name_features, seen_images, unseen_images, image_classes, duplicates, quantile, pretraining
     )
-    made = concepts.make_split(seen, unseen, rules, inputs, fraction, seed, remove, output, evidence)
+    corpus = _corpus(captions, address)
+    with _cluster(address):
+        made = concepts.make_split(seen, unseen, rules, inputs, fraction, seed, remove, output, evidence, corpus)
     rows = [[name, f"{len(of):,}"] for name, of in (("seen", made.seen), ("unseen", made.unseen))]
     rows += [[f"removed from the {remove} ones", f"{len(made.removed):,}"], ["hash", made.hash8]]
     if made.twins and made.twins.duplicates:
         rows.insert(-1, [f"removed images of the {remove} ones", f"{len(made.removed_images):,}"])
+    if made.captions:
+        rows.insert(-1, ["removed captions", f"{made.captions.named:,} of {made.captions.captions:,}"])
     _show(text_table(["split", ""], rows), {"hash": made.hash8, **made.content()}, as_json)
     if not as_json:
         _tell([f"{each.concept}: {found.detail} ({found.rule})" for each in made.removed for found in each.evidence])
         _tell([f"{each.key}: {each.evidence.detail} ({each.evidence.rule})" for each in made.removed_images])
+        if made.captions:
+            _show_captions(made.captions)
+            if output is not None:
+                print(printable(f"removed captions: {concepts.beside(output, made.captions)}"))
         _show_notes(made.notes)
 
 
 @concepts_app.command("audit")
 def audit_concepts(
     seen: ConceptList,
-    unseen: ConceptList,
+    unseen: Annotated[
+        str | None, typer.Argument(help="Another such list. Default: with --captions, the first is the unseen one.")
+    ] = None,
     homographs: Homographs = "string",
     hypernyms: Hypernyms = None,
     hyponyms: Hyponyms = None,
     parts: Parts = True,
     siblings: Siblings = False,
+    surface: Surface = True,
     wordnet: WordNetFolder = None,
     names: NamesTable = None,
     seen_language: SeenLanguage = "en",
@@ -540,6 +577,8 @@ def audit_concepts(
     duplicates: DuplicateCosine = None,
     quantile: TwinQuantile = 0.05,
     pretraining: PretrainingLists = None,
+    captions: CaptionsPlace = None,
+    address: SearchAddress = None,
     output: ConceptsOutput = None,
     as_json: AsJson = False,
 ) -> None:
@@ -548,19 +587,35 @@ def audit_concepts(
     from sharelock_ray.concepts.audit import answer
     from sharelock_ray.workflows import concepts
 
-    rules = Rules(homographs=homographs, hypernyms=hypernyms, hyponyms=hyponyms, parts=parts, siblings=siblings)
+    rules = Rules(
+        homographs=homographs,
+        hypernyms=hypernyms,
+        hyponyms=hyponyms,
+        parts=parts,
+        siblings=siblings,
+        surface=surface,
+    )
     inputs = concepts.Inputs(wordnet, names, seen_language, unseen_language)
     evidence = concepts.Evidence(
         similarity, name_features, seen_images, unseen_images, image_classes, duplicates, quantile, pretraining
     )
-    found = concepts.audit(seen, unseen, rules, inputs, accuracy, output, evidence, distance, chance)
+    corpus = _corpus(captions, address)
+    if unseen is None and corpus is None:
+        raise RequestError("an audit needs what was trained on and what is tested: add a second list, or --captions")
+    trained_on, tested = (None, seen) if unseen is None else (seen, unseen)
+    with _cluster(address):
+        found = concepts.audit(trained_on, tested, rules, inputs, accuracy, output, evidence, distance, chance, corpus)
     rows = [[rule, f"{count:,}"] for rule, count in found.by_rule().items()]
     rows += [["strictly unseen", f"{len(found.strictly_unseen):,}"], ["all unseen", f"{len(found.unseen):,}"]]
     result = {"strictly_unseen": len(found.strictly_unseen), "by_rule": found.by_rule(), **found.content()}
     _show(text_table(["unseen concepts", ""], rows), result, as_json)
     if not as_json:
-        trained = str(found.seen[0]) if len(found.seen) == 1 else f"{len(found.seen):,} concepts"
+        trained = str(found.seen[0]) if len(found.seen) == 1 else f"{len(found.seen):,} concepts" if found.seen else ""
+        if found.captions:
+            trained += f"{' and ' if trained else ''}{found.captions.captions:,} captions"
         _tell([" ".join(answer(trained, each)) for each in found.unseen])
+        if found.captions:
+            _show_captions(found.captions)
         if found.twins and found.twins.duplicates:
             images = found.twins.duplicates.images
             print(f"near duplicates of seen images: {len(images):,} of {found.twins.duplicates.compared[0]:,}")
@@ -760,6 +815,25 @@ def _image_bytes(path: str) -> bytes:
 def _amounts(of: SplitPlan | PlanTotal) -> list[str]:
     cost = "" if of.cost is None else f"{of.cost:,.2f}"
     return [clock(of.hours * 3600), f"{of.gpu_hours:,.2f}", f"{of.bytes / 2**20:,.1f}", cost]
+
+
+def _corpus(place: str | None, address: str | None) -> "CaptionCorpus | None":
+    from sharelock_ray.workflows.concepts import CaptionCorpus
+
+    return None if place is None else CaptionCorpus(place, bool(address or os.environ.get("RAY_ADDRESS")))
+
+
+def _show_captions(found: Captions) -> None:
+    """How many captions name each concept, and by which words."""
+    rows = [[each.concept, f"{each.captions:,}", *_rules_of(each)] for each in found.concepts[:_PROBLEMS_SHOWN]]
+    if rows:
+        print_table(text_table(["concept", "captions", "by rule"], rows))
+        words = (f"{word} ({count:,})" for word, count in list(found.words.items())[:_PROBLEMS_SHOWN])
+        print(printable(f"named most often: {', '.join(words)}"))
+
+
+def _rules_of(named: NamedConcept) -> list[str]:
+    return [", ".join(f"{rule} {count:,}" for rule, count in named.by_rule.items())]
 
 
 def _tell(lines: Sequence[str]) -> None:

@@ -4,7 +4,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar, Protocol
 
+from sharelock_ray.concepts.captions import Captions
 from sharelock_ray.concepts.compared import Threshold, Twins
+from sharelock_ray.concepts.compounds import NamesWithin
 from sharelock_ray.concepts.concept import ENGLISH, Concept
 from sharelock_ray.concepts.evidence import Evidence
 from sharelock_ray.concepts.relations import Relations, Rules
@@ -39,7 +41,7 @@ class AuditedConcept(Config):
 class ConceptAudit(Document):
     """Which unseen concepts are strictly unseen after training on the seen ones, with evidence for the others."""
 
-    schema_version: ClassVar[int] = 2
+    schema_version: ClassVar[int] = 3
 
     rules: Rules
     wordnet: str
@@ -50,6 +52,8 @@ class ConceptAudit(Document):
     similarity: Threshold | None = None
     """None if names were not compared, and in documents of version 1, as `twins`."""
     twins: Twins | None = None
+    captions: Captions | None = None
+    """Of training; None without a corpus, and in documents before version 3."""
 
     @property
     def strictly_unseen(self) -> tuple[Concept, ...]:
@@ -87,7 +91,8 @@ def audit(
         RequestError: as `residual`.
     """
     relations = Relations(seen, wordnet, rules)
-    finders = (relations, *others)
+    surface: list[Finder] = [NamesWithin(seen, unseen, wordnet, rules)] if rules.surface and seen and unseen else []
+    finders = (relations, *surface, *others)
 
     def audited(concept: Concept) -> AuditedConcept:
         evidence = tuple(found for finder in finders for found in finder.evidence(concept))

@@ -17,7 +17,7 @@ from functools import cache
 from sharelock_ray.concepts.concept import ENGLISH, Concept
 from sharelock_ray.concepts.evidence import Evidence, Rule
 from sharelock_ray.concepts.forms import Lexicon, Words, heads, name_words
-from sharelock_ray.concepts.relations import Relations, Rules
+from sharelock_ray.concepts.relations import Relations, Rules, Side
 from sharelock_ray.concepts.surface import Mention, SurfaceIndex
 from sharelock_ray.concepts.wordnet import WordNet, plain
 from sharelock_ray.concepts.words import HYPHEN, tokens
@@ -31,9 +31,19 @@ class NamesWithin:
     """Evidence that the name of a concept on one side is the last word of a name on the other ("red eft" and "eft").
 
     Equal names are left to `Relations`.
+
+    Args:
+        asked: the side about whose concepts `evidence` is asked.
     """
 
-    def __init__(self, seen: Sequence[Concept], unseen: Sequence[Concept], wordnet: WordNet, rules: Rules) -> None:
+    def __init__(
+        self,
+        seen: Sequence[Concept],
+        unseen: Sequence[Concept],
+        wordnet: WordNet,
+        rules: Rules,
+        asked: Side = "unseen",
+    ) -> None:
         self.by_sense = rules.homographs == "sense"
         names = [_Named(side, wordnet, rules) for side in (seen, unseen)]
         self.found: list[Evidence] = []
@@ -45,10 +55,10 @@ class NamesWithin:
                     self.found.append(Evidence(rule=rule, seen=seen_key, unseen=unseen_key, detail=detail))
         self._first: dict[str, dict[Rule, Evidence]] = {}
         for each in self.found:
-            self._first.setdefault(each.unseen, {}).setdefault(each.rule, each)
+            self._first.setdefault(each.unseen if asked == "unseen" else each.seen, {}).setdefault(each.rule, each)
 
     def evidence(self, concept: Concept) -> list[Evidence]:
-        """The first evidence of each rule about a concept of the unseen side."""
+        """The first evidence of each rule about a concept of the side that is asked."""
         return list(self._first.get(str(concept), {}).values())
 
     def _within(self, key: str, here: "_Named", there: "_Named") -> Iterator[tuple[str, Rule, str]]:

@@ -36,6 +36,8 @@ class Rules(Config):
         hyponyms: steps down from a seen concept to an unseen one that is a kind of it; None is any, 0 is off.
         parts: direct parts, members and substances, both ways.
         siblings: kinds of the same direct hypernym.
+        surface: the name of one ends the name of the other ("red eft" and "eft"), see `compounds`; False in documents
+            of before version 3.
     """
 
     homographs: Literal["string", "sense"] = "string"
@@ -43,6 +45,7 @@ class Rules(Config):
     hyponyms: Depth | None = None
     parts: bool = True
     siblings: bool = False
+    surface: bool = False
 
 
 class _Near(NamedTuple):
@@ -137,19 +140,9 @@ class Relations:
         unseen, seen = self.wordnet[wnid], self.wordnet[near.wnid]
         if self.side == "unseen":
             rule, unseen, seen = _REVERSED[rule], seen, unseen
-        return self._evidence(rule, concept, near.place, self._detail(rule, unseen, seen, near.steps), near.steps)
-
-    def _detail(self, rule: WordNetRule, unseen: Synset, seen: Synset, count: int) -> str:
-        steps = f"{count} step{'s' if count > 1 else ''}"
-        if rule == "hyponym":
-            return f"{unseen} is a hyponym of {seen}, {steps} below it"
-        if rule == "hypernym":
-            return f"{unseen} is a hypernym of {seen}, {steps} above it"
-        if rule == "sibling":
-            parent = next(each for each in unseen.hypernyms if each in seen.hypernyms)
-            return f"{unseen} and {seen} are both kinds of {self.wordnet[parent]}"
-        part, whole = (unseen, seen) if rule == "part" else (seen, unseen)
-        return f"{part} is a part, member or substance of {whole}"
+        return self._evidence(
+            rule, concept, near.place, sentence(rule, unseen, seen, near.steps, self.wordnet), near.steps
+        )
 
     def _by_name(self, concept: Concept, senses: Sequence[str]) -> list[Evidence]:
         """At most one evidence of each rule: a meaning or an English name is shared, or a name of another language."""
@@ -184,6 +177,38 @@ class Relations:
         if concept.wnid is not None:
             names += [(ENGLISH, lemma) for lemma in self.wordnet[concept.wnid].lemmas]
         return dict.fromkeys((language, plain(name)) for language, name in names)
+
+
+def related(wnid: str, wordnet: WordNet, rules: Rules) -> dict[str, tuple[WordNetRule, int]]:
+    """The synsets to which an unseen one is related under the rules, with what it is to each and the steps."""
+    found: dict[str, tuple[WordNetRule, int]] = {}
+    for above, steps in wordnet.above(wnid).items():
+        if steps and (rules.hyponyms is None or steps <= rules.hyponyms):
+            found.setdefault(above, ("hyponym", steps))
+    for below, steps in wordnet.below(wnid, rules.hypernyms).items():
+        if steps:
+            found.setdefault(below, ("hypernym", steps))
+    synset = wordnet[wnid]
+    if rules.parts:
+        found = dict.fromkeys(synset.parts, ("whole", 1)) | dict.fromkeys(synset.wholes, ("part", 1)) | found
+    if rules.siblings:
+        kinds = (kind for parent in synset.hypernyms for kind in wordnet[parent].hyponyms if kind != wnid)
+        found = dict.fromkeys(kinds, ("sibling", 2)) | found
+    return found
+
+
+def sentence(rule: WordNetRule, unseen: Synset, seen: Synset, count: int, wordnet: WordNet) -> str:
+    """How an unseen synset is related to a seen one, at so many steps."""
+    steps = f"{count} step{'s' if count > 1 else ''}"
+    if rule == "hyponym":
+        return f"{unseen} is a hyponym of {seen}, {steps} below it"
+    if rule == "hypernym":
+        return f"{unseen} is a hypernym of {seen}, {steps} above it"
+    if rule == "sibling":
+        parent = next(each for each in unseen.hypernyms if each in seen.hypernyms)
+        return f"{unseen} and {seen} are both kinds of {wordnet[parent]}"
+    part, whole = (unseen, seen) if rule == "part" else (seen, unseen)
+    return f"{part} is a part, member or substance of {whole}"
 
 
 def _keep(by: dict[str, _Near], steps: Mapping[str, int], place: int, wnid: str) -> None:

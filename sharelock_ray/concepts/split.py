@@ -6,7 +6,9 @@ from typing import ClassVar
 
 from sharelock_ray import storage
 from sharelock_ray.concepts.audit import Finder, notes
+from sharelock_ray.concepts.captions import Captions
 from sharelock_ray.concepts.compared import Threshold, TwinImage, Twins
+from sharelock_ray.concepts.compounds import NamesWithin
 from sharelock_ray.concepts.concept import Concept
 from sharelock_ray.concepts.evidence import Evidence
 from sharelock_ray.concepts.relations import Relations, Rules, Side
@@ -35,9 +37,11 @@ class ConceptSplit(Document):
         fraction: of one list that was drawn as unseen, with `seed`; None if both sides were given.
         similarity: how names were compared; None if they were not, and in documents of version 1, as `twins`.
         twins: what images say. `removed_images` are those to leave out of the side that loses concepts.
+        captions: of training, of which those that name an unseen concept are left out; None if there was no corpus, and
+            in documents before version 3.
     """
 
-    schema_version: ClassVar[int] = 2
+    schema_version: ClassVar[int] = 3
 
     rules: Rules
     wordnet: str
@@ -50,6 +54,7 @@ class ConceptSplit(Document):
     notes: tuple[str, ...] = ()
     similarity: Threshold | None = None
     twins: Twins | None = None
+    captions: Captions | None = None
 
     @property
     def removed_images(self) -> tuple[TwinImage, ...]:
@@ -69,23 +74,28 @@ def split(
     rules: Rules,
     remove: Side = "unseen",
     others: Iterable[Finder] = (),
+    has_corpus: bool = False,
 ) -> ConceptSplit:
     """Removes the concepts of one side that are related to the other.
 
     Args:
         remove: the side that loses concepts: `unseen` keeps the training whole, `seen` keeps the test whole.
         others: more sources of evidence about a concept of that side than WordNet and names.
+        has_corpus: the training has captions, and may be without seen concepts.
 
     Raises:
         RequestError: fewer than two unseen concepts, or no seen one, would be left.
     """
     sides: dict[Side, Sequence[Concept]] = {"seen": seen, "unseen": unseen}
     for side, concepts in sides.items():
-        if not concepts:
+        if not concepts and not (has_corpus and side == "seen"):
             raise RequestError(f"there are no {side} concepts: give at least one")
     kept = _OTHER[remove]
     relations = Relations(sides[kept], wordnet, rules, kept)
-    finders = (relations, *others)
+    surface: list[Finder] = (
+        [NamesWithin(seen, unseen, wordnet, rules, remove)] if rules.surface and seen and unseen else []
+    )
+    finders = (relations, *surface, *others)
     left, removed = [], []
     for concept in sides[remove]:
         if evidence := tuple(found for finder in finders for found in finder.evidence(concept)):
@@ -93,7 +103,7 @@ def split(
         else:
             left.append(concept)
     sides = {kept: sides[kept], remove: left}
-    if len(sides["unseen"]) < _LEAST_UNSEEN or not sides["seen"]:
+    if len(sides["unseen"]) < _LEAST_UNSEEN or not (sides["seen"] or has_corpus):
         raise RequestError(_too_few(sides, removed, remove))
     return ConceptSplit(
         rules=rules,

@@ -122,6 +122,16 @@ class WordNet:
                     queue.append(parent)
         return found
 
+    def below(self, wnid: str, depth: int | None = None) -> dict[str, int]:
+        """The synset itself and what is below it, with the fewest steps to each, up to `depth`; None is any."""
+        found, queue = {wnid: 0}, [wnid]
+        for each in queue:
+            for child in self[each].hyponyms if depth is None or found[each] < depth else ():
+                if child not in found:
+                    found[child] = found[each] + 1
+                    queue.append(child)
+        return found
+
     def senses(self, name: str) -> tuple[str, ...]:
         """Wnids of the synsets that `name` may mean, the most frequent first; () if there are none.
 

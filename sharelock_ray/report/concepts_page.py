@@ -7,6 +7,7 @@ from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
 from sharelock_ray.concepts.audit import ConceptAudit
+from sharelock_ray.concepts.captions import Captions
 from sharelock_ray.concepts.compared import SimilarityThreshold, Threshold, Twins
 from sharelock_ray.concepts.evidence import Evidence
 from sharelock_ray.concepts.relations import Rules
@@ -42,6 +43,7 @@ def split_page(split: ConceptSplit) -> str:
         {"Unseen": [str(each) for each in split.unseen], "Seen": [str(each) for each in split.seen]},
         similarity=split.similarity,
         twins=split.twins,
+        captions=split.captions,
     )
 
 
@@ -67,6 +69,7 @@ def audit_page(audit: ConceptAudit) -> str:
         audit.residual,
         audit.similarity,
         audit.twins,
+        audit.captions,
     )
 
 
@@ -87,6 +90,7 @@ def _page(
     residual: Residual | None = None,
     similarity: Threshold | None = None,
     twins: Twins | None = None,
+    captions: Captions | None = None,
 ) -> str:
     environment = Environment(loader=PackageLoader("sharelock_ray.report", "."), autoescape=True)
     return environment.get_template("concepts.html").render(
@@ -103,6 +107,7 @@ def _page(
         similarity=similarity,
         curve=_curve(similarity) if similarity else "",
         twins=twins,
+        captions=captions,
         images=[(each.key, each.evidence) for each in twins.duplicates.images] if twins and twins.duplicates else [],
         shown=_SHOWN,
         percent=_percent,
@@ -121,6 +126,7 @@ def _rules(rules: Rules, wordnet: str) -> dict[str, str]:
         "hyponyms": depth(rules.hyponyms),
         "parts": "on" if rules.parts else "off",
         "siblings": "on" if rules.siblings else "off",
+        "surface forms": "on" if rules.surface else "off",
     }
 
 

@@ -1,15 +1,25 @@
 """`concepts`: seen and unseen concepts without leakage, the audit of given ones, thresholds, and their pages."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from sharelock_ray import storage
 from sharelock_ray.concepts.audit import ConceptAudit, Finder
 from sharelock_ray.concepts.audit import audit as audit_concepts
+from sharelock_ray.concepts.captions import (
+    Captions,
+    CaptionSearch,
+    FoundCaptions,
+    removed_rows,
+    rows_sha256,
+    write_removed,
+)
 from sharelock_ray.concepts.compared import (
     AUTO,
     NAME,
@@ -21,6 +31,7 @@ from sharelock_ray.concepts.compared import (
     read_threshold,
 )
 from sharelock_ray.concepts.concept import ENGLISH, Concept, read_names, with_names
+from sharelock_ray.concepts.corpus import Corpus, open_corpus
 from sharelock_ray.concepts.relations import Rules, Side
 from sharelock_ray.concepts.residual import Distance
 from sharelock_ray.concepts.split import ConceptSplit, draw
@@ -34,6 +45,7 @@ from sharelock_ray.errors import RequestError
 from sharelock_ray.evaluation.samples import read_samples
 from sharelock_ray.features.featureset import open_features
 from sharelock_ray.features.manifest import is_complete
+from sharelock_ray.progress import Progress
 from sharelock_ray.recipe.load import read_recipe
 
 if TYPE_CHECKING:
@@ -61,7 +73,48 @@ class Inputs:
         """Reads the concepts of a side, with their names in other languages."""
         language = self.seen_language if side == "seen" else self.unseen_language
         found = read_source(source, wordnet, language)
-        return found if self.names is None else with_names(found, read_names(self.names))
+        return with_names(found, self.table) if self.names else found
+
+    @cached_property
+    def table(self) -> dict[str, dict[str, tuple[str, ...]]]:
+        """Names in other languages, by concept and language."""
+        return read_names(self.names) if self.names else {}
+
+
+@dataclass(frozen=True)
+class CaptionCorpus:
+    """Captions of training.
+
+    Args:
+        place: see `sharelock_ray.concepts.corpus`.
+        through_ray: whether parts are searched on all nodes of a cluster.
+    """
+
+    place: str
+    through_ray: bool = False
+
+    def search(
+        self, unseen: Sequence[Concept], wordnet: WordNet, rules: Rules, inputs: Inputs
+    ) -> tuple[Captions, pa.Table]:
+        """The captions that name these concepts or related ones, and what to remove.
+
+        Raises:
+            RequestError: there is no such corpus, or it has no captions.
+        """
+        corpus = open_corpus(self.place)
+        search = CaptionSearch(unseen, wordnet, rules, inputs.table)
+        return search.summary(corpus.place, self._found(corpus, search))
+
+    def _found(self, corpus: Corpus, search: CaptionSearch) -> Iterator[FoundCaptions]:
+        found: Iterator[FoundCaptions] = map(search, corpus.parts)
+        if self.through_ray:
+            from sharelock_ray.engine.tasks import streamed
+
+            found = streamed("search of captions", search, corpus.parts)
+        with Progress("search of captions", "captions", corpus.captions) as progress:
+            for done, part in enumerate(found, 1):
+                progress.update(part.captions, share=0 if corpus.captions else done / len(corpus.parts))
+                yield part
 
 
 @dataclass(frozen=True)
@@ -162,15 +215,18 @@ def make_split(
     remove: Side = "unseen",
     output: str | None = None,
     evidence: Evidence = Evidence(),
+    captions: CaptionCorpus | None = None,
 ) -> ConceptSplit:
     """Makes a split of two lists, or of one of which a fraction is drawn as unseen.
 
     Args:
         evidence: more than names and WordNet.
-        output: the file to write, `.json`; None writes nothing.
+        captions: of training: those that name an unseen concept are removed, whichever side loses concepts. Without a
+            second list, a fraction of 1 makes the list the unseen side.
+        output: the file to write, `.json`; None writes nothing. The table of removed images and captions is beside it.
 
     Raises:
-        RequestError: a list, a table or WordNet cannot be read; or too few concepts are left.
+        RequestError: a list, a table, a corpus or WordNet cannot be read; or too few concepts are left.
     """
     wordnet = open_wordnet(inputs.wordnet)
     concepts = inputs.read(seen, "seen", wordnet)
@@ -180,17 +236,31 @@ def make_split(
     else:
         lists = {"seen": concepts, "unseen": inputs.read(unseen, "unseen", wordnet)}
     found = _evidence(evidence, lists, concepts if unseen is None else None, remove, wordnet, rules)
-    made = split_concepts(lists["seen"], lists["unseen"], wordnet, rules, remove, found.finders)
+    has_corpus = captions is not None
+    made = split_concepts(lists["seen"], lists["unseen"], wordnet, rules, remove, found.finders, has_corpus)
     left: dict[Side, Sequence[Concept]] = {"seen": made.seen, "unseen": made.unseen}
     drawn = {"fraction": fraction, "seed": seed} if unseen is None else {}
     twins = found.twins(left, remove, evidence.duplicates)
     made = made.model_copy(update={**drawn, "similarity": found.threshold, "twins": twins})
+    if captions is not None:
+        named, table = captions.search(made.unseen, wordnet, rules, inputs)
+        table = removed_rows(table, made.removed_images if remove == "seen" else ())
+        digest = rows_sha256(table)
+        named = named.model_copy(update={"removed": f"removed-{digest[:8]}.parquet", "removed_sha256": digest})
+        made = made.model_copy(update={"captions": named})
+        if output is not None:
+            write_removed(beside(output, named), table)
     _write(made, output)
     return made
 
 
+def beside(output: str, captions: Captions) -> str:
+    """Where the table of what is removed is, beside a split."""
+    return storage.join(storage.absolute(output).rpartition("/")[0], captions.removed or "")
+
+
 def audit(
-    seen: str,
+    seen: str | None,
     unseen: str,
     rules: Rules,
     inputs: Inputs,
@@ -199,10 +269,13 @@ def audit(
     evidence: Evidence = Evidence(),
     distance: Distance = "steps",
     chance: float = 0.0,
+    captions: CaptionCorpus | None = None,
 ) -> ConceptAudit:
-    """Audits the concepts of one list against those of another.
+    """Audits the concepts of one list against those of another, or against captions.
 
     Args:
+        seen: None if the training has captions only.
+        captions: of training.
         accuracy: a model's accuracy by unseen class, as a JSON object: `<file>#<place>`, where `place` is keys and
             indices separated by `/` (`evaluation.json#records/0/result/per_class`). Or the samples of an evaluation,
             `<file>.parquet`, whose labels are positions in the second list; `#<candidate set>` chooses one of several.
@@ -220,7 +293,7 @@ def audit(
     if accuracy is not None and ".parquet" not in accuracy:
         of_class = _accuracy(accuracy)
     sides: dict[Side, Sequence[Concept]] = {
-        "seen": inputs.read(seen, "seen", wordnet),
+        "seen": [] if seen is None else inputs.read(seen, "seen", wordnet),
         "unseen": inputs.read(unseen, "unseen", wordnet),
     }
     if accuracy is not None and of_class is None:
@@ -237,12 +310,13 @@ def audit(
     if (distance == "names" and not by_names) or (distance == "prototypes" and not by_prototypes):
         needed = "--similarity" if distance == "names" else "--seen-images and --unseen-images"
         raise RequestError(f"distances by {distance} need {needed}")
+    named = captions.search(sides["unseen"], wordnet, rules, inputs)[0] if captions is not None else None
     found = audit_concepts(
         sides["seen"],
         sides["unseen"],
         wordnet,
         rules,
-        more.finders,
+        [*more.finders, *([named] if named else [])],
         of_class,
         images,
         chance,
@@ -250,7 +324,7 @@ def audit(
         None if distance == "steps" else distance_of,
     )
     twins = more.twins(sides, "unseen", evidence.duplicates)
-    found = found.model_copy(update={"similarity": more.threshold, "twins": twins})
+    found = found.model_copy(update={"similarity": more.threshold, "twins": twins, "captions": named})
     _write(found, output)
     return found
 

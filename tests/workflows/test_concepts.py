@@ -128,7 +128,7 @@ class TestSplit:
         found = run("split", "dog,cat,crane,machine,goose", "--fraction", "0.4", "--output", str(path), "--json")
         stored = json.loads(path.read_text())
         assert {"hash": found["hash"], **stored} == found
-        assert (stored["schema_version"], stored["fraction"], stored["seed"]) == (2, 0.4, 0)
+        assert (stored["schema_version"], stored["fraction"], stored["seed"]) == (3, 0.4, 0)
 
     def test_may_remove_seen_concepts(self, run):
         found = run("split", "dog,cat", "puppy,crane", "--remove", "seen", "--json")
