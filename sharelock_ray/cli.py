@@ -17,18 +17,18 @@ from rich.table import Table
 
 from sharelock_ray import storage
 from sharelock_ray.bench import command as bench_command
-from sharelock_ray.concepts.audit import answer
 from sharelock_ray.concepts.relations import Rules
 from sharelock_ray.concepts.residual import points
 from sharelock_ray.errors import RequestError, SharelockError
 from sharelock_ray.evaluation.benchmark import read_benchmark
+from sharelock_ray.evaluation.statistics import Estimate
 from sharelock_ray.progress import clock, printable
 from sharelock_ray.recipe.load import read_recipe
 from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.report.summary import StudySummary, Summary
 from sharelock_ray.report.table import print_table, text_table
 from sharelock_ray.sources.content import read_lines
-from sharelock_ray.workflows import benchmarks, concepts, rejects
+from sharelock_ray.workflows import benchmarks, rejects
 from sharelock_ray.workflows.affinity import affinity as run_affinity
 from sharelock_ray.workflows.audit import audit as run_audit
 from sharelock_ray.workflows.compare import compare as run_compare
@@ -97,6 +97,38 @@ NamesTable = Annotated[
 ]
 SeenLanguage = Annotated[str, typer.Option(help="Language of the names in the first list.")]
 UnseenLanguage = Annotated[str, typer.Option(help="Language of the names in the second list.")]
+SimilarityFile = Annotated[
+    str | None,
+    typer.Option(
+        "--similarity", metavar="FILE", help="A threshold of `concepts threshold`: similar names are related."
+    ),
+]
+NameFeatures = Annotated[
+    str | None, typer.Option(metavar="SET", help="Language set of the names. Default: embed them anew.")
+]
+SeenImages = Annotated[
+    str | None, typer.Option(metavar="SET", help="Vision set of the seen concepts: look for visual twins.")
+]
+UnseenImages = Annotated[str | None, typer.Option(metavar="SET", help="Vision set of the unseen concepts.")]
+ImageClasses = Annotated[
+    str | None, typer.Option(metavar="LIST", help="Concepts by label in both sets. Default: the list of each side.")
+]
+DuplicateCosine = Annotated[
+    float | None,
+    typer.Option("--duplicates", metavar="COSINE", help="Least cosine of near duplicates. Default: by rule."),
+]
+TwinQuantile = Annotated[
+    float,
+    typer.Option(
+        "--twin-quantile", min=0, max=1, help="Classes are twins above this quantile of the likeness within classes."
+    ),
+]
+PretrainingLists = Annotated[
+    str | None,
+    typer.Option(
+        "--pretraining", metavar="LISTS", help="Classes that the vision encoder was trained on: timm://…, or auto."
+    ),
+]
 ConceptsOutput = Annotated[str | None, typer.Option("--output", metavar="FILE", help="Write the result, as .json.")]
 
 
@@ -399,6 +431,39 @@ def show_benchmark(
         print_table(text_table(header, rows))
 
 
+@concepts_app.command("threshold")
+def choose_threshold(
+    pairs: Annotated[str, typer.Argument(help="Labelled pairs: two words and a score per line, such as SimLex-999.")],
+    encoder: Annotated[str, typer.Option(help="Language encoder: a preset, a recipe, or a language set of the words.")],
+    template: Annotated[str, typer.Option(help="Text with {} for the name.")] = "{}",
+    positive: Annotated[float, typer.Option(help="Least score of a pair that counts as one concept.")] = 7.0,
+    precision: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Lowest threshold with this precision. Default: highest F1.")
+    ] = None,
+    output: ConceptsOutput = None,
+    as_json: AsJson = False,
+) -> None:
+    """Choose the cosine from which names are similar, for one language encoder."""
+    # Imported here, since it imports torch.
+    from sharelock_ray.workflows import concepts
+
+    made = concepts.make_threshold(pairs, encoder, template, positive, precision, output)
+    found = made.chosen
+    rows = [
+        ["encoder", found.encoder],
+        ["pairs", f"{found.labelled:,}, of one concept: {found.positives:,}"],
+        ["rule", found.rule],
+        ["threshold", f"{found.threshold:.4f}"],
+        ["precision", _percent(found.precision)],
+        ["recall", _percent(found.recall)],
+        [
+            "average precision",
+            f"{found.average_precision:.3f}; of a random order {found.positives / found.labelled:.3f}",
+        ],
+    ]
+    _show(text_table(["similar names", ""], rows), made.content(), as_json)
+
+
 @concepts_app.command("split")
 def split_concepts(
     seen: ConceptList,
@@ -415,18 +480,35 @@ def split_concepts(
     names: NamesTable = None,
     seen_language: SeenLanguage = "en",
     unseen_language: UnseenLanguage = "en",
+    similarity: SimilarityFile = None,
+    name_features: NameFeatures = None,
+    seen_images: SeenImages = None,
+    unseen_images: UnseenImages = None,
+    image_classes: ImageClasses = None,
+    duplicates: DuplicateCosine = None,
+    quantile: TwinQuantile = 0.05,
+    pretraining: PretrainingLists = None,
     output: ConceptsOutput = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a split: seen and unseen concepts, no two of which are related."""
+    # Imported here, since it imports torch.
+    from sharelock_ray.workflows import concepts
+
     rules = Rules(homographs=homographs, hypernyms=hypernyms, hyponyms=hyponyms, parts=parts, siblings=siblings)
     inputs = concepts.Inputs(wordnet, names, seen_language, unseen_language)
-    made = concepts.make_split(seen, unseen, rules, inputs, fraction, seed, remove, output)
+    evidence = concepts.Evidence(
+        similarity, name_features, seen_images, unseen_images, image_classes, duplicates, quantile, pretraining
+    )
+    made = concepts.make_split(seen, unseen, rules, inputs, fraction, seed, remove, output, evidence)
     rows = [[name, f"{len(of):,}"] for name, of in (("seen", made.seen), ("unseen", made.unseen))]
     rows += [[f"removed from the {remove} ones", f"{len(made.removed):,}"], ["hash", made.hash8]]
+    if made.twins and made.twins.duplicates:
+        rows.insert(-1, [f"removed images of the {remove} ones", f"{len(made.removed_images):,}"])
     _show(text_table(["split", ""], rows), {"hash": made.hash8, **made.content()}, as_json)
     if not as_json:
         _tell([f"{each.concept}: {found.detail} ({found.rule})" for each in made.removed for found in each.evidence])
+        _tell([f"{each.key}: {each.evidence.detail} ({each.evidence.rule})" for each in made.removed_images])
         _show_notes(made.notes)
 
 
@@ -446,13 +528,32 @@ def audit_concepts(
     accuracy: Annotated[
         str | None, typer.Option(metavar="FILE#PLACE", help="A model's accuracy by class, a JSON object.")
     ] = None,
+    distance: Annotated[
+        Literal["steps", "names", "prototypes"], typer.Option(help="Distance by which accuracies are compared.")
+    ] = "steps",
+    chance: Annotated[float, typer.Option(min=0, max=1, help="Accuracy of a random answer.")] = 0.0,
+    similarity: SimilarityFile = None,
+    name_features: NameFeatures = None,
+    seen_images: SeenImages = None,
+    unseen_images: UnseenImages = None,
+    image_classes: ImageClasses = None,
+    duplicates: DuplicateCosine = None,
+    quantile: TwinQuantile = 0.05,
+    pretraining: PretrainingLists = None,
     output: ConceptsOutput = None,
     as_json: AsJson = False,
 ) -> None:
     """Tell whether a test is zero-shot after a training, and why: `sharelock concepts audit dog puppy`."""
+    # Imported here, since they import torch.
+    from sharelock_ray.concepts.audit import answer
+    from sharelock_ray.workflows import concepts
+
     rules = Rules(homographs=homographs, hypernyms=hypernyms, hyponyms=hyponyms, parts=parts, siblings=siblings)
     inputs = concepts.Inputs(wordnet, names, seen_language, unseen_language)
-    found = concepts.audit(seen, unseen, rules, inputs, accuracy, output)
+    evidence = concepts.Evidence(
+        similarity, name_features, seen_images, unseen_images, image_classes, duplicates, quantile, pretraining
+    )
+    found = concepts.audit(seen, unseen, rules, inputs, accuracy, output, evidence, distance, chance)
     rows = [[rule, f"{count:,}"] for rule, count in found.by_rule().items()]
     rows += [["strictly unseen", f"{len(found.strictly_unseen):,}"], ["all unseen", f"{len(found.unseen):,}"]]
     result = {"strictly_unseen": len(found.strictly_unseen), "by_rule": found.by_rule(), **found.content()}
@@ -460,8 +561,14 @@ def audit_concepts(
     if not as_json:
         trained = str(found.seen[0]) if len(found.seen) == 1 else f"{len(found.seen):,} concepts"
         _tell([" ".join(answer(trained, each)) for each in found.unseen])
-        if found.residual is not None and found.residual.per_step is not None:
+        if found.twins and found.twins.duplicates:
+            images = found.twins.duplicates.images
+            print(f"near duplicates of seen images: {len(images):,} of {found.twins.duplicates.compared[0]:,}")
+            _tell([f"{each.key}: {each.evidence.detail} ({each.evidence.rule})" for each in images])
+        if found.residual is not None and found.residual.distance == "steps" and found.residual.per_step is not None:
             print(f"accuracy per step to the nearest seen concept: {points(found.residual.per_step)}")
+        if found.residual is not None and found.residual.statement:
+            print(found.residual.statement)
         _show_notes(found.notes)
 
 
@@ -471,6 +578,9 @@ def report_concepts(
     as_json: AsJson = False,
 ) -> None:
     """Write the page of a split or an audit beside it."""
+    # Imported here, since it imports torch.
+    from sharelock_ray.workflows import concepts
+
     page = concepts.report(document)
     print(json.dumps({"page": page}) if as_json else printable(f"report: {page}"))
 
@@ -551,6 +661,10 @@ def classify(
         {"image": image, "labels": [{"label": name, "probability": p} for name, p in ranked]},
         as_json,
     )
+
+
+def _percent(of: Estimate) -> str:
+    return f"{of.value:.1%} [{of.low:.1%}, {of.high:.1%}]"
 
 
 def run_job(verb: str) -> None:

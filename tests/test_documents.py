@@ -23,6 +23,7 @@ import torch
 
 from sharelock_ray import storage
 from sharelock_ray.concepts.audit import ConceptAudit
+from sharelock_ray.concepts.similarity import SimilarityThreshold
 from sharelock_ray.concepts.split import ConceptSplit, read_split
 from sharelock_ray.demo.picture_tars import PicturesRecord
 from sharelock_ray.documents import Document, NewerVersionError, parse_document, read_document
@@ -40,6 +41,7 @@ from sharelock_ray.runs.model import load_model
 from sharelock_ray.sources.sample import Shard
 from sharelock_ray.study.affinity_study import Affinity
 from sharelock_ray.study.language_scores import LanguageScore
+from sharelock_ray.study.matched import Matched
 from sharelock_ray.study.trials import Study, Trial, read_trial
 from sharelock_ray.workflows import tune
 from sharelock_ray.workflows.audit import AuditRecord
@@ -279,7 +281,9 @@ def all_fields() -> dict[str, Any]:
             ChunkRecord,
             Fault,
             LanguageScore,
+            Matched,
             PicturesRecord,
+            SimilarityThreshold,
             *(each.kind for each in STORED + OTHERS),
         )
     }

@@ -124,6 +124,9 @@ class AlignmentSpec(Config):
     """Initial value of the sigmoid loss's learned bias (SigLIP, arXiv 2303.15343, section 3.2)."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Fraction of the pairs held out for validation, chosen by a hash of their keys."""
+    training_pairs: Annotated[int, Field(ge=2)] | None = None
+    """Number of the other pairs to train on, drawn by `seed`; a smaller number draws a subset of a larger one's pairs.
+    None: all of them."""
     evaluate_every: Annotated[int, Field(ge=1)] = 100
     """Steps between validations. A checkpoint to resume from is written after each validation, or after fewer if
     writing would take more than a tenth of the time."""

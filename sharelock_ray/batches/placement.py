@@ -103,7 +103,7 @@ class RowStore(ABC):
         Embeddings have the stored type and are valid until the next batch, which is gathered while they are used.
 
         Args:
-            passes: rows of batches; no row occurs twice in a pass.
+            passes: rows of batches; no row of the vision set occurs twice in a pass.
             max_rows: maximum number of rows per batch.
         """
         # Double buffering.

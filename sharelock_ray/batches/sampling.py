@@ -12,7 +12,7 @@ import torch
 
 from sharelock_ray.batches.placement import MappedRows, PairRows, RowStore, placement
 from sharelock_ray.errors import RequestError
-from sharelock_ray.features.featureset import Pairs
+from sharelock_ray.features.featureset import FeatureSet, Pairs
 
 # Number of parts in use at a time in the order `parts`; up to twice as many while one part ends and the next begins.
 # With at most this many workers, no part is read twice in an epoch.
@@ -34,8 +34,30 @@ class Batch:
 
 def split_validation(pairs: Pairs, fraction: float) -> tuple[Pairs, Pairs]:
     """Splits pairs into training and validation pairs by a hash of the key; added data does not move existing pairs."""
-    held = pairs.vision.columns["key_hash"][pairs.vision_rows] < int(fraction * 2**32)
+    held = is_held_out(pairs.vision, pairs.vision_rows, fraction)
     return pairs.select(~held), pairs.select(held)
+
+
+def drawn(pairs: Pairs, count: int | None, seed: int) -> Pairs:
+    """Draws `count` pairs by their keys and `seed`, whatever their order; a smaller count draws a subset. None: all.
+
+    Raises:
+        RequestError: there are fewer pairs.
+    """
+    if count is None:
+        return pairs
+    if count > len(pairs):
+        raise RequestError(f"`alignment.training_pairs` is {count:,}, but there are {len(pairs):,} pairs to train on")
+    by_key = np.argsort(pairs.vision.columns["key_hash"][pairs.vision_rows], kind="stable")
+    kept = np.zeros(len(pairs), bool)
+    kept[by_key[np.random.default_rng(seed).permutation(len(pairs))[:count]]] = True
+    return pairs.select(kept)
+
+
+def is_held_out(vision: FeatureSet, rows: np.ndarray, fraction: float) -> np.ndarray:
+    """(N,) bool: whether each of some rows of a vision set is for validation."""
+    held: np.ndarray = vision.columns["key_hash"][rows] < int(fraction * 2**32)
+    return held
 
 
 class PairBatches:

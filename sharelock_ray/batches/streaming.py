@@ -92,7 +92,8 @@ def _uses(side: int, features: FeatureSet, batches: list[np.ndarray]) -> Iterato
     bounds = np.searchsorted(rows[order], starts)
     for part in np.flatnonzero(np.diff(bounds)):
         chosen = order[bounds[part] : bounds[part + 1]]
-        piece = Piece(side, int(part), rows[chosen] - starts[part])
+        # Images of one class may share a text.
+        piece = Piece(side, int(part), np.unique(rows[chosen]) - starts[part])
         yield _Use(piece, int(batch[chosen].min()), int(batch[chosen].max()))
 
 

@@ -407,17 +407,41 @@ def tune(
 @app.command()
 def concepts(
     wordnet: Annotated[str | None, typer.Option(metavar="FOLDER", help="WordNet 3.0.")] = None,
+    captions: Annotated[int, typer.Option(min=1000, help="Number of captions.")] = 200_000,
     repeats: Repeats = 3,
     as_json: AsJson = False,
 ) -> None:
-    """The audit of 20,844 classes against 1,000 with all rules of WordNet, compared with a loop over pairs."""
-    from sharelock_ray.bench.measure_concepts import measure_wordnet
+    """Audits of 20,844 classes against 1,000, compared with a loop over pairs, and of captions, with an expression."""
+    from sharelock_ray.bench.measure_concepts import measure_captions, measure_wordnet
 
-    found = measure_wordnet(wordnet, repeats)
-    seconds = [f"{statistics.median(of):.2f}" for of in (found.read, found.audit)]
-    row = [f"{found.unseen:,} x {found.seen:,}", *seconds, f"{found.ratio:,.0f}", f"{found.strict:,}"]
-    header = ["classes", "CPU s to read WordNet", "CPU s of the audit", "to pairs", "strictly unseen"]
-    _show(header, [row], {"wordnet": asdict(found) | {"ratio": found.ratio}}, as_json)
+    classes = measure_wordnet(wordnet, repeats)
+    texts = measure_captions(wordnet, captions, repeats)
+    audit, find = statistics.median(classes.audit), statistics.median(texts.find)
+    rows = [
+        ["read WordNet", "", f"{statistics.median(classes.read):.2f}", "", "", ""],
+        [
+            "classes, all rules of WordNet",
+            f"{classes.unseen:,} x {classes.seen:,}",
+            f"{audit:.2f}",
+            f"{classes.unseen / audit:,.0f}",
+            f"{classes.ratio:,.0f}",
+            f"{classes.strict / classes.unseen:.0%} unseen",
+        ],
+        ["index of names", f"{texts.concepts:,}", f"{statistics.median(texts.build):.2f}", "", "", ""],
+        [
+            "captions, all surface rules",
+            f"{texts.captions:,} x {texts.concepts:,}",
+            f"{find:.2f}",
+            f"{texts.captions_per_second:,.0f}",
+            f"{texts.ratio:,.0f}",
+            f"{texts.named:.0%} named",
+        ],
+    ]
+    result = {
+        "wordnet": asdict(classes) | {"ratio": classes.ratio},
+        "captions": asdict(texts) | {"ratio": texts.ratio, "per_second": texts.captions_per_second},
+    }
+    _show(["", "size", "CPU s", "per CPU second", "to a plain loop", "found"], rows, result, as_json)
 
 
 def _median(values: list[float]) -> str:

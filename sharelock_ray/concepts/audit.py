@@ -1,13 +1,13 @@
 """The audit of unseen concepts against seen ones: strictly unseen or not, and why."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar, Protocol
 
 from sharelock_ray.concepts.concept import ENGLISH, Concept
-from sharelock_ray.concepts.evidence import Evidence
+from sharelock_ray.concepts.evidence import Evidence, Threshold, Twins
 from sharelock_ray.concepts.relations import Relations, Rules
-from sharelock_ray.concepts.residual import Residual, residual
+from sharelock_ray.concepts.residual import Distance, Residual, residual
 from sharelock_ray.concepts.wordnet import VERSION, WordNet
 from sharelock_ray.config import Config
 from sharelock_ray.documents import Document
@@ -38,7 +38,7 @@ class AuditedConcept(Config):
 class ConceptAudit(Document):
     """Which unseen concepts are strictly unseen after training on the seen ones, with evidence for the others."""
 
-    schema_version: ClassVar[int] = 1
+    schema_version: ClassVar[int] = 2
 
     rules: Rules
     wordnet: str
@@ -46,6 +46,9 @@ class ConceptAudit(Document):
     unseen: tuple[AuditedConcept, ...]
     notes: tuple[str, ...] = ()
     residual: Residual | None = None
+    similarity: Threshold | None = None
+    """None if names were not compared, and in documents of version 1, as `twins`."""
+    twins: Twins | None = None
 
     @property
     def strictly_unseen(self) -> tuple[Concept, ...]:
@@ -64,12 +67,20 @@ def audit(
     rules: Rules,
     others: Iterable[Finder] = (),
     accuracy: Mapping[str, float] | None = None,
+    images: Mapping[str, int] | None = None,
+    chance: float = 0.0,
+    distance: Distance = "steps",
+    distance_of: Callable[[Concept], float | None] | None = None,
 ) -> ConceptAudit:
     """Audits each unseen concept.
 
     Args:
         others: more sources of evidence than WordNet and names.
         accuracy: of a model by unseen class, to estimate residual leakage.
+        images: number of its answers by class.
+        chance: accuracy of a random answer.
+        distance: what the distance to the nearest seen concept is, which `distance_of` returns; for `steps`, WordNet
+            has it.
 
     Raises:
         RequestError: as `residual`.
@@ -90,16 +101,17 @@ def audit(
         seen=tuple(seen),
         unseen=found,
         notes=notes([*seen, *unseen], relations),
-        residual=None if accuracy is None else _residual(found, accuracy),
-    )
-
-
-def _residual(found: Sequence[AuditedConcept], accuracy: Mapping[str, float]) -> Residual:
-    return residual(
-        [(str(each.concept), each.concept.name, each.concept.words, each.concept.wnid or "") for each in found],
-        [each.distance for each in found],
-        [bool(each.evidence) for each in found],
-        accuracy,
+        residual=None
+        if accuracy is None
+        else residual(
+            [(str(each.concept), each.concept.name, each.concept.words, each.concept.wnid or "") for each in found],
+            [each.distance if distance_of is None else distance_of(each.concept) for each in found],
+            [bool(each.evidence) for each in found],
+            accuracy,
+            images=images,
+            distance=distance,
+            chance=chance,
+        ),
     )
 
 
@@ -110,6 +122,9 @@ def answer(seen: str, audited: AuditedConcept) -> list[str]:
         seen: what was trained on, for the sentences.
     """
     start = f"Trained on {seen}, tested on {audited.concept}"
+    if audited.evidence and all(each.rule == "pretraining" for each in audited.evidence):
+        said = (f"{each.detail} ({each.rule})." for each in audited.evidence)
+        return [f"{start}: zero-shot for the alignment, but not for the vision encoder.", *said]
     if audited.evidence:
         return [f"{start}: not zero-shot.", *(f"{each.detail} ({each.rule})." for each in audited.evidence)]
     if audited.distance is None:

@@ -75,7 +75,7 @@ class Relations:
                 self._named.setdefault(name, []).append(place)
             for wnid in self.senses(concept):
                 synset = wordnet[wnid]
-                _keep(self._below, self._above(wnid), place, wnid)
+                _keep(self._below, wordnet.above(wnid), place, wnid)
                 _keep(self._parts, dict.fromkeys(synset.parts, 1), place, wnid)
                 _keep(self._wholes, dict.fromkeys(synset.wholes, 1), place, wnid)
                 _keep(self._kinds, dict.fromkeys(synset.hypernyms, 1), place, wnid)
@@ -110,7 +110,7 @@ class Relations:
         found = [
             near._replace(steps=near.steps + steps)
             for wnid in self.senses(concept)
-            for above, steps in self._above(wnid).items()
+            for above, steps in self.wordnet.above(wnid).items()
             if (near := self._below.get(above))
         ]
         return (self.listed[min(found).place], min(found).steps) if found else None
@@ -120,7 +120,8 @@ class Relations:
         synset = self.wordnet[wnid]
         found: Iterable[_Near]
         if rule == "hyponym":
-            above = ((self._below.get(ancestor), steps) for ancestor, steps in self._above(wnid).items() if steps)
+            ancestors = self.wordnet.above(wnid).items()
+            above = ((self._below.get(ancestor), steps) for ancestor, steps in ancestors if steps)
             found = (near._replace(steps=steps) for near, steps in above if near and not near.steps)
         elif rule == "hypernym":
             found = [self._below[wnid]] if wnid in self._below else []
@@ -183,16 +184,6 @@ class Relations:
         if concept.wnid is not None:
             names += [(ENGLISH, lemma) for lemma in self.wordnet[concept.wnid].lemmas]
         return dict.fromkeys((language, plain(name)) for language, name in names)
-
-    def _above(self, wnid: str) -> dict[str, int]:
-        """The synset itself and its ancestors, with the fewest steps to each."""
-        found, queue = {wnid: 0}, [wnid]
-        for each in queue:
-            for parent in self.wordnet[each].hypernyms:
-                if parent not in found:
-                    found[parent] = found[each] + 1
-                    queue.append(parent)
-        return found
 
 
 def _keep(by: dict[str, _Near], steps: Mapping[str, int], place: int, wnid: str) -> None:

@@ -7,7 +7,7 @@ from typing import ClassVar
 from sharelock_ray import storage
 from sharelock_ray.concepts.audit import Finder, notes
 from sharelock_ray.concepts.concept import Concept
-from sharelock_ray.concepts.evidence import Evidence
+from sharelock_ray.concepts.evidence import Evidence, Threshold, TwinImage, Twins
 from sharelock_ray.concepts.relations import Relations, Rules, Side
 from sharelock_ray.concepts.wordnet import VERSION, WordNet
 from sharelock_ray.config import Config, content_hash
@@ -32,9 +32,11 @@ class ConceptSplit(Document):
     Args:
         removed: concepts that were taken from `removed_from`.
         fraction: of one list that was drawn as unseen, with `seed`; None if both sides were given.
+        similarity: how names were compared; None if they were not, and in documents of version 1, as `twins`.
+        twins: what images say. `removed_images` are those to leave out of the side that loses concepts.
     """
 
-    schema_version: ClassVar[int] = 1
+    schema_version: ClassVar[int] = 2
 
     rules: Rules
     wordnet: str
@@ -45,6 +47,13 @@ class ConceptSplit(Document):
     fraction: float | None = None
     seed: int | None = None
     notes: tuple[str, ...] = ()
+    similarity: Threshold | None = None
+    twins: Twins | None = None
+
+    @property
+    def removed_images(self) -> tuple[TwinImage, ...]:
+        """Images of `removed_from` that the other side has too, by key, with evidence."""
+        return self.twins.duplicates.images if self.twins and self.twins.duplicates else ()
 
     @property
     def hash8(self) -> str:
@@ -106,17 +115,22 @@ def split_list(
 ) -> ConceptSplit:
     """Draws a fraction of a list as unseen, and removes concepts as `split` does.
 
-    The draw depends on the names and the seed alone, not on the order of the list or on any library's generator.
-
     Raises:
         RequestError: as `split`.
+    """
+    made = split(*draw(concepts, fraction, seed), wordnet, rules, remove)
+    return made.model_copy(update={"fraction": fraction, "seed": seed})
+
+
+def draw(concepts: Sequence[Concept], fraction: float, seed: int) -> tuple[list[Concept], list[Concept]]:
+    """Draws a fraction of a list as unseen; returns the seen and the unseen ones.
+
+    The draw depends on the names and the seed alone, not on the order of the list or on any library's generator.
     """
     order = sorted(map(str, concepts), key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
     drawn = set(order[: round(fraction * len(order))])
     seen = [each for each in concepts if str(each) not in drawn]
-    unseen = [each for each in concepts if str(each) in drawn]
-    made = split(seen, unseen, wordnet, rules, remove)
-    return made.model_copy(update={"fraction": fraction, "seed": seed})
+    return seen, [each for each in concepts if str(each) in drawn]
 
 
 def read_split(uri: str) -> ConceptSplit:

@@ -112,6 +112,16 @@ class WordNet:
             found[form] = tuple(dict.fromkeys((*found.get(form, ()), *bases)))
         return found
 
+    def above(self, wnid: str) -> dict[str, int]:
+        """The synset itself and its ancestors, with the fewest steps to each."""
+        found, queue = {wnid: 0}, [wnid]
+        for each in queue:
+            for parent in self[each].hypernyms:
+                if parent not in found:
+                    found[parent] = found[each] + 1
+                    queue.append(parent)
+        return found
+
     def senses(self, name: str) -> tuple[str, ...]:
         """Wnids of the synsets that `name` may mean, the most frequent first; () if there are none.
 

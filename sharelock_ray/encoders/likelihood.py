@@ -6,8 +6,9 @@ sides while the token itself is masked; the product over tokens is no probabilit
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +25,6 @@ from transformers import (
 
 from sharelock_ray.encoders.automodel import layers_of, load_model
 from sharelock_ray.encoders.language import (
-    NORMS,
     equal_up_to_rounding,
     positions_of,
     require_layers,
@@ -33,22 +33,24 @@ from sharelock_ray.encoders.language import (
     token_batches,
     vocabulary_of,
 )
+from sharelock_ray.encoders.lens import AffineMap
 from sharelock_ray.encoders.linear import accelerate
 from sharelock_ray.encoders.loading import loading
-from sharelock_ray.encoders.norms import find_norm
 from sharelock_ray.encoders.passes import Arrays, Passes, suited
 from sharelock_ray.encoders.provenance import hub_commit
 from sharelock_ray.encoders.spec import LanguageSpec
 from sharelock_ray.errors import RequestError, RunError
 
 Kind = Literal["causal", "masked"]
-Readout = Literal["head", "logit_lens"]
+Readout = Literal["head", "linear"]
 
 # Tokens per forward pass, and logits that exist at a time: a vocabulary may have 262,144 tokens.
 _CPU_TOKENS, _GPU_TOKENS = 512, 8192
 _LOGITS = 1 << 24
 # Half the length in tokens of the texts that probe a model when it is loaded.
 _PROBE_TOKENS = 4
+# Fewer give no map of states that holds for others.
+_LEAST_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,9 @@ class TextBits:
 class LikelihoodModel:
     """A language model with its head, on one device.
 
-    The states of a layer before the last are read by the logit lens: by the model's own final norm and head, which
-    were trained for the last layer only. All layers are read from the same forward passes.
+    The head was trained for the last layer only. The states of another layer are first mapped to those of the last by
+    an affine map (`lens.py`), which is fitted on the one half of the text to read the other. All layers are read from
+    the same forward passes.
 
     Args:
         spec: the model and its `dtype`; prompt and pooling have no meaning here.
@@ -106,7 +109,6 @@ class LikelihoodModel:
         tower = text_tower(self._base)
         self._depth = int(model.config.get_text_config().num_hidden_layers)
         require_layers(spec.model, self._depth, self.layers)
-        self._norm = find_norm(tower, *NORMS)
         self._vocabulary = vocabulary_of(model)
         self._positions = positions_of(tower)
         self._parameters = [_parameters(tower, self._layer(layer), self._depth) for layer in self.layers]
@@ -122,7 +124,7 @@ class LikelihoodModel:
     @property
     def readouts(self) -> list[Readout]:
         """How each layer is read."""
-        return ["head" if self._layer(layer) == self._depth else "logit_lens" for layer in self.layers]
+        return ["head" if self._layer(layer) == self._depth else "linear" for layer in self.layers]
 
     @property
     def parameters(self) -> list[int]:
@@ -157,6 +159,10 @@ class LikelihoodModel:
         """
         ids, starts = self._tokenized(text)
         self._require(context, stride)
+        if "linear" in self.readouts and len(ids) < _LEAST_TOKENS:
+            raise RequestError(
+                f"the text has {len(ids):,} tokens, too few to read a layer before the last: at least {_LEAST_TOKENS}"
+            )
         if self.kind == "causal":
             windows = _causal_windows(len(ids), context + 1 - len(self._start), stride, first=0 if self._start else 1)
         else:
@@ -165,9 +171,11 @@ class LikelihoodModel:
         widest = max((window.stop - window.first for window in windows), default=1)
 
         def load(rows: list[int]) -> Arrays:
-            chosen = [windows[row] for row in rows]
-            progress(sum(window.stop - window.first for window in chosen))
-            return self._inputs(ids, chosen, widest)
+            return self._inputs(ids, [windows[row] for row in rows], widest)
+
+        def counted(rows: list[int]) -> Arrays:
+            progress(sum(windows[row].stop - windows[row].first for row in rows))
+            return load(rows)
 
         def cut(rows: Sequence[int], token_budget: int) -> Iterator[list[int]]:
             # Windows of one length need no padding, which some models see even under a mask.
@@ -175,10 +183,13 @@ class LikelihoodModel:
             for batch in token_batches(lengths, token_budget, pads=False):
                 yield [rows[i] for i in batch]
 
-        zero = np.zeros((1, 1), np.int64)
-        found = self._passes.run(
-            len(windows), [widest] * len(self.layers), cut, load, self._forward, (zero, zero, zero)
-        )
+        smallest = (np.zeros((1, 1), np.int64),) * 4
+        sums: _Maps = {}
+        if "linear" in self.readouts:
+            self._passes.run(len(windows), [1], cut, load, partial(self._observe, sums), smallest)
+        maps = {key: each.fit() for key, each in sums.items()}
+        dims = [widest] * len(self.layers)
+        found = self._passes.run(len(windows), dims, cut, counted, partial(self._forward, maps), smallest)
         if found.too_large:
             raise RunError(
                 f"{self.spec.model} does not fit {context} tokens into the device's memory: reduce the context"
@@ -252,12 +263,13 @@ class LikelihoodModel:
             raise RequestError(f"a stride of {stride} tokens: choose one from 1 to {context - special}")
 
     def _inputs(self, ids: list[int], windows: "Sequence[_Window]", scored_most: int) -> Arrays:
-        """(B, T) tokens of windows of one length; (B, `scored_most`) the places that predict a token, and those tokens.
+        """(B, T) tokens of windows of one length; (B, `scored_most`) the places that predict a token, those tokens, and
+        the half of the text (1 or 2) that each is in.
 
-        Windows that score fewer are filled up with token 0.
+        Windows that score fewer are filled up with token 0, in half 0.
         """
         tokens = []
-        at, targets = np.zeros((2, len(windows), scored_most), np.int64)
+        at, targets, halves = np.zeros((3, len(windows), scored_most), np.int64)
         for i, window in enumerate(windows):
             row = [*self._start, *ids[window.begin : window.end], *self._end]
             scored = np.arange(window.first, window.stop)
@@ -267,21 +279,52 @@ class LikelihoodModel:
                 row[places[0]] = self._tokenizer.mask_token_id
             tokens.append(row)
             at[i, : len(scored)], targets[i, : len(scored)] = places, ids[window.first : window.stop]
-        return np.array(tokens), at, targets
+            halves[i, : len(scored)] = 1 + (2 * scored >= len(ids))
+        return np.array(tokens), at, targets, halves
 
-    def _forward(self, ids: torch.Tensor, at: torch.Tensor, targets: torch.Tensor) -> list[torch.Tensor]:
+    def _observe(
+        self, sums: "_Maps", ids: torch.Tensor, at: torch.Tensor, targets: torch.Tensor, halves: torch.Tensor
+    ) -> list[torch.Tensor]:
+        """Adds the states of (B, T) tokens at the places `at` to `sums`, by layer and half of the text."""
+        last, *states = self._states(ids, at)
+        for half in (1, 2):
+            of_half = halves == half
+            for layer, readout, each in zip(self.layers, self.readouts, states, strict=True):
+                if readout == "linear" and of_half.any():
+                    sums.setdefault((layer, half), AffineMap()).add(each[of_half], last[of_half])
+        return [at[:, :1].float()]
+
+    def _forward(
+        self,
+        maps: Mapping[tuple[int | None, int], tuple[torch.Tensor, torch.Tensor]],
+        ids: torch.Tensor,
+        at: torch.Tensor,
+        targets: torch.Tensor,
+        halves: torch.Tensor,
+    ) -> list[torch.Tensor]:
         """For each layer (B, S): the bits of `targets` at the places `at` of (B, T) tokens."""
-        rows = torch.arange(len(ids), device=ids.device)[:, None]
-        return [self._bits(states[rows, at], targets) for states in self._states(ids)]
+        _, *found = self._states(ids, at)
+        for i, (layer, readout) in enumerate(zip(self.layers, self.readouts, strict=True)):
+            if readout == "linear":
+                # Each half is read by what was fitted on the other.
+                first, second = (
+                    found[i].float() @ matrix + offset for matrix, offset in (maps[layer, 2], maps[layer, 1])
+                )
+                found[i] = torch.where((halves == 1)[..., None], first, second).to(found[i].dtype)
+        return [self._bits(states, targets) for states in found]
 
-    def _states(self, ids: torch.Tensor) -> list[torch.Tensor]:
-        """For each layer the (B, T, D) states that the head reads."""
-        output = self._base(input_ids=ids, output_hidden_states=any(r != "head" for r in self.readouts))
-        found = []
-        for layer, readout in zip(self.layers, self.readouts, strict=True):
-            states = output.last_hidden_state if readout == "head" else output.hidden_states[layer]
-            found.append(states if readout == "head" or self._norm is None else self._norm(states))
-        return found
+    def _states(self, ids: torch.Tensor, at: torch.Tensor) -> list[torch.Tensor]:
+        """The (B, S, D) states of (B, T) tokens at the (B, S) places `at`: of the last layer, and of each layer."""
+        output = self._base(input_ids=ids, output_hidden_states="linear" in self.readouts)
+        rows = torch.arange(len(ids), device=ids.device)[:, None]
+        last = output.last_hidden_state[rows, at]
+        return [
+            last,
+            *(
+                last if readout == "head" else output.hidden_states[layer][rows, at]
+                for layer, readout in zip(self.layers, self.readouts, strict=True)
+            ),
+        ]
 
     def _bits(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         rows = max(1, _LOGITS // self._width)
@@ -337,6 +380,10 @@ class LikelihoodModel:
                 f"{self.spec.model} gives {len(lost):,} of {len(bits):,} tokens no finite probability, the first is "
                 f"{name!r} (token {lost[0]:,}): set `dtype: float32`, or check the weights"
             )
+
+
+# By layer and half of the text.
+_Maps = dict[tuple[int | None, int], AffineMap]
 
 
 @dataclass(frozen=True)

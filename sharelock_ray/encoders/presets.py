@@ -5,6 +5,7 @@ A preset is expanded when the recipe is read; fields in the recipe override it. 
 """
 
 import difflib
+import itertools
 from typing import Any
 
 
@@ -32,6 +33,37 @@ def expand(content: Any, modality: str | None = None) -> Any:
         # For example a tuning grid that sets `preset` on a fully specified encoder.
         raise ValueError(f"the preset {name!r} has no effect here: the recipe also sets every field of it")
     return {"name": name, **fields, **given}
+
+
+def written_out(content: Any) -> list[Any]:
+    """The encoders of a recipe's section with lists of poolings or layers: one for each combination.
+
+    They share one model and one forward pass. What is listed is added to the name: `gpt2-mean-layer4`; a layer of None,
+    the model's final output, is `final`.
+    """
+    section = content if isinstance(content, dict) else {}
+    listed = [name for name in ("pooling", "layer") if isinstance(section.get(name), list)]
+    if not listed:
+        return [content]
+    name = section.get("name", section.get("preset"))
+    found = []
+    for values in itertools.product(*(section[field] for field in listed)):
+        chosen = dict(zip(listed, values, strict=True))
+        found.append({**section, **chosen, "name": "-".join([str(name), *map(_suffix, chosen.items())])})
+    return found
+
+
+def name_of(content: Any, modality: str) -> str | None:
+    """The name of an encoder of a recipe; None if it has another modality."""
+    content = content if isinstance(content, dict) else getattr(content, "__dict__", {})
+    preset = PRESETS.get(str(content.get("preset")), {})
+    has = content.get("modality", preset.get("modality"))
+    return str(content.get("name", content.get("preset"))) if has == modality else None
+
+
+def _suffix(chosen: tuple[str, Any]) -> str:
+    field, value = chosen
+    return f"layer{value}" if field == "layer" and value is not None else str(value or "final")
 
 
 _ONE_WORD = 'This sentence: "{}" means in one word:"'

@@ -22,6 +22,10 @@ def _found(place: str) -> str:
     return storage.absolute(place) if "://" not in place and storage.exists(place) else place
 
 
+ModelName = Annotated[str, AfterValidator(_found)]
+"""A name on the hub, or a path or URI."""
+
+
 def _is_place(name: str) -> bool:
     """Whether a model's name is a path or URI, and no name on the hub."""
     return "://" in name or name.startswith(("/", ".")) or storage.exists(name)
@@ -212,7 +216,7 @@ class LanguageSpec(_EncoderSpec):
     )
 
     modality: Literal["language"] = "language"
-    model: Annotated[str, AfterValidator(_found)]
+    model: ModelName
     revision: str | None = None
     """Commit or tag on the hub."""
     pooling: Literal["last", "mean", "weighted_mean", "first", "max"] = "last"

@@ -27,6 +27,7 @@ from sharelock_ray.engine.environment import environment
 from sharelock_ray.engine.training_options import TrainingOptions
 from sharelock_ray.errors import SharelockError
 from sharelock_ray.features.featureset import open_features
+from sharelock_ray.features.pairing import Pairing
 from sharelock_ray.progress import Progress, say
 from sharelock_ray.runs.folder import RunFolder, TrainingResult, newest, pairs_per_second
 
@@ -36,19 +37,28 @@ _POLL_S = 1.0
 _STEP_TIMEOUT = timedelta(minutes=20)
 # Time-out while other workers open the features of their node, which may include a download.
 _OPENING_TIMEOUT = timedelta(hours=2)
+_ALL_PAIRS = Pairing()
 
 
-def train(run: RunFolder, vision: str, language: str, spec: AlignmentSpec, options: TrainingOptions) -> TrainingResult:
+def train(
+    run: RunFolder,
+    vision: str,
+    language: str,
+    spec: AlignmentSpec,
+    options: TrainingOptions,
+    pairing: Pairing = _ALL_PAIRS,
+) -> TrainingResult:
     """Trains or resumes the run; a finished run is left unchanged.
 
     Args:
-        vision, language: URIs of the feature sets of one dataset split.
+        vision, language: URIs of the feature sets of one dataset split; or `language` of the texts of classes.
+        pairing: which images and texts are paired.
 
     Raises:
         RequestError: the folder holds another training, the sets do not match, or Ray has too few resources.
         RunError: workers failed more often than `max_failures`, or the loss is non-finite.
     """
-    run.begin(spec, open_features(vision).manifest, open_features(language).manifest)
+    run.begin(spec, open_features(vision).manifest, open_features(language).manifest, pairing.identity)
     result = run.result()
     if result is not None:
         return result
@@ -58,7 +68,7 @@ def train(run: RunFolder, vision: str, language: str, spec: AlignmentSpec, optio
             "lower operations.training.num_workers, min_workers or num_cpus"
             + " (with alignment.order parts, one CPU must stay free to read)" * (spec.order == "parts"),
         )
-        trainer = _trainer(run, vision, language, spec, options)
+        trainer = _trainer(run, vision, language, spec, options, pairing)
         run.write_fault(None)
         with _progress(run, spec.steps):
             try:
@@ -86,7 +96,9 @@ class _Trainer(DataParallelTrainer):
         pass
 
 
-def _trainer(run: RunFolder, vision: str, language: str, spec: AlignmentSpec, options: TrainingOptions) -> _Trainer:
+def _trainer(
+    run: RunFolder, vision: str, language: str, spec: AlignmentSpec, options: TrainingOptions, pairing: Pairing
+) -> _Trainer:
     return _Trainer(
         _worker,
         train_loop_config={
@@ -94,6 +106,7 @@ def _trainer(run: RunFolder, vision: str, language: str, spec: AlignmentSpec, op
             "vision": vision,
             "language": language,
             "spec": spec.model_dump(mode="json"),
+            "pairing": pairing.model_dump(mode="json"),
             "threads": max(1, int(options.num_cpus)),
             "device": "cuda" if options.use_gpu else "cpu",
             "compiled": options.compile,
@@ -136,6 +149,7 @@ def _worker(config: dict[str, Any]) -> None:
                 streams=config["streams"],
                 read=read_by_tasks,
                 all_have_opened=all_have_opened,
+                pairing=Pairing.model_validate(config["pairing"]),
             )
         except SharelockError as error:
             run.write_fault(error)

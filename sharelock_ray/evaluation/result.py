@@ -113,6 +113,43 @@ class AnyLabelResult(_Result):
     tied: int
 
 
+class CalibratedAccuracy(Config):
+    """Accuracies where seen and unseen classes are ranked together, as means over classes."""
+
+    gamma: float
+    """What is subtracted from the cosine similarity to a seen class."""
+    seen: Estimate
+    unseen: Estimate
+    harmonic_mean: Estimate
+
+
+class GeneralisedAccuracy(Config):
+    """Classification among seen and unseen classes together."""
+
+    seen_images: int
+    uncalibrated: CalibratedAccuracy
+    calibrated: CalibratedAccuracy | None
+    """With the gamma that was best on validation classes. None if there are none."""
+    area: Estimate
+    """Area under the curve of seen against unseen accuracy over all gamma (AUSUC)."""
+
+
+class GeneralisedResult(_Result):
+    """Zero-shot classification of unseen classes. `images` counts theirs."""
+
+    seen_classes: int
+    """Number of seen classes that are ranked."""
+    unseen_classes: int
+    chance: float
+    """That of `zero_shot`."""
+    zero_shot: Estimate
+    """Top-1 accuracy among the unseen classes: the mean over those that have images."""
+    per_class: dict[str, float]
+    """That accuracy by name of the class."""
+    generalised: GeneralisedAccuracy | None
+    """None if no image has a seen class."""
+
+
 class RetrievalResult(_Result):
     """Recall at k, by k, as fractions of the queries."""
 
@@ -175,20 +212,24 @@ class Loss(Config):
         return self.projection.high < 0 and self.model.low > self.chance
 
     @property
-    def where(self) -> Side | None:
-        """Where most is lost. None if nothing is, or if the model beats the probes."""
-        lost: dict[Side, float] = {
-            "image side": 1 - self.image.value,
-            "text side": 1 - self.text.value,
-            "projection": self.projection.value if self.projection.low > 0 else 0.0,
+    def where(self) -> tuple[Side, ...]:
+        """Where most is lost: several if their 95 % intervals overlap that of the largest loss. () if nothing is, or if
+        the model beats the probes."""
+        if self.beats_probes:
+            return ()
+        lost: dict[Side, tuple[float, float, float]] = {
+            "image side": (1 - self.image.value, 1 - self.image.high, 1 - self.image.low),
+            "text side": (1 - self.text.value, 1 - self.text.high, 1 - self.text.low),
         }
-        most = max(lost, key=lost.__getitem__)
-        return most if lost[most] > 0 and not self.beats_probes else None
+        if self.projection.low > 0:
+            lost["projection"] = (self.projection.value, self.projection.low, self.projection.high)
+        most = max(lost.values())
+        return tuple(side for side, (value, _, high) in lost.items() if value > 0 and high >= most[1])
 
     @property
     def statement(self) -> str:
         """One sentence with the numbers."""
-        verdict = f"most is lost in the {self.where}" if self.where else "nothing is lost"
+        verdict = f"most is lost in the {' and the '.join(self.where)}" if self.where else "nothing is lost"
         if self.beats_probes:
             verdict = "linear probes find less than the model uses, so they do not tell where the rest is lost"
         low, high = (100 * value for value in (self.projection.low, self.projection.high))
@@ -310,11 +351,23 @@ class ZeroShotRecord(_Record):
     title: ClassVar[str] = "zero-shot classification"
     task: Literal["zero_shot_classification"] = "zero_shot_classification"
     templates: tuple[str, ...]
-    """() if captions are the classes."""
+    """() if captions are the classes, or texts of a file describe them."""
     language: str | None = None
     """Language of the captions that are the classes, from the table of translations. None in documents of version 5 and
     earlier, and for named classes."""
     result: ZeroShotResult
+
+
+class GeneralisedRecord(_Record):
+    """Zero-shot classification of the unseen classes of a split of concepts, alone and together with the seen ones."""
+
+    title: ClassVar[str] = "unseen classes"
+    task: Literal["generalised_zero_shot"] = "generalised_zero_shot"
+    templates: tuple[str, ...]
+    """() if the texts of classes are from a file."""
+    concepts: str
+    """Hash of the split of concepts."""
+    result: GeneralisedResult
 
 
 class RetrievalRecord(_Record):
@@ -372,6 +425,7 @@ class CompositionalRecord(_Record):
 
 EvaluationRecord = Annotated[
     ZeroShotRecord
+    | GeneralisedRecord
     | RetrievalRecord
     | NeighboursRecord
     | ProbeRecord
@@ -413,6 +467,19 @@ def scores(record: EvaluationRecord) -> list[Score]:
                 for name in ("text", "image", "group")
                 if (value := getattr(found.total, name)) is not None
             ]
+        case GeneralisedRecord(result=found):
+            unseen = Score(measure="unseen mean per class", value=found.zero_shot, chance=found.chance)
+            if found.generalised is None:
+                return [unseen]
+            without, calibrated = found.generalised.uncalibrated, found.generalised.calibrated
+            more = {
+                "seen among all": without.seen,
+                "unseen among all": without.unseen,
+                "harmonic mean": without.harmonic_mean,
+                **({"calibrated harmonic mean": calibrated.harmonic_mean} if calibrated else {}),
+                "AUSUC": found.generalised.area,
+            }
+            return [unseen, *(Score(measure=name, value=value, chance=None) for name, value in more.items())]
         case MultiLabelRecord(result=found):
             return [Score(measure="mean average precision", value=found.mean_average_precision, chance=found.chance)]
         case NeighboursRecord(result=found) | ProbeRecord(result=found):

@@ -11,12 +11,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from sharelock_ray.batches.sampling import is_held_out
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.evaluation.names import sharing_note
 from sharelock_ray.evaluation.ranks import nearest, ranks
 from sharelock_ray.evaluation.result import (
     EvaluationRecord,
     Example,
+    GeneralisedRecord,
     RetrievalRecord,
     RetrievalResult,
     ZeroShotRecord,
@@ -26,6 +28,14 @@ from sharelock_ray.evaluation.samples import classified, of_records, retrieved
 from sharelock_ray.evaluation.signatures.classes import memorised_classes, wrong_class_order
 from sharelock_ray.evaluation.signatures.embeddings import collapsed_embeddings
 from sharelock_ray.evaluation.signatures.evidence import Signature
+from sharelock_ray.evaluation.tasks.generalised import (
+    Decisions,
+    Sides,
+    best_gamma,
+    decisions,
+    generalised,
+    unseen_accuracy,
+)
 from sharelock_ray.evaluation.tasks.retrieval import recalls, retrieval
 from sharelock_ray.evaluation.tasks.zero_shot import ensemble, targets, zero_shot_ranks
 from sharelock_ray.features.featureset import FeatureSet, Pairs
@@ -164,6 +174,81 @@ def _retrieval(
     return recalls(by_image, by_text, owner, recall_at, "strict"), retrieved(keys, owner, captions, by_image, by_text)
 
 
+@dataclass(frozen=True)
+class Unseen:
+    """How the unseen classes of a split of concepts are scored.
+
+    Args:
+        concepts: hash of the split.
+        sides: the seen classes, also those for validation, and the unseen ones.
+        validation: the classes that were trained on, and those for validation; None if there are none.
+        training: vision set of the training, for images of `validation`.
+        held_out: fraction of the training pairs that were for validation.
+    """
+
+    concepts: str
+    sides: Sides
+    validation: Sides | None
+    training: FeatureSet
+    held_out: float
+
+
+def unseen_classes(
+    heads: TrainedHeads,
+    images: FeatureSet,
+    prompts: FeatureSet,
+    class_names: Sequence[str],
+    templates: Sequence[str],
+    split: str,
+    unseen: Unseen,
+) -> GeneralisedRecord:
+    """Scores the unseen classes of a split of concepts, alone and together with the seen ones.
+
+    The calibration is the one with the best harmonic mean on images of the training set that were not trained on: those
+    of validation classes, as unseen ones, and those held out of the other seen classes.
+
+    Args:
+        images: vision set of the split.
+        prompts: language set of the texts of classes, with one key per class.
+        class_names: by label.
+        templates: of the prompts, for the record.
+
+    Raises:
+        RequestError: no image has an unseen class, a label has no name, the features were made by other encoders than
+            the training's, or there are no images to calibrate with.
+    """
+    prototypes = class_prototypes(heads, prompts, np.arange(len(class_names)))
+
+    def decided(features: FeatureSet, rows: np.ndarray, labels: np.ndarray, sides: Sides) -> Decisions:
+        return decisions(heads.project(features, rows), labels, prototypes, sides)
+
+    rows, labels = labelled(images, len(class_names))
+    some = unseen.sides.rows(labels)
+    if not np.isin(labels, unseen.sides.unseen).any():
+        raise RequestError(f"no image of {images.uri} has an unseen class of the split of concepts {unseen.concepts}")
+    gamma = None
+    if unseen.validation is not None:
+        known, of_known = labelled(unseen.training, len(class_names))
+        used = np.isin(of_known, unseen.validation.unseen)
+        used |= np.isin(of_known, unseen.validation.seen) & is_held_out(unseen.training, known, unseen.held_out)
+        of_side = [np.isin(of_known[used], side) for side in (unseen.validation.seen, unseen.validation.unseen)]
+        if not all(some.any() for some in of_side):
+            raise RequestError(
+                f"{unseen.training.uri} has no images of validation classes, or none held out of other classes, to "
+                f"calibrate with: set `data.concepts.validation_fraction` to 0, or give more images"
+            )
+        gamma = best_gamma(decided(unseen.training, known[used], of_known[used], unseen.validation))
+    found = decided(images, rows[some], labels[some], unseen.sides)
+    return GeneralisedRecord(
+        dataset=images.manifest.dataset,
+        split=split,
+        model_step=heads.checkpoint.position.step,
+        templates=tuple(templates),
+        concepts=unseen.concepts,
+        result=generalised(found, unseen.sides, class_names, gamma),
+    )
+
+
 def translated_rows(images: FeatureSet, translations: FeatureSet) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Finds the captions of images in each language.
 
@@ -215,7 +300,7 @@ def class_prototypes(heads: TrainedHeads, prompts: FeatureSet, classes: np.ndarr
     """Averages the projected prompts of each class (CLIP, arXiv 2103.00020, 3.1.4).
 
     Args:
-        prompts: language set with one key per class, in the order of labels, and the same number of texts per key.
+        prompts: language set with one key per class, in the order of labels.
         classes: (C,) labels.
 
     Returns:
@@ -226,10 +311,10 @@ def class_prototypes(heads: TrainedHeads, prompts: FeatureSet, classes: np.ndarr
         RequestError: the set was made by another encoder than the training's.
     """
     require_all(prompts)
-    manifest = prompts.manifest
-    templates = manifest.rows // manifest.keys
-    rows = (classes[:, None] * templates + np.arange(templates)).reshape(-1)
-    return ensemble(heads.project(prompts, rows), np.repeat(np.arange(len(classes)), templates), len(classes))
+    starts = prompts.key_starts
+    rows = [np.arange(starts[label], starts[label + 1]) for label in classes]
+    of_class = np.repeat(np.arange(len(classes)), [len(some) for some in rows])
+    return ensemble(heads.project(prompts, np.concatenate(rows)), of_class, len(classes))
 
 
 def require_all(texts: FeatureSet) -> None:
@@ -314,11 +399,17 @@ def _spread(count: int) -> np.ndarray:
 
 
 def recall_at_1(heads: TrainedHeads, validation: Pairs, gallery: int = GALLERY) -> float:
-    """Averages recall at 1 of both directions over at most `gallery` validation pairs, each with its first caption."""
+    """Averages recall at 1 of both directions over at most `gallery` validation pairs, each with its first caption.
+
+    Where images share the texts of their classes, it is the share of images whose class has the nearest text.
+    """
     rows = torch.from_numpy(validation.vision_rows[:gallery])
-    captions = torch.from_numpy(validation.caption_rows[validation.caption_start[:-1]][:gallery])
+    captions, own = np.unique(validation.caption_rows[validation.caption_start[:-1]][:gallery], return_inverse=True)
     image = heads.project_image(validation.vision.embeddings[rows])
-    text = heads.project_text(validation.language.embeddings[captions])
+    text = heads.project_text(validation.language.embeddings[torch.from_numpy(captions)])
+    if len(text) < len(image):
+        return float(np.mean(ranks(text, image, own)[1].ahead == 0))
+    text = text[torch.from_numpy(own)]
     found = retrieval(image, text, np.arange(len(image)), (1,))
     return (found.image_to_text[1].value + found.text_to_image[1].value) / 2
 
@@ -335,14 +426,26 @@ def required_labels(images: FeatureSet, classes: int) -> tuple[np.ndarray, np.nd
     return rows, labels
 
 
-def zero_shot_accuracy(heads: TrainedHeads, classes: Classes) -> float:
+def zero_shot_accuracy(heads: TrainedHeads, classes: Classes, unseen: Sequence[int] | None = None) -> float:
     """Computes the top-1 accuracy among the classes that have images, by the rules of `zero_shot`.
 
+    Args:
+        unseen: labels of the unseen classes of a split of concepts. The accuracy is then the mean over those that have
+            images, among all of them, by the rules of `generalised`.
+
     Raises:
-        RequestError: no image has a label, a label is not below the number of classes, or the features were made by
-            other encoders than the training's.
+        RequestError: no image has a label, or of an unseen class; a label is not below the number of classes; or the
+            features were made by other encoders than the training's.
     """
     rows, labels = required_labels(classes.images, len(classes.names))
+    if unseen is not None:
+        sides = Sides(np.empty(0, np.int64), np.array(unseen, np.int64))
+        some = sides.rows(labels)
+        if not len(some):
+            raise RequestError(f"no image of {classes.images.uri} has an unseen class of the split of concepts")
+        prototypes = class_prototypes(heads, classes.prompts, np.arange(len(classes.names)))
+        image = heads.project(classes.images, rows[some])
+        return unseen_accuracy(decisions(image, labels[some], prototypes, sides))
     first, of_class = targets(classes.names)
     present, own = np.unique(of_class[labels], return_inverse=True)
     prototypes = class_prototypes(heads, classes.prompts, first[present])

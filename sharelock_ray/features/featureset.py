@@ -117,6 +117,12 @@ class FeatureSet:
         return np.searchsorted(self.part_starts, rows, side="right") - 1
 
     @cached_property
+    def key_starts(self) -> np.ndarray:
+        """(K + 1,) first row of each of the K keys, then the number of rows. The texts of a key are adjacent."""
+        ends = pc.run_end_encode(self.table["key"].combine_chunks(), run_end_type=pa.int64()).run_ends
+        return np.concatenate([[0], ends.to_numpy()]).astype(np.int64)
+
+    @cached_property
     def rejects(self) -> pa.Table:
         """Every input that could not be encoded: key, source, stage, error, message."""
         tables = [self.rejects_of(part) for part in self.manifest.parts if part.rejects]
@@ -337,7 +343,7 @@ def _write_at(descriptor: int, rows: np.ndarray, offset: int) -> None:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Two feature sets of one dataset, aligned by key, in the order of the vision set.
+    """Images and their texts, aligned by key or by label, in the order of the vision set.
 
     `vision_rows[i]` is a row of `vision`; its captions are the rows
     `caption_rows[caption_start[i]:caption_start[i + 1]]` of `language`.
@@ -362,7 +368,8 @@ class Pairs:
         """Number of keys that only one side has: {"vision": …, "language": …}."""
         return {
             "vision": self.vision.manifest.keys - len(self),
-            "language": self.language.manifest.keys - len(self),
+            # Each key has another first caption. Images of one class may share theirs.
+            "language": self.language.manifest.keys - len(np.unique(self.caption_rows[self.caption_start[:-1]])),
         }
 
     def select(self, mask: np.ndarray) -> "Pairs":
@@ -375,6 +382,16 @@ class Pairs:
             caption_start=_starts(counts[mask]),
             caption_rows=self.caption_rows[np.repeat(mask, counts)],
         )
+
+    def without_captions(self, mask: np.ndarray) -> "Pairs":
+        """The pairs without some captions, and without images that have no other.
+
+        Args:
+            mask: (M,) bool over `caption_rows`, true for captions to leave out.
+        """
+        counts = np.diff(_starts(~mask)[self.caption_start])
+        left = Pairs(self.vision, self.language, self.vision_rows, _starts(counts), self.caption_rows[~mask])
+        return left.select(counts > 0)
 
 
 def join(vision: FeatureSet, language: FeatureSet) -> Pairs:
@@ -399,6 +416,31 @@ def join(vision: FeatureSet, language: FeatureSet) -> Pairs:
     path = vision._made(f"pairs-{content_key(language.manifest)}.npz", write)
     with np.load(path, allow_pickle=False) as rows:
         return Pairs(vision, language, **rows)
+
+
+def join_by_label(vision: FeatureSet, texts: FeatureSet) -> Pairs:
+    """Aligns the labelled images of a vision set with the texts of their classes.
+
+    Args:
+        texts: a language set with one key per class, in the order of labels.
+
+    Raises:
+        RequestError: no image has a label, or a label has no texts.
+    """
+    labels = vision.labels
+    rows = np.flatnonzero(~np.isnan(labels))
+    if not len(rows):
+        raise RequestError(f"{vision.uri} has no labels, which texts of classes belong to: give labels or captions")
+    own, starts = labels[rows].astype(np.int64), texts.key_starts
+    if own.min() < 0 or own.max() >= len(starts) - 1:
+        raise RequestError(
+            f"labels of {vision.uri} go from {own.min()} to {own.max()}, but {texts.uri} has the texts of "
+            f"{len(starts) - 1:,} classes: check `data.classes` (line n names label n, from 0)"
+        )
+    counts = np.diff(starts)[own]
+    caption_start = _starts(counts)
+    captions = np.arange(caption_start[-1]) + np.repeat(starts[own] - caption_start[:-1], counts)
+    return Pairs(vision, texts, rows, caption_start, captions)
 
 
 def _aligned(vision_keys: pa.ChunkedArray, language_keys: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

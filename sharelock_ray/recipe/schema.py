@@ -1,13 +1,16 @@
 """Schema of a recipe: the settings of all stages."""
 
-from typing import Annotated, Literal, Self, TypeVar
+import difflib
+import fnmatch
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from sharelock_ray import storage
 from sharelock_ray.alignment.prompts import DEFAULT_TEMPLATES, checked_templates
 from sharelock_ray.alignment.spec import AlignmentSpec
 from sharelock_ray.config import Config
+from sharelock_ray.encoders.presets import name_of, written_out
 from sharelock_ray.encoders.spec import EncoderSpec, LanguageSpec, VisionSpec
 from sharelock_ray.engine.extraction_options import ExtractionOptions
 from sharelock_ray.engine.training_options import TrainingOptions
@@ -23,6 +26,8 @@ from sharelock_ray.study.spec import TuningSpec
 
 DATASET = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """Names of data sets."""
+TEMPLATES = "templates"
+"""The texts of classes that are their names in the templates of the evaluation."""
 _Spec = TypeVar("_Spec", VisionSpec, LanguageSpec)
 
 
@@ -46,6 +51,21 @@ class ShapesSpec(Config):
         return self
 
 
+def _from_path(given: Any) -> Any:
+    return {"split": given} if isinstance(given, str) else given
+
+
+class ConceptsSpec(Config):
+    """A split of concepts, which `sharelock concepts split` makes: training is without the unseen classes."""
+
+    split: Uri
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Fraction of the seen classes that are not trained on either, but calibrate seen against unseen classes in
+    generalised classification; chosen by a hash of their names. With 0, there is no calibration."""
+    removed: Uri | None = None
+    """A Parquet file with the keys of images, and the `caption_id` of captions, that are not trained on."""
+
+
 class DataSpec(Config):
     """Data of a run: your own sources, or the built-in shapes."""
 
@@ -56,12 +76,24 @@ class DataSpec(Config):
     """Split for evaluation; without it, retrieval is scored on the validation pairs."""
     classes: Uri | None = None
     """A text file with one class name per line, in the order of the test split's labels."""
+    class_texts: Annotated[Literal["templates"] | Uri | None, Field(union_mode="left_to_right")] = None
+    """Trains on texts of the classes of labelled images in place of captions, and classifies by them: those of
+    `evaluation.templates`, or descriptions in a file (see `sources.prompts`)."""
+    concepts: Annotated[ConceptsSpec, BeforeValidator(_from_path)] | None = None
+    """A split of concepts by which classes are left out of the training, or its settings."""
     shapes: ShapesSpec | None = None
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
         if (self.shapes is None) == (self.train is None):
             raise ValueError("set either `train` or `shapes`, the origin of the data")
+        return self
+
+    @model_validator(mode="after")
+    def _classes_have_names(self) -> Self:
+        for field in ("class_texts", "concepts"):
+            if getattr(self, field) is not None and self.classes is None and self.shapes is None:
+                raise ValueError(f"`{field}` needs `classes`, the names of the labels")
         return self
 
 
@@ -129,10 +161,30 @@ class Recipe(Config):
     """Remark for readers, shown in the report."""
     data: DataSpec
     encoders: Annotated[tuple[EncoderSpec, ...], Field(min_length=2)]
+    """A list of poolings or layers of an encoder stands for an encoder with each."""
     alignment: AlignmentOfPair = AlignmentOfPair()
     evaluation: EvaluationSpec = EvaluationSpec()
     tuning: TuningSpec | None = None
     operations: Operations = Operations()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _write_out(cls, content: Any) -> Any:
+        """Writes out lists of poolings and layers, and patterns of encoders' names in the space of a study."""
+        if not isinstance(content, dict) or not isinstance(content.get("encoders"), list | tuple):
+            return content
+        encoders = [each for given in content["encoders"] for each in written_out(given)]
+        content = content | {"encoders": encoders}
+        tuning = content.get("tuning")
+        if not isinstance(tuning, dict) or not isinstance(tuning.get("space"), dict):
+            return content
+        space = dict(tuning["space"])
+        for modality in ("vision", "language"):
+            if isinstance(given := space.get(modality), str | list):
+                names = [name for each in encoders if (name := name_of(each, modality))]
+                wanted = [given] if isinstance(given, str) else given
+                space[modality] = [name for each in wanted for name in fnmatch.filter(names, str(each)) or [each]]
+        return content | {"tuning": tuning | {"space": space}}
 
     @model_validator(mode="after")
     def _streams_in_order(self) -> Self:
@@ -141,10 +193,36 @@ class Recipe(Config):
         return self
 
     @model_validator(mode="after")
+    def _positives_of_class_texts(self) -> Self:
+        # As negatives of each other, images of one class would push away their own text.
+        if self.data.class_texts is not None and "positives" not in self.alignment.model_fields_set:
+            raise ValueError("with `data.class_texts`, images share texts: set `alignment.positives`, such as to label")
+        return self
+
+    @model_validator(mode="after")
     def _pair_is_there(self) -> Self:
         if self.alignment.pair is not None:
             _ = self.vision, self.language
         return self
+
+    @model_validator(mode="after")
+    def _matched_are_there(self) -> Self:
+        if self.tuning is None:
+            return self
+        models = {each.model for each in self.studied.values()}
+        for model in dict.fromkeys(model for pair in self.tuning.matched for model in pair):
+            if model not in models:
+                near = difflib.get_close_matches(model, models, n=1, cutoff=0)
+                hint = f": did you mean {near[0]}?" if near else ""
+                raise ValueError(f"`tuning.matched` names the model {model}, which no encoder of the study has{hint}")
+        return self
+
+    @property
+    def studied(self) -> dict[str, LanguageSpec]:
+        """The language encoders that the study compares, by name."""
+        axis = self.tuning.space.get("language") if self.tuning else None
+        named = axis if isinstance(axis, tuple) else ()
+        return {each.name: each for each in self.encoders if isinstance(each, LanguageSpec) and each.name in named}
 
     @property
     def vision(self) -> VisionSpec:

@@ -15,12 +15,14 @@ from sharelock_ray.evaluation.result import (
     ClassificationResult,
     CompositionalRecord,
     EvaluationRecord,
+    GeneralisedRecord,
     MultiLabelRecord,
     RetrievalRecord,
     Ties,
     ZeroShotRecord,
     language_of,
 )
+from sharelock_ray.evaluation.result import scores as scores_of
 from sharelock_ray.evaluation.samples import samples_of
 from sharelock_ray.evaluation.statistics import Estimate
 from sharelock_ray.report.table import text_table
@@ -68,7 +70,7 @@ class Measure:
     language: str | None
     """None: that of the split itself."""
     kind: str | None
-    """Kind of change in compositional choice; None: all kinds."""
+    """Kind of change in compositional choice, None for all kinds; or the split of concepts."""
     metric: str
     items: int | None
     """Number of images, or of examples of compositional choice."""
@@ -400,6 +402,18 @@ def _numbers(record: EvaluationRecord) -> Iterator[_Number]:
                             kind=kind,
                             items=scores.samples,
                         )
+        case GeneralisedRecord(result=found):
+            for place, of in enumerate(scores_of(record)):
+                yield _Number(
+                    of.measure,
+                    _bounds(of.value),
+                    found.images,
+                    found.unseen_classes + (found.seen_classes if place else 0),
+                    of.chance,
+                    main=not place,
+                    # Accuracies after training on other classes do not compare.
+                    kind=f"split {record.concepts}",
+                )
         case MultiLabelRecord(result=found):
             precision, n = _bounds(found.mean_average_precision), found.images
             yield _Number("mean average precision", precision, n, found.candidates, found.chance, found.tied, True)

@@ -7,9 +7,10 @@ from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
 from sharelock_ray.concepts.audit import ConceptAudit
-from sharelock_ray.concepts.evidence import Evidence
+from sharelock_ray.concepts.evidence import Evidence, Threshold, Twins
 from sharelock_ray.concepts.relations import Rules
 from sharelock_ray.concepts.residual import Residual, points
+from sharelock_ray.concepts.similarity import SimilarityThreshold
 from sharelock_ray.concepts.split import ConceptSplit
 from sharelock_ray.evaluation.statistics import Estimate
 from sharelock_ray.report.plots import as_svg
@@ -39,6 +40,8 @@ def split_page(split: ConceptSplit) -> str:
         "Removed",
         related,
         {"Unseen": [str(each) for each in split.unseen], "Seen": [str(each) for each in split.seen]},
+        similarity=split.similarity,
+        twins=split.twins,
     )
 
 
@@ -62,7 +65,14 @@ def audit_page(audit: ConceptAudit) -> str:
         {"Strictly unseen": [str(each) for each in strict]},
         _distances(Counter(each.distance for each in audit.unseen if each.distance is not None)),
         audit.residual,
+        audit.similarity,
+        audit.twins,
     )
+
+
+def threshold_page(threshold: SimilarityThreshold) -> str:
+    """The page of a threshold for similar names as HTML."""
+    return _page("Similar names", {}, (), {}, "", [], {}, similarity=threshold.chosen)
 
 
 def _page(
@@ -75,6 +85,8 @@ def _page(
     lists: dict[str, list[str]],
     distances: str = "",
     residual: Residual | None = None,
+    similarity: Threshold | None = None,
+    twins: Twins | None = None,
 ) -> str:
     environment = Environment(loader=PackageLoader("sharelock_ray.report", "."), autoescape=True)
     return environment.get_template("concepts.html").render(
@@ -88,6 +100,11 @@ def _page(
         lists={name: (len(of), of[:_SHOWN]) for name, of in lists.items() if of},
         distances=distances,
         residual=residual,
+        similarity=similarity,
+        curve=_curve(similarity) if similarity else "",
+        twins=twins,
+        images=[(each.key, each.evidence) for each in twins.duplicates.images] if twins and twins.duplicates else [],
+        shown=_SHOWN,
         percent=_percent,
         points=points,
     )
@@ -122,6 +139,21 @@ def _distances(counts: Counter[int]) -> str:
     axes.set_xlabel("steps to the nearest seen concept")
     axes.set_ylabel("unseen concepts")
     axes.grid(alpha=0.3, axis="y")
+    return as_svg(figure)
+
+
+def _curve(found: Threshold) -> str:
+    """Precision by recall, with the chosen threshold."""
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot([at.recall for at in found.curve], [at.precision for at in found.curve], color="#4c78a8")
+    axes.axhline(found.positives / found.labelled, color="#888", linestyle="--", linewidth=1)
+    axes.plot(found.recall.value, found.precision.value, "o", color="#d62728")
+    axes.set_xlim(0, 1.02)
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel("recall")
+    axes.set_ylabel("precision")
+    axes.grid(alpha=0.3)
     return as_svg(figure)
 
 

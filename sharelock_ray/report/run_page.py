@@ -7,6 +7,7 @@ from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
 from sharelock_ray import storage
+from sharelock_ray.evaluation.result import scores
 from sharelock_ray.report.plots import as_svg
 from sharelock_ray.report.summary import Summary
 
@@ -14,7 +15,8 @@ from sharelock_ray.report.summary import Summary
 def write_page(summary: Summary) -> None:
     """Renders the page and publishes it at `summary.page`."""
     environment = Environment(loader=PackageLoader("sharelock_ray.report", "."), autoescape=True)
-    page = environment.get_template("page.html").render(summary=summary, curves=_curves(summary.metrics))
+    template = environment.get_template("page.html")
+    page = template.render(summary=summary, scores=scores, curves=_curves(summary.metrics))
     storage.write_bytes(summary.page, page.encode())
 
 

@@ -13,6 +13,9 @@ from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
 from sharelock_ray import storage
+from sharelock_ray.evaluation.statistics import Estimate
+from sharelock_ray.report import matched_text
+from sharelock_ray.report.data_scale import data_scales, expected, scale_plot
 from sharelock_ray.report.plots import as_svg, plain
 from sharelock_ray.report.summary import StudySummary, interval_text
 from sharelock_ray.runs.folder import RunFolder
@@ -25,6 +28,7 @@ from sharelock_ray.study.effects import (
     variance_shares,
     with_doubles,
 )
+from sharelock_ray.study.matched import DOCUMENT, compare_matched
 from sharelock_ray.study.trials import CHOSEN_ON_TEST, LOWER_IS_BETTER, Point, Study, Trial
 
 PAGE = "study.html"
@@ -45,6 +49,13 @@ def write_study(study: Study, folder: str) -> StudySummary:
     objective = study.objective[0]
     points = ranked(study.trials, objective)
     winner = storage.join(folder, "winner.yaml")
+    scales, matched = data_scales(study), compare_matched(study) if study.matched else None
+    scale_names = [_short(each.point) or study.title for each in scales]
+    answers = [verdict(points, study.objective)]
+    answers += [expected(scales[0], objective)] if len(scales) == 1 and scales[0].law else []
+    if matched is not None:
+        answers.append(matched_text.verdict(matched))
+        storage.write_json(storage.join(folder, DOCUMENT), matched.content())
     states = Counter(trial.state for trial in study.trials)
     summary = StudySummary(
         title=study.title,
@@ -52,7 +63,7 @@ def write_study(study: Study, folder: str) -> StudySummary:
         objective=objective,
         states={str(state): count for state, count in states.items()},
         points=tuple(points),
-        verdict=verdict(points, study.objective),
+        verdict=" ".join(answers),
     )
     table = as_table(study.trials)
     csv, parquet = pa.BufferOutputStream(), pa.BufferOutputStream()
@@ -79,6 +90,12 @@ def write_study(study: Study, folder: str) -> StudySummary:
         maps=_heat_maps(study, objective),
         fronts=[_front(points, objective, cost) for cost in ("parameters", "seconds")] if points else [],
         curves=_curves(points),
+        scales=list(zip(scale_names, scales, strict=True)),
+        scale_plot=scale_plot(scales, scale_names, objective, NAMES[objective]) if scales else "",
+        bounds=_bounds,
+        matched=matched,
+        matched_rows=matched_text.rows(matched) if matched else [],
+        matched_plot=matched_text.plot(matched, NAMES[matched.score]) if matched and matched.overall else "",
         others=[trial for trial in study.trials if trial.state not in ("finished", "pruned")],
         winner=storage.read_bytes(winner).decode() if points and storage.exists(winner) else "",
         winner_path=winner,
@@ -86,6 +103,10 @@ def write_study(study: Study, folder: str) -> StudySummary:
     )
     storage.write_bytes(summary.page, page.encode())
     return summary
+
+
+def _bounds(of: Estimate) -> str:
+    return f"{of.value:.3g} ({of.low:.3g} to {of.high:.3g})"
 
 
 def verdict(points: Sequence[Point], objectives: Sequence[str]) -> str:

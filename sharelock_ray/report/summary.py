@@ -11,6 +11,7 @@ from sharelock_ray.evaluation.result import (
     ClassificationResult,
     CompositionalRecord,
     EvaluationRecord,
+    GeneralisedRecord,
     MultiLabelRecord,
     RetrievalRecord,
     Score,
@@ -177,6 +178,7 @@ class StudySummary:
                     "point": point.point,
                     "without_effect": list(point.without_effect),
                     "seeds": point.seeds,
+                    "difference": point.difference and asdict(point.difference),
                     "p": point.p,
                     "values": {name: asdict(interval) for name, interval in point.values.items()},
                     "runs": list(point.runs),
@@ -186,13 +188,14 @@ class StudySummary:
         }
 
 
-def interval_text(interval: Interval | None, objective: str) -> str:
-    """Formats a value of an objective with its interval."""
+def interval_text(interval: Interval | None, objective: str, signed: bool = False) -> str:
+    """Formats a value of an objective, or a signed difference of two, with its interval."""
     if interval is None:
         return ""
+    sign = "+" if signed else ""
     if objective in ("parameters", "seconds"):
         return f"{interval.value:,.0f}" if objective == "parameters" else f"{interval.value:,.1f}"
-    shown = "{:.1%}" if objective in SHARES else "{:.4f}"
+    shown = f"{{:{sign}.1%}}" if objective in SHARES else f"{{:{sign}.4f}}"
     text = shown.format(interval.value)
     if interval.low is None or interval.high is None:
         return text
@@ -218,6 +221,11 @@ def _record_rows(record: EvaluationRecord) -> list[tuple[str, str]]:
             return _retrieval_rows(record)
         case CompositionalRecord():
             return _compositional_rows(record)
+        case GeneralisedRecord(result=found):
+            first, *more = scores(record)
+            rows = [(f"mean per class among {found.unseen_classes} unseen classes", first)]
+            rows += [(f"  {score.measure}", score) for score in more]
+            return [(name, _accuracy(score.value, score.chance)) for name, score in rows]
         case MultiLabelRecord(result=found):
             name = f"mean average precision of {found.classes} classes"
             return [(name, _accuracy(found.mean_average_precision, found.chance))]

@@ -65,7 +65,7 @@ class Position(Config):
 class Checkpoint(Document):
     """`checkpoint.json`."""
 
-    schema_version = 2
+    schema_version = 3
 
     tensors: str = ""
     """Name of the safetensors file in the same folder."""
@@ -76,6 +76,9 @@ class Checkpoint(Document):
     language: Side
     position: Position
     metrics: dict[str, float]
+    pairing: dict[str, str] = Field(default_factory=dict)
+    """What identifies the `Pairing`, such as the hash of the split of concepts. Empty in documents of version 2 and
+    earlier."""
 
     @model_validator(mode="after")
     def _sides(self) -> Self:

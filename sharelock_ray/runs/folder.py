@@ -1,9 +1,12 @@
 """The folder of a training run: its request, its progress and its result. Does not import torch."""
 
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+
+from pydantic import Field
 
 from sharelock_ray import storage
 from sharelock_ray.alignment.spec import AlignmentSpec
@@ -26,9 +29,13 @@ def model_file(place: str) -> str:
 class TrainingRequest(Document):
     """`training-request.json`: settings and feature sets of a run."""
 
+    schema_version = 2
+
     alignment: AlignmentSpec = AlignmentSpec()
     features: dict[str, str]
     """Digest of the feature set of each modality."""
+    pairing: dict[str, str] = Field(default_factory=dict)
+    """What identifies a `Pairing`, such as the hash of a split of concepts."""
 
 
 class Fault(Document):
@@ -42,6 +49,8 @@ class Fault(Document):
 class TrainingResult(Document):
     """`training.json`: the result of a finished training. Losses are in nats."""
 
+    schema_version = 2
+
     steps: int
     stopped_early: bool
     first_loss: float
@@ -53,6 +62,8 @@ class TrainingResult(Document):
     validation_pairs: int
     lost: dict[str, int]
     """Number of keys that only this feature set has, by modality."""
+    left_out: int = 0
+    """Number of pairs that a split of concepts leaves out."""
     parameters: int
     """Number of trainable parameters."""
     seconds: float
@@ -89,13 +100,19 @@ class RunFolder:
         """Seconds since the first start of the run; None if it was never started."""
         return storage.age(self._request) if storage.exists(self._request) else None
 
-    def begin(self, spec: AlignmentSpec, vision: Manifest, language: Manifest) -> None:
+    def begin(
+        self, spec: AlignmentSpec, vision: Manifest, language: Manifest, pairing: Mapping[str, str] | None = None
+    ) -> None:
         """Stores the request of the run, or compares it with the stored one; removes unfinished writes.
+
+        Args:
+            pairing: `Pairing.identity`.
 
         Raises:
             RequestError: the folder holds a training with other settings or features; the message names the difference.
         """
-        asked = TrainingRequest(alignment=spec, features={"vision": vision.digest, "language": language.digest})
+        features = {"vision": vision.digest, "language": language.digest}
+        asked = TrainingRequest(alignment=spec, features=features, pairing=dict(pairing or {}))
         if not storage.exists(self._request):
             storage.create_json(self._request, asked.content())
         # If several drivers start at the same time, the request of the first one counts.

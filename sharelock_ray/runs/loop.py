@@ -22,10 +22,11 @@ from sharelock_ray.alignment.heads import Heads
 from sharelock_ray.alignment.spec import AlignmentSpec
 from sharelock_ray.alignment.step import Optimization, learning_rate
 from sharelock_ray.batches.placement import DeviceCache, MappedRows, Placement, RowStore, placement
-from sharelock_ray.batches.sampling import PairBatches, split_validation
+from sharelock_ray.batches.sampling import PairBatches, drawn, split_validation
 from sharelock_ray.batches.streaming import Reader, StreamedRows, read_here
 from sharelock_ray.errors import RequestError, RunError
-from sharelock_ray.features.featureset import Pairs, join, open_features
+from sharelock_ray.features.featureset import Pairs, open_features
+from sharelock_ray.features.pairing import Pairing
 from sharelock_ray.memory import keep_freed_memory
 from sharelock_ray.runs.checkpoint import (
     Checkpoint,
@@ -41,6 +42,7 @@ from sharelock_ray.runs.metrics import Metrics
 
 _LOG_EVERY = 10
 _KEYS_SHOWN = 3
+_ALL_PAIRS = Pairing()
 
 
 def train(
@@ -56,6 +58,7 @@ def train(
     device_cache: DeviceCache | None = None,
     validated: Callable[[dict[str, Any]], None] = lambda row: None,
     all_have_opened: Callable[[], object] = lambda: None,
+    pairing: Pairing = _ALL_PAIRS,
 ) -> None:
     """Starts or resumes a training, and runs it until `training.json` is written.
 
@@ -63,7 +66,7 @@ def train(
     rounding, nor on interruptions.
 
     Args:
-        vision, language: URIs of the feature sets of one dataset split.
+        vision, language: URIs of the feature sets of one dataset split; or `language` of the texts of classes.
         group: process group of the ranks; None for a single process.
         compiled: whether to compile the projections with `torch.compile`.
         streams: whether to stream features from storage even if they fit on the node.
@@ -72,22 +75,25 @@ def train(
         validated: callback for each validation; receives its row of `metrics.jsonl`.
         all_have_opened: barrier of all ranks, for the places where opening features may take longer than the group's
             time-out.
+        pairing: which images and texts are paired.
 
     Raises:
         RequestError: the folder holds another training; or the feature sets do not match, have too few pairs, lack the
             requested labels, or cannot be streamed in the spec's order.
         RunError: the loss is non-finite, or the features neither fit on the node nor can be streamed.
     """
-    pairs = join(open_features(vision), open_features(language))
-    run.begin(spec, pairs.vision.manifest, pairs.language.manifest)
+    joined = pairing.joined(open_features(vision), open_features(language))
+    run.begin(spec, joined.vision.manifest, joined.language.manifest, pairing.identity)
+    if not len(joined):
+        raise RequestError(f"there is no pair to train on: {_why_no_pairs(joined)}")
+    pairs = pairing.kept(joined)
     training, validation = split_validation(pairs, spec.validation_fraction)
-    if not len(pairs):
-        raise RequestError(f"there is no pair to train on: {_why_no_pairs(pairs)}")
     if len(training) < 2 or len(validation) < 2:
         raise RequestError(
             f"{len(pairs)} pairs leave {len(training)} to train on and {len(validation)} to validate: "
             f"give more data or another `alignment.validation_fraction`"
         )
+    training = drawn(training, spec.training_pairs, spec.seed)
     vision_side, language_side = side_of(pairs.vision.manifest), side_of(pairs.language.manifest)
     if torch.device(device).type == "cpu":
         keep_freed_memory()
@@ -139,7 +145,12 @@ def train(
                 validated(row)
                 if optimization.is_main:
                     checkpoint = Checkpoint(
-                        spec=spec, vision=vision_side, language=language_side, position=position, metrics=values
+                        spec=spec,
+                        vision=vision_side,
+                        language=language_side,
+                        position=position,
+                        metrics=values,
+                        pairing=pairing.identity,
                     )
                     if position.best_step == position.step:
                         checkpoints.keep_best(checkpoint, optimization.evaluated)
@@ -147,7 +158,7 @@ def train(
                         written = metrics.publish()
                         checkpoints.save(checkpoint, heads, optimization.optimizer, optimization.average, after=written)
     if optimization.is_main:
-        run.finish(_result(run, position, metrics.rows, pairs, len(training), len(validation), heads, spec))
+        run.finish(_result(run, position, metrics.rows, joined, len(training), len(validation), heads, spec))
 
 
 def _why_no_pairs(pairs: Pairs) -> str:
@@ -296,6 +307,7 @@ def _result(
         training_pairs=training,
         validation_pairs=validation,
         lost=pairs.lost,
+        left_out=len(pairs) - training - validation,
         parameters=sum(p.numel() for p in heads.parameters() if p.requires_grad),
         seconds=round(position.seconds, 2),
     )

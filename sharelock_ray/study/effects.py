@@ -19,7 +19,7 @@ _LEVELS = 3
 """Number of levels of a range; each has the same number of trials."""
 
 
-def t_interval(values: Sequence[float], share: bool = False) -> Interval:
+def t_interval(values: Sequence[float] | np.ndarray, share: bool = False) -> Interval:
     """Mean of `values` with Student's 95 % interval: mean ± t(0.975, n - 1) s / sqrt(n).
 
     Args:
@@ -73,23 +73,33 @@ def ranked(trials: Iterable[Trial], objective: str) -> list[Point]:
     ]
     sign = 1 if objective in LOWER_IS_BETTER else -1
     points.sort(key=lambda point: (-point.seeds, sign * point.values[objective].value))
-    found = [_paired(points[0], point) for point in points[1:]]
-    corrected = iter(holm([p for p in found if p is not None]))
+    found = [_differences(points[0], point) for point in points[1:]]
+    tested = [_paired(differences) for differences in found]
+    corrected = iter(holm([p for p in tested if p is not None]))
     return points[:1] + [
-        replace(point, p=None if p is None else next(corrected)) for point, p in zip(points[1:], found, strict=True)
+        replace(
+            point,
+            difference=t_interval(differences) if len(differences) else None,
+            p=None if p is None else next(corrected),
+        )
+        for point, differences, p in zip(points[1:], found, tested, strict=True)
     ]
 
 
-def _paired(one: Point, other: Point) -> float | None:
-    """p-value of the paired t-test over the shared seeds; None if there are fewer than two."""
-    shared = one.by_seed.keys() & other.by_seed.keys()
-    if len(shared) < 2:
+def _differences(best: Point, other: Point) -> np.ndarray:
+    """Differences from the best point, one for each shared seed."""
+    shared = best.by_seed.keys() & other.by_seed.keys()
+    return np.array([other.by_seed[seed] - best.by_seed[seed] for seed in shared])
+
+
+def _paired(differences: np.ndarray) -> float | None:
+    """p-value of the paired t-test; None if there are fewer than two differences."""
+    if len(differences) < 2:
         return None
-    differences = np.array([one.by_seed[seed] - other.by_seed[seed] for seed in shared])
     mean, spread = differences.mean(), differences.std(ddof=1)
     if not spread:
         return float(mean == 0)
-    return float(2 * stats.t.sf(abs(mean) / spread * math.sqrt(len(shared)), len(shared) - 1))
+    return float(2 * stats.t.sf(abs(mean) / spread * math.sqrt(len(differences)), len(differences) - 1))
 
 
 @dataclass(frozen=True)

@@ -51,8 +51,9 @@ class LanguageScore(Document):
     """Likelihood of a causal model, or pseudo-likelihood of a masked one (arXiv 1910.14659); they do not compare."""
     layer: int | None = None
     """Index of the hidden states, as of the encoder; None is the model's output."""
-    readout: Literal["head", "logit_lens"] = "head"
-    """The logit lens reads a layer before the last by the final norm and the head, which were trained for the last."""
+    readout: Literal["head", "linear"] = "head"
+    """How the head reads the layer: itself, or after an affine map to the states of the last layer, which is fitted on
+    the other half of the text."""
     bits_per_byte: Estimate
     """The interval resamples blocks of the text."""
     block_bytes: int | None = None

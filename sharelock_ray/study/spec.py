@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from sharelock_ray.config import Config
+from sharelock_ray.encoders.spec import ModelName
 from sharelock_ray.study.trials import Objective
 
 PASSWORD = "SHARELOCK_OPTUNA_PASSWORD"
@@ -57,14 +58,17 @@ class TuningSpec(Config):
 
     space: Annotated[dict[str, Axis], Field(min_length=1)]
     """By field, as for `--set`: `alignment.language.depth: [2, 4]`, `alignment.learning_rate: {low: 1.0e-4, high:
-    1.0e-2, log: true}`. `vision` and `language` choose among the recipe's encoders by name. A name of one's own goes
-    with named choices: `direction: {to_vision: {alignment.language.depth: 4}, both: {…}}`."""
+    1.0e-2, log: true}`. `vision` and `language` choose among the recipe's encoders by name, where `*` is any text. A
+    name of one's own goes with named choices: `direction: {to_vision: {alignment.language.depth: 4}, both: {…}}`."""
     sampler: Literal["grid", "random", "tpe"] = "grid"
     """Every point of the space, random points, or Optuna's TPE, which learns from finished trials."""
     trials: Annotated[int, Field(ge=1)] | None = None
     """Number of points for `random` and `tpe`; each is trained with every seed."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
     """Replace `alignment.seed`. A seed sets initial weights, order of pairs and dropout alike for all points."""
+    matched: tuple[tuple[ModelName, ModelName], ...] = ()
+    """Pairs of models, an encoder and a decoder each, to compare with the best of their readings among the encoders of
+    the axis `language` (see `study.matched`)."""
     scheduler: Literal["none", "asha", "median"] = "none"
     """Stops weak trials early by their validations: asynchronous successive halving (arXiv 1810.05934), or the median
     stopping rule."""
@@ -101,6 +105,21 @@ class TuningSpec(Config):
             raise ValueError("`trials` says how many points random and tpe try; the grid tries all of its own")
         if self.objective[0] in ("parameters", "seconds"):
             raise ValueError(f"`{self.objective[0]}` alone asks for no quality: put a quality first in `objective`")
+        return self
+
+    @model_validator(mode="after")
+    def _matched_are_pairs(self) -> Self:
+        if not self.matched:
+            return self
+        if self.sampler != "grid" or not isinstance(self.space.get("language"), tuple):
+            raise ValueError(
+                "`matched` compares encoders of a grid: name them in `space.language`, and take `sampler: grid`"
+            )
+        for place, pair in enumerate(self.matched):
+            if pair[0] == pair[1]:
+                raise ValueError(f"`matched` pairs {pair[0]} with itself: name an encoder and a decoder")
+            if pair in self.matched[:place] or pair[::-1] in self.matched[:place]:
+                raise ValueError(f"`matched` pairs {pair[0]} and {pair[1]} twice: name each pair once")
         return self
 
     # A model validator, since the error of a field validator would show the password.

@@ -14,7 +14,8 @@ from sharelock_ray.config import Config
 from sharelock_ray.energy import joules
 from sharelock_ray.errors import SharelockError
 from sharelock_ray.evaluation.scoring import Classes, recall_at_1, zero_shot_accuracy
-from sharelock_ray.features.featureset import Pairs, join, open_features
+from sharelock_ray.features.featureset import Pairs, open_features
+from sharelock_ray.features.pairing import Pairing
 from sharelock_ray.runs.folder import RunFolder
 from sharelock_ray.runs.heads import load_trained_heads
 from sharelock_ray.runs.loop import train
@@ -39,6 +40,9 @@ class TrialJob(Config):
     prompts: str | None = None
     """URI of the language set of the class prompts."""
     class_names: tuple[str, ...] = ()
+    pairing: Pairing = Pairing()
+    unseen: tuple[int, ...] | None = None
+    """Labels of the unseen classes of a split of concepts, for zero-shot classification; None: all classes."""
 
 
 def run_trial(job: TrialJob, report: Callable[[dict[str, Any]], None]) -> Trial:
@@ -81,13 +85,23 @@ def ended_early(trial: Trial, rows: list[dict[str, Any]], state: str, reason: st
 def _trained(job: TrialJob, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """The fields of a finished trial's record."""
     run = RunFolder(job.trial.run)
-    run.begin(job.spec, open_features(job.vision).manifest, open_features(job.language).manifest)
+    manifests = open_features(job.vision).manifest, open_features(job.language).manifest
+    run.begin(job.spec, *manifests, job.pairing.identity)
     if run.result() is None:
-        train(run, job.vision, job.language, job.spec, job.device, device_cache=_device_cache, validated=report)
+        train(
+            run,
+            job.vision,
+            job.language,
+            job.spec,
+            job.device,
+            device_cache=_device_cache,
+            validated=report,
+            pairing=job.pairing,
+        )
     result = run.result()
     assert result is not None
     heads = load_trained_heads(run.best, job.device)
-    validation = _validation_pairs(job.vision, job.language, job.spec.validation_fraction)
+    validation = _validation_pairs(job.vision, job.language, job.spec.validation_fraction, job.pairing)
     values = {
         "validation_loss": result.best_validation_loss,
         "recall_at_1": recall_at_1(heads, validation),
@@ -95,14 +109,14 @@ def _trained(job: TrialJob, report: Callable[[dict[str, Any]], None]) -> dict[st
         "seconds": result.seconds,
     }
     if job.test is not None and job.prompts is not None:
-        values["zero_shot"] = zero_shot_accuracy(heads, _classes(job.test, job.prompts, job.class_names))
+        values["zero_shot"] = zero_shot_accuracy(heads, _classes(job.test, job.prompts, job.class_names), job.unseen)
     return {"state": "finished", "values": values, "steps": result.steps}
 
 
 # Embeddings are memory-mapped, so the caches hold only rows and keys.
 @lru_cache(maxsize=4)
-def _validation_pairs(vision: str, language: str, fraction: float) -> Pairs:
-    return split_validation(join(open_features(vision), open_features(language)), fraction)[1]
+def _validation_pairs(vision: str, language: str, fraction: float, pairing: Pairing) -> Pairs:
+    return split_validation(pairing.pairs(open_features(vision), open_features(language)), fraction)[1]
 
 
 @lru_cache(maxsize=4)

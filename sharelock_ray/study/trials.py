@@ -58,8 +58,18 @@ class Double(Config):
     same_as: dict[str, Any]
 
 
+class Reading(Config):
+    """How a language encoder reads its model."""
+
+    model: str
+    pooling: str
+    layer: int | None = None
+
+
 class Study(Document):
     """`study.json`: the input of a study's report."""
+
+    schema_version = 2
 
     name: str
     title: str
@@ -72,6 +82,10 @@ class Study(Document):
     scheduler: str
     trials: tuple[Trial, ...]
     doubles: tuple[Double, ...] = ()
+    matched: tuple[tuple[str, str], ...] = ()
+    """Pairs of models to compare, an encoder and a decoder each."""
+    readings: dict[str, Reading] = Field(default_factory=dict)
+    """By language encoder, if models are compared in pairs."""
     storage: str
     """Database of the Optuna study, as `optuna-dashboard` opens it."""
 
@@ -99,6 +113,8 @@ class Point:
     """Values of the objective that points are ranked by."""
     without_effect: tuple[str, ...] = ()
     """As in `Trial`."""
+    difference: Interval | None = None
+    """Mean difference from the best point over the shared seeds; None for the best point, and if no seed is shared."""
     p: float | None = None
     """p-value of the difference from the best point (see `study.effects.ranked`); None for the best point, and if fewer
     than two seeds are shared with it."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import model_validator
 
 from sharelock_ray import storage
+from sharelock_ray.concepts.classes import ClassSides
 from sharelock_ray.config import Config, content_hash
 from sharelock_ray.documents import Document, read_document
 from sharelock_ray.encoders.images import upright_image
@@ -24,7 +25,7 @@ from sharelock_ray.evaluation.signatures.scores import of_records
 from sharelock_ray.features.featureset import FeatureSet, join
 from sharelock_ray.features.manifest import is_complete
 from sharelock_ray.progress import say
-from sharelock_ray.recipe.schema import EvaluationSpec, Recipe
+from sharelock_ray.recipe.schema import TEMPLATES, EvaluationSpec, Recipe
 from sharelock_ray.runs.folder import model_file
 from sharelock_ray.sources.sample import CAPTIONS, Sample, Source
 from sharelock_ray.sources.subset import Subset
@@ -35,6 +36,7 @@ from sharelock_ray.workflows.timing import timed
 if TYPE_CHECKING:
     import numpy as np
 
+    from sharelock_ray.evaluation.scoring import Unseen
     from sharelock_ray.runs.heads import TrainedHeads
 
 EVALUATION = "evaluation.json"
@@ -53,13 +55,15 @@ class EvaluationRequest(Config):
     """Digests of the scored feature sets. Version 1 listed those of all splits."""
     evaluation: EvaluationSpec
     classes: str | None = None
-    """Hash of the class names. None in documents of version 1."""
+    """Hash of the class names, and of their texts if these are from a file. None in documents of version 1."""
+    concepts: str | None = None
+    """Hash of the split of concepts and its use. None without one, and in documents of version 6 and earlier."""
 
 
 class Evaluation(Document):
     """`evaluation.json`: the request, and a record for each task and data set."""
 
-    schema_version = 8
+    schema_version = 9
 
     request: EvaluationRequest
     records: tuple[EvaluationRecord, ...]
@@ -161,16 +165,16 @@ def _of_split(recipe: Recipe, inputs: Inputs, model: ScoredModel, known: Evaluat
     kept = _of_benchmarks(known, model, inputs.encoder(recipe.vision)) if known else ()
     if inputs.benchmarks and not all(is_complete(inputs.uri(split, spec)) for spec in _scored(recipe, split)):
         say(note := f"the {split} split is left out: it has no features")
-        return of_model or Evaluation(request=_request(recipe, model, []), records=kept, notes=(note,))
+        return of_model or Evaluation(request=_request(inputs, model, []), records=kept, notes=(note,))
     sets = _sets(inputs, split)
     translations = open_texts(inputs, inputs.translations) if inputs.translations else None
-    asked = _request(recipe, model, [*sets.values(), *([translations] if translations else [])])
+    asked = _request(inputs, model, [*sets.values(), *([translations] if translations else [])])
     samples = samples_uri(recipe.output, sets["vision"].manifest.dataset, "test" if split == "test" else "validation")
     if known and _covers(known.request, asked) and storage.exists(samples):
         return known
     from sharelock_ray.batches.sampling import split_validation
     from sharelock_ray.evaluation.scoring import evaluate as score
-    from sharelock_ray.evaluation.scoring import labelled
+    from sharelock_ray.evaluation.scoring import labelled, unseen_classes
 
     with timed(recipe, "evaluate"):
         heads = model.heads
@@ -183,13 +187,21 @@ def _of_split(recipe: Recipe, inputs: Inputs, model: ScoredModel, known: Evaluat
             if names and inputs.prompts and len(labelled(images, len(names))[0]):
                 prompts = open_texts(inputs, inputs.prompts)
         elif pairs is not None:
-            split, pairs = "validation", split_validation(pairs, recipe.alignment.validation_fraction)[1]
+            trained = inputs.pairing.kept(pairs)
+            split, pairs = "validation", split_validation(trained, recipe.alignment.validation_fraction)[1]
         spec = recipe.evaluation
+        # Descriptions of classes have no templates.
+        templates = spec.templates if recipe.data.class_texts in (None, TEMPLATES) else ()
         source = inputs.splits["test" if "test" in recipe.splits else "train"].source
         # What another model was trained on is not known.
         trained_on = _training_sets(inputs) if split == "test" and not spec.model else {}
-        seen = _seen_classes(names, trained_on) if prompts else None
-        scored = score(heads, images, pairs, split, names, prompts, spec.templates, spec.recall_at, translations, seen)
+        seen = _seen_classes(names, trained_on, inputs.sides) if prompts else None
+        scored = score(heads, images, pairs, split, names, prompts, templates, spec.recall_at, translations, seen)
+        if (unseen := _unseen(inputs, model)) is not None:
+            if names and prompts:
+                scored.records.insert(0, unseen_classes(heads, images, prompts, names, templates, split, unseen))
+            else:
+                scored.notes.append(f"unseen classes are not scored: no image of the {split} split has a named label")
         shown, duplicates = _with_thumbnails(scored.records, _training_duplicates(images, trained_on), source, inputs)
         found = Evaluation(
             request=asked,
@@ -283,10 +295,49 @@ def _training_sets(inputs: Inputs) -> dict[str, FeatureSet]:
     return sets
 
 
-def _seen_classes(names: Sequence[str] | None, training: Mapping[str, FeatureSet]) -> "np.ndarray | None":
-    """(C,) bool: the classes that training captions name; None if the captions are gone."""
+def _unseen(inputs: Inputs, model: ScoredModel) -> "Unseen | None":
+    """How the unseen classes of the recipe's split of concepts are scored; None without one.
+
+    Raises:
+        RequestError: the model was trained without this split.
+    """
+    import numpy as np
+
+    from sharelock_ray.evaluation.scoring import Unseen
+    from sharelock_ray.evaluation.tasks.generalised import Sides
+
+    sides, recipe = inputs.sides, inputs.recipe
+    if sides is None:
+        return None
+    concepts = inputs.pairing.concepts or ""
+    if model.heads.checkpoint.pairing != inputs.pairing.identity:
+        raise RequestError(
+            f"{model.place} was not trained by the split of concepts {concepts}, so its unseen classes may have been "
+            f"seen: train with that split, in another `output`, or take `data.concepts` away"
+        )
+
+    def array(labels: Sequence[int]) -> np.ndarray:
+        return np.array(labels, np.int64)
+
+    return Unseen(
+        concepts=concepts,
+        sides=Sides(array(sorted((*sides.seen, *sides.validation))), array(sides.unseen)),
+        validation=Sides(array(sides.seen), array(sides.validation)) if sides.validation else None,
+        training=inputs.open("train", recipe.vision),
+        held_out=recipe.alignment.validation_fraction,
+    )
+
+
+def _seen_classes(
+    names: Sequence[str] | None, training: Mapping[str, FeatureSet], sides: ClassSides | None
+) -> "np.ndarray | None":
+    """(C,) bool: the classes that a split of concepts or training captions name; None if the captions are gone."""
+    import numpy as np
+
     from sharelock_ray.evaluation.signatures.classes import named_in
 
+    if names and sides is not None:
+        return np.isin(np.arange(len(names)), sides.seen)
     with suppress(SharelockError, OSError):
         if names and "language" in training:
             return named_in(names, training["language"].table["text"])
@@ -311,13 +362,17 @@ def _scored(recipe: Recipe, split: str) -> list[EncoderSpec]:
     return [recipe.vision, *([recipe.language] if CAPTIONS in recipe.splits[split].provides else [])]
 
 
-def _request(recipe: Recipe, model: ScoredModel, sets: Sequence[FeatureSet]) -> EvaluationRequest:
+def _request(inputs: Inputs, model: ScoredModel, sets: Sequence[FeatureSet]) -> EvaluationRequest:
+    recipe, names = inputs.recipe, inputs.recipe.class_names()
+    described = inputs.class_texts.name if inputs.class_texts else None
+    of_concepts = (inputs.pairing.identity, inputs.sides.validation) if inputs.sides else None
     return EvaluationRequest(
         model=model.digest,
         features=tuple(s.manifest.digest for s in sets),
         # Their records have their own requests.
         evaluation=recipe.evaluation.model_copy(update={"benchmarks": {}}),
-        classes=content_hash(recipe.class_names()),
+        classes=content_hash(names, described) if described else content_hash(names),
+        concepts=content_hash(of_concepts) if of_concepts else None,
     )
 
 

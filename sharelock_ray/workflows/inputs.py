@@ -6,8 +6,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePath
+from typing import Literal
 
 from sharelock_ray import storage
+from sharelock_ray.concepts.classes import ClassSides, class_sides
+from sharelock_ray.concepts.split import ConceptSplit, read_split
 from sharelock_ray.config import content_hash
 from sharelock_ray.demo.scenes import write_scenes
 from sharelock_ray.demo.shapes import write_shapes
@@ -18,18 +21,19 @@ from sharelock_ray.evaluation.benchmark import Benchmark, BenchmarkImages, read_
 from sharelock_ray.evaluation.texts import texts_of
 from sharelock_ray.features.featureset import FeatureSet, open_features
 from sharelock_ray.features.manifest import inputs_with_rejects, is_complete
+from sharelock_ray.features.pairing import Pairing, Removed
 from sharelock_ray.features.schema import feature_set_uri
 from sharelock_ray.progress import say
 from sharelock_ray.recipe.load import write_recipe
-from sharelock_ray.recipe.schema import DATASET, BenchmarkSpec, Recipe
+from sharelock_ray.recipe.schema import DATASET, TEMPLATES, BenchmarkSpec, Recipe
 from sharelock_ray.sources.listed import Listed
-from sharelock_ray.sources.prompts import PromptSource
+from sharelock_ray.sources.prompts import ClassTextSource, PromptSource
 from sharelock_ray.sources.sample import CAPTIONS, IMAGES, Content, Source
 from sharelock_ray.sources.spec import SourceSpec, require_captions
 from sharelock_ray.sources.translations import TranslationSource
 from sharelock_ray.workflows.timing import timed
 
-_AnySource = SourceSpec | PromptSource | TranslationSource
+_AnySource = SourceSpec | PromptSource | ClassTextSource | TranslationSource
 _WRONG_NAME = {True: "that of another benchmark of the recipe", False: "no valid name of a folder"}
 TEXTS = "texts"
 """The data set of the texts of benchmarks, which may share them."""
@@ -119,18 +123,73 @@ class Inputs:
 
     @cached_property
     def prompts(self) -> Split | None:
-        """The class prompts as a split; None if the recipe has no class names or no test images.
+        """The texts of the classes as a split: prompts, or descriptions from `data.class_texts`; None if the recipe has
+        no class names, or neither test images nor training on these texts.
 
         Raises:
-            RequestError: the class names cannot be read.
+            RequestError: the class names or texts cannot be read.
         """
-        recipe = self.recipe
-        names = recipe.class_names() if "test" in recipe.splits else None
-        if not names or IMAGES not in recipe.splits["test"].provides:
+        recipe, texts = self.recipe, self.recipe.data.class_texts
+        is_tested = "test" in recipe.splits and IMAGES in recipe.splits["test"].provides
+        names = recipe.class_names() if is_tested or texts is not None else None
+        if not names:
             return None
+        if texts is not None and texts != TEMPLATES:
+            described = ClassTextSource.of_file(texts, names)
+            return self._split(f"prompts-{content_hash(described)}", described)
         templates = recipe.evaluation.templates
         source = PromptSource(names=tuple(names), templates=templates)
         return self._split(f"prompts-{content_hash(names, templates)}", source)
+
+    @cached_property
+    def sides(self) -> ClassSides | None:
+        """The classes on each side of the split of concepts; None without one.
+
+        Raises:
+            RequestError: it cannot be read, or is not of the classes of the recipe.
+        """
+        spec = self.recipe.data.concepts
+        if spec is None:
+            return None
+        return class_sides(self._concepts, self.recipe.class_names() or (), spec.split, spec.validation_fraction)
+
+    @cached_property
+    def pairing(self) -> Pairing:
+        """How the images and texts of the training are paired; raises as `sides`."""
+        spec, sides = self.recipe.data.concepts, self.sides
+        by: Literal["key", "label"] = "key" if self.recipe.data.class_texts is None else "label"
+        if spec is None or sides is None:
+            return Pairing(by=by)
+        return Pairing(
+            by=by,
+            classes=sides.seen,
+            class_count=len(self.recipe.class_names() or ()),
+            removed=Removed.of(spec.removed) if spec.removed else None,
+            concepts=self._concepts.hash8,
+        )
+
+    @cached_property
+    def _concepts(self) -> ConceptSplit:
+        assert self.recipe.data.concepts is not None, "a recipe without concepts"
+        return read_split(self.recipe.data.concepts.split)
+
+    @property
+    def class_texts(self) -> Split | None:
+        """The texts of the classes if they are trained on, in place of captions.
+
+        Raises:
+            RequestError: the classes have no names.
+        """
+        if self.recipe.data.class_texts is None:
+            return None
+        if self.prompts is None:
+            raise RequestError("`data.class_texts` needs class names, and there are none: check `data.classes`")
+        return self.prompts
+
+    def training_uris(self) -> tuple[str, str]:
+        """URIs of the vision and the language set that are trained on; raises as `class_texts`."""
+        texts = "train" if self.class_texts is None else self.class_texts.name
+        return self.uri("train", self.recipe.vision), self.uri(texts, self.recipe.language)
 
     @cached_property
     def translations(self) -> Split | None:

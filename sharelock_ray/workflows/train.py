@@ -4,6 +4,7 @@ from sharelock_ray.progress import say
 from sharelock_ray.recipe.load import write_recipe
 from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.runs.folder import TrainingResult
+from sharelock_ray.workflows.extract import opened
 from sharelock_ray.workflows.inputs import Inputs
 from sharelock_ray.workflows.timing import timed
 
@@ -18,8 +19,12 @@ def _train(recipe: Recipe, inputs: Inputs) -> TrainingResult:
     run = recipe.run
     if recipe.data.classes is not None:
         recipe.class_names()  # Fails before the training if evaluation could not read them.
-    vision, language = (inputs.open("train", spec) for spec in (recipe.vision, recipe.language))
-    run.begin(recipe.training, vision.manifest, language.manifest)
+    pairing, texts = inputs.pairing, inputs.class_texts
+    vision = inputs.open("train", recipe.vision)
+    language = opened(inputs, [(texts, recipe.language)])[0] if texts else inputs.open("train", recipe.language)
+    if pairing.identity:
+        pairing.pairs(vision, language)  # A split of concepts of other data must not begin a run.
+    run.begin(recipe.training, vision.manifest, language.manifest, pairing.identity)
     # Only now: a rejected request must not overwrite the recipe of an existing training.
     write_recipe(recipe)
     result = run.result()
@@ -28,7 +33,7 @@ def _train(recipe: Recipe, inputs: Inputs) -> TrainingResult:
         return result
     from sharelock_ray.engine.training import train as train_run
 
-    result = train_run(run, vision.uri, language.uri, recipe.training, recipe.operations.training)
+    result = train_run(run, vision.uri, language.uri, recipe.training, recipe.operations.training, pairing)
     best = f"{result.best_validation_loss:.3f} at step {result.best_step:,}"
     say(f"train: {result.steps:,} steps, best validation loss {best}")
     return result

@@ -10,7 +10,6 @@ import yaml
 
 from sharelock_ray import storage
 from sharelock_ray.config import content_hash
-from sharelock_ray.encoders.spec import EncoderSpec
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.features.featureset import open_features
 from sharelock_ray.features.manifest import Manifest, read_manifest
@@ -20,7 +19,7 @@ from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.report.summary import StudySummary
 from sharelock_ray.sources.sample import IMAGES
 from sharelock_ray.study.spec import Range, TuningSpec
-from sharelock_ray.study.trials import CHOSEN_ON_TEST, STUDY, Study, Trial
+from sharelock_ray.study.trials import CHOSEN_ON_TEST, STUDY, Reading, Study, Trial
 from sharelock_ray.workflows.evaluate import open_texts
 from sharelock_ray.workflows.inputs import Inputs
 from sharelock_ray.workflows.report import report_study
@@ -51,6 +50,9 @@ def run_study(recipe: Recipe) -> Study:
         say("tune: selects by zero-shot accuracy on the test split, so the best score is optimistic: see the report")
     checked = [point_recipe(recipe, point) for point in _points_to_check(spec)]
     prepare = Preparation(recipe, spec)
+    for each in checked:
+        if each.data.class_texts is not None:
+            prepare.embed_prompts(each)  # They are trained on.
     sets = sorted({digest for each in checked for digest in prepare.digests(each)})
     from sharelock_ray.engine.tuning import tune as run_trials
     from sharelock_ray.evaluation.scoring import required_labels
@@ -78,6 +80,8 @@ def run_study(recipe: Recipe) -> Study:
         scheduler=spec.scheduler,
         trials=tuple(sorted(trials, key=lambda trial: trial.run)),
         doubles=tuple(queue.doubles),
+        matched=spec.matched,
+        readings=_readings(recipe) if spec.matched else {},
         storage=database,
     )
     storage.write_json(storage.join(recipe.output, STUDY), study.content())
@@ -85,6 +89,12 @@ def run_study(recipe: Recipe) -> Study:
         raise RunError(f"none of the {len(trials)} trials finished; the first: {trials[0].state}: {trials[0].reason}")
     _write_winner(recipe, study)
     return study
+
+
+def _readings(recipe: Recipe) -> dict[str, Reading]:
+    return {
+        name: Reading(model=each.model, pooling=each.pooling, layer=each.layer) for name, each in recipe.studied.items()
+    }
 
 
 def trials_folder(recipe: Recipe) -> str:
@@ -161,7 +171,7 @@ class Preparation:
         recipe = point_recipe(self._recipe, point)
         spec = recipe.training.model_copy(update={"seed": seed})
         inputs = self._inputs.of(recipe)
-        vision, language = (inputs.uri("train", encoder) for encoder in (recipe.vision, recipe.language))
+        vision, language = inputs.training_uris()
         test = prompts = None
         if _has_classes(recipe) and inputs.prompts is not None:
             test, prompts = inputs.uri("test", recipe.vision), inputs.uri(inputs.prompts.name, recipe.language)
@@ -183,6 +193,8 @@ class Preparation:
             test=test,
             prompts=prompts,
             class_names=tuple(recipe.class_names() or ()) if prompts else (),
+            pairing=inputs.pairing,
+            unseen=inputs.sides.unseen if inputs.sides else None,
         )
 
     def digests(self, recipe: Recipe) -> list[str]:
@@ -192,10 +204,10 @@ class Preparation:
             RequestError: one is missing.
         """
         inputs = self._inputs.of(recipe)
-        sets: list[tuple[str, EncoderSpec]] = [("train", recipe.vision), ("train", recipe.language)]
+        uris = list(inputs.training_uris())
         if _has_classes(recipe):
-            sets.append(("test", recipe.vision))
-        return [self._manifest(inputs.uri(split, encoder)).digest for split, encoder in sets]
+            uris.append(inputs.uri("test", recipe.vision))
+        return [self._manifest(uri).digest for uri in uris]
 
     def labelled_set(self, recipe: Recipe) -> tuple[str, int]:
         """URI of the vision set for zero-shot classification, and the number of classes."""
@@ -204,17 +216,19 @@ class Preparation:
     def embed_prompts(self, recipe: Recipe) -> None:
         """Embeds the class prompts with a point's language encoder, if that is not done yet."""
         inputs = self._inputs.of(recipe)
-        if _has_classes(recipe) and inputs.prompts:
+        if (_has_classes(recipe) or inputs.class_texts) and inputs.prompts:
             open_texts(inputs, inputs.prompts)
 
-    def _trained_on(self, recipe: Recipe) -> tuple[list[str], str | None]:
-        """Inputs of a point's training and scores: digests of feature sets, and the name of the prompts."""
+    def _trained_on(self, recipe: Recipe) -> tuple[object, ...]:
+        """Inputs of a point's training and scores: digests of feature sets, the name of the prompts, and the pairing if
+        it is another than all pairs."""
         prompts = None
-        if _has_classes(recipe):
-            texts = content_hash(recipe.class_names(), recipe.evaluation.templates)
+        inputs = self._inputs.of(recipe)
+        if _has_classes(recipe) and inputs.prompts:
+            texts = inputs.prompts.name.removeprefix("prompts-")
             # The name of the file that held them in earlier versions, kept so that names of trials stay the same.
             prompts = f"{self._inputs.encoder(recipe.language).folder}-{texts}.safetensors"
-        return self.digests(recipe), prompts
+        return self.digests(recipe), prompts, *filter(None, [inputs.pairing.identity])
 
     def _model(self, point: dict[str, Any]) -> str:
         """Key of everything that determines a point's model and scores, except the seed."""
@@ -222,7 +236,7 @@ class Preparation:
         if key not in self._models:
             recipe = point_recipe(self._recipe, point)
             inputs = self._inputs.of(recipe)
-            dims = (self._manifest(inputs.uri("train", e)).dim for e in (recipe.vision, recipe.language))
+            dims = (self._manifest(uri).dim for uri in inputs.training_uris())
             spec = recipe.training.effective(*dims).model_copy(update={"seed": 0})
             self._models[key] = json.dumps([spec.model_dump(mode="json"), *self._trained_on(recipe)])
         return self._models[key]

@@ -1,5 +1,7 @@
 """Sampling of batches: the same pairs on any number of workers, with and without prefetching."""
 
+import dataclasses
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,8 +10,9 @@ import pytest
 import torch
 
 import support
-from sharelock_ray.batches.sampling import Batch, PairBatches
+from sharelock_ray.batches.sampling import Batch, PairBatches, drawn
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
+from sharelock_ray.errors import RequestError
 from sharelock_ray.features.featureset import Pairs, join, open_features
 
 CPU = torch.device("cpu")
@@ -148,3 +151,30 @@ def test_an_error_while_prefetching_is_raised_to_the_consumer(pairs: Pairs) -> N
     next(batches)
     with pytest.raises(ValueError, match="non-negative"):
         next(batches)
+
+
+class TestDrawn:
+    """A number of the training pairs, for studies of the size of the data."""
+
+    def test_of_a_smaller_number_are_among_those_of_a_larger(self, pairs: Pairs) -> None:
+        sizes = [2, 20, 150, len(pairs)]
+        kept = [set(drawn(pairs, size, seed=3).keys) for size in sizes]
+        assert [len(keys) for keys in kept] == sizes
+        assert all(small < large for small, large in itertools.pairwise(kept))
+        assert drawn(pairs, None, seed=3) is pairs
+
+    def test_differ_by_seed_and_not_by_the_order_of_rows(self, pairs: Pairs) -> None:
+        first, again, other = (set(drawn(pairs, 100, seed).keys) for seed in (0, 0, 1))
+        assert first == again != other
+        turned = dataclasses.replace(
+            pairs,
+            vision_rows=pairs.vision_rows[::-1],
+            caption_start=np.concatenate([[0], np.cumsum(np.diff(pairs.caption_start)[::-1])]),
+        )
+        assert set(drawn(turned, 100, 0).keys) == first
+
+    def test_are_not_more_than_there_are(self, pairs: Pairs) -> None:
+        with pytest.raises(
+            RequestError, match=r"`alignment.training_pairs` is 204, but there are 203 pairs to train on"
+        ):
+            drawn(pairs, 204, seed=0)

@@ -65,6 +65,17 @@ def test_rows_equal_those_of_mapped_files_in_any_order(sets: tuple[FeatureSet, F
     assert compared == 3 * len(sizes)
 
 
+def test_images_may_share_texts(sets: tuple[FeatureSet, FeatureSet]) -> None:
+    batches = [(images, np.arange(60) % 7) for images, _ in random_batches([60, 60])]
+    reader = RecordingReader()
+    streamed = StreamedRows(*sets, CPU, STORAGE, reader).gather([batches], max_rows=60)
+    for (rows, ours), (_, theirs) in zip(
+        streamed, MappedRows(*sets, CPU, HOST).gather([batches], max_rows=60), strict=True
+    ):
+        assert torch.equal(ours[1], theirs[1]), rows
+    assert sum(len(piece.rows) for piece in reader.requests[0] if piece.side == 1) == 7
+
+
 def test_a_part_is_read_once_per_pass_and_only_the_rows_needed(sets: tuple[FeatureSet, FeatureSet]) -> None:
     read = RecordingReader()
     list(StreamedRows(*sets, CPU, STORAGE, read).gather([random_batches([20, 20]), random_batches([30])], max_rows=30))

@@ -41,6 +41,16 @@ def test_concepts_are_audited_in_both_ways(whole_wordnet: WordNet) -> None:
     assert found.ratio > 1
 
 
+@pytest.mark.real
+def test_captions_are_searched_in_both_ways() -> None:
+    found = concepts.measure_captions(None, captions=2000, repeats=1, sample=2)
+    assert found.concepts == 1000
+    # A name is put into 30 %, and other captions name something by themselves.
+    assert 0.2 < found.named < 0.6
+    assert min(*found.build, *found.find, *found.expression) > 0
+    assert found.ratio > 1
+
+
 def test_decode_reads_every_image_in_both_ways() -> None:
     found = decode.compare(decode.Setting(width=160, height=120, images=5, image_size=32), repeats=2)
     assert found.bytes > 1000

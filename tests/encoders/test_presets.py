@@ -9,7 +9,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 import support
-from sharelock_ray.encoders.presets import PRESETS
+from sharelock_ray.encoders.presets import PRESETS, written_out
 from sharelock_ray.encoders.spec import EncoderSpec, LanguageSpec, VisionSpec
 from sharelock_ray.errors import RequestError
 from sharelock_ray.recipe.load import read_recipe
@@ -129,3 +129,27 @@ class TestInARecipe:
         with pytest.raises(RequestError, match=r"`encoders\.1`: there is no preset 'smollm-135m': did you") as error:
             read_recipe(str(path), ["encoders.1.preset=smollm-135m"])
         assert "\n" not in str(error.value)
+
+
+class TestWrittenOut:
+    """Lists of poolings and layers, which share one forward pass."""
+
+    def test_gives_an_encoder_for_each_combination(self) -> None:
+        found = written_out({"preset": "gpt2", "pooling": ["mean", "last"], "layer": [4, -1, None]})
+        assert [(each["name"], each["pooling"], each["layer"]) for each in found] == [
+            ("gpt2-mean-layer4", "mean", 4),
+            ("gpt2-mean-layer-1", "mean", -1),
+            ("gpt2-mean-final", "mean", None),
+            ("gpt2-last-layer4", "last", 4),
+            ("gpt2-last-layer-1", "last", -1),
+            ("gpt2-last-final", "last", None),
+        ]
+        specs = [TypeAdapter(EncoderSpec).validate_python(each) for each in found]
+        assert len({spec.forward_key() for spec in specs}) == 1
+        assert len({spec.folder() for spec in specs}) == 6
+
+    def test_leaves_other_sections_alone(self) -> None:
+        for content in ({"preset": "gpt2"}, {"name": "x", "layer": 3}, "no section", None):
+            assert written_out(content) == [content]
+        (one,) = written_out({"modality": "vision", "name": "vit", "model": "v", "pooling": ["cls"]})
+        assert one == {"modality": "vision", "name": "vit-cls", "model": "v", "pooling": "cls"}

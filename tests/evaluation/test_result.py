@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from sharelock_ray.evaluation.result import (
     CompositionalRecord,
     EvaluationRecord,
+    GeneralisedRecord,
     MultiLabelRecord,
     NeighboursRecord,
     ProbeRecord,
@@ -20,6 +21,7 @@ from sharelock_ray.evaluation.result import (
     upgraded,
 )
 from sharelock_ray.evaluation.tasks.compositional import compositional
+from sharelock_ray.evaluation.tasks.generalised import Sides, decisions_of, generalised
 from sharelock_ray.evaluation.tasks.multi_label import multi_label
 from sharelock_ray.evaluation.tasks.neighbours import neighbours
 from sharelock_ray.evaluation.tasks.probe import linear_probe
@@ -89,6 +91,9 @@ def test_notes_of_version_2_are_kept_and_shown_once() -> None:
     assert all_notes(records, ["two", "three"]) == ["one", "two", "three"]
 
 
+SIDES = Sides(seen=np.array([0]), unseen=np.array([1, 2]))
+
+
 def every_record() -> list[EvaluationRecord]:
     """A record of each task."""
     eye, labels, names = torch.eye(3), np.arange(3), ["circle", "square", "star"]
@@ -96,6 +101,12 @@ def every_record() -> list[EvaluationRecord]:
     pairs = eye[:2].expand(3, 2, 3)
     return [
         ZeroShotRecord(**scope, templates=("{}",), result=zero_shot(eye, labels, eye, names)[0]),
+        GeneralisedRecord(
+            **scope,
+            templates=("{}",),
+            concepts="1a2b3c4d",
+            result=generalised(decisions_of(eye.repeat(3, 1), np.tile(labels, 3), SIDES), SIDES, names, 0.1),
+        ),
         RetrievalRecord(**scope, result=retrieval(eye, eye, labels)),
         CompositionalRecord(**scope, result=compositional(pairs, pairs, ["order", "order", "object"])),
         NeighboursRecord(**scope, result=neighbours(eye, labels, eye, labels, names)[0]),
@@ -117,7 +128,7 @@ def test_every_task_is_stored_and_opens_as_it_was() -> None:
 
 def test_what_is_stored_opens_as_it_was() -> None:
     found = Evaluation.model_validate(stored())
-    assert found.content()["schema_version"] == 8
+    assert found.content()["schema_version"] == 9
     assert Evaluation.model_validate(found.content()) == found
 
 

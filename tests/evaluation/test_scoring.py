@@ -200,6 +200,18 @@ def test_a_class_is_the_normalised_mean_of_its_projected_prompts(tmp_path: Path)
     np.testing.assert_allclose(found, expected[[1, 0]], atol=1e-6)
 
 
+def test_classes_may_have_different_numbers_of_texts(tmp_path: Path) -> None:
+    embeddings = np.random.default_rng(2).normal(size=(4, WIDTH)).astype(np.float32)
+    keys = [f"classes-00000/{label:09d}" for label in (0, 1, 1, 1)]
+    spec = LanguageSpec(name="signal", model="none", stored_dtype="float32")
+    chunk = support.encoded("language", keys, embeddings=embeddings)
+    texts = open_features(support.write_parts(str(tmp_path / "texts"), spec, [[chunk]]))
+    units = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    mean = units[1:].mean(0)
+    expected = [mean / np.linalg.norm(mean), units[0]]
+    np.testing.assert_allclose(class_prototypes(Model(), texts, np.array([1, 0])), expected, atol=1e-6)
+
+
 def test_a_prompt_that_could_not_be_encoded_is_one_line(tmp_path: Path) -> None:
     lost = [Reject("classes-00000/000000001", "encode", "UnknownToken", "caption 0 has a token")]
     chunk = support.encoded("language", ["classes-00000/000000000"], dim=WIDTH, rejects=lost)

@@ -1,6 +1,8 @@
 """Reading a recipe: overrides, and one clear line for each mistake."""
 
 import json
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,12 @@ from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.recipe.load import SHIPPED, read_recipe, with_settings, write_recipe
 from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.sources.sample import Reject
+from sharelock_ray.study.language_scores import read_scores, select
 from sharelock_ray.workflows.extract import extract
 from sharelock_ray.workflows.inputs import Inputs
 from sharelock_ray.workflows.plan import plan
 from sharelock_ray.workflows.train import train
+from sharelock_ray.workflows.tune import point_recipe
 
 
 @pytest.fixture
@@ -266,3 +270,115 @@ class TestPair:
     def test_is_in_no_name(self, many: str) -> None:
         recipe = read_recipe(many)
         assert content_hash(recipe.alignment) == content_hash(recipe.training)
+
+
+class TestReadings:
+    """One model read in several ways, and a study of all of them."""
+
+    @staticmethod
+    def recipe(path: str, *overrides: str, space: object = "*", **tuning: object) -> Recipe:
+        study = json.dumps({"space": {"language": space}, "objective": "recall_at_1"} | tuning)
+        return read_recipe(
+            path, ["encoders.1.pooling=[mean, last]", "encoders.1.layer=[1, null]", f"tuning={study}", *overrides]
+        )
+
+    def test_are_written_out_and_named_in_the_space(self, path: str) -> None:
+        recipe = self.recipe(path)
+        names = [f"tiny-decoder-{pooling}-{layer}" for pooling in ("mean", "last") for layer in ("layer1", "final")]
+        assert [encoder.name for encoder in recipe.encoders] == ["tiny-resnet", *names]
+        assert recipe.tuning is not None
+        assert recipe.tuning.space["language"] == tuple(names)
+        assert list(recipe.studied) == names
+        write_recipe(recipe)
+        assert read_recipe(f"{recipe.output}/recipe.yaml") == recipe
+
+    def test_are_chosen_by_patterns(self, path: str) -> None:
+        recipe = self.recipe(path, space=["*-final", "tiny-decoder-mean-layer1"])
+        assert list(recipe.studied) == [f"tiny-decoder-{name}" for name in ("mean-layer1", "mean-final", "last-final")]
+
+    def test_a_pattern_without_an_encoder_is_named(self, path: str) -> None:
+        with pytest.raises(RequestError, match=r"`tuning\.space\.language` names bert\*, but `encoders` has tiny-dec"):
+            point_recipe(self.recipe(path, space=["bert*"]), {"language": "bert*"})
+
+
+class TestMatched:
+    """Pairs of models to compare; each mistake is one line."""
+
+    @pytest.fixture
+    def many(self, tmp_path: Path, models: Path) -> str:
+        encoders = [support.tiny_vision(models), *(support.tiny_language(models, k) for k in ("encoder", "decoder"))]
+        dumped = [encoder.model_dump(mode="json") for encoder in encoders]
+        return str(support.write_recipe(tmp_path / "many.yaml", models, encoders=dumped))
+
+    @staticmethod
+    def tuning(*pairs: tuple[object, object], **changes: object) -> str:
+        of = {"space": {"language": "*"}, "matched": [list(map(str, pair)) for pair in pairs]} | changes
+        return f"tuning={json.dumps(of)}"
+
+    def test_are_models_of_the_study(self, many: str, models: Path) -> None:
+        pair = models / "encoder-0", models / "decoder-0"
+        recipe = read_recipe(many, [self.tuning(pair)])
+        assert recipe.tuning is not None
+        assert recipe.tuning.matched == (tuple(map(str, pair)),)
+
+    def test_mistakes(self, many: str, models: Path) -> None:
+        encoder, decoder = models / "encoder-0", models / "decoder-0"
+        for override, message in (
+            (
+                self.tuning((encoder, f"{decoder}1")),
+                f"decoder-01, which no encoder of the study has: .* mean {decoder}",
+            ),
+            (self.tuning((encoder, encoder)), r"`matched` pairs .*encoder-0 with itself"),
+            (self.tuning((encoder, decoder), (decoder, encoder)), r"`matched` pairs .*encoder-0 twice"),
+            (
+                self.tuning((encoder, decoder), space={"alignment.language.depth": [1, 2]}),
+                r"`matched` compares encoders of a grid: name them in `space\.language`",
+            ),
+            (
+                self.tuning((encoder, decoder), sampler="random", trials=3),
+                r"`matched` compares encoders of a grid: .*`sampler: grid`",
+            ),
+            (
+                self.tuning((encoder, decoder), space={"language": ["tiny-encoder"]}),
+                r"decoder-0, which no encoder of the study has",
+            ),
+        ):
+            with pytest.raises(RequestError, match=message) as error:
+                read_recipe(many, [override])
+            assert "\n" not in str(error.value)
+
+
+def test_the_language_models_have_scores_of_one_harness_that_rank_them() -> None:
+    models = [encoder.model for encoder in read_recipe("language_models").studied.values()]
+    scores = select(read_scores(), "mmlu_pro", "log-likelihood")
+    assert len(set(models)) == len(models) >= 12
+    assert not [model for model in models if model not in scores or scores[model].at_chance]
+    assert len({scores[model].family for model in models}) >= 8
+
+
+def test_all_language_models_of_a_recipe_are_read_with_as_many_forward_passes() -> None:
+    passes = {name: len({e.forward_key() for e in read_recipe(name).studied.values()}) for name in ("pooling", "layer")}
+    assert passes == {"pooling": 1, "layer": 1}
+    assert len({e.forward_key() for e in read_recipe("encoder_decoder").studied.values()}) == 12
+
+
+def documented() -> list[list[str]]:
+    """Arguments of the commands without a hub in docs/science.md, as bash gives them."""
+    text = (Path(__file__).parents[2] / "docs" / "science.md").read_text()
+    _, settings, commands = re.split(r"```bash\n", text.partition("## Without a hub")[2])
+    script = "sharelock() { printf '%s\\0' \"$@\"; printf '\\n\\0'; }\n"
+    script += "\n".join(block.partition("```")[0] for block in (settings, commands))
+    found = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, check=True).stdout
+    return [line.split("\0")[:-1] for line in found.split("\n\0") if line]
+
+
+def test_the_documented_commands_without_a_hub_are_valid_studies() -> None:
+    commands = documented()
+    assert {name for _, name, *_ in commands} >= {"direction", "pooling", "layer", "data_scale", "encoder_decoder"}
+    for _, name, *options in commands:
+        recipe = read_recipe(name, options[1::2])
+        assert set(options[::2]) == {"--set"}
+        assert recipe.tuning is not None
+        assert not [encoder for encoder in recipe.encoders if encoder.hub_id]
+        for point in recipe.tuning.points():
+            point_recipe(recipe, point)

@@ -226,7 +226,8 @@ def test_says_where_compositional_choices_are_lost(summary: Summary) -> None:
     page = rendered(summary)
     assert "Where choices are lost: made up" in page
     assert page.count("50.0 (40.0 to 60.0)") == 2 * 5
-    assert page.count("most is lost in the") == 3  # In the table, in all and of the kind.
+    # The table of results has that of all samples.
+    assert page.count("most is lost in the") == 3
     assert HOSTILE not in page
     assert ("made up group score, ceiling", loss.statement) in summary.rows()
 

@@ -1,17 +1,21 @@
 """The page of a study: what it says, what it draws, and that it fetches nothing."""
 
 import itertools
+import re
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
 from pages import Page
+from sharelock_ray.documents import read_document
 from sharelock_ray.report.study_page import verdict, write_study
-from sharelock_ray.runs.folder import RunFolder
-from sharelock_ray.study.trials import Double, Study, Trial
+from sharelock_ray.runs.folder import RunFolder, TrainingResult
+from sharelock_ray.study.matched import Matched
+from sharelock_ray.study.trials import Double, Reading, Study, Trial
 
 AXES = {
     "alignment.language.depth": (2, 4),
@@ -205,3 +209,118 @@ def test_two_objectives_and_pruned_trials_have_a_page(tmp_path: Path, objective:
     pruned = base.trials[0].model_copy(update={"state": "pruned", "values": {"validation_loss": 9.0}})
     of = base.model_copy(update={"trials": (pruned, *base.trials[1:]), "objective": (objective, "parameters")})
     assert "1 pruned" in page_of(of, tmp_path).text
+
+
+class TestDifferencesFromTheBest:
+    def test_are_in_the_ranking(self, tmp_path: Path) -> None:
+        page = page_of(study(tmp_path), tmp_path)
+        assert "difference from the best" in page.text
+        # Depth 2 is worse than depth 4 by 0.2 with each seed.
+        assert "-20.0% (-20.0% to -20.0%)" in page.text
+
+
+class TestDataScale:
+    """Recall rises as .6 - n^(-.5) with the number of pairs."""
+
+    @staticmethod
+    def of(folder: Path, sizes: tuple[int | None, ...], **changes: object) -> Study:
+        trials = []
+        for size, seed in itertools.product(sizes, (0, 1, 2)):
+            noise = 0.002 * np.random.default_rng([size or 0, seed]).normal()
+            run = RunFolder(str(folder / f"{size}-{seed}"))
+            run.write_metrics([{"step": 1, "validation_loss": 1.0}])
+            values = {"recall_at_1": 0.6 - (size or 3200) ** -0.5 + noise, "parameters": 1.0, "seconds": 1.0}
+            point = {"alignment.training_pairs": size}
+            trials.append(Trial(point=point, seed=seed, run=run.uri, state="finished", values=values))
+        axes = {"alignment.training_pairs": sizes}
+        return study(folder, axes=axes, trials=tuple(trials), **changes)
+
+    def test_has_a_power_law_with_its_interval(self, tmp_path: Path) -> None:
+        summary = write_study(self.of(tmp_path, (50, 100, 200, 400, 800, 1600)), str(tmp_path))
+        # 0.6 - 6400^(-.5) = .5875
+        found = re.search(r"power law, 6,400 training pairs would give (.*)% \((.*)% to (.*)%\)", summary.verdict)
+        assert found is not None
+        value, low, high = map(float, found.groups())
+        assert low <= 58.75 <= high
+        assert value == pytest.approx(58.75, abs=1)
+        page = Page(Path(summary.page).read_text())
+        assert "Size of the data" in page.text
+
+    def test_counts_the_pairs_of_a_run_on_all_of_them(self, tmp_path: Path) -> None:
+        of = self.of(tmp_path, (50, 100, 200, 400, None))
+        result = TrainingResult.model_construct(training_pairs=3200)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(RunFolder, "result", lambda run: result)
+            summary = write_study(of, str(tmp_path))
+        assert "12,800 training pairs would give" in summary.verdict
+        # Without their results, four sizes remain.
+        assert "1,600 training pairs would give" in write_study(of, str(tmp_path)).verdict
+
+    def test_says_why_there_is_none(self, tmp_path: Path) -> None:
+        summary = write_study(self.of(tmp_path, (50, 100, 200)), str(tmp_path))
+        assert "power law" not in summary.verdict
+        assert "give scores of at least four sizes, not 3" in Page(Path(summary.page).read_text()).text
+
+    def test_is_fitted_for_each_value_of_another_factor(self, tmp_path: Path) -> None:
+        base = self.of(tmp_path, (50, 100, 200, 400))
+        trials = [
+            trial.model_copy(update={"point": trial.point | {"language": name}})
+            for trial in base.trials
+            for name in ("gpt", "<b>bert</b>")
+        ]
+        axes = base.axes | {"language": ("gpt", "<b>bert</b>")}
+        page = page_of(base.model_copy(update={"trials": tuple(trials), "axes": axes}), tmp_path)
+        assert "language gpt" in page.text
+        assert "language <b>bert</b>" in page.text
+
+
+class TestMatched:
+    @staticmethod
+    def of(folder: Path, last: float, name: str = "gpt") -> Study:
+        """Encoders are better by .1 with the mean; `last` is added to encoders that are read at the last token."""
+        readings = {
+            f"{model}-{pooling}": Reading(model=model, pooling=pooling)
+            for model in ("bert", name)
+            for pooling in ("mean", "last")
+        }
+        trials = []
+        for (encoder, reading), seed in itertools.product(readings.items(), (0, 1, 2)):
+            value = (
+                0.5
+                + 0.01 * seed
+                + (reading.model == "bert") * (0.1 + 0.001 * seed + last * (reading.pooling == "last"))
+            )
+            run = RunFolder(str(folder / encoder.replace("/", "") / str(seed)))
+            run.write_metrics([{"step": 1, "validation_loss": 1.0}])
+            values = {"recall_at_1": value, "zero_shot": value - 0.2, "parameters": 1.0, "seconds": 1.0}
+            trials.append(Trial(point={"language": encoder}, seed=seed, run=run.uri, state="finished", values=values))
+        axes = {"language": tuple(readings)}
+        return study(folder, axes=axes, trials=tuple(trials), readings=readings, matched=(("bert", name),))
+
+    def test_says_which_is_better_and_shows_what_was_chosen(self, tmp_path: Path) -> None:
+        summary = write_study(self.of(tmp_path, last=0.0), str(tmp_path))
+        assert "each with its chosen reading: +10.1% (+9.9% to +10.3%) over the seeds of one pair" in summary.verdict
+        assert "With a fixed pooling (mean, last), encoders lead." in summary.verdict
+        page = Page(Path(summary.page).read_text())
+        for text in ("Encoder against decoder", "Chosen readings", "bert-mean", "zero-shot accuracy"):
+            assert text in page.text
+        assert read_document(Matched, str(tmp_path / "matched.json")).score == "zero_shot"
+
+    def test_names_the_pooling_that_would_decide_otherwise(self, tmp_path: Path) -> None:
+        summary = write_study(self.of(tmp_path, last=-0.3), str(tmp_path))
+        assert "A fixed pooling would decide: with mean, encoders lead, and with last, decoders." in summary.verdict
+
+    def test_is_left_out_where_it_was_not_asked_for(self, tmp_path: Path) -> None:
+        page = page_of(study(tmp_path), tmp_path)
+        assert "Encoder against decoder" not in page.text
+        assert not (tmp_path / "matched.json").exists()
+
+    @pytest.mark.parametrize("name", HOSTILE_NAMES)
+    def test_shows_names_as_text(self, tmp_path: Path, name: str) -> None:
+        readings = self.of(tmp_path, last=0.0)
+        hostile = {
+            k: r.model_copy(update={"model": name}) if r.model == "gpt" else r for k, r in readings.readings.items()
+        }
+        page = page_of(readings.model_copy(update={"readings": hostile, "matched": (("bert", name),)}), tmp_path)
+        assert not {"script", "img"} & {tag for tag, _ in page.tags}
+        assert name in page.text

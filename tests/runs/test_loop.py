@@ -403,3 +403,13 @@ class TestPositives:
         unlabelled = open_features(support.write_parts(str(tmp_path / "unlabelled"), spec, [[chunk]]))
         with pytest.raises(RequestError, match=r"`alignment\.positives` is label, but .* has no labels: use text"):
             self.ids(join(unlabelled, pairs.language), "label")
+
+
+def test_trains_on_a_number_of_pairs_and_validates_on_the_same_ones(features: tuple[str, str], tmp_path: Path) -> None:
+    whole, part = RunFolder(str(tmp_path / "whole")), RunFolder(str(tmp_path / "part"))
+    train(whole, *features, SPEC)
+    train(part, *features, SPEC.model_copy(update={"training_pairs": 100}))
+    results = [result for result in (whole.result(), part.result()) if result is not None]
+    assert [result.training_pairs for result in results] == [results[0].training_pairs, 100]
+    assert results[0].training_pairs > 100
+    assert results[0].validation_pairs == results[1].validation_pairs

@@ -88,7 +88,7 @@ class TestScores:
         ]
         found = [each.score for each in language_score(recipe(tmp_path, models, *encoders), text, **WINDOWS)]
         assert len(loads) == 1
-        assert [score.readout for score in found] == ["head", "head", "logit_lens", "logit_lens"]
+        assert [score.readout for score in found] == ["head", "head", "linear", "linear"]
         values = [score.bits_per_byte.value for score in found]
         assert values[0] == values[1]
         assert len(set(values)) == 3

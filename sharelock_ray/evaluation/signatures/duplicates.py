@@ -24,8 +24,7 @@ def training_duplicates(
     """Looks for test images that are also in the training set, resized or compressed again.
 
     Features are centred, by the mean training feature, and compared by cosine: uncentred ones of many encoders are all
-    alike. What is near depends on the encoder. A near duplicate is ten times nearer, by 1 - cosine, than test images
-    usually are to their nearest training image: the third quartile, so that up to three quarters can be duplicates.
+    alike. What is near depends on the encoder: see `duplicate_threshold`.
 
     Args:
         test: vision set.
@@ -46,13 +45,10 @@ def training_duplicates(
     tested = sample(of[0], max(_FEWEST, budget // of[1]))
     trained = sample(of[1], max(1, budget // len(tested)))
     ours, theirs = torch.from_numpy(tested), torch.from_numpy(trained)
-    mean = torch.stack([training.embeddings[theirs[rows]].double().sum(0) for rows in blocks(len(theirs))]).sum(0)
-    cosine, nearest = nearest_by_cosine(
-        test.embeddings, training.embeddings, ours, theirs, (mean / len(theirs)).float()
-    )
+    mean = mean_of(training.embeddings, theirs)
+    cosine, nearest = nearest_by_cosine(test.embeddings, training.embeddings, ours, theirs, mean)
     if threshold is None:
-        usual = float(cosine.quantile(0.25))
-        threshold = min(max(_LEAST, 1 - _NEARER * (1 - usual)), _MOST)
+        threshold = duplicate_threshold(cosine)
     order = cosine.argsort(descending=True, stable=True)
     found = int((cosine >= threshold).sum())
     shown = order[: min(found, _SHOWN)]
@@ -82,12 +78,29 @@ def training_duplicates(
     )
 
 
+def duplicate_threshold(cosine: torch.Tensor) -> float:
+    """The cosine of near duplicates, within 0.9 and 0.999, from the (N,) cosines of test images to the nearest others.
+
+    A near duplicate is ten times nearer, by 1 - cosine, than test images usually are to their nearest training image:
+    the third quartile, so that up to three quarters can be duplicates.
+    """
+    usual = float(cosine.quantile(0.25))
+    return min(max(_LEAST, 1 - _NEARER * (1 - usual)), _MOST)
+
+
+def mean_of(embeddings: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """(D,) float32 mean of the rows with indices (N,), at least one, read in blocks."""
+    sums = [embeddings[rows[part]].double().sum(0) for part in blocks(len(rows))]
+    return (torch.stack(sums).sum(0) / len(rows)).float()
+
+
 def nearest_by_cosine(
     embeddings: torch.Tensor,
     others: torch.Tensor,
     rows: torch.Tensor,
     other_rows: torch.Tensor,
     mean: torch.Tensor,
+    axes: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Finds the nearest of `other_rows` to each of `rows` by the cosine <x - m, y - m> / (|x - m| |y - m|).
 
@@ -99,15 +112,21 @@ def nearest_by_cosine(
         rows: (N,) indices.
         other_rows: (M,) indices, at least one.
         mean: (D,) m.
+        axes: (D, K) by which centred features are multiplied first.
 
     Returns:
         (N,) cosines and (N,) positions in `other_rows`.
     """
+
+    def placed(values: torch.Tensor) -> torch.Tensor:
+        centred = values.float() - mean
+        return units(centred if axes is None else centred @ axes)
+
     best, place = torch.full((len(rows),), -torch.inf), torch.zeros(len(rows), dtype=torch.int64)
     for part in blocks(len(rows)):
-        queries = units(embeddings[rows[part]].float() - mean)
+        queries = placed(embeddings[rows[part]])
         for columns in blocks(len(other_rows)):
-            values, found = product(queries, units(others[other_rows[columns]].float() - mean)).max(1)
+            values, found = product(queries, placed(others[other_rows[columns]])).max(1)
             nearer = values > best[part]
             best[part] = torch.where(nearer, values, best[part])
             place[part] = torch.where(nearer, found + columns.start, place[part])

@@ -38,7 +38,7 @@ def chose(right: np.ndarray) -> Choices:
     return Choices(right, right, np.zeros(len(right), bool))
 
 
-def found(model: np.ndarray, **holds: bool) -> tuple[Fusion, str | None, str]:
+def found(model: np.ndarray, **holds: bool) -> tuple[Fusion, tuple[str, ...], str]:
     fusion = fuse(*sides(**holds), VALUES)
     loss = ceiling(fusion, chose(model), ["swap"] * SAMPLES, np.arange(SAMPLES)).by_kind["swap"]
     return fusion, loss.where, loss.statement
@@ -49,7 +49,7 @@ def test_what_both_sides_hold_is_lost_in_the_projection() -> None:
     for side in (fusion.image, fusion.text, fusion.both):
         assert side.group is not None
         assert side.group.mean() > 0.95
-    assert where == "projection"
+    assert where == ("projection",)
     assert "most is lost in the projection" in statement
     assert all(each.image.value > 0.95 < each.text.value for each in fusion.attributes.values())
 
@@ -62,14 +62,14 @@ def test_what_a_side_lacks_is_lost_there(side: str, holds: str) -> None:
     assert shares[other] > 0.95
     assert shares[side] < 0.5
     assert shares["both"] < 0.5
-    assert where == f"{side} side"
+    assert where == (f"{side} side",)
 
 
 def test_nothing_is_lost_if_all_choices_are_right_or_the_model_beats_the_probes() -> None:
     everything = np.ones(SAMPLES, bool)
-    assert found(everything)[1] is None
+    assert found(everything)[1] == ()
     _, where, statement = found(everything, image_holds=False)
-    assert where is None
+    assert where == ()
     assert "linear probes find less than the model uses" in statement
     assert "points" in statement
 
@@ -79,8 +79,11 @@ def test_a_model_at_chance_does_not_beat_probes_that_systematically_fail() -> No
         Estimate(value=value, low=value - 0.05, high=value + 0.05) for value in (0.2, 0.6, 0.3, 0.1, -0.1)
     )
     found = Loss(samples=90, chance=1 / 6, model=model, image=image, text=text, both=both, projection=projection)
-    assert found.where == "text side"
-    assert found.model_copy(update={"chance": 0.1}).where is None
+    assert found.where == ("text side",)
+    assert found.model_copy(update={"chance": 0.1}).where == ()
+    alike = found.model_copy(update={"image": text.model_copy(update={"value": 0.28})})
+    assert alike.where == ("image side", "text side")
+    assert "most is lost in the image side and the text side" in alike.statement
 
 
 @dataclass(frozen=True)
