@@ -28,6 +28,8 @@ _PEERS = 8
 _OF_RECIPE = "output, weights and waiting times: give a RECIPE"
 _OF_CLUSTER = "shared output, versions, clocks and ports between nodes, token: give the --address of a cluster"
 
+_TO_START = "nodes that the cluster has yet to start: run this again once they are there"
+
 
 @dataclass(frozen=True)
 class NodeChecks:
@@ -68,7 +70,8 @@ def doctor(recipe: Recipe | None, address: str | None = None) -> Diagnosis:
     token = ray_token()
     if token.state == "fail":
         return Diagnosis((NodeChecks(DRIVER, (token,)),), (*not_checked, "the nodes: there is no token to reach them"))
-    return Diagnosis(tuple(_cluster(recipe, weights, address, token)), not_checked)
+    nodes, unseen = _cluster(recipe, weights, address, token)
+    return Diagnosis(nodes, (*not_checked, *unseen))
 
 
 def _machine(recipe: Recipe | None, weights: tuple[Weights, ...]) -> NodeChecks:
@@ -79,7 +82,10 @@ def _machine(recipe: Recipe | None, weights: tuple[Weights, ...]) -> NodeChecks:
     return NodeChecks(HERE, (*found.checks, *_waits(recipe, Capacity(resources, resources))))
 
 
-def _cluster(recipe: Recipe | None, weights: tuple[Weights, ...], address: str, token: Check) -> Iterator[NodeChecks]:
+def _cluster(
+    recipe: Recipe | None, weights: tuple[Weights, ...], address: str, token: Check
+) -> tuple[tuple[NodeChecks, ...], tuple[str, ...]]:
+    """The checks of a cluster, and what could not be checked."""
     from sharelock_ray.engine import cluster, tasks
 
     with cluster.connected(address), _probe(recipe) as folder:
@@ -96,14 +102,14 @@ def _cluster(recipe: Recipe | None, weights: tuple[Weights, ...], address: str, 
             )
             for i, node in enumerate(nodes)
         }
-        waits = _waits(recipe, cluster.capacity())
+        capacity = cluster.capacity()
         found = tasks.on_nodes(examine, orders, _ANSWER_S)
         answered = [node for node, answer in found.items() if answer.value is not None]
         # With workers that run already, a call takes milliseconds, and so tells the difference of the clocks.
         clocks = tasks.on_nodes(now, dict.fromkeys(answered), _ANSWER_S)
-    yield NodeChecks(DRIVER, (token, *written, *waits))
-    for node in nodes:
-        yield NodeChecks(node.name, _of_node(node, found[node.id], clocks.get(node.id)))
+    of_nodes = [NodeChecks(node.name, _of_node(node, found[node.id], clocks.get(node.id))) for node in nodes]
+    driver = NodeChecks(DRIVER, (token, *written, *_waits(recipe, capacity)))
+    return (driver, *of_nodes), (_TO_START,) if capacity.can_scale_up else ()
 
 
 def _of_node(node: "Node", found: "Answer[Findings]", time: "Answer[float] | None") -> tuple[Check, ...]:
