@@ -17,7 +17,6 @@ from ray.core.generated.common_pb2 import LabelSelectorOperator
 
 from aws import CLUSTER, ROOT, account, prepare, quiet, read, workers
 
-_RUNTIME_ENV = ROOT / "cluster" / "runtime_env.yaml"
 _RECIPES = sorted((ROOT / "sharelock_ray" / "recipe" / "recipes").glob("*.yaml"))
 # Keys of AWS and of common hubs, private keys, and long random strings.
 _SECRET = re.compile(
@@ -202,13 +201,30 @@ def test_images_are_those_of_the_dockerfile_with_the_ray_of_the_lock_file(config
     assert config["docker"]["head_image"].endswith("-cpu")
 
 
-@pytest.mark.parametrize(
-    "path", [CLUSTER, _RUNTIME_ENV, *sorted((ROOT / "cluster").rglob("*.*"))], ids=lambda path: path.name
-)
+def test_the_readme_states_types_limits_and_a_bound_of_the_cost(config: dict[str, Any]) -> None:
+    text = (ROOT / "cluster" / "README.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| `(\S+)` \| .* \| (\d+) \| ([\d.]+) \|$", text, re.MULTILINE)
+    types = config["available_node_types"]
+    assert {(name, machine, int(count)) for name, machine, count, _ in rows} == {
+        (name, one["node_config"]["InstanceType"], one.get("max_workers", 1)) for name, one in types.items()
+    }
+    prices = {name: float(price) for name, _, _, price in rows}
+    # A disk of 200 GB at $0.08 per GB and month of 730 hours.
+    disk = 200 * 0.08 / 730
+    dearest = sorted((prices[name] for name, one in workers(config).items() for _ in range(one["max_workers"])))
+    most = sum(dearest[-config["max_workers"] :]) + prices["head"] + disk * (config["max_workers"] + 1)
+    assert f"**at most ${-int(-most // 1)} per hour**" in text
+    assert f"its head alone ${prices['head'] + disk:.2f}" in text
+
+
+_FILES = [CLUSTER, *(one for one in sorted((ROOT / "cluster").rglob("*.*")) if one.suffix != ".md")]
+
+
+@pytest.mark.parametrize("path", _FILES, ids=lambda path: path.name)
 def test_no_secret_and_no_endpoint_in_the_files(path: Path) -> None:
     text = path.read_text()
     assert not _SECRET.search(text)
-    assert "endpoint_url" not in text.lower() or path.suffix == ".md"
+    assert "endpoint_url" not in text.lower()
 
 
 @pytest.mark.parametrize("text", ["-e RAY_AUTH_TOKEN=abc", "AKIA" + "A" * 16, "0123456789abcdef" * 2])
