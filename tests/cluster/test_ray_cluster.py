@@ -11,9 +11,11 @@ import pytest
 import yaml
 from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+from ray.autoscaler.v2.instance_manager.subscribers.cloud_resource_monitor import CloudResourceMonitor
 from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
 from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.core.generated.common_pb2 import LabelSelectorOperator
+from ray.core.generated.instance_manager_pb2 import Instance, InstanceUpdateEvent
 
 from aws import CLUSTER, ROOT, account, prepare, quiet, read, workers
 
@@ -302,6 +304,19 @@ def test_types_that_did_not_come_up_are_last_for_a_while(filled: dict[str, Any])
     failed = ("a10g_spot", "l4_spot")
     assert _launched(filled, 4, "extraction", failed) == {"l4_on_demand": 4}
     assert _launched(filled, 4, "extraction", failed[:1]) == {"l4_spot": 4}
+
+
+def test_only_a_machine_that_started_and_did_not_join_counts_as_failed() -> None:
+    # Why a refused spot request does not lead to nodes on demand, and each spot type has few nodes at most.
+    monitor = CloudResourceMonitor()
+    refused, lost = (
+        InstanceUpdateEvent(instance_id=name, instance_type="l4_spot", new_instance_status=status)
+        for name, status in (("a", Instance.ALLOCATION_FAILED), ("b", Instance.ALLOCATION_TIMEOUT))
+    )
+    monitor.notify([refused])
+    assert monitor.get_recoverable_resource_availabilities() == {}
+    monitor.notify([lost])
+    assert monitor.get_recoverable_resource_availabilities() == {"l4_spot": 0.0}
 
 
 def test_training_takes_its_own_type_spot_first(filled: dict[str, Any]) -> None:
