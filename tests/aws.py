@@ -16,6 +16,7 @@ import boto3
 import yaml
 from botocore.endpoint import Endpoint
 from moto import mock_aws
+from moto.ec2.models.instance_types import InstanceTypeBackend
 from ray.autoscaler._private.aws.utils import client_cache, resource_cache
 from ray.autoscaler._private.util import prepare_config, validate_config
 
@@ -57,7 +58,11 @@ def account(home: Path) -> Iterator[None]:
     # Ray keeps clients, which would be those of an earlier account.
     for cache in (resource_cache, client_cache):
         cache.cache_clear()
-    with mock_aws(), mock.patch.dict(os.environ, {"HOME": str(home)}):
+    # Ray asks for all types that AWS has, and parsing a thousand takes long.
+    used = {one["node_config"]["InstanceType"] for one in read()["available_node_types"].values()}
+    kinds = [one for one in InstanceTypeBackend.instance_types if one["InstanceType"] in used]
+    few = mock.patch.object(InstanceTypeBackend, "instance_types", kinds)
+    with mock_aws(), few, mock.patch.dict(os.environ, {"HOME": str(home)}):
         for name in foreign:
             os.environ.pop(name, None)
         yield

@@ -64,7 +64,7 @@ def make_roles(iam: Any, policy_of: Callable[[str], str]) -> None:
         iam.create_group(GroupName=f"{NAME}-operators")
     iam.put_group_policy(GroupName=f"{NAME}-operators", PolicyName="operator", PolicyDocument=policy_of("operator"))
     # The first spot request of an account needs this role. AWS answers InvalidInput where it exists.
-    with _unless_it_exists("InvalidInput"):
+    with _unless_it_exists("InvalidInput", "EntityAlreadyExists"):
         iam.create_service_linked_role(AWSServiceName="spot.amazonaws.com")
 
 

@@ -11,13 +11,14 @@ import pytest
 import yaml
 from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+from ray.autoscaler.v2.instance_manager.subscribers.cloud_resource_monitor import CloudResourceMonitor
 from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
 from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.core.generated.common_pb2 import LabelSelectorOperator
+from ray.core.generated.instance_manager_pb2 import Instance, InstanceUpdateEvent
 
 from aws import CLUSTER, ROOT, account, prepare, quiet, read, workers
 
-_RUNTIME_ENV = ROOT / "cluster" / "runtime_env.yaml"
 _RECIPES = sorted((ROOT / "sharelock_ray" / "recipe" / "recipes").glob("*.yaml"))
 # Keys of AWS and of common hubs, private keys, and long random strings.
 _SECRET = re.compile(
@@ -202,13 +203,30 @@ def test_images_are_those_of_the_dockerfile_with_the_ray_of_the_lock_file(config
     assert config["docker"]["head_image"].endswith("-cpu")
 
 
-@pytest.mark.parametrize(
-    "path", [CLUSTER, _RUNTIME_ENV, *sorted((ROOT / "cluster").rglob("*.*"))], ids=lambda path: path.name
-)
+def test_the_readme_states_types_limits_and_a_bound_of_the_cost(config: dict[str, Any]) -> None:
+    text = (ROOT / "cluster" / "README.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| `(\S+)` \| .* \| (\d+) \| ([\d.]+) \|$", text, re.MULTILINE)
+    types = config["available_node_types"]
+    assert {(name, machine, int(count)) for name, machine, count, _ in rows} == {
+        (name, one["node_config"]["InstanceType"], one.get("max_workers", 1)) for name, one in types.items()
+    }
+    prices = {name: float(price) for name, _, _, price in rows}
+    # A disk of 200 GB at $0.08 per GB and month of 730 hours.
+    disk = 200 * 0.08 / 730
+    dearest = sorted((prices[name] for name, one in workers(config).items() for _ in range(one["max_workers"])))
+    most = sum(dearest[-config["max_workers"] :]) + prices["head"] + disk * (config["max_workers"] + 1)
+    assert f"**at most ${-int(-most // 1)} per hour**" in text
+    assert f"its head alone ${prices['head'] + disk:.2f}" in text
+
+
+_FILES = [CLUSTER, *(one for one in sorted((ROOT / "cluster").rglob("*.*")) if one.suffix != ".md")]
+
+
+@pytest.mark.parametrize("path", _FILES, ids=lambda path: path.name)
 def test_no_secret_and_no_endpoint_in_the_files(path: Path) -> None:
     text = path.read_text()
     assert not _SECRET.search(text)
-    assert "endpoint_url" not in text.lower() or path.suffix == ".md"
+    assert "endpoint_url" not in text.lower()
 
 
 @pytest.mark.parametrize("text", ["-e RAY_AUTH_TOKEN=abc", "AKIA" + "A" * 16, "0123456789abcdef" * 2])
@@ -286,6 +304,19 @@ def test_types_that_did_not_come_up_are_last_for_a_while(filled: dict[str, Any])
     failed = ("a10g_spot", "l4_spot")
     assert _launched(filled, 4, "extraction", failed) == {"l4_on_demand": 4}
     assert _launched(filled, 4, "extraction", failed[:1]) == {"l4_spot": 4}
+
+
+def test_only_a_machine_that_started_and_did_not_join_counts_as_failed() -> None:
+    # Why a refused spot request does not lead to nodes on demand, and each spot type has few nodes at most.
+    monitor = CloudResourceMonitor()
+    refused, lost = (
+        InstanceUpdateEvent(instance_id=name, instance_type="l4_spot", new_instance_status=status)
+        for name, status in (("a", Instance.ALLOCATION_FAILED), ("b", Instance.ALLOCATION_TIMEOUT))
+    )
+    monitor.notify([refused])
+    assert monitor.get_recoverable_resource_availabilities() == {}
+    monitor.notify([lost])
+    assert monitor.get_recoverable_resource_availabilities() == {"l4_spot": 0.0}
 
 
 def test_training_takes_its_own_type_spot_first(filled: dict[str, Any]) -> None:
