@@ -3,11 +3,20 @@
 Each step is a command of `sharelock` too; finished steps are not repeated.
 """
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
+import pyarrow.compute as pc
+
 from sharelock_ray import storage
-from sharelock_ray.concepts.wordnet import open_wordnet
+from sharelock_ray.concepts.audit import ConceptAudit
+from sharelock_ray.concepts.relations import Rules
+from sharelock_ray.concepts.wordnet import WordNet, open_wordnet
 from sharelock_ray.documents import read_document
+from sharelock_ray.evaluation.samples import read_samples, samples_uri
+from sharelock_ray.evaluation.statistics import proportion
 from sharelock_ray.progress import say
 from sharelock_ray.recipe.load import read_recipe
 from sharelock_ray.recipe.schema import Recipe
@@ -20,16 +29,19 @@ from sharelock_ray.report.summary import interval_text
 from sharelock_ray.study.affinity_study import Affinity
 from sharelock_ray.study.effects import ranked
 from sharelock_ray.study.matched import compare_matched
-from sharelock_ray.study.trials import STUDY, Study
+from sharelock_ray.study.trials import STUDY, Point, Study
+from sharelock_ray.workflows import concepts
 from sharelock_ray.workflows.affinity import affinity
+from sharelock_ray.workflows.evaluate import evaluate
 from sharelock_ray.workflows.extract import extract
+from sharelock_ray.workflows.inputs import Inputs
 from sharelock_ray.workflows.language_score import language_score
 from sharelock_ray.workflows.tune import tune
 
 RECIPE = "study"
 _GLOSSES = 200
 """One gloss of so many is read: 32 kB."""
-_SEEN = "recall at 1"
+_SEEN, _K = "recall at 1", 10
 _DIRECTION = """{
   to_vision: {},
   to_language: {
@@ -59,12 +71,15 @@ def worked_study(settings: Sequence[str] = ()) -> str:
     folder = storage.join(recipe.output, "affinity")
     scores = [storage.join(recipe.output, "language_scores", "*.json")]
     found = affinity([recipe.output], "bits_per_byte", "causal", scores, _SEEN, output=folder)
+    unseen = _audited(recipe)
+    best = ranked(studies["language"].trials, studies["language"].objective[0])[0]
     sections = [
         _setup(recipe, studies["language"], found),
         _better(found),
         _matched(studies["language"]),
         _direction(studies["direction"]),
         _scale(studies["scale"]),
+        _unseen(unseen, _ranks(recipe, settings, best)),
         _limits(found),
     ]
     summary = [section.text[0] for section in sections[1:-1]]
@@ -107,6 +122,40 @@ def _write_glosses(recipe: Recipe) -> str:
         glosses = [synset.definition for synset in open_wordnet().synsets.values()][_GLOSSES - 1 :: _GLOSSES]
         storage.write_bytes(path, "".join(f"{gloss}\n" for gloss in glosses).encode())
     return path
+
+
+def _audited(recipe: Recipe) -> ConceptAudit:
+    """Audits the subjects of the test captions against the training captions."""
+    uri, place = (storage.join(recipe.output, name) for name in ("concepts.json", "subjects.txt"))
+    if storage.exists(uri):
+        return read_document(ConceptAudit, uri)
+    inputs = Inputs(recipe)
+    texts = inputs.open("test", recipe.language).table["text"].to_pylist()
+    wordnet = open_wordnet()
+    subjects = dict.fromkeys(_subject(text, wordnet) for text in texts)
+    storage.write_bytes(place, "".join(f"{subject}\n" for subject in subjects).encode())
+    captions = concepts.CaptionCorpus(inputs.open("train", recipe.language).uri)
+    return concepts.audit(None, place, Rules(), concepts.Inputs(), output=uri, captions=captions)
+
+
+def _subject(caption: str, wordnet: WordNet) -> str:
+    """What a caption such as "A brown hen, sitting." is of: "hen", its longest end that WordNet knows, or else all."""
+    words = re.split(r"[(,.;:!?—]| - ", caption, maxsplit=1)[0].lower().split()
+    ends = (" ".join(words[start:]) for start in range(len(words)))
+    return next((end for end in ends if wordnet.senses(end)), " ".join(words))
+
+
+def _ranks(recipe: Recipe, settings: Sequence[str], best: Point) -> tuple[list[str], np.ndarray]:
+    """The subject of each test caption, and the rank of its picture by the best model."""
+    folder = storage.join(recipe.output, "best")
+    pair = f"alignment.pair=[{recipe.vision.name}, {best.point['language']}]"
+    model = storage.join(best.runs[0], "best")
+    changes = [f"output={folder}", f"features_of={recipe.output}", pair, f"evaluation.model={model}"]
+    evaluate(read_recipe(RECIPE, [*settings, *changes]))
+    samples, _ = read_samples(samples_uri(folder, recipe.data.dataset, "test"))
+    found = samples.filter(pc.equal(samples["direction"], "text_to_image"))
+    wordnet = open_wordnet()
+    return [_subject(text, wordnet) for text in found["text"].to_pylist()], found["rank"].to_numpy()
 
 
 def _setup(recipe: Recipe, study: Study, found: Affinity) -> Section:
@@ -179,6 +228,32 @@ def _scale(study: Study) -> Section:
     rows = [("training pairs", _SEEN), *((n, interval_text(sizes[n].values[objective], objective)) for n in sizes)]
     plot = scale_plot([scale], [study.title], objective, NAMES[objective])
     return Section("More data?", (text,), tuple(rows), (Plot("scale", plot, "Trials, and the fitted power law."),))
+
+
+def _unseen(audited: ConceptAudit, ranks: tuple[list[str], np.ndarray]) -> Section:
+    captions = audited.captions
+    assert captions is not None, "an audit of captions"
+    subjects, found = ranks
+    named = {each.concept for each in captions.concepts}
+    related = np.array([subject in named for subject in subjects])
+    rows = [("subject of the caption", "captions", f"recall at {_K}")]
+    for name, of in (("named in training, or related", related), ("strictly unseen", ~related)):
+        recall = proportion(found[of] < _K)
+        interval = f"{recall.value:.1%} ({recall.low:.1%} to {recall.high:.1%})"
+        rows.append((name, f"{int(of.sum()):,}", interval))
+    rules = Counter(rule for each in captions.concepts for rule in each.by_rule)
+    examples = [each.examples[0] for each in captions.concepts if each.examples][:: max(1, len(named) // 5)][:5]
+    strict = len(audited.unseen) - len(named)
+    text = _paragraphs(
+        f"""Of {len(audited.unseen):,} subjects of the test captions, {len(named):,} are named by one of
+        {captions.captions:,} training captions, or WordNet relates them to one, so {strict:,} are strictly unseen.
+        Recall at {_K} from text to image is {rows[2][2]} for strictly unseen subjects, and {rows[1][2]} for the others.
+
+        Subjects by rule: {", ".join(f"{rule} {count:,}" for rule, count in rules.most_common())}.
+
+        Examples: {" ".join(each.evidence.detail for each in examples)}"""
+    )
+    return Section("Strictly unseen concepts", text, tuple(rows))
 
 
 def _limits(found: Affinity) -> Section:
