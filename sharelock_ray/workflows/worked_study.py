@@ -51,6 +51,8 @@ _DIRECTION = """{
     alignment.vision: {depth: 1, width: 1024, activation: relu, norm: batch, dropout: 0.2},
     alignment.language: {depth: 1, width: 1024, activation: relu, norm: batch, dropout: 0.2},
     alignment.dim: 384}}"""
+_RULES = Rules(hyponyms=1)
+"""Training captions list general words: with those of any depth, such as "animal", hardly a subject is unseen."""
 _SIZES = "[345, 690, 1380, null]"
 
 
@@ -135,7 +137,7 @@ def _audited(recipe: Recipe) -> ConceptAudit:
     subjects = dict.fromkeys(_subject(text, wordnet) for text in texts)
     storage.write_bytes(place, "".join(f"{subject}\n" for subject in subjects).encode())
     captions = concepts.CaptionCorpus(inputs.open("train", recipe.language).uri)
-    return concepts.audit(None, place, Rules(), concepts.Inputs(), output=uri, captions=captions)
+    return concepts.audit(None, place, _RULES, concepts.Inputs(), output=uri, captions=captions)
 
 
 def _subject(caption: str, wordnet: WordNet) -> str:
@@ -249,6 +251,7 @@ def _unseen(audited: ConceptAudit, ranks: tuple[list[str], np.ndarray]) -> Secti
         {captions.captions:,} training captions, or WordNet relates them to one, so {strict:,} are strictly unseen.
         Recall at {_K} from text to image is {rows[2][2]} for strictly unseen subjects, and {rows[1][2]} for the others.
 
+        General words two steps or more above a subject, such as "animal", do not count: with them, hardly one is unseen.
         Subjects by rule: {", ".join(f"{rule} {count:,}" for rule, count in rules.most_common())}.
 
         Examples: {" ".join(each.evidence.detail for each in examples)}"""
