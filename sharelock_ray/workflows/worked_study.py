@@ -249,7 +249,8 @@ def _unseen(audited: ConceptAudit, ranks: tuple[list[str], np.ndarray]) -> Secti
     text = _paragraphs(
         f"""Of {len(audited.unseen):,} subjects of the test captions, {len(named):,} are named by one of
         {captions.captions:,} training captions, or WordNet relates them to one, so {strict:,} are strictly unseen.
-        Recall at {_K} from text to image is {rows[2][2]} for strictly unseen subjects, {rows[1][2]} for the others.
+        Recall at {_K} from text to image is {rows[2][2]} for strictly unseen subjects, {rows[1][2]} for
+        others.
 
         General words two steps or more above a subject, such as "animal", do not count: with them, hardly one is unseen.
         Subjects by rule: {", ".join(f"{rule} {count:,}" for rule, count in rules.most_common())}.
