@@ -252,7 +252,7 @@ def _unseen(audited: ConceptAudit, ranks: tuple[list[str], np.ndarray]) -> Secti
         Recall at {_K} from text to image is {rows[2][2]} for strictly unseen subjects, {rows[1][2]} for
         others.
 
-        General words two steps or more above a subject, such as "animal", do not count: with them, hardly one is unseen.
+        General words two steps or more above a subject, such as "animal", do not count: with them, few are unseen.
         Subjects by rule: {", ".join(f"{rule} {count:,}" for rule, count in rules.most_common())}.
 
         Examples: {" ".join(each.evidence.detail for each in examples)}"""
