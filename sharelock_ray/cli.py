@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
 
 from sharelock_ray import storage
 from sharelock_ray.bench import command as bench_command
-from sharelock_ray.concepts.audit import answer
 from sharelock_ray.concepts.captions import Captions, NamedConcept
 from sharelock_ray.concepts.relations import Rules
 from sharelock_ray.concepts.residual import points
@@ -31,11 +30,12 @@ from sharelock_ray.recipe.schema import Recipe
 from sharelock_ray.report.summary import StudySummary, Summary
 from sharelock_ray.report.table import print_table, text_table
 from sharelock_ray.sources.content import read_lines
-from sharelock_ray.workflows import benchmarks, concepts, rejects
+from sharelock_ray.workflows import benchmarks, rejects
 from sharelock_ray.workflows.affinity import affinity as run_affinity
 from sharelock_ray.workflows.audit import audit as run_audit
 from sharelock_ray.workflows.compare import compare as run_compare
 from sharelock_ray.workflows.demo import demo as run_demo
+from sharelock_ray.workflows.doctor import doctor as run_doctor
 from sharelock_ray.workflows.evaluate import evaluate as run_evaluate
 from sharelock_ray.workflows.extract import extract as run_extract
 from sharelock_ray.workflows.inputs import Inputs
@@ -47,6 +47,9 @@ from sharelock_ray.workflows.report import report_study
 from sharelock_ray.workflows.status import status as run_status
 from sharelock_ray.workflows.train import train as run_train
 from sharelock_ray.workflows.tune import tune as run_tune
+
+if TYPE_CHECKING:
+    from sharelock_ray.workflows.concepts import CaptionCorpus
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as in shells."""
@@ -229,6 +232,33 @@ def plan(
     rows.append(["all", "", *_amounts(found.total), ""])
     header = ["split", "samples", "time", "GPU-hours", "MiB stored", "cost", "cores to feed the GPUs"]
     _show(text_table(header, rows), found.model_dump(mode="json"), as_json)
+
+
+@app.command()
+def doctor(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="Also check its output, weights and waiting times.")
+    ] = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+    address: Annotated[
+        str | None, typer.Option("--address", metavar="RAY", help="Address of a Ray cluster. Default: this machine.")
+    ] = None,
+) -> None:
+    """Check this machine, or every node of a cluster, and say what to do. Exit code 1 if a check fails."""
+    if recipe is None and settings:
+        raise RequestError("--set changes a recipe: give the RECIPE too")
+    found = run_doctor(None if recipe is None else _recipe(recipe, settings), address)
+    rows = [
+        ["" if i else node.node, check.name, check.state, check.found, check.remedy]
+        for node in found.nodes
+        for i, check in enumerate(node.checks)
+    ]
+    _show(text_table(["node", "check", "state", "found", "what to do"], rows), asdict(found), as_json)
+    if not as_json:
+        for each in found.not_checked:
+            print(printable(f"not checked: {each}"))
+    found.require()
 
 
 @rejects_app.command("list")
@@ -430,6 +460,9 @@ def choose_threshold(
     as_json: AsJson = False,
 ) -> None:
     """Choose the cosine from which names are similar, for one language encoder."""
+    # Imported here, since it imports torch.
+    from sharelock_ray.workflows import concepts
+
     made = concepts.make_threshold(pairs, encoder, template, positive, precision, output)
     found = made.chosen
     rows = [
@@ -478,6 +511,9 @@ def split_concepts(
     as_json: AsJson = False,
 ) -> None:
     """Make a split: seen and unseen concepts, no two of which are related."""
+    # Imported here, since it imports torch.
+    from sharelock_ray.workflows import concepts
+
     rules = Rules(
         homographs=homographs,
         hypernyms=hypernyms,
@@ -547,6 +583,10 @@ def audit_concepts(
     as_json: AsJson = False,
 ) -> None:
     """Tell whether a test is zero-shot after a training, and why: `sharelock concepts audit dog puppy`."""
+    # Imported here, since they import torch.
+    from sharelock_ray.concepts.audit import answer
+    from sharelock_ray.workflows import concepts
+
     rules = Rules(
         homographs=homographs,
         hypernyms=hypernyms,
@@ -593,6 +633,9 @@ def report_concepts(
     as_json: AsJson = False,
 ) -> None:
     """Write the page of a split or an audit beside it."""
+    # Imported here, since it imports torch.
+    from sharelock_ray.workflows import concepts
+
     page = concepts.report(document)
     print(json.dumps({"page": page}) if as_json else printable(f"report: {page}"))
 
@@ -774,8 +817,10 @@ def _amounts(of: SplitPlan | PlanTotal) -> list[str]:
     return [clock(of.hours * 3600), f"{of.gpu_hours:,.2f}", f"{of.bytes / 2**20:,.1f}", cost]
 
 
-def _corpus(place: str | None, address: str | None) -> concepts.CaptionCorpus | None:
-    return None if place is None else concepts.CaptionCorpus(place, bool(address or os.environ.get("RAY_ADDRESS")))
+def _corpus(place: str | None, address: str | None) -> "CaptionCorpus | None":
+    from sharelock_ray.workflows.concepts import CaptionCorpus
+
+    return None if place is None else CaptionCorpus(place, bool(address or os.environ.get("RAY_ADDRESS")))
 
 
 def _show_captions(found: Captions) -> None:

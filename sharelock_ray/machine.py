@@ -1,8 +1,11 @@
-"""The CPUs of this machine, and those available to this process."""
+"""The CPUs and the memory of this machine, and those available to this process."""
 
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+import psutil
 
 _PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
@@ -18,6 +21,13 @@ def cpu_count(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int:
     return max(1, math.ceil(min([here, *_quotas(proc, cgroups)])))
 
 
+def free_memory(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int:
+    """Bytes of memory that processes can still take: those available on the machine, within the limits of this
+    process's control groups (v1 and v2). Cached pages of files count as free, since the kernel drops them."""
+    rooms = [room for group in _groups("memory", proc, cgroups) if (room := _room(group)) is not None]
+    return max(0, min([psutil.virtual_memory().available, *rooms]))
+
+
 def is_amd(proc: Path = _PROC) -> bool:
     """Whether the processor is one of AMD's; False where the kernel does not say."""
     try:
@@ -28,22 +38,23 @@ def is_amd(proc: Path = _PROC) -> bool:
 
 def _quotas(proc: Path, cgroups: Path) -> list[float]:
     """CPU quotas of this process's control groups and their ancestors; empty without a limit."""
+    return [quota for group in _groups("cpu", proc, cgroups) if (quota := _quota(group)) is not None]
+
+
+def _groups(controller: str, proc: Path, cgroups: Path) -> Iterator[Path]:
+    """Folders of this process's control groups that a controller (v1) or the unified hierarchy (v2) may limit."""
     try:
         lines = (proc / "self" / "cgroup").read_text().splitlines()
     except OSError:
-        return []
-    found = []
+        return
     for _, controllers, path in (line.split(":", 2) for line in lines):
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
         top = cgroups / controllers if controllers else cgroups
         # A container sees its own group as the root, although the path may be the host's.
         group = Path(path.lstrip("/"))
         for each in (group, *group.parents):
-            quota = _quota(top / each)
-            if quota is not None:
-                found.append(quota)
-    return found
+            yield top / each
 
 
 def _quota(group: Path) -> float | None:
@@ -55,3 +66,16 @@ def _quota(group: Path) -> float | None:
     except (OSError, ValueError):
         return None
     return None if quota in ("max", "-1") else int(quota) / int(period)
+
+
+def _room(group: Path) -> int | None:
+    """Bytes between a group's use of memory and its limit; None without a limit."""
+    v1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    for limit, used, cached in (("memory.max", "memory.current", "inactive_file"), v1):
+        try:
+            stated = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            most, taken = ((group / name).read_text().strip() for name in (limit, used))
+            return None if most == "max" else int(most) - int(taken) + int(stated[cached])
+        except (OSError, ValueError, KeyError):
+            continue
+    return None

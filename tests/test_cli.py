@@ -32,7 +32,7 @@ class TestRequests:
     def test_help_lists_the_verbs(self) -> None:
         code, out, _ = sharelock("--help")
         assert code == 0
-        verbs = "demo extract audit train tune evaluate compare concepts benchmarks report classify"
+        verbs = "demo doctor extract audit train tune evaluate compare concepts benchmarks report classify"
         for verb in verbs.split():
             assert verb in out
 

@@ -23,6 +23,7 @@ import torch
 
 from sharelock_ray import storage
 from sharelock_ray.concepts.audit import ConceptAudit
+from sharelock_ray.concepts.compared import SimilarityThreshold
 from sharelock_ray.concepts.split import ConceptSplit, read_split
 from sharelock_ray.demo.picture_tars import PicturesRecord
 from sharelock_ray.documents import Document, NewerVersionError, parse_document, read_document
@@ -282,6 +283,7 @@ def all_fields() -> dict[str, Any]:
             LanguageScore,
             Matched,
             PicturesRecord,
+            SimilarityThreshold,
             *(each.kind for each in STORED + OTHERS),
         )
     }

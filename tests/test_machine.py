@@ -1,11 +1,22 @@
-"""Number of CPUs available to this process."""
+"""CPUs and memory available to this process."""
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from sharelock_ray import machine
+
+
+def write_groups(folder: Path, groups: str | None, files: dict[str, str]) -> None:
+    """Writes the files of control groups, and `groups` as those of this process."""
+    contents = {f"cgroup/{name}": text for name, text in files.items()}
+    for name, text in (contents | ({"proc/self/cgroup": groups} if groups else {})).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
 
 NINE = "9:cpu,cpuacct:/docker/abc\n"
 
@@ -35,10 +46,7 @@ def test_is_the_least_of_affinity_and_quotas(
     groups: str | None, files: dict[str, str], cpus: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
-    contents = {f"cgroup/{name}": text for name, text in files.items()}
-    for name, text in (contents | ({"proc/self/cgroup": groups} if groups else {})).items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
+    write_groups(tmp_path, groups, files)
     assert machine.cpu_count(tmp_path / "proc", tmp_path / "cgroup") == cpus
 
 
@@ -49,6 +57,36 @@ def test_follows_the_affinity_of_this_process() -> None:
         assert machine.cpu_count() == 1
     finally:
         os.sched_setaffinity(0, mine)
+
+
+V2 = {"job/memory.max": "1000", "job/memory.current": "900", "job/memory.stat": "anon 600\ninactive_file 300\n"}
+V1 = {
+    "memory/job/memory.limit_in_bytes": "1000\n",
+    "memory/job/memory.usage_in_bytes": "900\n",
+    "memory/job/memory.stat": "total_inactive_file 300\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "free"),
+    [
+        (None, {}, 5000),
+        ("0::/job\n", V2, 400),
+        ("0::/job\n", V2 | {"job/memory.max": "max"}, 5000),
+        ("0::/job\n", V2 | {"job/memory.stat": "damaged"}, 5000),
+        ("9:memory:/job\n", V1, 400),
+        # No limit is a large number in v1.
+        ("9:memory:/job\n", V1 | {"memory/job/memory.limit_in_bytes": str(1 << 62)}, 5000),
+        ("9:cpu:/job\n", V1, 5000),
+        ("0::/job\n", V2 | {"job/memory.current": "2000"}, 0),
+    ],
+)
+def test_free_memory_is_within_the_limits_of_the_groups(
+    groups: str | None, files: dict[str, str], free: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=5000))
+    write_groups(tmp_path, groups, files)
+    assert machine.free_memory(tmp_path / "proc", tmp_path / "cgroup") == free
 
 
 @pytest.mark.parametrize(("vendor", "expected"), [("AuthenticAMD", True), ("GenuineIntel", False), (None, False)])

@@ -24,8 +24,10 @@ GOLDEN = Path(__file__).with_name("names.json")
 
 def current_names() -> dict[str, Any]:
     presets = {name: TypeAdapter(EncoderSpec).validate_python({"preset": name}) for name in PRESETS}
-    # Names include the content of local weights, and those of `pictures` are made by `make pictures`.
-    recipes = {path.stem: read_recipe(str(path)) for path in SHIPPED.glob("*.yaml") if path.stem != "pictures"}
+    # Names include the content of local weights, and `make pictures` makes those of the two on its pictures.
+    recipes = {
+        path.stem: read_recipe(str(path)) for path in SHIPPED.glob("*.yaml") if path.stem not in ("pictures", "study")
+    }
     return {
         "presets": {name: spec.resolved().folder() for name, spec in presets.items()},
         "encoders": {name: [e.resolved().folder() for e in recipe.encoders] for name, recipe in recipes.items()},

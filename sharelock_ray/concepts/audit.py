@@ -5,13 +5,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar, Protocol
 
 from sharelock_ray.concepts.captions import Captions
+from sharelock_ray.concepts.compared import Threshold, Twins
 from sharelock_ray.concepts.compounds import NamesWithin
 from sharelock_ray.concepts.concept import ENGLISH, Concept
 from sharelock_ray.concepts.evidence import Evidence
 from sharelock_ray.concepts.relations import Relations, Rules
 from sharelock_ray.concepts.residual import Distance, Residual, residual
-from sharelock_ray.concepts.similarity import Threshold
-from sharelock_ray.concepts.twins import Twins
 from sharelock_ray.concepts.wordnet import VERSION, WordNet
 from sharelock_ray.config import Config
 from sharelock_ray.documents import Document

@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sharelock_ray import storage
+from sharelock_ray.concepts.compared import TwinImage
 from sharelock_ray.concepts.compounds import surface_index
 from sharelock_ray.concepts.concept import Concept, with_names
 from sharelock_ray.concepts.corpus import CAPTION_ID, KEY, TEXT, Part
 from sharelock_ray.concepts.evidence import Evidence, Rule
 from sharelock_ray.concepts.relations import Relations, Rules, related, sentence
-from sharelock_ray.concepts.twins import TwinImage
 from sharelock_ray.concepts.wordnet import WordNet
 from sharelock_ray.config import Config
 from sharelock_ray.errors import RequestError

@@ -10,32 +10,26 @@ import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from sharelock_ray import storage
+from sharelock_ray.concepts.compared import DIGITS, NAME, POSITIVE, CurvePoint, Threshold
 from sharelock_ray.concepts.concept import Concept
 from sharelock_ray.concepts.evidence import Evidence
 from sharelock_ray.concepts.relations import Side
-from sharelock_ray.config import Config
-from sharelock_ray.documents import Document, read_document
 from sharelock_ray.encoders.resolved import resolve
 from sharelock_ray.encoders.spec import LanguageSpec
 from sharelock_ray.errors import RequestError
 from sharelock_ray.evaluation.ranks import units
 from sharelock_ray.evaluation.signatures.duplicates import nearest_by_cosine
-from sharelock_ray.evaluation.statistics import Estimate, proportion
+from sharelock_ray.evaluation.statistics import proportion
 from sharelock_ray.features.featureset import FeatureSet
 from sharelock_ray.runs.checkpoint import side_of
 from sharelock_ray.sources.content import read_lines
 
-NAME = "{}"
-POSITIVE = 7.0
-"""Least score, of 0 to 10, of a pair that counts as one concept: SimLex-999's synonyms."""
-DIGITS = 4
-"""Decimals of stored cosines, which are then the same on any machine."""
 _SHOWN = 3
 
 
@@ -69,59 +63,6 @@ class Names:
         if lost := [name for name, ok in zip(names, found.isfinite().all(1).tolist(), strict=True) if not ok]:
             raise RequestError(f"{self.encoder} cannot embed {_listed(lost)}: leave them out, or use another encoder")
         return found
-
-
-class CurvePoint(Config):
-    """Precision and recall of the pairs whose cosine is at least a threshold."""
-
-    threshold: float
-    precision: float
-    recall: float
-
-
-class Threshold(Config):
-    """The cosine from which names of one encoder are similar, and how it was chosen.
-
-    Args:
-        encoder: folder name of the encoder's feature sets.
-        template: text with `{}` for the name.
-        pairs: name of the file of labelled pairs.
-        positive: least score of a pair that counts as one concept.
-        positives: number of such pairs, of `labelled`.
-        rule: how the threshold was chosen.
-        precision: share of pairs of one concept among those at or above the threshold.
-        recall: share of the pairs of one concept that are at or above it.
-        average_precision: area under the curve; that of a random order is `positives / labelled`.
-        curve: the point of each recall with the highest threshold, from high thresholds to low ones.
-    """
-
-    encoder: str
-    template: str = NAME
-    pairs: str
-    pairs_sha256: str
-    positive: float
-    labelled: int
-    positives: int
-    rule: str
-    threshold: float
-    precision: Estimate
-    recall: Estimate
-    f1: float
-    average_precision: float
-    curve: tuple[CurvePoint, ...]
-
-
-class SimilarityThreshold(Document):
-    """A stored threshold.
-
-    Args:
-        spec: the settings of the encoder, which embed names anew.
-    """
-
-    schema_version: ClassVar[int] = 1
-
-    chosen: Threshold
-    spec: dict[str, Any]
 
 
 class NameSimilarity:
@@ -302,17 +243,6 @@ def choose_threshold(
             CurvePoint(threshold=thresholds[i], precision=precisions[i], recall=recalls[i]) for i in shown.tolist()
         ),
     )
-
-
-def read_threshold(uri: str) -> SimilarityThreshold:
-    """Reads a stored threshold.
-
-    Raises:
-        RequestError: there is none, or a newer version of this package made it.
-        RunError: it is damaged.
-    """
-    with storage.reading(uri, "threshold"):
-        return read_document(SimilarityThreshold, uri, "make it again with `sharelock concepts threshold`")
 
 
 def _curve(cosine: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

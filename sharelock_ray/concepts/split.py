@@ -7,12 +7,11 @@ from typing import ClassVar
 from sharelock_ray import storage
 from sharelock_ray.concepts.audit import Finder, notes
 from sharelock_ray.concepts.captions import Captions
+from sharelock_ray.concepts.compared import Threshold, TwinImage, Twins
 from sharelock_ray.concepts.compounds import NamesWithin
 from sharelock_ray.concepts.concept import Concept
 from sharelock_ray.concepts.evidence import Evidence
 from sharelock_ray.concepts.relations import Relations, Rules, Side
-from sharelock_ray.concepts.similarity import Threshold
-from sharelock_ray.concepts.twins import TwinImage, Twins
 from sharelock_ray.concepts.wordnet import VERSION, WordNet
 from sharelock_ray.config import Config, content_hash
 from sharelock_ray.documents import Document, read_document

@@ -161,20 +161,20 @@ class _Text:
                 continue
             around = [of for of in known if of[0] <= start and end <= of[1] and end - start < of[1] - of[0]]
             if all(name.key in keys for _, _, keys in around):
-                first = min((of[0] for of in around if of[1] == end), default=start)
+                first = min([start, *(of[0] for of in around if of[1] == end)]) if around else start
                 found[name.key] = self._english(name, first, end, "spaced" if first < start else name.rule)
         return list(found.values())
 
     def _english(self, name: _Name, start: int, end: int, rule: Rule) -> Mention:
-        within = HYPHEN in self.tokens[start:end]
-        before, after = self._at(start - 1) == HYPHEN, self._at(end) == HYPHEN
-        if self._at(end) == APOSTROPHE and self._at(end + 1) == "s":
+        next_token = self._at(end)
+        before, after = self._at(start - 1) == HYPHEN, next_token == HYPHEN
+        if next_token == APOSTROPHE and self._at(end + 1) == "s":
             rule, end = "possessive", end + 2
-        elif self._at(end) == APOSTROPHE and self.tokens[end - 1].endswith("s") and not self._apart(end):
+        elif next_token == APOSTROPHE and self.tokens[end - 1].endswith("s") and not self._apart(end):
             rule, end = "possessive", end + 1
         elif before or after:
             rule, start, end = "hyphenated", start - 2 * before, end + 2 * after
-        elif within != name.hyphened and end - start > 1:
+        elif end - start > 1 and (within := HYPHEN in self.tokens[start:end]) != name.hyphened:
             rule = "hyphenated" if within else "spaced"
         return Mention(name.key, rule, self._between(start, end), self.words[start])
 

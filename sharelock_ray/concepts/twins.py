@@ -4,35 +4,35 @@ Three things are told apart. `duplicate_image`: an image has a near duplicate on
 classes look as much alike as two halves of one class do. `pretraining`: the vision encoder itself was trained on the
 class, or on one that WordNet relates to it, whatever the alignment was trained on.
 
-Features are centred by the mean of all compared images, as in `sharelock_ray.evaluation.signatures.duplicates`:
-uncentred ones of many encoders are all alike.
+Features are centred: uncentred ones of many encoders are all alike. For near duplicates they are whitened too, which
+weakens the directions that images of one class share (Jegou and Chum, ECCV 2012): of the same picture cropped,
+compressed or mirrored, many more are then found at the same number of alarms (docs/concepts.md).
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import Field
 
+from sharelock_ray.concepts.compared import AUTO, DIGITS, QUANTILE, Duplicates, Prototypes, TwinImage
 from sharelock_ray.concepts.concept import Concept, read_concepts
 from sharelock_ray.concepts.evidence import Evidence
 from sharelock_ray.concepts.relations import Relations, Rules, Side
 from sharelock_ray.concepts.wordnet import WordNet
-from sharelock_ray.config import Config
 from sharelock_ray.errors import RequestError
 from sharelock_ray.evaluation.ranks import blocks, units
-from sharelock_ray.evaluation.signatures.duplicates import duplicate_threshold, mean_of, nearest_by_cosine
+from sharelock_ray.evaluation.signatures.duplicates import mean_of, nearest_by_cosine
+from sharelock_ray.evaluation.signatures.evidence import sample
 from sharelock_ray.features.featureset import FeatureSet
 from sharelock_ray.runs.checkpoint import side_of
 
-QUANTILE = 0.05
-"""Share of classes that are less like themselves than twins are like each other."""
-DIGITS = 4
-"""Decimals of stored cosines, which are then the same on any machine."""
-AUTO = "auto"
+_LOW, _FURTHER, _MOST = (0.05, 0.25), 4, 0.999
+"""Quantiles of the usual cosine, and how many times their difference near duplicates are above it."""
+_SHRINKAGE, _SAMPLED = 1.0, 20_000
+"""Of the mean variance; and images of a set from which directions are estimated."""
+_QUERIES = 2000
 # What the end of a timm model's name says about its pretraining: with these labels, or on these images without labels.
 _PRETRAINING = {
     r"in1k|\.dino$|\.mae$": "timm://imagenet-1k",
@@ -98,63 +98,6 @@ class Pictures:
         return key if np.isnan(label) else f"{key} ({self.listed[int(label)]})"
 
 
-class TwinImage(Config):
-    """An image with a near duplicate on the other side."""
-
-    key: str
-    evidence: Evidence
-
-
-class Duplicates(Config):
-    """Images of one side with near duplicates on the other.
-
-    Args:
-        threshold: least cosine of near duplicates, with `rule`.
-        compared: numbers of images of the side that loses them, and of the other one.
-        images: the near duplicates of the former.
-    """
-
-    encoder: str
-    rule: str
-    threshold: float
-    compared: tuple[int, int]
-    images: tuple[TwinImage, ...]
-
-
-class Prototypes(Config):
-    """How much alike classes must look to be twins.
-
-    Args:
-        quantile: the threshold is this quantile of the similarity of the two halves of a class.
-        classes: number of classes with at least two images; the others, `left_out`, are not compared.
-        within: median similarity of the two halves of a class.
-        pairs: number of pairs of classes, one of each side, that are twins.
-    """
-
-    encoder: str
-    quantile: float
-    threshold: float
-    classes: int
-    left_out: int
-    within: float
-    pairs: int
-
-
-class Twins(Config):
-    """What images say about a split or an audit; None where it was not asked.
-
-    Args:
-        pretraining: the lists of classes that the vision encoder was trained on.
-    """
-
-    duplicates: Duplicates | None = None
-    prototypes: Prototypes | None = None
-    pretraining: tuple[str, ...] = ()
-
-
-Quantile = Annotated[float, Field(ge=0, le=1)]
-
-
 def duplicate_images(
     pictures: Pictures,
     rows: np.ndarray,
@@ -169,7 +112,7 @@ def duplicate_images(
         rows: (N,) indices of the images that are asked about.
         other_rows: (M,) indices of those of the other side.
         side: which side `pictures` is.
-        threshold: least cosine; None: by the rule of `duplicate_threshold`.
+        threshold: least cosine; None: by the rule of `_usual`.
 
     Raises:
         RequestError: the sets are of different encoders, or one side has no images.
@@ -180,9 +123,12 @@ def duplicate_images(
         raise RequestError(f"{empty.features.uri} has no images of the concepts: check that the list is of its labels")
     ours, theirs = torch.from_numpy(rows), torch.from_numpy(other_rows)
     embeddings, other = pictures.features.embeddings, others.features.embeddings
-    cosine, place = nearest_by_cosine(embeddings, other, ours, theirs, mean_of(other, theirs))
+    mean, axes = _white([(embeddings, rows), (other, other_rows)])
+    cosine, place = nearest_by_cosine(embeddings, other, ours, theirs, mean, axes)
     given = threshold is not None
-    at = round(threshold if threshold is not None else duplicate_threshold(cosine), DIGITS)
+    if threshold is None:
+        threshold = _usual(other, theirs, mean, axes)
+    at = round(threshold, DIGITS)
     values = cosine.double().numpy().round(DIGITS)
     names = {"seen": "training", "unseen": "test"}
     images = []
@@ -190,14 +136,14 @@ def duplicate_images(
         row, twin = int(rows[i]), int(other_rows[place[i]])
         of = (others.name(twin), pictures.name(row)) if side == "unseen" else (pictures.name(row), others.name(twin))
         detail = (
-            f"the {names[side]} image {pictures.name(row)} is a near duplicate of {others.name(twin)}: a cosine of "
-            f"{values[i]:.3f} by {pictures.encoder}; {at:.3f} is one"
+            f"the {names[side]} image {pictures.name(row)} is a near duplicate of {others.name(twin)}: a whitened "
+            f"cosine of {values[i]:.3f} by {pictures.encoder}; {at:.3f} is one"
         )
         found = Evidence(rule="duplicate_image", seen=of[0], unseen=of[1], detail=detail, score=values[i])
         images.append(TwinImage(key=pictures.features.table["key"][row].as_py(), evidence=found))
     return Duplicates(
         encoder=pictures.encoder,
-        rule="given" if given else "ten times nearer than images usually are, by 1 - cosine, within 0.9 and 0.999",
+        rule="given" if given else "above the usual cosine of different images of the other side",
         threshold=at,
         compared=(len(rows), len(other_rows)),
         images=tuple(images),
@@ -326,6 +272,37 @@ def pretraining_of(source: str, model: str) -> list[str]:
             f"timm://imagenet-1k, or leave --pretraining out"
         )
     return found
+
+
+def _usual(embeddings: torch.Tensor, rows: torch.Tensor, mean: torch.Tensor, axes: torch.Tensor) -> float:
+    """The threshold by rule: q + 4 (q - p), where p and q are quantiles of 5 % and 25 %.
+
+    They are of the cosines of one half of the images, (N,) `rows`, to the nearest of the other half. Low quantiles are
+    those of images without a duplicate among their own, and do not depend on how many the other side has of them.
+    """
+    first, second = rows[::2], rows[1::2]
+    if not len(second):
+        return _MOST
+    first = first[torch.from_numpy(sample(len(first), _QUERIES))]
+    low, quarter = (
+        nearest_by_cosine(embeddings, embeddings, first, second, mean, axes)[0].quantile(torch.tensor(_LOW)).tolist()
+    )
+    return float(min(quarter + _FURTHER * (quarter - low), _MOST))
+
+
+def _white(sets: Sequence[tuple[torch.Tensor, np.ndarray]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(D,) mean and (D, D) axes by which features have about unit variance in all directions.
+
+    Args:
+        sets: embeddings, and the rows that are used; of many, a part.
+    """
+    some = [of[torch.from_numpy(rows[sample(len(rows), _SAMPLED)])].double() for of, rows in sets]
+    values = torch.cat(some)
+    mean = values.mean(0)
+    variances, directions = torch.linalg.eigh((values - mean).T @ (values - mean) / len(values))
+    # Directions in which there is almost nothing but noise are not raised.
+    scales = (variances.clamp(min=0) + _SHRINKAGE * variances.mean()).clamp(min=torch.finfo(torch.float64).tiny).rsqrt()
+    return mean.float(), (directions * scales).float()
 
 
 def _halves(pictures: Pictures, concepts: Sequence[Concept], mean: torch.Tensor) -> dict[str, tuple[torch.Tensor, ...]]:

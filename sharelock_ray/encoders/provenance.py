@@ -12,6 +12,14 @@ _ANSWER_S = 10
 _OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 # Every model on the hub has at least one of these.
 _FILES = ("config.json", "model.safetensors", "pytorch_model.bin", "open_clip_config.json", *_OPEN_CLIP)
+# The index is that of weights in several files.
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    *_OPEN_CLIP,
+)
 
 
 def device_name(device: "torch.device") -> str:
@@ -45,3 +53,13 @@ def hub_commit(repository: str, revision: str | None, file: str | None = None) -
         if isinstance(path, str):
             return Path(path).parents[name.count("/")].name
     return None
+
+
+def has_weights(repository: str, revision: str | None, file: str | None = None) -> bool:
+    """Returns whether this node's hub cache has weights for `revision`, rather than a configuration only.
+
+    Args:
+        file: as for `hub_commit`.
+    """
+    names = (file,) if file else _WEIGHTS
+    return any(isinstance(try_to_load_from_cache(repository, name, revision=revision), str) for name in names)

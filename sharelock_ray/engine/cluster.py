@@ -25,6 +25,7 @@ from ray.exceptions import AuthenticationError, RayError
 
 from sharelock_ray.engine.environment import CONNECTED, OWN_INSTANCE, environment
 from sharelock_ray.errors import RequestError, RunError, SharelockError
+from sharelock_ray.health.capacity import Capacity
 from sharelock_ray.machine import cpu_count
 from sharelock_ray.progress import chatter_to, on_terminal, say
 from sharelock_ray.storage import node_cache
@@ -253,7 +254,7 @@ def require_resources(needed: dict[str, float], advice: str) -> None:
     for name, amount in needed.items():
         if available.get(name, 0) >= amount:
             continue
-        if not _can_scale_up():
+        if not can_scale_up():
             raise RequestError(f"this needs {amount:g} {name}, but Ray has {available.get(name, 0):g} here: {advice}")
         say(
             f"this needs {amount:g} {name}, but the cluster has {available.get(name, 0):g} now: "
@@ -261,7 +262,12 @@ def require_resources(needed: dict[str, float], advice: str) -> None:
         )
 
 
-def _can_scale_up() -> bool:
+def capacity() -> Capacity:
+    """The resources of the connected cluster."""
+    return Capacity(ray.cluster_resources(), ray.available_resources(), can_scale_up())
+
+
+def can_scale_up() -> bool:
     """Whether the cluster can scale up: a launcher or KubeRay labels its nodes with their group."""
     return not _own and any("ray.io/node-group" in node["Labels"] for node in ray.nodes() if node["Alive"])
 

@@ -49,7 +49,7 @@ def encoded_chunks(
     """
     actors = options.actors(len(tasks))
     cluster.require_resources(
-        {"CPU": options.min_actors * options.num_cpus + 1, "GPU": options.min_actors * options.num_gpus},
+        options.least_resources,
         "lower operations.extraction.min_actors, num_cpus or num_gpus (one CPU must stay free to read)",
     )
     stream = stream_of(tasks).map_batches(

@@ -36,6 +36,11 @@ class ExtractionOptions(Config):
         return self
 
     @property
+    def least_resources(self) -> dict[str, float]:
+        """What the smallest pool of actors needs, with one CPU that stays free to read."""
+        return {"CPU": self.min_actors * self.num_cpus + 1, "GPU": self.min_actors * self.num_gpus}
+
+    @property
     def actors_read(self) -> bool:
         """Whether actors read for themselves: Ray fuses reading and encoding if both need exactly one CPU."""
         return self.num_cpus == 1 and not self.num_gpus

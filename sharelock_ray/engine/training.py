@@ -63,12 +63,10 @@ def train(
     if result is not None:
         return result
     with cluster.connected(), cluster.readable_errors("train"):
-        fewest = options.min_workers or options.num_workers
-        may_stream = spec.order == "parts"
         cluster.require_resources(
-            {"CPU": fewest * options.num_cpus + may_stream, "GPU": fewest * options.use_gpu},
+            options.least_resources(spec.order),
             "lower operations.training.num_workers, min_workers or num_cpus"
-            + " (with alignment.order parts, one CPU must stay free to read)" * may_stream,
+            + " (with alignment.order parts, one CPU must stay free to read)" * (spec.order == "parts"),
         )
         trainer = _trainer(run, vision, language, spec, options, pairing)
         run.write_fault(None)

@@ -30,3 +30,8 @@ class TrainingOptions(Config):
         if self.min_workers is not None and self.min_workers > self.num_workers:
             raise ValueError(f"`min_workers` {self.min_workers} exceeds `num_workers` {self.num_workers}")
         return self
+
+    def least_resources(self, order: str) -> dict[str, float]:
+        """What the fewest workers need. With the order `parts`, one CPU stays free to read."""
+        fewest = self.min_workers or self.num_workers
+        return {"CPU": fewest * self.num_cpus + (order == "parts"), "GPU": fewest * self.use_gpu}

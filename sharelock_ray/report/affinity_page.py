@@ -60,7 +60,7 @@ def write_affinity(affinity: Affinity, folder: str) -> None:
         choice=affinity_text.choice(affinity),
         verdict=affinity_text.verdict(affinity),
         rows=affinity_text.rows(affinity),
-        scatter=_scatter(affinity),
+        scatter=scatter(affinity),
         leaving=_leaving_out(affinity),
     )
     storage.write_bytes(storage.join(folder, "affinity.csv"), csv.getvalue().to_pybytes())
@@ -68,7 +68,7 @@ def write_affinity(affinity: Affinity, folder: str) -> None:
     storage.write_bytes(storage.join(folder, PAGE), page.encode())
 
 
-def _scatter(affinity: Affinity) -> str:
+def scatter(affinity: Affinity) -> str:
     """All models with their names, the line with both bands, and predicted models."""
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.add_subplot()

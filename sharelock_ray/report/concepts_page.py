@@ -8,12 +8,11 @@ from matplotlib.figure import Figure
 
 from sharelock_ray.concepts.audit import ConceptAudit
 from sharelock_ray.concepts.captions import Captions
+from sharelock_ray.concepts.compared import SimilarityThreshold, Threshold, Twins
 from sharelock_ray.concepts.evidence import Evidence
 from sharelock_ray.concepts.relations import Rules
 from sharelock_ray.concepts.residual import Residual, points
-from sharelock_ray.concepts.similarity import SimilarityThreshold, Threshold
 from sharelock_ray.concepts.split import ConceptSplit
-from sharelock_ray.concepts.twins import Twins
 from sharelock_ray.evaluation.statistics import Estimate
 from sharelock_ray.report.plots import as_svg
 

@@ -22,9 +22,12 @@ def verdict(matched: Matched) -> str:
         text += " One seed has no interval, so this may be chance."
     elif of.low <= 0 <= of.high:
         text += " The interval includes 0: no difference is shown."
-    if matched.contrary:
-        return f"{text} The sign is another under a fixed pooling: {', '.join(matched.contrary)}."
-    return f"{text} The sign is the same under every fixed pooling."
+    encoders, decoders = map(", ".join, matched.leads)
+    if encoders and decoders:
+        text += f" A fixed pooling would decide: with {encoders}, encoders lead, and with {decoders}, decoders."
+    elif encoders or decoders:
+        text += f" With a fixed pooling ({encoders or decoders}), {'encoders' if encoders else 'decoders'} lead."
+    return text
 
 
 def rows(matched: Matched) -> list[tuple[str, ...]]:
@@ -46,8 +49,9 @@ def plot(matched: Matched, title: str) -> str:
     pairs = list(dict.fromkeys((each.encoder, each.decoder) for each in matched.differences))
     marks = [(pairs.index((e.encoder, e.decoder)), e.pooling, e.over_seeds) for e in matched.differences]
     marks += [(len(pairs), e.pooling, e.difference) for e in matched.overall if e.pairs > 1]
-    names = [f"{_last(encoder)} − {_last(decoder)}" for encoder, decoder in pairs] + ["all pairs"] * (len(pairs) > 1)
-    figure = Figure(figsize=(8, 1.4 + 0.2 * len(names) * len(poolings)), layout="constrained")
+    names = [f"{_short(encoder)} −\n{_short(decoder)}" for encoder, decoder in pairs]
+    names += ["all pairs"] * (len(pairs) > 1)
+    figure = Figure(figsize=(8, 1.4 + 0.2 * len(names) * max(2, len(poolings))), layout="constrained")
     axes = figure.add_subplot()
     axes.axvline(0, color="#888", linewidth=1)
     named: set[str | None] = set()
@@ -60,7 +64,7 @@ def plot(matched: Matched, title: str) -> str:
         label = None if pooling in named else plain(pooling or _CHOSEN)
         named.add(pooling)
         axes.plot(100 * of.value, y, mark, color=colour, markersize=4, label=label)
-    axes.set_yticks(range(len(names)), [plain(name) for name in names], fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel(f"{title}: encoder minus decoder (percentage points)")
     axes.grid(alpha=0.3, axis="x")
@@ -72,5 +76,6 @@ def _shown(of: Interval | None, matched: Matched) -> str:
     return interval_text(of, matched.score, signed=True)
 
 
-def _last(model: str) -> str:
-    return model.rstrip("/").rpartition("/")[2]
+def _short(model: str) -> str:
+    """The last two parts of a model's name or path."""
+    return plain("/".join(model.rstrip("/").split("/")[-2:]))

@@ -75,14 +75,10 @@ class Matched(Document):
     notes: tuple[str, ...] = ()
 
     @property
-    def contrary(self) -> list[str]:
-        """Poolings under which the mean difference has another sign than with the chosen readings."""
-        chosen = [each.difference.value for each in self.overall if each.pooling is None]
-        return [
-            each.pooling
-            for each in self.overall
-            if each.pooling is not None and chosen and each.difference.value * chosen[0] < 0
-        ]
+    def leads(self) -> tuple[list[str], list[str]]:
+        """The fixed poolings under which encoders lead, and those under which decoders lead, in the mean."""
+        fixed = [(each.pooling, each.difference.value) for each in self.overall if each.pooling is not None]
+        return [name for name, value in fixed if value > 0], [name for name, value in fixed if value < 0]
 
 
 def compare_matched(study: Study) -> Matched:

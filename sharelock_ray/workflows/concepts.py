@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,35 +20,23 @@ from sharelock_ray.concepts.captions import (
     rows_sha256,
     write_removed,
 )
+from sharelock_ray.concepts.compared import (
+    AUTO,
+    NAME,
+    POSITIVE,
+    QUANTILE,
+    SimilarityThreshold,
+    Threshold,
+    Twins,
+    read_threshold,
+)
 from sharelock_ray.concepts.concept import ENGLISH, Concept, read_names, with_names
 from sharelock_ray.concepts.corpus import Corpus, open_corpus
 from sharelock_ray.concepts.relations import Rules, Side
 from sharelock_ray.concepts.residual import Distance
-from sharelock_ray.concepts.similarity import (
-    NAME,
-    POSITIVE,
-    Names,
-    NameSimilarity,
-    SimilarityThreshold,
-    Threshold,
-    choose_threshold,
-    names_of_encoder,
-    names_of_features,
-    read_threshold,
-)
 from sharelock_ray.concepts.split import ConceptSplit, draw
 from sharelock_ray.concepts.split import split as split_concepts
 from sharelock_ray.concepts.standard import read_source
-from sharelock_ray.concepts.twins import (
-    AUTO,
-    QUANTILE,
-    Pictures,
-    Pretraining,
-    PrototypeSimilarity,
-    Twins,
-    duplicate_images,
-    pretraining_of,
-)
 from sharelock_ray.concepts.wordnet import WordNet, open_wordnet
 from sharelock_ray.documents import Document, read_document
 from sharelock_ray.encoders.presets import PRESETS
@@ -58,6 +47,10 @@ from sharelock_ray.features.featureset import open_features
 from sharelock_ray.features.manifest import is_complete
 from sharelock_ray.progress import Progress
 from sharelock_ray.recipe.load import read_recipe
+
+if TYPE_CHECKING:
+    from sharelock_ray.concepts.similarity import Names, NameSimilarity
+    from sharelock_ray.concepts.twins import Pictures, PrototypeSimilarity
 
 
 @dataclass(frozen=True)
@@ -154,9 +147,9 @@ class _Evidence:
     """The sources of evidence about the concepts of one side, against the other."""
 
     finders: list[Finder] = field(default_factory=list)
-    names: NameSimilarity | None = None
-    prototypes: PrototypeSimilarity | None = None
-    pictures: dict[Side, Pictures] = field(default_factory=dict)
+    names: "NameSimilarity | None" = None
+    prototypes: "PrototypeSimilarity | None" = None
+    pictures: "dict[Side, Pictures]" = field(default_factory=dict)
     pretraining: tuple[str, ...] = ()
 
     @property
@@ -167,6 +160,8 @@ class _Evidence:
         """What the images of the concepts of both sides say; near duplicates are those of the side that is asked."""
         duplicates = None
         if self.pictures:
+            from sharelock_ray.concepts.twins import duplicate_images
+
             kept: Side = "seen" if asked == "unseen" else "unseen"
             rows = {side: self.pictures[side].rows(sides[side]) for side in sides}
             duplicates = duplicate_images(
@@ -196,6 +191,9 @@ def make_threshold(
     Raises:
         RequestError: there is no such encoder, or as `choose_threshold`.
     """
+    # Other commands start faster without torch.
+    from sharelock_ray.concepts.similarity import choose_threshold, names_of_encoder, names_of_features
+
     if is_complete(encoder):
         features = open_features(encoder)
         names, spec = names_of_features(features), dict(features.manifest.encoder)
@@ -346,6 +344,12 @@ def _evidence(
         asked: the side about whose concepts evidence is asked.
     """
     found = _Evidence()
+    if given == Evidence():
+        return found
+    # Other commands start faster without torch.
+    from sharelock_ray.concepts.similarity import NameSimilarity
+    from sharelock_ray.concepts.twins import Pictures, Pretraining, PrototypeSimilarity, pretraining_of
+
     kept: Side = "seen" if asked == "unseen" else "unseen"
     if given.similarity is not None:
         threshold = read_threshold(given.similarity)
@@ -384,7 +388,9 @@ def _evidence(
     return found
 
 
-def _names(threshold: SimilarityThreshold, features: str | None, place: str) -> Names:
+def _names(threshold: SimilarityThreshold, features: str | None, place: str) -> "Names":
+    from sharelock_ray.concepts.similarity import names_of_encoder, names_of_features
+
     if features is not None:
         return names_of_features(open_features(features))
     spec = LanguageSpec.model_validate(threshold.spec)
@@ -398,7 +404,8 @@ def _language_spec(encoder: str) -> LanguageSpec:
         return read_recipe(encoder).language
     if PRESETS.get(encoder, {}).get("modality") != "language":
         raise RequestError(
-            f"{encoder} is no language encoder: give a preset (see docs/encoders.md), a recipe, or a language set"
+            f"{encoder} is no language encoder: give a preset (docs/encoders.md lists them), a recipe, or a language "
+            f"set"
         )
     return LanguageSpec.model_validate({"preset": encoder})
 
@@ -468,7 +475,8 @@ def _sampled(source: str, concepts: Sequence[Concept]) -> tuple[dict[str, float]
     bad = next((each for each in labels if not isinstance(each, int) or not 0 <= each < len(concepts)), None)
     if bad is not None:
         raise RequestError(
-            f"{file} has the label {bad}, but there are {len(concepts):,} unseen concepts: give them in label order"
+            f"{file} has the label {bad}, but there are {len(concepts):,} unseen concepts: give them in the order of "
+            f"the labels"
         )
     total = Counter(labels)
     right = Counter(label for label, rank in zip(labels, ranks, strict=True) if rank == 0)

@@ -8,16 +8,15 @@ import torch
 
 import support
 from sharelock_ray import storage
+from sharelock_ray.concepts.compared import SimilarityThreshold, read_threshold
 from sharelock_ray.concepts.concept import Concept
 from sharelock_ray.concepts.similarity import (
     Names,
     NameSimilarity,
-    SimilarityThreshold,
     choose_threshold,
     names_of_encoder,
     names_of_features,
     read_pairs,
-    read_threshold,
 )
 from sharelock_ray.encoders.spec import LanguageSpec
 from sharelock_ray.errors import RequestError, RunError

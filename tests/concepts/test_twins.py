@@ -1,4 +1,4 @@
-"""Visual twins: near duplicates, classes that look alike, and classes of the encoder's own pretraining differ."""
+"""Visual twins: near duplicates, classes that look alike, and classes of the encoder's pretraining are told apart."""
 
 from pathlib import Path
 

@@ -20,6 +20,7 @@ from transformers import AutoConfig, LlamaConfig, LlamaModel
 import support
 from sharelock_ray.encoders.gguf import converted
 from sharelock_ray.encoders.language import LanguageEncoder
+from sharelock_ray.encoders.likelihood import LikelihoodModel
 from sharelock_ray.encoders.spec import LanguageSpec
 from sharelock_ray.errors import RequestError
 from sharelock_ray.extraction.chunks import Chunk, encode_language
@@ -156,6 +157,16 @@ class TestConversion:
             states = model(torch.tensor([ids])).last_hidden_state[0].numpy()
         found = LanguageEncoder(spec_of(file)).encode(["red a4.", "a longer text beside it"])
         np.testing.assert_allclose(found[0], states.mean(0), atol=1e-5)
+
+    def test_keeps_a_head_that_is_not_the_table_of_embeddings(self, file: Path, tmp_path: Path) -> None:
+        head = np.random.default_rng(0).normal(size=(len(TOKENS), 64)).astype(np.float32)
+        untied = write_gguf(tmp_path / "untied.gguf", change=lambda writer: writer.add_tensor("output.weight", head))
+        found = load_file(converted(spec_of(untied), head=True) / "model.safetensors")
+        np.testing.assert_array_equal(found["lm_head.weight"].numpy(), head)
+        assert LikelihoodModel(spec_of(untied)).bits("red a4.", 8, 4).bits[0].size == 5
+        # The encoder's own folder has no head, and other files need no second one.
+        assert "lm_head.weight" not in load_file(converted(spec_of(untied)) / "model.safetensors")
+        assert converted(spec_of(file), head=True) == converted(spec_of(file))
 
     def test_is_named_by_content_and_dtype(self, file: Path, cache: Path) -> None:
         for dtype in ("float32", "bfloat16"):

@@ -1,8 +1,14 @@
-"""Maps over items on all nodes."""
+"""Maps over items on all nodes, and calls on every node."""
+
+import time
 
 import pytest
 
+<<<<<<< HEAD
 from sharelock_ray.engine.tasks import each, streamed
+=======
+from sharelock_ray.engine.tasks import each, nodes, on_nodes
+>>>>>>> main
 from sharelock_ray.errors import RunError
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -28,3 +34,27 @@ def test_an_error_is_one_line(item: int, said: str, mapped) -> None:
     with pytest.raises(RunError, match=said) as error:
         list(mapped("invert", inverse, [1, item]))
     assert "\n" not in str(error.value)
+
+
+def test_each_node_is_called_once_and_its_answer_is_timed() -> None:
+    (node,) = nodes()
+    answers = on_nodes(inverse, {node.id: 2}, seconds=60)
+    assert {name: (answer.value, answer.error) for name, answer in answers.items()} == {node.id: (0.5, None)}
+    assert 0 < answers[node.id].received - answers[node.id].sent < 60
+    assert node.resources["CPU"] >= 2
+
+
+def test_an_error_on_a_node_is_its_answer() -> None:
+    (node,) = nodes()
+    assert on_nodes(inverse, {node.id: 0}, seconds=60)[node.id].error == "ZeroDivisionError: division by zero"
+
+
+def test_a_node_that_hangs_has_not_answered() -> None:
+    (node,) = nodes()
+    assert on_nodes(time.sleep, {node.id: 60}, seconds=1)[node.id].error == "no answer within 1 s"
+
+
+def test_a_node_that_is_gone_has_not_answered() -> None:
+    (answer,) = on_nodes(inverse, {"0" * 56: 1}, seconds=60).values()
+    assert answer.value is None
+    assert answer.error

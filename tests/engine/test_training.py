@@ -110,7 +110,7 @@ def test_no_worker_waits_for_one_that_found_a_fault(
     monkeypatch.setattr(loop, "_process_group", lambda backend: nullcontext())
     monkeypatch.setattr(distributed, "world_size", lambda group=None: workers)
     config = {"run": run.uri, "vision": features[0], "language": features[1], "spec": SPEC.model_dump(), "threads": 1}
-    config |= {"device": "cpu", "compiled": False, "streams": False}
+    config |= {"device": "cpu", "compiled": False, "streams": False, "pairing": {}}
     with pytest.raises(RequestError, match="other settings") if workers > 1 else nullcontext():
         loop._worker(config)
     assert isinstance(run.fault(), RequestError)

@@ -300,7 +300,7 @@ class TestMatched:
     def test_says_which_is_better_and_shows_what_was_chosen(self, tmp_path: Path) -> None:
         summary = write_study(self.of(tmp_path, last=0.0), str(tmp_path))
         assert "each with its chosen reading: +10.1% (+9.9% to +10.3%) over the seeds of one pair" in summary.verdict
-        assert "The sign is the same under every fixed pooling." in summary.verdict
+        assert "With a fixed pooling (mean, last), encoders lead." in summary.verdict
         page = Page(Path(summary.page).read_text())
         for text in ("Encoder against decoder", "Chosen readings", "bert-mean", "zero-shot accuracy"):
             assert text in page.text
@@ -308,7 +308,7 @@ class TestMatched:
 
     def test_names_the_pooling_that_would_decide_otherwise(self, tmp_path: Path) -> None:
         summary = write_study(self.of(tmp_path, last=-0.3), str(tmp_path))
-        assert "The sign is another under a fixed pooling: last." in summary.verdict
+        assert "A fixed pooling would decide: with mean, encoders lead, and with last, decoders." in summary.verdict
 
     def test_is_left_out_where_it_was_not_asked_for(self, tmp_path: Path) -> None:
         page = page_of(study(tmp_path), tmp_path)

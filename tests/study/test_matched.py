@@ -117,7 +117,7 @@ def test_a_pooling_that_would_decide_the_winner_is_named() -> None:
     found = compare_matched(study(fixed))
     by_pooling = {each.pooling: each.difference.value for each in found.overall}
     assert by_pooling == pytest.approx({None: 0.02, "mean": 0.22, "last": -0.18})
-    assert found.contrary == ["last"]
+    assert found.leads == (["mean"], ["last"])
 
 
 def test_without_a_test_split_the_score_is_that_of_the_choice_which_is_said() -> None:
@@ -145,7 +145,7 @@ def test_a_pair_without_all_seeds_is_left_out_and_named() -> None:
     assert {each.encoder for each in found.differences} == {"bert-s"}
     assert "left out, not finished with every seed on any data: bert-l and gpt-l" in found.notes
     nothing = compare_matched(without(without(study(), "gpt-l"), "gpt-s"))
-    assert (nothing.differences, nothing.overall, nothing.contrary) == ((), (), [])
+    assert (nothing.differences, nothing.overall, nothing.leads) == ((), (), ([], []))
 
 
 def test_a_reading_without_all_seeds_is_not_chosen() -> None:

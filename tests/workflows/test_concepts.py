@@ -5,15 +5,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import support
 from nouns import write_wordnet
 from pages import Page
 from sharelock_ray import cli
+from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.errors import RequestError, RunError
 from sharelock_ray.features.pairing import Removed
+from sharelock_ray.features.writer import EncodedChunk
 from sharelock_ray.workflows.concepts import report
 
 Run = Callable[..., Any]
@@ -245,3 +249,162 @@ class TestReport:
         (tmp_path / "other.json").write_text('{"records": []}')
         with pytest.raises(RunError, match=r"other\.json is damaged .* make it again with `sharelock concepts`"):
             report(str(tmp_path / "other.json"))
+
+
+TEXTS = LanguageSpec(name="plane", model="none", stored_dtype="float32")
+IMAGES = VisionSpec(name="signal", model="resnet18.a1_in1k", stored_dtype="float32")
+ANGLES = {"dog": 0, "hound": 10, "cat": 60, "crane": 120, "goose": 128, "machine": 200}
+
+
+def names_set(folder: Path, spec: LanguageSpec = TEXTS) -> str:
+    radians = np.deg2rad(list(ANGLES.values()))
+    columns = {"key": sorted(ANGLES), "caption_id": [0] * len(ANGLES), "text": list(ANGLES)}
+    vectors = np.stack([np.cos(radians), np.sin(radians)], 1).astype(np.float32)
+    return support.write_parts(str(folder), spec, [[EncodedChunk(columns, vectors)]])
+
+
+def image_set(folder: Path, values: np.ndarray, labels: list[int]) -> str:
+    keys = [f"{folder.name}/{i:04d}" for i in range(len(values))]
+    chunk = EncodedChunk({"key": keys, "label": labels}, values.astype(np.float32))
+    return support.write_parts(str(folder), IMAGES, [[chunk]])
+
+
+@pytest.fixture
+def threshold(run: Run, tmp_path: Path) -> str:
+    (tmp_path / "pairs.tsv").write_text("dog\thound\t9\ncrane\tgoose\t8\ndog\tcat\t4\ncat\tmachine\t1\n")
+    path = str(tmp_path / "threshold.json")
+    cli.main(
+        ["concepts", "threshold", str(tmp_path / "pairs.tsv"), "--encoder", names_set(tmp_path / "n"), "--output", path]
+    )
+    return path
+
+
+class TestSimilarNames:
+    def test_a_threshold_is_chosen_stored_and_shown(self, threshold, capsys):
+        assert "highest F1" in capsys.readouterr().out
+        chosen = json.loads(Path(threshold).read_text())["chosen"]
+        assert (chosen["labelled"], chosen["positives"], chosen["pairs"]) == (4, 2, "pairs.tsv")
+        page = Page(Path(report(threshold)).read_text())
+        assert any(tag == "svg" for tag, _ in page.tags)
+        assert "precision of a random order" in page.text
+
+    def test_are_evidence_in_audits_and_splits(self, run, threshold, tmp_path):
+        options = ("--similarity", threshold, "--name-features", str(tmp_path / "n"), "--homographs", "sense")
+        found = run("audit", "dog,machine", "hound,goose", *options, "--output", str(tmp_path / "a.json"), "--json")
+        assert found["by_rule"] == {"similarity": 1}
+        assert found["similarity"]["threshold"] == pytest.approx(np.cos(np.deg2rad(10)), abs=1e-4)
+        assert "have a cosine of 0.985 by plane-" in Page(Path(report(str(tmp_path / "a.json"))).read_text()).text
+        made = run("split", "dog", "hound,goose,machine", *options, "--json")
+        assert [each["concept"]["name"] for each in made["removed"]] == ["hound"]
+        assert made["similarity"] == found["similarity"]
+
+    def test_of_another_encoder_are_refused(self, threshold, refused, tmp_path):
+        other = names_set(tmp_path / "o", TEXTS.model_copy(update={"pooling": "mean"}))
+        line = refused("audit", "dog", "hound", "--similarity", threshold, "--name-features", other)
+        assert "whose cosines do not compare" in line
+
+    @pytest.mark.parametrize("encoder", ["nothing", "dinov2-s"])
+    def test_need_a_language_encoder(self, encoder, tmp_path, capsys):
+        (tmp_path / "pairs.tsv").write_text("dog\thound\t9\n")
+        with pytest.raises(SystemExit):
+            cli.main(["concepts", "threshold", str(tmp_path / "pairs.tsv"), "--encoder", encoder])
+        assert f"{encoder} is no language encoder: give a preset" in capsys.readouterr().err
+
+
+class TestVisualTwins:
+    @pytest.fixture
+    def images(self, tmp_path: Path) -> tuple[str, ...]:
+        generator = np.random.default_rng(1)
+        centres = 3 * generator.normal(size=(5, 32))
+        values = np.repeat(centres, 20, 0) + generator.normal(size=(100, 32)) + 20
+        seen = image_set(tmp_path / "seen", values[:40], [0] * 20 + [1] * 20)
+        # The cat looks like the dog, and two images of the crane are also in the training.
+        unseen = values[40:]
+        unseen[:20] = centres[0] + generator.normal(size=(20, 32)) + 20
+        unseen[[25, 27]] = values[[3, 30]]
+        return seen, image_set(tmp_path / "unseen", unseen, np.repeat([0, 1, 2], 20).tolist())
+
+    def test_are_evidence_and_images_are_removed_by_key(self, run, images, tmp_path):
+        seen, unseen = images
+        options = ("--seen-images", seen, "--unseen-images", unseen, "--duplicates", "0.99", "--twin-quantile", "0")
+        path = str(tmp_path / "split.json")
+        made = run("split", "dog,flag", "cat,crane,goose", *options, "--output", path, "--json")
+        assert [each["concept"]["name"] for each in made["removed"]] == ["cat"]
+        assert made["removed"][0]["evidence"][0]["rule"] == "class_prototype"
+        duplicates = made["twins"]["duplicates"]
+        assert [each["key"] for each in duplicates["images"]] == ["unseen/0025", "unseen/0027"]
+        assert duplicates["images"][0]["evidence"]["seen"] == "seen/0003 (dog)"
+        text = Page(Path(report(path)).read_text()).text
+        for said in (
+            "Visual twins",
+            "unseen/0025 (crane) is a near duplicate of seen/0003 (dog)",
+            "halves of one class",
+        ):
+            assert said in text
+        out = run("audit", "dog,flag", "cat,crane,goose", *options)
+        assert "near duplicates of seen images: 2 of 60" in out
+
+    def test_of_one_list_are_told_apart_by_label(self, run, images):
+        seen, _ = images
+        found = run(
+            "audit",
+            "dog",
+            "machine",
+            "--seen-images",
+            seen,
+            "--unseen-images",
+            seen,
+            "--image-classes",
+            "dog,machine",
+            "--json",
+        )
+        assert found["twins"]["duplicates"]["compared"] == [20, 20]
+        assert found["twins"]["prototypes"]["classes"] == 2
+
+    def test_classes_of_the_encoders_own_training_are_said_apart(self, run, tmp_path):
+        (tmp_path / "classes.txt").write_text("dog\n")
+        out = run("audit", "machine", "puppy", "--pretraining", str(tmp_path / "classes.txt"))
+        assert (
+            "zero-shot for the alignment, but not for the vision encoder. the vision encoder was trained on dog" in out
+        )
+
+    def test_what_is_missing_is_one_line(self, refused, images):
+        seen, _ = images
+        assert "add --unseen-images" in refused("audit", "dog,cat", "crane", "--seen-images", seen)
+        assert "--pretraining auto is by the model" in refused("audit", "dog", "cat", "--pretraining", "auto")
+        assert "distances by names need --similarity" in refused("audit", "dog", "cat", "--distance", "names")
+
+
+class TestAccuraciesOfSamples:
+    @pytest.fixture
+    def samples(self, tmp_path: Path) -> str:
+        sets = ["present"] * 6 + ["all"] * 6
+        table = pa.table(
+            {"candidate_set": sets, "label": [0, 0, 1, 1, 2, 2] * 2, "rank": [0, 0, 0, 1, 1, 2, 1, 1, 1, 1, 1, 1]}
+        )
+        pq.write_table(table, tmp_path / "samples.parquet")
+        return str(tmp_path / "samples.parquet")
+
+    def test_are_counted_by_class(self, run, samples):
+        found = run("audit", "dog", "puppy,cat,goose", "--accuracy", f"{samples}#present", "--json")["residual"]
+        assert [each["accuracy"]["value"] for each in found["by_distance"]] == [1, 0.5, 0]
+        assert found["images"] == 6
+        assert "Nearer classes do better" in found["statement"] or "It is not shown" in found["statement"]
+
+    def test_of_distances_by_names(self, run, samples, threshold, tmp_path):
+        options = ("--similarity", threshold, "--name-features", str(tmp_path / "n"), "--distance", "names")
+        found = run("audit", "dog", "cat,crane,goose", "--accuracy", f"{samples}#present", *options, "--json")[
+            "residual"
+        ]
+        assert found["distance"] == "names"
+        assert [each["distance"] for each in found["by_distance"]] == pytest.approx(
+            1 - np.cos(np.deg2rad([60, 120, 128])), abs=1e-4
+        )
+
+    def test_that_do_not_fit_are_one_line(self, refused, samples):
+        assert "has several sets of candidates: add one" in refused("audit", "dog", "cat,goose", "--accuracy", samples)
+        assert "has no set of candidates 'x'" in refused("audit", "dog", "cat", "--accuracy", f"{samples}#x")
+        assert "has the label 2, but there are 2 unseen" in refused(
+            "audit", "dog", "cat,goose", "--accuracy", f"{samples}#all"
+        )
+        assert "no samples of an evaluation at none" in refused("audit", "dog", "cat", "--accuracy", "none.parquet")

@@ -149,7 +149,8 @@ class TestDoubles:
         for trial in self.run(self.queue(recipe)):
             known = point_recipe(recipe, trial.point)
             digests = [read_manifest(Inputs(known).uri("train", e)).digest for e in (known.vision, known.language)]
-            asked = known.training.model_dump(mode="json") | {"seed": trial.seed}
+            # Later fields have a default that is not hashed.
+            asked = known.training.model_dump(mode="json", exclude={"training_pairs"}) | {"seed": trial.seed}
             assert Path(trial.run).name == content_hash(asked, digests, None)
 
     def test_of_an_older_study_stand_for_each_other(self, recipe: Recipe) -> None:

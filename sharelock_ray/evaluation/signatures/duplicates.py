@@ -100,6 +100,7 @@ def nearest_by_cosine(
     rows: torch.Tensor,
     other_rows: torch.Tensor,
     mean: torch.Tensor,
+    axes: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Finds the nearest of `other_rows` to each of `rows` by the cosine <x - m, y - m> / (|x - m| |y - m|).
 
@@ -111,15 +112,21 @@ def nearest_by_cosine(
         rows: (N,) indices.
         other_rows: (M,) indices, at least one.
         mean: (D,) m.
+        axes: (D, K) by which centred features are multiplied first.
 
     Returns:
         (N,) cosines and (N,) positions in `other_rows`.
     """
+
+    def placed(values: torch.Tensor) -> torch.Tensor:
+        centred = values.float() - mean
+        return units(centred if axes is None else centred @ axes)
+
     best, place = torch.full((len(rows),), -torch.inf), torch.zeros(len(rows), dtype=torch.int64)
     for part in blocks(len(rows)):
-        queries = units(embeddings[rows[part]].float() - mean)
+        queries = placed(embeddings[rows[part]])
         for columns in blocks(len(other_rows)):
-            values, found = product(queries, units(others[other_rows[columns]].float() - mean)).max(1)
+            values, found = product(queries, placed(others[other_rows[columns]])).max(1)
             nearer = values > best[part]
             best[part] = torch.where(nearer, values, best[part])
             place[part] = torch.where(nearer, found + columns.start, place[part])
