@@ -4,16 +4,10 @@ import time
 
 import pytest
 
-<<<<<<< HEAD
-from sharelock_ray.engine.tasks import each, streamed
-=======
-from sharelock_ray.engine.tasks import each, nodes, on_nodes
->>>>>>> main
+from sharelock_ray.engine.tasks import each, nodes, on_nodes, streamed
 from sharelock_ray.errors import RunError
 
 pytestmark = pytest.mark.usefixtures("local_ray")
-
-
 both = pytest.mark.parametrize("mapped", [each, streamed])
 
 
