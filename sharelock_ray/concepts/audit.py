@@ -91,8 +91,9 @@ def audit(
         RequestError: as `residual`.
     """
     relations = Relations(seen, wordnet, rules)
-    surface: list[Finder] = [NamesWithin(seen, unseen, wordnet, rules)] if rules.surface and seen and unseen else []
-    finders = (relations, *surface, *others)
+    finders: list[Finder] = [relations, *others]
+    if rules.surface and seen and unseen:
+        finders.insert(1, NamesWithin(seen, unseen, wordnet, rules))
 
     def audited(concept: Concept) -> AuditedConcept:
         evidence = tuple(found for finder in finders for found in finder.evidence(concept))

@@ -92,10 +92,9 @@ def split(
             raise RequestError(f"there are no {side} concepts: give at least one")
     kept = _OTHER[remove]
     relations = Relations(sides[kept], wordnet, rules, kept)
-    surface: list[Finder] = (
-        [NamesWithin(seen, unseen, wordnet, rules, remove)] if rules.surface and seen and unseen else []
-    )
-    finders = (relations, *surface, *others)
+    finders: list[Finder] = [relations, *others]
+    if rules.surface and seen and unseen:
+        finders.insert(1, NamesWithin(seen, unseen, wordnet, rules, remove))
     left, removed = [], []
     for concept in sides[remove]:
         if evidence := tuple(found for finder in finders for found in finder.evidence(concept)):

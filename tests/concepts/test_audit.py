@@ -36,6 +36,20 @@ class TestAPair:
         assert sentence.endswith("zero-shot. WordNet does not relate them, and no name is shared.")
 
 
+class TestNames:
+    """The tiny WordNet has no efts: their names alone tell."""
+
+    def test_that_end_with_a_name_of_the_other_side_are_evidence(self, audited):
+        for seen, unseen in (("eft", "red eft"), ("red eft", "eft")):
+            (found,) = audited([seen], [unseen], surface=True).unseen
+            assert [(each.rule, each.seen, each.unseen) for each in found.evidence] == [("spaced", seen, unseen)]
+            assert audited([seen], [unseen]).strictly_unseen
+
+    def test_of_compounds_that_wordnet_knows_name_what_they_are(self, audited):
+        assert audited(["dog"], ["sea dog"], surface=True).strictly_unseen
+        assert not audited(["terrier"], ["Airedale terrier"], surface=True).strictly_unseen
+
+
 class TestAList:
     def test_strictly_unseen_concepts_have_no_evidence(self, audited):
         found = audited(["dog", "bird"], ["puppy", "crane", "cat", "animal"])

@@ -40,6 +40,17 @@ class TestASplit:
         (removed,) = made.removed
         assert (str(removed.concept), removed.evidence[0].unseen) == ("dog", "puppy")
 
+    def test_removes_from_either_side_what_shares_a_name(self, wordnet):
+        seen, unseen = ([Concept(name=name) for name in of] for of in (("eft", "newt"), ("red eft", "a", "b")))
+        for side, removed in (("unseen", "red eft"), ("seen", "eft")):
+            made = split(seen, unseen, wordnet, Rules(surface=True), remove=side)
+            assert [str(each.concept) for each in made.removed] == [removed]
+            assert made.removed[0].evidence[0].rule == "spaced"
+
+    def test_may_be_without_seen_concepts_beside_captions(self, concepts, wordnet):
+        made = split([], concepts("dog", "cat"), wordnet, Rules(), has_corpus=True)
+        assert (made.seen, names(made.unseen)) == ((), ["dog", "cat"])
+
     def test_asks_other_sources_of_evidence(self, concepts, wordnet):
         class Finder:
             def evidence(self, concept: Concept):

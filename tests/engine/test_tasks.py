@@ -4,10 +4,11 @@ import time
 
 import pytest
 
-from sharelock_ray.engine.tasks import each, nodes, on_nodes
+from sharelock_ray.engine.tasks import each, nodes, on_nodes, streamed
 from sharelock_ray.errors import RunError
 
 pytestmark = pytest.mark.usefixtures("local_ray")
+both = pytest.mark.parametrize("mapped", [each, streamed])
 
 
 def inverse(number: int) -> float:
@@ -16,14 +17,16 @@ def inverse(number: int) -> float:
     return 1 / number
 
 
-def test_results_keep_the_order_of_the_items() -> None:
-    assert list(each("invert", inverse, [4, 1, 2])) == [0.25, 1, 0.5]
+@both
+def test_results_keep_the_order_of_the_items(mapped) -> None:
+    assert list(mapped("invert", inverse, [4, 1, 2])) == [0.25, 1, 0.5]
 
 
+@both
 @pytest.mark.parametrize(("item", "said"), [(3, "^three is too many$"), (0, "invert failed: ZeroDivisionError: ")])
-def test_an_error_is_one_line(item: int, said: str) -> None:
+def test_an_error_is_one_line(item: int, said: str, mapped) -> None:
     with pytest.raises(RunError, match=said) as error:
-        list(each("invert", inverse, [1, item]))
+        list(mapped("invert", inverse, [1, item]))
     assert "\n" not in str(error.value)
 
 

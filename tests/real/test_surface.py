@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 import pytest
 
 from innocent import read_pairs
+from sharelock_ray.concepts.audit import audit
 from sharelock_ray.concepts.compounds import NamesWithin, surface_index
 from sharelock_ray.concepts.concept import Concept
 from sharelock_ray.concepts.evidence import Evidence
@@ -21,6 +22,7 @@ from sharelock_ray.evaluation.names import read_list
 
 PLANTS = 60
 CAPTIONS = ("a photo of the {} in the garden", "{}, close up", "two people and {}.", "the old {} - stock photo")
+COMPOUND_RULES = {" ": "spaced", "-": "hyphenated", "": "closed_compound"}
 SENSE = Rules(homographs="sense")
 
 
@@ -64,6 +66,22 @@ def assert_all_found(
         caption = CAPTIONS[row % len(CAPTIONS)].format(written)
         found = {mention.concept: mention.rule for mention in index.mentions(caption)}
         assert found.get(name) in rules, (name, caption, found)
+
+
+def compounds(wordnet: WordNet, joint: str) -> list[tuple[str, tuple[str, str]]]:
+    """Wnids of general things with their name, and a compound for a kind of them that ends with it."""
+    found = {}
+    for wnid in random.Random(20).sample(sorted(wordnet.synsets), len(wordnet.synsets)):
+        for above in wordnet[wnid].hypernyms:
+            head = wordnet[above].lemmas[0]
+            for lemma in (lemma for lemma in wordnet[wnid].lemmas if "-" not in lemma):
+                before, space, last = lemma.rpartition(" ")
+                is_closed = not space and lemma.endswith(head) and len(lemma) > len(head) > 2
+                if wordnet.senses(head)[0] == above and (is_closed if not joint else last == head and before):
+                    found.setdefault(above, (head, lemma.replace(" ", joint)))
+    some = list(found.items())[:PLANTS]
+    assert len(some) == PLANTS
+    return some
 
 
 def plants(names: Iterable[str], written: Callable[[str], str | None]) -> list[tuple[str, str]]:
@@ -115,23 +133,33 @@ class TestPlantedLeaks:
     @pytest.mark.parametrize("joint", [" ", "-", ""], ids=["space", "hyphen", "closed"])
     def test_head_words_of_compounds(self, joint, homographs, wordnet):
         """Kinds of things that WordNet names by what they are a kind of: "guide dog", "bullfrog"."""
-        rules = {" ": {"spaced"}, "-": {"hyphenated"}, "": {"closed_compound"}}[joint]
-        found = {}
-        for wnid in random.Random(20).sample(sorted(wordnet.synsets), len(wordnet.synsets)):
-            for above in wordnet[wnid].hypernyms:
-                head = wordnet[above].lemmas[0]
-                for lemma in (lemma for lemma in wordnet[wnid].lemmas if "-" not in lemma):
-                    before, space, last = lemma.rpartition(" ")
-                    is_closed = not space and lemma.endswith(head) and len(lemma) > len(head) > 2
-                    if wordnet.senses(head)[0] == above and (is_closed if not joint else last == head and before):
-                        found.setdefault(above, (head, lemma.replace(" ", joint)))
-        some = list(found.items())[:PLANTS]
-        assert len(some) == PLANTS
+        some = compounds(wordnet, joint)
         concepts = [Concept(name=head, wnid=wnid) for wnid, (head, _) in some]
         index = surface_index(concepts, wordnet, Rules.model_validate({"homographs": homographs}))
         for wnid, (head, written) in some:
             found_here = {mention.concept: mention.rule for mention in index.mentions(f"an image of {written}")}
-            assert found_here.get(f"{head} ({wnid})") in rules, (head, written, found_here)
+            assert found_here.get(f"{head} ({wnid})") == COMPOUND_RULES[joint], (head, written, found_here)
+
+    @pytest.mark.parametrize("homographs", ["string", "sense"])
+    @pytest.mark.parametrize("joint", [" ", "-", ""], ids=["space", "hyphen", "closed"])
+    def test_compounds_in_the_whole_audit(self, joint, homographs, wordnet):
+        """Trained on the head, tested on the compound, without WordNet's relations; and the other way round."""
+        some = [(head, written) for _, (head, written) in compounds(wordnet, joint)]
+        rules = Rules(homographs=homographs, hypernyms=0, hyponyms=0, parts=False, surface=True)
+        sides = [[Concept(name=name) for name in of] for of in zip(*some, strict=True)]
+        for seen, unseen in (sides, sides[::-1]):
+            for found in audit(seen, unseen, wordnet, rules).unseen:
+                assert COMPOUND_RULES[joint] in {each.rule for each in found.evidence}, found
+
+    @pytest.mark.parametrize(("before", "rule"), [("crimson ", "spaced"), ("crimson-", "hyphenated")])
+    def test_names_that_wordnet_does_not_have_in_the_whole_audit(self, before, rule, lemmas, wordnet):
+        names = [name for name in lemmas if " " not in name and "-" not in name and len(wordnet.senses(name)) == 1]
+        heads = [Concept(name=name) for name in names[:PLANTS]]
+        audited = audit(
+            heads, [Concept(name=before + each.name) for each in heads], wordnet, Rules(surface=True)
+        ).unseen
+        for head, found in zip(heads, audited, strict=True):
+            assert (rule, head.name) in {(each.rule, each.seen) for each in found.evidence}, found
 
     @pytest.mark.parametrize("language", ["cn", "jp", "it", "ar"])
     def test_translations_of_imagenet(self, language):

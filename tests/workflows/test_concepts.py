@@ -16,6 +16,7 @@ from pages import Page
 from sharelock_ray import cli
 from sharelock_ray.encoders.spec import LanguageSpec, VisionSpec
 from sharelock_ray.errors import RequestError, RunError
+from sharelock_ray.features.pairing import Removed
 from sharelock_ray.features.writer import EncodedChunk
 from sharelock_ray.workflows.concepts import report
 
@@ -136,6 +137,84 @@ class TestSplit:
 
     def test_that_leaves_too_few_is_refused(self, refused):
         assert "leaves 1 unseen and 1 seen concepts" in refused("split", "dog", "puppy,cat")
+
+
+class TestCaptions:
+    @pytest.fixture
+    def corpus(self, tmp_path) -> str:
+        texts = ("a puppy runs", "geese fly", "a red barn", "two <b>cats</b>", "dogs and cats")
+        keys = [f"00/{row}" for row in range(len(texts))]
+        columns = {"key": keys, "caption_id": pa.array([0, 1, 0, 0, 0], pa.int32()), "text": texts}
+        (tmp_path / "corpus").mkdir()
+        for part in range(len(texts)):
+            pq.write_table(pa.table(columns)[part : part + 1], tmp_path / "corpus" / f"{part}.parquet")
+        return f"{tmp_path}/corpus/*.parquet"
+
+    def test_of_a_split_that_name_unseen_concepts_are_removed(self, run, corpus, tmp_path):
+        arguments = (
+            "split",
+            "dog,goose",
+            "--fraction",
+            "1",
+            "--captions",
+            corpus,
+            "--output",
+            str(tmp_path / "s.json"),
+        )
+        found = run(*arguments, "--json")
+        captions = found["captions"]
+        assert (found["seen"], captions["captions"], captions["named"]) == ([], 5, 3)
+        table = Removed.of(f"{tmp_path}/{captions['removed']}").table()
+        assert table.to_pylist() == [{"key": f"00/{row}", "caption_id": at} for row, at in ((0, 0), (1, 1), (4, 0))]
+        assert run(*arguments, "--json") == found
+        out = run(*arguments)
+        assert "removed captions" in out
+        assert captions["removed"] in out
+
+    def test_of_the_training_are_audited(self, run, corpus):
+        found = run("audit", "dog,crane", "--captions", corpus, "--json")
+        assert (found["strictly_unseen"], found["by_rule"]) == (1, {"form": 1, "hypernym": 1})
+        out = run("audit", "dog,crane", "--captions", corpus)
+        assert "Trained on 5 captions, tested on dog: not zero-shot." in out
+        assert "Trained on cat and 5 captions" in run("audit", "cat", "dog", "--captions", corpus)
+
+    def test_are_on_the_page(self, run, corpus, tmp_path):
+        path = str(tmp_path / "audit.json")
+        run("audit", "cat,crane", "--captions", corpus, "--output", path)
+        content = Path(report(path)).read_text()
+        for text in ("2 of 5 captions of *.parquet name an unseen concept", 'says "two <b>cats</b>"'):
+            assert text in Page(content).text
+        assert "<b>cats" not in content
+
+    @pytest.mark.slow
+    @pytest.mark.usefixtures("local_ray")
+    def test_through_ray_are_the_same(self, run, corpus, monkeypatch):
+        arguments = ("split", "dog,goose,cat", "--fraction", "1", "--captions", corpus, "--json")
+        here = run(*arguments)
+        monkeypatch.setenv("RAY_ADDRESS", "local")
+        assert run(*arguments) == here
+
+    @pytest.mark.parametrize(
+        ("arguments", "line"),
+        [
+            (
+                ["audit", "dog"],
+                "an audit needs what was trained on and what is tested: add a second list, or --captions",
+            ),
+            (["audit", "dog", "--captions", "none.txt"], "no list at"),
+            (["split", "dog", "--fraction", "1", "--captions", "none.txt"], "leaves 1 unseen and 0 seen concepts"),
+            (["split", "dog", "--fraction", "1"], "there are no seen concepts: give at least one"),
+            (["split", "dog,n00000001", "cat"], "WordNet has no noun n00000001"),
+            (["split", "dog", ""], "the list has no concepts"),
+        ],
+    )
+    def test_what_is_wrong_is_one_line(self, arguments, line, refused):
+        assert line in refused(*arguments)
+
+    def test_a_concept_outside_wordnet_is_kept_by_its_names(self, run, corpus):
+        found = run("audit", "barn owl,red barn", "--captions", corpus, "--json")
+        assert found["by_rule"] == {"form": 1}
+        assert "2 concepts are not in WordNet (barn owl, red barn): kept by the names alone" in found["notes"]
 
 
 class TestReport:
