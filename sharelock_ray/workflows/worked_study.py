@@ -84,7 +84,7 @@ def worked_study(settings: Sequence[str] = ()) -> str:
         _unseen(unseen, _ranks(recipe, settings, best)),
         _limits(found),
     ]
-    summary = [section.text[0] for section in sections[1:-1]]
+    summary = [f"{section.title} {section.text[0]}" for section in sections[1:-1]]
     page = write_results("Do better language models see better? A worked study", summary, sections, recipe.output)
     say(f"study: {page}")
     return page
@@ -170,7 +170,7 @@ def _setup(recipe: Recipe, study: Study, found: Affinity) -> Section:
         rows.append(
             (
                 name,
-                reading.model.rpartition("/")[2],
+                _short(reading.model),
                 "last" if reading.layer is None else str(reading.layer),
                 reading.pooling,
                 "" if measured is None else f"{measured.language:.2f}",
@@ -191,7 +191,7 @@ def _setup(recipe: Recipe, study: Study, found: Affinity) -> Section:
 
 
 def _better(found: Affinity) -> Section:
-    text = (affinity_text.verdict(found), f"Language score: {affinity_text.choice(found)}", *found.notes)
+    text = (affinity_text.verdict(found), f"Language score: {affinity_text.choice(found)}")
     rows = (("statistic", "value"), *affinity_text.rows(found))
     caption = "Each mark is a language encoder. Lines are 95 % intervals; the dark band is that of the fitted line."
     return Section("Do better language models see better?", text, rows, (Plot("affinity", scatter(found), caption),))
@@ -199,11 +199,17 @@ def _better(found: Affinity) -> Section:
 
 def _matched(study: Study) -> Section:
     found = compare_matched(study)
-    rows = (("encoder", "decoder", "pooling", "difference", "over data sets"), *matched_text.rows(found))
-    choices = ", ".join(f"{each.encoder} of {each.model.rpartition('/')[2]}" for each in found.choices)
-    text = (matched_text.verdict(found), f"Chosen on validation pairs: {choices}.", *found.notes)
+    rows = [("encoder", "decoder", "pooling", "difference")]
+    rows += [(_short(one), _short(other), pooling, shown) for one, other, pooling, shown, _ in matched_text.rows(found)]
+    choices = ", ".join(f"{each.encoder} of {_short(each.model)}" for each in found.choices)
+    notes = [note for note in found.notes if "://" not in note]
+    text = (
+        f"By {NAMES[found.score]}: {matched_text.verdict(found)}",
+        f"Chosen on validation pairs: {choices}.",
+        *notes,
+    )
     plot = Plot("matched", matched_text.plot(found, NAMES[found.score]), "Encoder minus decoder, by pooling.")
-    return Section("Encoder or decoder?", text, rows, (plot,))
+    return Section("Encoder or decoder?", text, tuple(rows), (plot,))
 
 
 def _direction(study: Study) -> Section:
@@ -255,9 +261,9 @@ def _unseen(audited: ConceptAudit, ranks: tuple[list[str], np.ndarray]) -> Secti
         General words two steps or more above a subject, such as "animal", do not count: with them, few are unseen.
         Subjects by rule: {", ".join(f"{rule} {count:,}" for rule, count in rules.most_common())}.
 
-        Examples: {" ".join(each.evidence.detail for each in examples)}"""
+        Examples: {"; ".join(each.evidence.detail for each in examples)}."""
     )
-    return Section("Strictly unseen concepts", text, tuple(rows))
+    return Section("How many concepts are strictly unseen?", text, tuple(rows))
 
 
 def _limits(found: Affinity) -> Section:
@@ -274,6 +280,11 @@ def _limits(found: Affinity) -> Section:
         MiniLM was trained to embed sentences, and the decoders were not: their difference is not of architecture."""
     )
     return Section("Limits", text)
+
+
+def _short(model: str) -> str:
+    """The end of a model's place."""
+    return "/".join(model.split("/")[-2:])
 
 
 def _paragraphs(text: str) -> tuple[str, ...]:
