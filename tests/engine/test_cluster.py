@@ -9,6 +9,7 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -24,12 +25,14 @@ from sharelock_ray.errors import RequestError, RunError
 def listening() -> dict[str, str]:
     """Listening addresses of this process and its children, with the process names."""
     me = psutil.Process()
-    return {
-        f"{one.laddr.ip}:{one.laddr.port}": process.name()
-        for process in (me, *me.children(recursive=True))
-        for one in process.net_connections("inet")
-        if one.status == psutil.CONN_LISTEN
-    }
+    found: dict[str, str] = {}
+    for process in (me, *me.children(recursive=True)):
+        # A child may end at any moment.
+        with suppress(psutil.NoSuchProcess):
+            connections = process.net_connections("inet")
+            listens = (one.laddr for one in connections if one.status == psutil.CONN_LISTEN)
+            found |= {f"{at.ip}:{at.port}": process.name() for at in listens}
+    return found
 
 
 @pytest.mark.usefixtures("local_ray")
