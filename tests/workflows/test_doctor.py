@@ -96,7 +96,6 @@ class TestCommand:
         [
             (["--set", "output=x"], "--set changes a recipe: give the RECIPE too"),
             (["nowhere.yaml"], "no recipe at nowhere.yaml"),
-            (["--address", "http://127.0.0.1:8265"], "for `ray job submit --address`"),
         ],
     )
     def test_a_wrong_request_is_one_line_and_code_2(
